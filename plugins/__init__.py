@@ -1,0 +1,1 @@
+"""The stages: one folder each, found through the entry-point group ``rbctl.plugins``."""

@@ -1,0 +1,115 @@
+"""The group ``rbctl``. It knows no stage by name: stages come from the entry-point group ``rbctl.plugins``."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import click
+
+from rbctl import __version__
+from rbctl.errors import InputError
+from rbctl.options import nearest
+
+GROUP = "rbctl.plugins"
+
+
+class _InputErrorShown(click.ClickException):
+    exit_code = 2
+
+
+def stages() -> dict[str, list[EntryPoint]]:
+    """All installed stages by name; more than one entry point under a name is a conflict to be told."""
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=GROUP):
+        found.setdefault(entry.name, []).append(entry)
+    return found
+
+
+def load_stage(name: str, offered: list[EntryPoint]) -> click.Command:
+    """Import one stage's command.
+
+    Raises:
+        InputError: two distributions offer the name, or the import fails; both are named.
+    """
+    if len({entry.value for entry in offered}) > 1:
+        who = " and ".join(f"{e.dist.name if e.dist else '?'} ({e.value})" for e in offered)
+        raise InputError(f"stage {name!r} is offered twice, by {who}; uninstall one of them")
+    try:
+        command = offered[0].load()
+    except Exception as error:  # a third party's import may fail in any way; it must not take the others down
+        distribution = offered[0].dist.name if offered[0].dist else offered[0].value
+        raise InputError(f"stage {name!r} from {distribution} does not load: {error!r}") from error
+    if not isinstance(command, click.Command):
+        raise InputError(f"stage {name!r}: {offered[0].value} is not a Click command")
+    return command
+
+
+class Stages(click.Group):
+    """A Click group whose commands are entry points, imported only when called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *stages()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = super().get_command(ctx, cmd_name)
+        offered = stages().get(cmd_name, [])
+        return command or (load_stage(cmd_name, offered) if offered else None)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in self.list_commands(ctx):
+            raise InputError(f"no stage {args[0]!r}{nearest(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = []
+        for name in self.list_commands(ctx):
+            try:
+                command = self.get_command(ctx, name)
+                rows.append((name, command.get_short_help_str(90) if command else ""))
+            except InputError as error:
+                rows.append((name, f"(unusable) {error}"))
+        with formatter.section("Stages"):
+            formatter.write_dl(rows)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            raise _InputErrorShown(str(error)) from error
+        except click.UsageError as error:
+            error.ctx = None  # one line, without the usage block
+            raise
+        except KeyboardInterrupt:
+            click.echo("interrupted; the same command again goes on from what was saved", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=Stages, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="rbctl")
+def main() -> None:
+    """Relation-aware personalised image generation.
+
+    Pictures of two things of yours in, a picture of those two in a given relation out.
+
+    \b
+      rbctl finetune --relation hug --data triplets/hug
+      rbctl sample prompts.txt
+
+    Completion: eval "$(_RBCTL_COMPLETE=bash_source rbctl)" (zsh_source, fish_source likewise).
+    """
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+def doctor(as_json: bool) -> None:
+    """Show versions, devices, attention backends with why each is or is not usable, bundles and stages."""
+    from rbctl.doctor import examine, table
+
+    report = examine({name: offered for name, offered in stages().items()})
+    if as_json:
+        import json
+
+        click.echo(json.dumps(report, indent=2))
+    else:
+        click.echo(table(report))

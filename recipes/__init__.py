@@ -1,0 +1,1 @@
+"""Recipes as package data: experiments (*.yaml) and relations (relations/*.yaml)."""

@@ -1,0 +1,55 @@
+"""Package map: the top-level folders plugins/, kernels/ and recipes/ install inside rbctl, never beside it."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+FOLDERS = ("plugins", "kernels", "recipes")
+STAGES = ("data", "demo", "finetune", "models", "sample")
+
+setup(
+    name="rbctl",
+    version="0.1.0",
+    description="Relation-aware personalised image generation: triplets to a relation LoRA to pictures",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["rbctl", "rbctl.*"]),
+        *(f"rbctl.{name}" for name in find_packages(include=[*FOLDERS, *(f"{f}.*" for f in FOLDERS)])),
+    ],
+    package_dir={"rbctl": "rbctl", **{f"rbctl.{folder}": folder for folder in FOLDERS}},
+    package_data={
+        "rbctl": ["py.typed"],
+        "rbctl.recipes": ["*.yaml", "relations/*.yaml"],
+    },
+    install_requires=[
+        "torch>=2.5",
+        "torchvision",
+        "diffusers>=0.35",
+        "transformers>=4.50",
+        "peft>=0.17",
+        "accelerate>=1.0",
+        "open_clip_torch>=2.30",
+        "huggingface_hub>=0.30",
+        "safetensors>=0.4.5",
+        "click>=8.1",
+        "pyyaml>=6",
+        "numpy",
+        "pillow>=10",
+        "tqdm",
+        "deepspeed>=0.16; sys_platform == 'linux'",
+        "xformers>=0.0.29; sys_platform == 'linux'",
+    ],
+    extras_require={
+        "tensorboard": ["tensorboard"],
+        "test": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis"],
+        "lint": ["ruff", "mypy", "types-PyYAML"],
+    },
+    entry_points={
+        "console_scripts": ["rbctl = rbctl.cli:main"],
+        "rbctl.plugins": [f"{stage} = rbctl.plugins.{stage}:command" for stage in STAGES],
+    },
+)
