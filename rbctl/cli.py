@@ -106,7 +106,7 @@ def doctor(as_json: bool) -> None:
     """Show versions, devices, attention backends with why each is or is not usable, bundles and stages."""
     from rbctl.doctor import examine, table
 
-    report = examine({name: offered for name, offered in stages().items()})
+    report = examine(stages())
     if as_json:
         import json
 

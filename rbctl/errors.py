@@ -2,4 +2,4 @@
 
 
 class InputError(Exception):
-    """Bad input, told in one line as ``WHERE: what is wrong; the mend``. The command line prints it and exits with 2."""
+    """Bad input, told in one line: ``WHERE: what is wrong; the mend``. The command line prints it and exits with 2."""

@@ -1,0 +1,102 @@
+"""One public function, and which backend serves it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from rbctl.kernels import eager, memory_efficient, sdpa
+from rbctl.kernels.image_mask import ImageMask
+
+
+def _always(device: torch.device, dtype: torch.dtype) -> str | None:
+    return None
+
+
+@functools.cache
+def _xformers_import() -> str | None:
+    import logging
+
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # it warns of C++ operators that this backend does not use
+    try:
+        import xformers.ops  # noqa: F401
+    except ImportError as error:
+        return f"xformers cannot be imported ({error})"
+    return None
+
+
+def _xformers_why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda":
+        return "xformers runs on CUDA only"
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"xformers does not take {dtype}"
+    return _xformers_import()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute the same thing; ``why_not(device, dtype)`` is None where it can, else the reason."""
+
+    name: str
+    call: Callable[..., torch.Tensor]
+    why_not: Callable[[torch.device, torch.dtype], str | None]
+
+
+# In order of preference. A fused Triton kernel would stand first.
+BACKENDS = (
+    Backend("sdpa", sdpa.parallel_cross_attention, _always),
+    Backend("xformers", memory_efficient.parallel_cross_attention, _xformers_why_not),
+    Backend("eager", eager.parallel_cross_attention, _always),
+)
+
+
+def choose(device: torch.device, dtype: torch.dtype, requested: str | None = None) -> Backend:
+    """The first usable backend, or the requested one.
+
+    Raises:
+        ValueError: the requested backend does not exist, or cannot serve this device and dtype; the reason is told.
+    """
+    if requested is None:
+        return next(backend for backend in BACKENDS if backend.why_not(device, dtype) is None)
+    for backend in BACKENDS:
+        if backend.name == requested:
+            if reason := backend.why_not(device, dtype):
+                raise ValueError(f"attention backend {requested!r} cannot be used: {reason}")
+            return backend
+    raise ValueError(f"no attention backend {requested!r}; there are {', '.join(b.name for b in BACKENDS)}")
+
+
+def parallel_cross_attention(
+    q: torch.Tensor,
+    k_text: torch.Tensor,
+    v_text: torch.Tensor,
+    k_image: torch.Tensor,
+    v_image: torch.Tensor,
+    mask: ImageMask,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Text attention plus masked image attention with one query (parallel cross-attention of MS-Diffusion).
+
+    Equivalent code::
+
+        text = softmax(q @ k_text.mT / sqrt(d)) @ v_text
+        image = softmax(q @ k_image.mT / sqrt(d) + where(attend, 0, -inf)) @ v_image
+        return text + where(covered, image, 0)
+
+    The weight of the image branch (gamma, or one scale per object) is linear in ``v_image``: the caller folds it in,
+    once per prompt.
+
+    Args:
+        q: (B, H, Q, d).
+        k_text, v_text: (B, H, T, d).
+        k_image, v_image: (B, H, M, d).
+        mask: which image tokens each query may attend to; a query that may attend to none gets exactly zero.
+        backend: a name of BACKENDS, or None for the best usable one.
+
+    Returns:
+        (B, H, Q, d) in the dtype of ``q``.
+    """
+    return choose(q.device, q.dtype, backend).call(q, k_text, v_text, k_image, v_image, mask)

@@ -1,0 +1,182 @@
+"""What one UNet call is conditioned on: one explicit object per call, handed to every attention layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from rbctl.kernels import ImageMask
+
+DUMMY_TOKENS = 4
+
+
+def box_cells(boxes: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Which cells of a grid lie in each box: floor(x0 w) <= column < ceil(x1 w), rows likewise.
+
+    Args:
+        boxes: (..., 4) relative xyxy, float32. An all-zero box holds no cell.
+        grid: (h, w).
+
+    Returns:
+        (..., h * w) bool, row-major.
+    """
+    h, w = grid
+    boxes = boxes.float()
+    columns = torch.arange(w, device=boxes.device)
+    rows = torch.arange(h, device=boxes.device)
+    x0, y0, x1, y1 = (boxes[..., i, None] for i in range(4))
+    in_columns = (columns >= (x0 * w).floor()) & (columns < (x1 * w).ceil())
+    in_rows = (rows >= (y0 * h).floor()) & (rows < (y1 * h).ceil())
+    return (in_rows[..., :, None] & in_columns[..., None, :]).flatten(-2)
+
+
+def latent_grids(latent_size: tuple[int, int], levels: int) -> list[tuple[int, int]]:
+    """The (h, w) of every UNet level; each level halves, rounding up as a stride-2 convolution does."""
+    h, w = latent_size
+    return [(-(-h // 2**level), -(-w // 2**level)) for level in range(levels)]
+
+
+def image_mask(cells: torch.Tensor, tokens_per_object: int, dummies: int) -> ImageMask:
+    """Which image tokens each cell may attend to: those of every object whose region holds it.
+
+    Args:
+        cells: (B, N, Q) bool, region of each object.
+        dummies: number of dummy tokens in front, which only cells of no region see; 0 where they are left out.
+    """
+    attend = cells.mT.repeat_interleave(tokens_per_object, dim=-1)  # (B, Q, N * tokens_per_object)
+    if dummies:
+        background = ~cells.any(1)
+        attend = torch.cat((background[..., None].expand(-1, -1, dummies), attend), dim=-1)
+    return ImageMask.build(attend)
+
+
+@dataclass(kw_only=True)
+class PseudoRegions:
+    """Regions read off the text attention itself: after ``start_step`` calls they replace the boxes (MS-Diffusion).
+
+    Per layer, the text-attention maps of each object's phrase are averaged over the calls so far, min-max normalised
+    and thresholded.
+
+    Attributes:
+        spans: (B, N, 2) token range of each object's phrase.
+        start_step: how many calls must be in before the regions are used.
+    """
+
+    spans: torch.Tensor
+    start_step: int
+    threshold: float = 0.5
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+
+    def add(self, layer: str, maps: torch.Tensor) -> torch.Tensor | None:
+        """Take in one call's maps (B, N, Q); the regions (B, N, Q) bool once there are enough calls, else None."""
+        self.sums[layer] = self.sums[layer] + maps if layer in self.sums else maps
+        self.calls[layer] = self.calls.get(layer, 0) + 1
+        if self.calls[layer] < self.start_step:
+            return None
+        mean = self.sums[layer] / self.calls[layer]
+        low, high = mean.amin(-1, keepdim=True), mean.amax(-1, keepdim=True)
+        return (mean - low) / (high - low + 1e-5) > self.threshold
+
+
+@dataclass(kw_only=True)
+class TextMaps:
+    """Records the text-attention map of one phrase per sample (the predicate), for the loss on it.
+
+    Attributes:
+        spans: (B, 2) token range [start, end); (0, 0) gives zeros.
+        max_queries: layers with more queries are left out; the official code records at most 32 x 32.
+        maps: layer -> (B, Q), in the order the layers ran.
+    """
+
+    spans: torch.Tensor
+    max_queries: int = 32 * 32
+    maps: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class ImageBranch:
+    """The image side of the parallel cross-attention.
+
+    Attributes:
+        tokens: (B, M, D); the dummy tokens are left out where no query may see them.
+        weights: (B, M), gamma or the object's own scale, folded into the values.
+        masks: number of cells of a grid -> which tokens each cell may attend to.
+    """
+
+    tokens: torch.Tensor
+    weights: torch.Tensor
+    masks: dict[int, ImageMask]
+    tokens_per_object: int
+    dummies: int = 0
+
+    @classmethod
+    def build(
+        cls,
+        tokens: torch.Tensor,
+        boxes: torch.Tensor,
+        grids: Sequence[tuple[int, int]],
+        gamma: float | torch.Tensor = 0.6,
+        subject_scales: torch.Tensor | None = None,
+        background_sees_dummies: bool = False,
+    ) -> ImageBranch:
+        """From what the image-prompt encoder gives.
+
+        Args:
+            tokens: (B, 4 + P N, D), dummy tokens first, then P per object, object-major.
+            boxes: (B, N, 4) relative xyxy float32; zeros for an absent object.
+            grids: (h, w) of every UNet level.
+            gamma: weight of the image branch, one number or (B,).
+            subject_scales: (N,) or (B, N); where given, each object's tokens are weighted by it and gamma is not used.
+            background_sees_dummies: cells of no box attend to the dummy tokens (an option of the base method). By
+                default they get exactly zero, and the dummy tokens never contribute.
+        """
+        batch, objects = boxes.shape[:2]
+        per_object = (tokens.shape[1] - DUMMY_TOKENS) // objects
+        weights = torch.ones(batch, tokens.shape[1], device=tokens.device)
+        if subject_scales is None:
+            weights = weights * torch.as_tensor(gamma, dtype=weights.dtype, device=weights.device).reshape(-1, 1)
+        else:
+            scales = subject_scales.to(weights).expand(batch, objects).repeat_interleave(per_object, dim=1)
+            weights = torch.cat((weights[:, :DUMMY_TOKENS], scales), dim=1)
+        dummies = DUMMY_TOKENS if background_sees_dummies else 0
+        masks = {h * w: image_mask(box_cells(boxes, (h, w)), per_object, dummies) for h, w in grids}
+        first = DUMMY_TOKENS - dummies
+        return cls(
+            tokens=tokens[:, first:],
+            weights=weights[:, first:],
+            masks=masks,
+            tokens_per_object=per_object,
+            dummies=dummies,
+        )
+
+
+@dataclass(kw_only=True)
+class Conditioning:
+    """Everything but the latents and the timestep, for one UNet call of B rows.
+
+    Attributes:
+        prompt_embeds: (B, T, D).
+        pooled_prompt_embeds: (B, P).
+        time_ids: (B, 6), original height and width, crop top and left, target height and width, in pixels.
+        image: None for plain text-to-image.
+        projected: layer -> K and V of text and image (B, H, tokens, d), filled by ``attention.project_once``; they
+            depend on neither the latents nor the timestep, so sampling computes them once per prompt.
+        backend: attention backend of ``rbctl.kernels``, None for the best usable one.
+    """
+
+    prompt_embeds: torch.Tensor
+    pooled_prompt_embeds: torch.Tensor
+    time_ids: torch.Tensor
+    image: ImageBranch | None = None
+    projected: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    text_maps: TextMaps | None = None
+    pseudo: PseudoRegions | None = None
+    backend: str | None = None
+
+    @property
+    def added_cond_kwargs(self) -> dict[str, torch.Tensor]:
+        """SDXL's text_time conditioning."""
+        return {"text_embeds": self.pooled_prompt_embeds, "time_ids": self.time_ids}

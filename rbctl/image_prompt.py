@@ -1,0 +1,103 @@
+"""Image prompts (pictures of individuals) -> image tokens for the parallel cross-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from rbctl.local_encoder import local_tokens
+from rbctl.resampler import Resampler
+
+LocalTokens = Literal["own", "first_image", "none"]
+
+IMAGE_PROMPT_SIZE = 512  # every image prompt is first resized to this square, as the official code does
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def clip_pixels(images: Sequence[Image.Image], size: int) -> torch.Tensor:
+    """Pictures -> (R, 3, size, size), normalised for CLIP; by way of the 512-pixel square."""
+    square = (IMAGE_PROMPT_SIZE, IMAGE_PROMPT_SIZE)
+    resized = [
+        image.convert("RGB").resize(square, Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.BICUBIC)
+        for image in images
+    ]
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    return (pixels - mean) / std
+
+
+class ImagePromptEncoder(nn.Module):
+    """CLIP tokens and local tokens of every object, resampled to a few adapter tokens each.
+
+    Args:
+        image_encoder: transformers ``CLIPVisionModelWithProjection`` (CLIP-bigG in SDXL's bundle).
+        local_encoder: visual tower of an open_clip ViT distilled by CLIPSelf, or None.
+        dummy_image_tokens: (4, D), learned.
+    """
+
+    def __init__(
+        self,
+        image_encoder: Any,
+        local_encoder: nn.Module | None,
+        resampler: Resampler,
+        dummy_image_tokens: torch.Tensor,
+        local_splits: int = 4,
+    ) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.local_encoder = local_encoder
+        self.resampler = resampler
+        self.dummy_image_tokens = nn.Parameter(dummy_image_tokens, requires_grad=False)
+        self.local_splits = local_splits
+
+    def object_tokens(
+        self, pixels: torch.Tensor, local_pixels: torch.Tensor | None, mode: LocalTokens = "own"
+    ) -> torch.Tensor:
+        """CLIP's second-to-last hidden states, then the local tokens.
+
+        Args:
+            pixels: (R, 3, H, W) at the image encoder's size.
+            local_pixels: (R, 3, H', W') at the local encoder's size; not read where ``mode`` is "none".
+            mode: "own" local tokens of each picture; "first_image" as the official code has it; "none".
+
+        Returns:
+            (R, 1 + patches [+ 16], C).
+        """
+        tokens = self.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
+        if mode == "none":
+            return tokens
+        if self.local_encoder is None or local_pixels is None:
+            raise ValueError("local tokens need a local encoder and local_pixels; mode='none' leaves them out")
+        local = local_tokens(self.local_encoder, local_pixels, self.local_splits, mode == "first_image")
+        return torch.cat((tokens, local.to(tokens.dtype)), dim=1)
+
+    def adapter_tokens(
+        self,
+        object_tokens: torch.Tensor,
+        boxes: torch.Tensor,
+        phrase_embeds: torch.Tensor,
+        drop_grounding: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Image tokens of B samples of N objects each.
+
+        Args:
+            object_tokens: (B * N, S, C), sample-major.
+            boxes: (B, N, 4) relative xyxy.
+            phrase_embeds: (B, N, P).
+            drop_grounding: (B,) bool.
+
+        Returns:
+            (B, 4 + 16 N, D): dummy tokens, then each object's.
+        """
+        batch, objects = boxes.shape[:2]
+        drop = None if drop_grounding is None else drop_grounding.repeat_interleave(objects)
+        tokens = self.resampler(object_tokens, boxes.flatten(0, 1).float(), phrase_embeds.flatten(0, 1).float(), drop)
+        tokens = tokens.unflatten(0, (batch, objects)).flatten(1, 2)
+        dummies = self.dummy_image_tokens.to(tokens.dtype).expand(batch, -1, -1)
+        return torch.cat((dummies, tokens), dim=1)

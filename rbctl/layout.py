@@ -1,0 +1,136 @@
+"""The layout prior: where each role of a relation usually lies, learned from the triplets a LoRA was tuned on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rbctl.errors import InputError
+from rbctl.relations import Box, Relation
+
+Four = tuple[float, float, float, float]
+
+_SMALLEST = 1 / 16  # a box narrower than this would hold hardly a cell of the coarsest latent grid
+_MARGIN = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class LayoutPrior:
+    """Mean and spread of each role's box over the triplets, as (centre x, centre y, width, height).
+
+    Centre and size, not corners, so that the spread tells moving about from growing.
+
+    Attributes:
+        roles: N names, in the order of the objects.
+        mean: (N, 4) in [0, 1].
+        spread: (N, 4) population standard deviation; 0 for a single triplet.
+    """
+
+    roles: tuple[str, ...]
+    mean: tuple[Four, ...]
+    spread: tuple[Four, ...]
+
+    def __post_init__(self) -> None:
+        if not self.roles or not len(self.roles) == len(self.mean) == len(self.spread):
+            raise ValueError("roles, mean and spread must be of the same length, one or more")
+        if not all(len(row) == 4 and all(map(math.isfinite, row)) for row in (*self.mean, *self.spread)):
+            raise ValueError("mean and spread must be rows of four finite numbers")
+
+    @classmethod
+    def from_boxes(cls, boxes: Sequence[Sequence[Sequence[float]]], roles: Sequence[str]) -> LayoutPrior:
+        """The prior of some triplets.
+
+        Args:
+            boxes: per triplet N boxes, relative xyxy, in the order of ``roles``.
+            roles: N names.
+
+        Raises:
+            ValueError: no triplet, or one with another number of boxes than roles.
+        """
+        if not boxes or any(len(row) != len(roles) for row in boxes):
+            raise ValueError(f"boxes: one or more triplets of {len(roles)} boxes were expected")
+        mean, spread = [], []
+        for role in range(len(roles)):
+            columns = list(zip(*(_centred(triplet[role]) for triplet in boxes), strict=True))
+            mean.append(_four(statistics.fmean(c) for c in columns))
+            spread.append(_four(statistics.pstdev(c) for c in columns))
+        return cls(tuple(roles), tuple(mean), tuple(spread))
+
+    def boxes(self) -> tuple[Box, ...]:
+        """N boxes, relative xyxy, inside [0, 1] and of some area."""
+        return tuple(_inside(row) for row in self.mean)
+
+    def to_json(self) -> str:
+        """One line for a file's metadata; the same prior gives the same text."""
+        mean, spread = ([[round(v, 5) for v in row] for row in rows] for rows in (self.mean, self.spread))
+        return json.dumps({"roles": self.roles, "mean": mean, "spread": spread}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "layout prior") -> LayoutPrior:
+        """What ``to_json`` wrote.
+
+        Args:
+            where: the file it stands in, for the error.
+
+        Raises:
+            InputError: the text is something else.
+        """
+        try:
+            found = json.loads(text)
+            return cls(
+                tuple(str(role) for role in found["roles"]),
+                tuple(_four(row) for row in found["mean"]),
+                tuple(_four(row) for row in found["spread"]),
+            )
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise InputError(
+                f"{where}: not a layout prior ({error}); write the file again with rbctl finetune"
+            ) from error
+
+
+def side_by_side(count: int) -> tuple[Box, ...]:
+    """``count`` boxes of equal width in one row, with margins: the layout that favours no relation."""
+    gap = _MARGIN / max(count, 1)
+    width = (1 - 2 * _MARGIN - (count - 1) * gap) / max(count, 1)
+    lefts = [_MARGIN + k * (width + gap) for k in range(count)]
+    return tuple((round(x, 4), 0.15, round(x + width, 4), 0.9) for x in lefts)
+
+
+def boxes_for(count: int, prior: LayoutPrior | None, relation: Relation | None) -> tuple[tuple[Box, ...], str]:
+    """Boxes for ``count`` objects that were given none, and whence they come.
+
+    The source is "layout prior", else "relation" (each only with as many roles as objects), else "side by side".
+    """
+    if prior and len(prior.roles) == count:
+        return prior.boxes(), "layout prior"
+    if relation and len(relation.roles) == count:
+        return tuple(role.box for role in relation.roles), "relation"
+    return side_by_side(count), "side by side"
+
+
+def _four(values: Any) -> Four:
+    a, b, c, d = (float(v) for v in values)
+    return a, b, c, d
+
+
+def _centred(box: Sequence[float]) -> Four:
+    x0, y0, x1, y1 = box
+    return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
+
+
+def _inside(row: Four) -> Box:
+    """(cx, cy, w, h) as an xyxy box: parts outside the picture are cut off, what is too thin is widened."""
+    (x0, x1), (y0, y1) = (_span(centre, size) for centre, size in zip(row[:2], row[2:], strict=True))
+    return x0, y0, x1, y1
+
+
+def _span(centre: float, size: float) -> tuple[float, float]:
+    low, high = max(centre - size / 2, 0.0), min(centre + size / 2, 1.0)
+    if high - low < _SMALLEST:
+        middle = min(max((low + high) / 2, _SMALLEST / 2), 1 - _SMALLEST / 2)
+        low, high = middle - _SMALLEST / 2, middle + _SMALLEST / 2
+    return max(low, 0.0), min(high, 1.0)

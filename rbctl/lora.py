@@ -1,0 +1,171 @@
+"""The relation LoRA: a few low-rank matrices on attn2, and its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from rbctl.errors import InputError
+from rbctl.files import read_safetensors, write_safetensors
+
+TARGETS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+ADAPTER = "relation"
+
+LoraFormat = Literal["diffusers", "kohya"]
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A relation LoRA as read from a file.
+
+    Attributes:
+        tensors: peft naming without prefix, ``<module>.lora_A.weight`` (rank x in) and ``.lora_B.weight`` (out x rank).
+        metadata: the file's own; ``rbctl.*`` keys hold relation, predicate, roles, layout prior, recipe, hashes.
+        alpha: scale is alpha / rank.
+    """
+
+    path: Path
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, str]
+    rank: int
+    alpha: float
+
+
+def add(unet: Any, rank: int, alpha: float, seed: int, name: str = ADAPTER) -> list[torch.nn.Parameter]:
+    """Add a trainable relation LoRA to a UNet: A gaussian with standard deviation 1 / rank, B zero.
+
+    Returns:
+        Its parameters, in float32, in the UNet's own order.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet.add_adapter(_config(rank, alpha), adapter_name=name)
+    parameters = [p for p in unet.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+    return parameters
+
+
+def _config(rank: int, alpha: float) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(TARGETS))
+
+
+def state(unet: Any, name: str = ADAPTER) -> dict[str, torch.Tensor]:
+    """The LoRA's tensors in peft naming, ``<module>.lora_A.weight``."""
+    from peft.utils import get_peft_model_state_dict
+
+    return dict(get_peft_model_state_dict(unet, adapter_name=name))
+
+
+def named_parameters(unet: Any, name: str = ADAPTER) -> dict[str, torch.nn.Parameter]:
+    """The LoRA's parameters under the names of :func:`state`."""
+    found = {key.replace(f".{name}.weight", ".weight"): p for key, p in unet.named_parameters()}
+    return {key: found[key] for key in state(unet, name)}
+
+
+def to_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """peft naming -> the names of the official file, which ``load_lora_weights`` of diffusers takes."""
+    renamed = {
+        k.replace("lora_A.weight", "lora.down.weight").replace("lora_B.weight", "lora.up.weight"): v
+        for k, v in tensors.items()
+    }
+    return {f"unet.{key}": value for key, value in sorted(renamed.items())}
+
+
+def to_kohya(tensors: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
+    """peft naming -> the names of kohya's scripts (A1111, ComfyUI), one alpha a module."""
+    from diffusers.utils import convert_state_dict_to_kohya
+
+    converted = convert_state_dict_to_kohya({f"unet.{key}": value for key, value in tensors.items()})
+    return {k: torch.tensor(float(alpha)) if k.endswith(".alpha") else v for k, v in converted.items()}
+
+
+def save(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], alpha: float, form: LoraFormat
+) -> None:
+    """Write the LoRA file, atomically. ``tensors`` are in peft naming."""
+    rank = next(value.shape[0] for key, value in tensors.items() if "lora_A" in key)
+    if form == "diffusers" and alpha != rank:
+        # This naming has no place for alpha, and loaders take it to be the rank: fold the scale in.
+        tensors = {k: v * (alpha / rank) if "lora_B" in k else v for k, v in tensors.items()}
+    named = to_kohya(tensors, alpha) if form == "kohya" else to_diffusers(tensors)
+    write_safetensors(path, named, {"format": "pt", **metadata})
+
+
+def read(path: Path) -> LoraFile:
+    """Read a LoRA in diffusers', peft's or kohya's naming.
+
+    Raises:
+        InputError: not a LoRA for a UNet's attn2 layers, or a tensor is not finite.
+    """
+    tensors, metadata = read_safetensors(path)
+    alphas: dict[str, Any] = {}
+    if any(key.startswith("lora_unet_") for key in tensors):
+        from diffusers import StableDiffusionXLPipeline
+
+        tensors, alphas = StableDiffusionXLPipeline.lora_state_dict(dict(tensors))
+    plain = {}
+    for key, value in tensors.items():
+        name = key.removeprefix("unet.").replace("lora.down.", "lora_A.").replace("lora.up.", "lora_B.")
+        if not key.startswith("unet.") or not name.endswith(("lora_A.weight", "lora_B.weight")):
+            raise InputError(f"{path}: {key!r} is no LoRA tensor of a UNet; a relation LoRA was expected")
+        if not torch.isfinite(value).all():
+            raise InputError(f"{path}: {key!r} holds NaN or infinite values; the training that made it diverged")
+        plain[name] = value.float()
+    if not plain:
+        raise InputError(f"{path}: holds no tensors; a relation LoRA was expected")
+    ranks = {value.shape[0] for key, value in plain.items() if key.endswith("lora_A.weight")}
+    if len(ranks) != 1:
+        raise InputError(f"{path}: LoRA matrices of differing ranks {sorted(ranks)}; one rank was expected")
+    rank = ranks.pop()
+    alpha = float(next(iter(alphas.values()))) if alphas else float(rank)
+    return LoraFile(path, plain, metadata, rank, alpha)
+
+
+def attach(unet: Any, file: LoraFile, name: str) -> None:
+    """Load a LoRA into a UNet under ``name``; :func:`use` switches it on.
+
+    Raises:
+        InputError: its layers or shapes are not this UNet's.
+    """
+    from peft.utils import set_peft_model_state_dict
+
+    for key, value in file.tensors.items():
+        module, side = key.removesuffix(".weight").rsplit(".", 1)
+        if not module.endswith(TARGETS):
+            raise InputError(f"{file.path}: trains {module!r}; a relation LoRA is on {', '.join(TARGETS)} alone")
+        try:
+            weight = unet.get_submodule(module)
+        except AttributeError:
+            raise InputError(f"{file.path}: made for another base; this one has no layer {module!r}") from None
+        weight = getattr(weight, "base_layer", weight).weight
+        size = value.shape[1] if side == "lora_A" else value.shape[0]
+        if size != (weight.shape[1] if side == "lora_A" else weight.shape[0]):
+            raise InputError(
+                f"{file.path}: made for another base; {key!r} is {tuple(value.shape)} on a layer of {tuple(weight.shape)}"
+            )
+    unet.add_adapter(_config(file.rank, file.alpha), adapter_name=name)
+    expected = state(unet, name).keys()
+    if missing := sorted(expected - file.tensors.keys()):
+        unet.delete_adapters(name)
+        raise InputError(f"{file.path}: made for another base, or incomplete; {missing[0]!r} is missing")
+    set_peft_model_state_dict(unet, file.tensors, adapter_name=name)
+    for key, parameter in unet.named_parameters():
+        if f".{name}." in key:
+            parameter.requires_grad_(False)
+
+
+def use(unet: Any, name: str | None, weight: float = 1.0) -> None:
+    """Switch on one attached LoRA at a weight, or none of them."""
+    if name is None:
+        if getattr(unet, "peft_config", None):
+            unet.disable_adapters()
+        return
+    unet.enable_adapters()
+    unet.set_adapters([name], [weight])

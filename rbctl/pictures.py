@@ -1,0 +1,171 @@
+"""Pictures that say how they were made, and sheets of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from rbctl.files import atomic_write
+
+_GAP = 8  # pixels around each picture of a sheet
+_CAPTION = 14  # pixels, height of the caption's letters
+_LINE = 18
+_MOST_LINES = 3
+
+
+def parameters_text(
+    text: str,
+    *,
+    negative_prompt: str,
+    steps: int,
+    guidance_scale: float,
+    seed: int,
+    width: int,
+    height: int,
+    model: str,
+    sampler: str = "Euler",
+    extras: Mapping[str, object] | None = None,
+) -> str:
+    """The ``parameters`` text that stable-diffusion-webui and the galleries made for it read.
+
+    Args:
+        width, height: pixels.
+        extras: further facts for the last line, as {"Lora": "hug: 1"}; None values are left out.
+    """
+    facts: dict[str, object] = {
+        "Steps": steps,
+        "Sampler": sampler,
+        "CFG scale": f"{guidance_scale:g}",
+        "Seed": seed,
+        "Size": f"{width}x{height}",
+        "Model": model,
+        **(extras or {}),
+    }
+    last = ", ".join(f"{key}: {_quoted(value)}" for key, value in facts.items() if value is not None)
+    negative = f"Negative prompt: {negative_prompt}\n" if negative_prompt else ""
+    return f"{text}\n{negative}{last}"
+
+
+def _quoted(value: object) -> str:
+    """Readers split the last line at commas and colons, so a value with one is written as a JSON string."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
+
+
+def save_png(image: Image.Image, path: Path, parameters: str, record: Mapping[str, Any]) -> None:
+    """Write a PNG, atomically, with the text chunks ``parameters`` and ``rbctl`` (the record as JSON).
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written.
+    """
+    chunks = PngInfo()
+    chunks.add_text("parameters", parameters)
+    chunks.add_text("rbctl", json.dumps(record))
+    with atomic_write(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=chunks)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record that ``save_png`` put into a picture; None where the file is missing, broken or not ours."""
+    try:
+        with Image.open(path) as opened:
+            opened.load()  # a picture cut short is no finished picture, even if its head is whole
+            record = json.loads(opened.info.get("rbctl", "null"))
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
+    """Pictures in rows of ``columns`` on white, each in the middle of its cell, with its caption under it.
+
+    The cell is as large as the largest picture; nothing is resized. Captions are wrapped, and cut after three lines.
+
+    Raises:
+        ValueError: no pictures, no columns, or another number of captions than pictures.
+    """
+    if not images or columns < 1:
+        raise ValueError("images and columns: one or more were expected")
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"captions: {len(captions)} for {len(images)} images")
+    columns = min(columns, len(images))
+    width, height = max(i.width for i in images), max(i.height for i in images)
+    wrapped = [_wrap(caption, width) for caption in captions or [""] * len(images)]
+    rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
+    lines = [max(len(wrapped[k]) for k in row) for row in rows]  # a row without captions needs no room for them
+    size = _GAP + columns * (width + _GAP), _GAP + sum(height + _LINE * n + _GAP for n in lines)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_CAPTION)
+    top = _GAP
+    for row, count in zip(rows, lines, strict=True):
+        for column, k in enumerate(row):
+            left = _GAP + column * (width + _GAP)
+            image = images[k]
+            sheet.paste(image.convert("RGB"), (left + (width - image.width) // 2, top + (height - image.height) // 2))
+            for number, line in enumerate(wrapped[k]):
+                middle = left + (width - draw.textlength(line, font)) / 2
+                draw.text((middle, top + height + 2 + number * _LINE), line, fill="black", font=font)
+        top += height + _LINE * count + _GAP
+    return sheet
+
+
+def sheet_row(
+    image_prompts: Sequence[Image.Image], pictures: Sequence[Image.Image], caption: str = "", height: int = 256
+) -> Image.Image:
+    """One row of a sheet: image prompts, a line, the pictures made from them, and a caption under it all.
+
+    Rows of the same number of pictures stack by ``grid(rows, columns=1)``.
+
+    Args:
+        height: pixels; every picture is resized to it, keeping its shape.
+
+    Raises:
+        ValueError: either side is empty.
+    """
+    if not image_prompts or not pictures:
+        raise ValueError("image_prompts and pictures: one or more were expected")
+    left, right = (
+        [ImageOps.scale(i.convert("RGB"), height / i.height) for i in side] for side in (image_prompts, pictures)
+    )
+    width = sum(i.width + _GAP for i in (*left, *right)) + _GAP
+    wrapped = _wrap(caption, width)
+    row = Image.new("RGB", (width, height + _LINE * len(wrapped)), "white")
+    draw, font = ImageDraw.Draw(row), ImageFont.load_default(_CAPTION)
+    x = 0
+    for image in left:
+        row.paste(image, (x, 0))
+        x += image.width + _GAP
+    draw.line((x, 0, x, height - 1), fill="black", width=2)
+    x += _GAP
+    for image in right:
+        row.paste(image, (x, 0))
+        x += image.width + _GAP
+    for number, line in enumerate(wrapped):
+        draw.text((0, height + 2 + number * _LINE), line, fill="black", font=font)
+    return row
+
+
+def _wrap(caption: str, width: int) -> list[str]:
+    """The caption in lines no wider than ``width`` pixels, as far as single words allow."""
+    font = ImageFont.load_default(_CAPTION)
+    lines: list[str] = []
+    for word in caption.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    if len(lines) > _MOST_LINES:
+        lines = [*lines[: _MOST_LINES - 1], lines[_MOST_LINES - 1] + " …"]
+    return [_cut(line, width) for line in lines]
+
+
+def _cut(line: str, width: int) -> str:
+    font = ImageFont.load_default(_CAPTION)
+    while len(line) > 1 and font.getlength(line) > width:
+        line = line[:-2] + "…"
+    return line

@@ -1,0 +1,32 @@
+"""Where test data lies: the parity fixtures (--goldens), and the real data set beside a checkout, if it is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--goldens", type=Path, default=None, help="folder of parity fixtures (default: tests/goldens)")
+
+
+@pytest.fixture(scope="session")
+def real_hug() -> Path:
+    """The official triplets of 'hug'."""
+    folder = SHARED / "data" / "dreamrelation" / "hug"
+    if not folder.is_dir():
+        pytest.skip("the official hug triplets are not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete SDXL-shaped bundle of random weights."""
+    from rbctl.bundle.tiny import write_tiny
+
+    folder = tmp_path_factory.mktemp("bundle") / "tiny-sdxl"
+    write_tiny(folder)
+    return folder
