@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -14,8 +17,21 @@ from rbctl.options import nearest
 GROUP = "rbctl.plugins"
 
 
-class _InputErrorShown(click.ClickException):
+class _Shown(click.ClickException):
     exit_code = 2
+
+
+@contextlib.contextmanager
+def _in_one_line() -> Iterator[None]:
+    """What the user can mend becomes one line on stderr and exit code 2; Click's usage block is left out."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise  # shows the help
+    except click.UsageError as error:
+        raise _Shown(" ".join(error.format_message().split())) from error
+    except InputError as error:
+        raise _Shown(" ".join(str(error).splitlines())) from error
 
 
 def stages() -> dict[str, list[EntryPoint]]:
@@ -37,7 +53,7 @@ def load_stage(name: str, offered: list[EntryPoint]) -> click.Command:
         raise InputError(f"stage {name!r} is offered twice, by {who}; uninstall one of them")
     try:
         command = offered[0].load()
-    except Exception as error:  # a third party's import may fail in any way; it must not take the others down
+    except (Exception, SystemExit) as error:  # a third party's import may fail in any way; the others must go on
         distribution = offered[0].dist.name if offered[0].dist else offered[0].value
         raise InputError(f"stage {name!r} from {distribution} does not load: {error!r}") from error
     if not isinstance(command, click.Command):
@@ -54,10 +70,17 @@ class Stages(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command = super().get_command(ctx, cmd_name)
         offered = stages().get(cmd_name, [])
-        return command or (load_stage(cmd_name, offered) if offered else None)
+        if command or not offered:
+            return command
+        try:
+            return load_stage(cmd_name, offered)
+        except InputError:
+            if ctx.resilient_parsing:  # shell completion
+                return None
+            raise
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and args[0] not in self.list_commands(ctx):
+        if args and not ctx.resilient_parsing and args[0] not in self.list_commands(ctx):
             raise InputError(f"no stage {args[0]!r}{nearest(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
 
@@ -72,14 +95,14 @@ class Stages(click.Group):
         with formatter.section("Stages"):
             formatter.write_dl(rows)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _in_one_line():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except InputError as error:
-            raise _InputErrorShown(str(error)) from error
-        except click.UsageError as error:
-            error.ctx = None  # one line, without the usage block
-            raise
+            with _in_one_line():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("interrupted; the same command again goes on from what was saved", err=True)
             ctx.exit(130)
@@ -98,6 +121,8 @@ def main() -> None:
 
     Completion: eval "$(_RBCTL_COMPLETE=bash_source rbctl)" (zsh_source, fish_source likewise).
     """
+    # diffusers imports xformers, which warns of C++ operators that we do not use.
+    logging.getLogger("xformers").setLevel(logging.ERROR)
 
 
 @main.command()

@@ -180,3 +180,56 @@ class Conditioning:
     def added_cond_kwargs(self) -> dict[str, torch.Tensor]:
         """SDXL's text_time conditioning."""
         return {"text_embeds": self.pooled_prompt_embeds, "time_ids": self.time_ids}
+
+
+def guided(
+    *,
+    prompt_embeds: torch.Tensor,
+    pooled_prompt_embeds: torch.Tensor,
+    negative_prompt_embeds: torch.Tensor | None,
+    negative_pooled_prompt_embeds: torch.Tensor | None,
+    size: tuple[int, int],
+    latent_size: tuple[int, int],
+    levels: int,
+    image_tokens: torch.Tensor | None = None,
+    boxes: torch.Tensor | None = None,
+    object_weights: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> Conditioning:
+    """Conditioning for sampling: rows [unconditional; conditional], or the conditional alone without a negative prompt.
+
+    The unconditional rows see zero image tokens and zero boxes.
+
+    Args:
+        prompt_embeds: (B, T, D); the others likewise.
+        size: (height, width) in pixels, for SDXL's micro-conditioning.
+        image_tokens: (B, 4 + P N, D), None for plain text-to-image.
+        boxes: (B, N, 4).
+        object_weights: (B, N), gamma or the object's own scale.
+    """
+    with_guidance = negative_prompt_embeds is not None and negative_pooled_prompt_embeds is not None
+
+    def rows(conditional: torch.Tensor, unconditional: torch.Tensor | None) -> torch.Tensor:
+        if not with_guidance:
+            return conditional
+        zeros = torch.zeros_like(conditional)
+        return torch.cat((zeros if unconditional is None else unconditional, conditional))
+
+    embeds = rows(prompt_embeds, negative_prompt_embeds)
+    image = None
+    if image_tokens is not None and boxes is not None:
+        image = ImageBranch.build(
+            rows(image_tokens, None),
+            rows(boxes, None),
+            latent_grids(latent_size, levels),
+            subject_scales=None if object_weights is None else rows(object_weights, None),
+        )
+    height, width = size
+    time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=embeds.dtype, device=embeds.device)
+    return Conditioning(
+        prompt_embeds=embeds,
+        pooled_prompt_embeds=rows(pooled_prompt_embeds, negative_pooled_prompt_embeds),
+        time_ids=time_ids.expand(embeds.shape[0], -1),
+        image=image,
+        backend=backend,
+    )

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pickle
+import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,26 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+
+# What torch's unpickler raises on damaged files, by trial.
+_DAMAGED = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -49,7 +70,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise InputError(f"{path}: no space left on the disk; free some and run the same command again") from error
-        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+        if error.errno in _NO_PLACE:
             raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
         raise
 
@@ -89,10 +110,10 @@ def read_text(path: Path) -> str:
         InputError: the file is missing, unreadable or not UTF-8.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from error
 
 
@@ -106,6 +127,8 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+        raise InputError(f"{path}: cannot be read as JSON ({_first_line(error)})") from error
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -115,13 +138,15 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         InputError: the file is missing, or a line is not a JSON object.
     """
     rows = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    # Not splitlines(), which also splits at U+2028 and its like, and those may stand inside a JSON string.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not valid JSON ({error.msg})") from error
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", None) or _first_line(error)
+            raise InputError(f"{path}:{number}: not valid JSON ({reason})") from error
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: a JSON object was expected")
         rows.append(row)
@@ -139,7 +164,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from error
+        reason = getattr(error, "problem", None) or _first_line(error)
+        raise InputError(f"{where}: not valid YAML ({reason})") from error
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # PyYAML's constructors: a date of month 99, "!!int x" and the like.
+        raise InputError(f"{path}: a value is not of its YAML type ({_first_line(error)}); quote it") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -178,8 +207,8 @@ def read_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: refused, it holds more than tensors (a pickle can run code)") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a readable PyTorch file ({str(error).splitlines()[0]})") from error
+    except _DAMAGED as error:
+        raise InputError(f"{path}: not a readable PyTorch file ({_first_line(error)})") from error
 
 
 def read_image(path: Path, mode: str = "RGB") -> Image.Image:

@@ -104,20 +104,22 @@ def read(path: Path) -> LoraFile:
     Raises:
         InputError: not a LoRA for a UNet's attn2 layers, or a tensor is not finite.
     """
+    from diffusers import StableDiffusionXLPipeline
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
     tensors, metadata = read_safetensors(path)
     alphas: dict[str, Any] = {}
     if any(key.startswith("lora_unet_") for key in tensors):
-        from diffusers import StableDiffusionXLPipeline
-
         tensors, alphas = StableDiffusionXLPipeline.lora_state_dict(dict(tensors))
-    plain = {}
-    for key, value in tensors.items():
-        name = key.removeprefix("unet.").replace("lora.down.", "lora_A.").replace("lora.up.", "lora_B.")
-        if not key.startswith("unet.") or not name.endswith(("lora_A.weight", "lora_B.weight")):
+    for key in tensors:
+        if not key.startswith("unet."):
             raise InputError(f"{path}: {key!r} is no LoRA tensor of a UNet; a relation LoRA was expected")
+    plain = convert_unet_state_dict_to_peft({k.removeprefix("unet."): v.float() for k, v in tensors.items()})
+    for key, value in plain.items():
+        if not key.endswith(("lora_A.weight", "lora_B.weight")):
+            raise InputError(f"{path}: {key!r} is no LoRA tensor; a relation LoRA was expected")
         if not torch.isfinite(value).all():
             raise InputError(f"{path}: {key!r} holds NaN or infinite values; the training that made it diverged")
-        plain[name] = value.float()
     if not plain:
         raise InputError(f"{path}: holds no tensors; a relation LoRA was expected")
     ranks = {value.shape[0] for key, value in plain.items() if key.endswith("lora_A.weight")}
@@ -147,9 +149,8 @@ def attach(unet: Any, file: LoraFile, name: str) -> None:
         weight = getattr(weight, "base_layer", weight).weight
         size = value.shape[1] if side == "lora_A" else value.shape[0]
         if size != (weight.shape[1] if side == "lora_A" else weight.shape[0]):
-            raise InputError(
-                f"{file.path}: made for another base; {key!r} is {tuple(value.shape)} on a layer of {tuple(weight.shape)}"
-            )
+            shapes = f"{tuple(value.shape)} on a layer of {tuple(weight.shape)}"
+            raise InputError(f"{file.path}: made for another base; {key!r} is {shapes}")
     unet.add_adapter(_config(file.rank, file.alpha), adapter_name=name)
     expected = state(unet, name).keys()
     if missing := sorted(expected - file.tensors.keys()):

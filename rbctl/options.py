@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
+import os.path
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -25,15 +27,18 @@ from rbctl.files import read_yaml, write_text
 Config = TypeVar("Config")
 
 
-def option(default: Any, help: str, *, min: float | None = None, max: float | None = None) -> Any:
+def option(
+    default: Any, help: str, *, min: float | None = None, max: float | None = None, argument: bool = False
+) -> Any:
     """A dataclass field that is also a command-line option and a recipe key.
 
     Args:
         default: its value when neither flag nor recipe names it; ``...`` marks it required.
         help: one line with unit and range.
         min, max: bounds of a number, both included.
+        argument: given by position on the command line, without a flag.
     """
-    metadata = {"help": help, "min": min, "max": max}
+    metadata = {"help": help, "min": min, "max": max, "argument": argument}
     if default is ...:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -45,9 +50,73 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+class _Number(click.FloatRange):
+    """A float that is a number: nan lies in every range of Click's."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail("nan is not a number", param, ctx)
+        return number
+
+
+class _Field(click.Parameter):
+    """The parameter of a configuration's field.
+
+    Attributes:
+        nullable: the field may be None.
+    """
+
+    nullable = False
+
+    def check_recipe_value(self, ctx: click.Context, given: Any) -> None:
+        """Refuse what is not of the field's type, even if Click takes it (3.7 for 3, true for 1, a list as text).
+
+        Raises:
+            ValueError: with the reason.
+        """
+        if given is None:
+            if self.nullable:
+                return
+            raise ValueError("a value is expected, not null; leave the key out for the default")
+        if self.multiple and not isinstance(given, list):
+            raise ValueError(f"a list is expected, not {given!r}")
+        for value in given if self.multiple else [given]:
+            if isinstance(value, list | dict) or value is None:
+                raise ValueError(f"one value is expected, not {value!r}")
+            if isinstance(self.type, type(click.BOOL)):
+                if not isinstance(value, bool):
+                    raise ValueError(f"true or false is expected, not {value!r}")
+            elif isinstance(value, bool):
+                hint = "YAML reads a bare no, yes, on or off as a truth value, so quote it"
+                raise ValueError(f"{self.type.name} is expected, not {value!r}; {hint}")
+            if isinstance(self.type, type(click.INT)) and isinstance(value, float):
+                raise ValueError(f"a whole number is expected, not {value!r}")
+        try:
+            self.type_cast_value(ctx, given)
+        except click.BadParameter as error:
+            raise ValueError(error.message) from error
+        except TypeError as error:
+            raise ValueError(f"{given!r} is not of type {self.type.name}") from error
+
+
+class _FieldOption(_Field, click.Option):
+    pass
+
+
+class _FieldArgument(_Field, click.Argument):
+    pass
+
+
+def _is_optional(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
 def _click_type(annotation: Any, metadata: Any) -> tuple[Any, bool]:
     """Click's type of a field's annotation, and whether the option repeats."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    if _is_optional(annotation):
         (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
     if typing.get_origin(annotation) is tuple:
         return _click_type(typing.get_args(annotation)[0], metadata)[0], True
@@ -59,7 +128,7 @@ def _click_type(annotation: Any, metadata: Any) -> tuple[Any, bool]:
     if annotation is int:
         return click.IntRange(low, high) if (low, high) != (None, None) else click.INT, False
     if annotation is float:
-        return click.FloatRange(low, high) if (low, high) != (None, None) else click.FLOAT, False
+        return _Number(low, high), False
     if annotation is Path:
         return click.Path(path_type=Path), False
     if annotation is str:
@@ -67,21 +136,29 @@ def _click_type(annotation: Any, metadata: Any) -> tuple[Any, bool]:
     raise TypeError(f"no option type for {annotation!r}")
 
 
-def _click_option(field: dataclasses.Field[Any], annotation: Any) -> click.Option:
+def _click_parameter(field: dataclasses.Field[Any], annotation: Any) -> _Field:
     kind, multiple = _click_type(annotation, field.metadata)
     flag = field.name.replace("_", "-")
-    required = field.default is dataclasses.MISSING
-    default = None if required else field.default
-    declaration = f"--{flag}/--no-{flag}" if kind is click.BOOL else f"--{flag}"
-    extra: dict[str, Any] = {} if kind is click.BOOL else {"type": kind, "multiple": multiple}
-    return click.Option(
-        [declaration, field.name],
-        default=default,
-        required=required,
-        show_default=default not in (None, (), ""),
-        help=field.metadata.get("help"),
-        **extra,
-    )
+    made: _Field
+    extra: dict[str, Any] = {"required": field.default is dataclasses.MISSING}
+    if not extra["required"]:  # Click takes an explicit default, even None, for an answer to a required parameter
+        extra["default"] = field.default
+    if field.metadata.get("argument"):
+        made = _FieldArgument([field.name], type=kind, **extra)
+    elif kind is click.BOOL:
+        made = _FieldOption([f"--{flag}/--no-{flag}", field.name], help=field.metadata.get("help"), **extra)
+    else:
+        made = _FieldOption(
+            [f"--{flag}", field.name],
+            type=kind,
+            multiple=multiple,
+            help=field.metadata.get("help"),
+            **extra,
+        )
+    if isinstance(made, click.Option):
+        made.show_default = extra.get("default") not in (None, (), "")
+    made.nullable = _is_optional(annotation)
+    return made
 
 
 def find_recipe(name: str) -> Path:
@@ -90,7 +167,7 @@ def find_recipe(name: str) -> Path:
     Raises:
         InputError: neither exists; the nearest shipped name is told.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return Path(name)
     shipped = {Path(f.name).stem: f for f in package_files("rbctl.recipes").iterdir() if f.name.endswith(".yaml")}
     if name in shipped:
@@ -111,15 +188,14 @@ def _load_recipe(ctx: click.Context, param: click.Parameter, value: str | None) 
         if not isinstance(values, dict):
             raise InputError(f"{path}: section {section!r} must be a mapping of options to values")
     recipe = content.get(ctx.command.name or "", {})
-    options = {p.name: p for p in ctx.command.params if isinstance(p, click.Option) and p.expose_value}
+    fields = {p.name: p for p in ctx.command.params if isinstance(p, _Field) and p.name}
     for key, given in recipe.items():
-        if key not in options:
-            raise InputError(f"{path}: no option {key!r}{nearest(str(key), [o for o in options if o])}")
+        if key not in fields:
+            raise InputError(f"{path}: no option {key!r}{nearest(str(key), fields)}")
         try:
-            options[key].type_cast_value(ctx, given)
-        except (click.BadParameter, TypeError) as error:
-            reason = error.message if isinstance(error, click.BadParameter) else str(error)
-            raise InputError(f"{path}: {key}: {reason}") from error
+            fields[key].check_recipe_value(ctx, given)
+        except ValueError as error:
+            raise InputError(f"{path}: {key}: {error}") from error
     ctx.default_map = {**(ctx.default_map or {}), **recipe}
 
 
@@ -140,7 +216,7 @@ def config_options(config_type: type[Config]) -> Callable[[Callable[[Config], No
                 return
             body(config)
 
-        params: list[click.Parameter] = [_click_option(f, annotations[f.name]) for f in fields]
+        params: list[click.Parameter] = [_click_parameter(f, annotations[f.name]) for f in fields]
         params.append(
             click.Option(
                 ["--recipe"],
@@ -169,8 +245,9 @@ def as_plain(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(section: str, config: Any) -> str:
-    """The resolved recipe, usable as ``--recipe``; unset options are left out."""
-    values = {key: value for key, value in as_plain(config).items() if value is not None}
+    """The resolved recipe, usable as ``--recipe``; options that are unset by default and still so are left out."""
+    unset = {f.name for f in dataclasses.fields(config) if f.default is None}
+    values = {key: value for key, value in as_plain(config).items() if value is not None or key not in unset}
     return yaml.safe_dump({section: values}, sort_keys=False, allow_unicode=True)
 
 

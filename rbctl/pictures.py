@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from rbctl.files import atomic_write
+from rbctl.files import write_bytes
 
 _GAP = 8  # pixels around each picture of a sheet
 _CAPTION = 14  # pixels, height of the caption's letters
-_LINE = 18
+_LINE = 20
 _MOST_LINES = 3
 
 
@@ -66,8 +67,9 @@ def save_png(image: Image.Image, path: Path, parameters: str, record: Mapping[st
     chunks = PngInfo()
     chunks.add_text("parameters", parameters)
     chunks.add_text("rbctl", json.dumps(record))
-    with atomic_write(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=chunks)
+    encoded = io.BytesIO()  # by way of memory: PIL's own errors on a full disk do not say so
+    image.save(encoded, format="PNG", pnginfo=chunks)
+    write_bytes(path, encoded.getvalue())
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -158,9 +158,9 @@ _OPTIONS = {
 
 _OPTION_START = re.compile(r"(?:(?<=\s)|^)--(?=[A-Za-z])")
 _OPTION = re.compile(
-    r"""--(?P<name>[A-Za-z][\w-]*)(?:[ \t=]\s*|$)
-        (?:(?P<quote>["'])(?P<quoted>(?:(?!(?P=quote)).)*)(?P=quote)(?=\s*$|\s+--[A-Za-z])
-          |(?P<bare>.*?)(?=\s*$|\s+--[A-Za-z]))\s*""",
+    r"""--(?P<name>[A-Za-z][\w-]*)(?=[\s=]|$)=?
+        (?:\s*(?P<quote>["'])(?P<quoted>(?:(?!(?P=quote)).)*)(?P=quote)|(?P<bare>.*?))
+        (?=\s+--[A-Za-z]|\s*$)\s*""",
     re.VERBOSE | re.DOTALL,
 )
 
@@ -208,7 +208,7 @@ def parse_line(line: str, folder: Path, where: str, source: str = "") -> Prompt:
             raise InputError(f"{where}: {_shown(rest)} is not an option; write --name value")
         rest = rest[found.end() :]
         name = found["name"]
-        value = found["bare"] if found["quoted"] is None else found["quoted"]
+        value = found["bare"].strip() if found["quoted"] is None else found["quoted"]
         field = _OPTIONS.get(name)
         if field is None:
             known = [f"--{option}" for option in _OPTIONS]
@@ -343,7 +343,7 @@ def _per_object(
     """The checked values of the objects: each one's own ``key``, or the prompt's list ``field``, but not both."""
     own = [entry.get(key) for entry in objects]
     listed = values.get(field)
-    name = shown.get(field, field)
+    name = key if listed is None else shown.get(field, field)
     if listed is not None:
         count = len(listed) if isinstance(listed, list) else _shown(listed)
         if count != len(objects):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Bundle:
     unet: Any
     vae: Any
     scheduler_config: dict[str, Any]
-    image_prompt_encoder: ImagePromptEncoder
+    image_prompt_encoder: Any
     gamma: float
     clip_image_size: int
     local_image_size: int
@@ -121,19 +122,28 @@ class Bundle:
             return self.vae.decode(latents.to(self.vae.dtype) / factor + shift).sample
 
 
-def load(name_or_folder: str, device: torch.device, dtype: torch.dtype, local_encoder: bool = True) -> Bundle:
-    """Load every network of a bundle, frozen and in eval mode. The VAE stays float32: SDXL's overflows in half.
+def load(
+    name_or_folder: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    local_encoder: bool = True,
+    encoders: bool = True,
+) -> Bundle:
+    """Load the networks of a bundle, frozen and in eval mode. The VAE stays float32: SDXL's overflows in half.
 
     Args:
         name_or_folder: a name of the catalogue, or a folder of the same layout.
         local_encoder: load the CLIPSelf encoder; False runs without local tokens.
+        encoders: load the text and image encoders; False where their results are at hand already.
 
     Raises:
         InputError: the bundle is not there, or a part of it is missing or damaged; the mend is told.
     """
+    import transformers
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
+    transformers.utils.logging.disable_progress_bar()
     folder = resolve(name_or_folder)
 
     def part(loader: Any, name: str, wanted: torch.dtype | None = dtype) -> Any:
@@ -152,32 +162,55 @@ def load(name_or_folder: str, device: torch.device, dtype: torch.dtype, local_en
     config = _adapter_config(folder)
     resampler = Resampler(config["resampler"])
     dummies = _load_adapter(folder, unet, resampler)
-    encoder = ImagePromptEncoder(
-        part(CLIPVisionModelWithProjection, "clip_vision"),
-        _load_local_encoder(folder) if local_encoder else None,
-        resampler,
-        dummies,
-        config["num_patches"],
-    )
+    encoder = None
+    if encoders:
+        image_encoder = part(CLIPVisionModelWithProjection, "clip_vision")
+        local = _load_local_encoder(folder) if local_encoder else None
+        encoder = ImagePromptEncoder(image_encoder, local, resampler, dummies, config["num_patches"]).to(dtype)
     bundle = Bundle(
         folder=folder,
         device=device,
         dtype=dtype,
         tokenizer=part(CLIPTokenizer, "tokenizer", None),
         tokenizer_2=part(CLIPTokenizer, "tokenizer_2", None),
-        text_encoder=part(CLIPTextModel, "text_encoder"),
-        text_encoder_2=part(CLIPTextModelWithProjection, "text_encoder_2"),
+        text_encoder=part(CLIPTextModel, "text_encoder") if encoders else None,
+        text_encoder_2=part(CLIPTextModelWithProjection, "text_encoder_2") if encoders else None,
         unet=unet,
         vae=vae,
         scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
-        image_prompt_encoder=encoder.to(dtype),
+        image_prompt_encoder=encoder,
         gamma=config["scale"],
         clip_image_size=config["clip_image_size"],
         local_image_size=config["local_image_size"],
     )
     for network in (unet, vae, encoder, bundle.text_encoder, bundle.text_encoder_2):
-        network.requires_grad_(False).eval().to(device)
+        if network is not None:
+            network.requires_grad_(False).eval().to(device)
     return bundle
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a bundle says of itself without loading a network: side in pixels, default weight of the image branch."""
+
+    resolution: int
+    gamma: float
+
+
+def summary(folder: Path) -> Summary:
+    """Read a bundle's defaults from its JSON files."""
+    unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    return Summary(resolution=unet["sample_size"] * scale, gamma=_adapter_config(folder)["scale"])
+
+
+def fingerprint(folder: Path) -> str:
+    """Names the content of a bundle folder: SHA-256 over its JSON files and the names and sizes of its weights."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(path.read_bytes() if path.suffix == ".json" else str(path.stat().st_size).encode())
+    return digest.hexdigest()
 
 
 def _adapter_config(folder: Path) -> dict[str, Any]:

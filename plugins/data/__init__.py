@@ -1,0 +1,100 @@
+"""``rbctl data``: bring in, check and show triplets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rbctl.errors import InputError
+
+_FOLDER = click.Path(path_type=Path)
+
+
+@click.group(name="data")
+def command() -> None:
+    """Bring in, check and show triplets, the data of one relation.
+
+    A triplet is a target picture that shows the relation, a picture of each individual alone, and a prompt, annotated
+    with masks, boxes and keypoints. Four to six of them teach a relation.
+
+    \b
+      rbctl data check triplets/hug
+      rbctl data show triplets/hug
+    """
+
+
+@command.command("import")
+@click.argument("source", type=_FOLDER)
+@click.argument("dest", type=_FOLDER)
+@click.option("--predicate", default="", help="Words of the relation, for triplets that state none.  [example: hug]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+def import_(source: Path, dest: Path, predicate: str, as_json: bool) -> None:
+    """Copy triplets of the official layout (prompts.json, videos/, masks/) to a folder with metadata.jsonl.
+
+    \b
+      rbctl data import downloads/hug triplets/hug
+      rbctl data import downloads/shaking_hands triplets/shake --predicate "shaking hands"
+    """
+    from rbctl.triplets import data_hash, load
+    from rbctl.triplets.folder import write
+
+    if dest.resolve() == source.resolve():
+        raise InputError(f"{dest}: is the source itself; choose another folder")
+    triplets = load(source, predicate)
+    write(triplets, dest)
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"folder": str(dest), "triplets": len(triplets), "data_hash": data_hash(triplets)}))
+    else:
+        click.echo(dest)
+
+
+@command.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+@click.pass_context
+def check(ctx: click.Context, folder: Path, as_json: bool) -> None:
+    """Print everything that is wrong with FOLDER, a line each; exit with 2 where something must be mended.
+
+    Either layout will do. A warning does not fail.
+
+    \b
+      rbctl data check triplets/hug
+      rbctl data check triplets/hug --json
+    """
+    from rbctl.triplets.check import check as find_problems
+
+    problems = find_problems(folder)
+    if as_json:
+        import dataclasses
+        import json
+
+        click.echo(json.dumps([dataclasses.asdict(p) for p in problems], indent=2, ensure_ascii=False))
+    else:
+        for problem in problems:
+            click.echo(f"{'warning: ' if problem.level == 'warning' else ''}{problem}")
+        if not problems:
+            click.echo(f"{folder}: nothing is wrong")
+    if any(problem.level == "error" for problem in problems):
+        ctx.exit(2)
+
+
+@command.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--output", type=_FOLDER, help="PNG to write.  [default: runs/data/<name of FOLDER>.png]")
+def show(folder: Path, output: Path | None) -> None:
+    """Draw FOLDER as one picture: each target with masks, boxes and skeletons, then its image prompts. Print its path.
+
+    \b
+      rbctl data show triplets/hug
+      rbctl data show triplets/hug --output hug.png
+    """
+    from rbctl.runs import RUNS
+    from rbctl.triplets import load
+    from rbctl.triplets.contact_sheet import contact_sheet
+
+    output = output or RUNS / "data" / f"{folder.resolve().name}.png"
+    contact_sheet(load(folder), output)
+    click.echo(output)

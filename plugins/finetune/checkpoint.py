@@ -1,0 +1,61 @@
+"""A checkpoint is one safetensors file: LoRA, optimizer state, step. Data order and noise are functions of the step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rbctl.errors import InputError
+from rbctl.files import read_safetensors, write_safetensors
+
+
+def save(
+    folder: Path,
+    step: int,
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    scaler: dict[str, Any] | None,
+    keep: int,
+) -> Path:
+    """Write ``step-XXXXXX.safetensors`` atomically, then drop all but the last ``keep``."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in parameters.items():
+        tensors[f"lora.{name}"] = parameter
+        for part, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{part}.{name}"] = value
+    path = folder / f"step-{step:06d}.safetensors"
+    write_safetensors(path, tensors, {"step": str(step), "scaler": json.dumps(scaler)})
+    for old in found(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def found(folder: Path) -> list[Path]:
+    """All checkpoints, the oldest first."""
+    return sorted(folder.glob("step-*.safetensors"))
+
+
+def restore(
+    path: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, Any] | None]:
+    """Load a checkpoint into the parameters and the optimizer; returns its step and the gradient scaler's state.
+
+    Raises:
+        InputError: it is damaged, or of another LoRA.
+    """
+    tensors, metadata = read_safetensors(path)
+    if {k.removeprefix("lora.") for k in tensors if k.startswith("lora.")} != set(parameters) or "step" not in metadata:
+        raise InputError(f"{path}: not a checkpoint of this LoRA; begin anew with --no-resume")
+    for name, parameter in parameters.items():
+        parameter.data.copy_(tensors[f"lora.{name}"])
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, part, name = key.split(".", 2)
+            parameter = parameters[name]
+            # AdamW keeps its step count on the CPU.
+            optimizer.state[parameter][part] = value if part == "step" else value.to(parameter.device)
+    return int(metadata["step"]), json.loads(metadata.get("scaler", "null"))

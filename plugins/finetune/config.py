@@ -1,0 +1,73 @@
+"""Options of ``rbctl finetune``; the defaults are the paper's method (recipes/paper.yaml names its numbers)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rbctl.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """What to tune, on what, and how."""
+
+    relation: str = option(..., "Relation: a shipped name (ride, hug, ...) or the path of a relation's YAML.")
+    data: Path = option(..., "Folder of triplets, ours or in the official layout.")
+    bundle: str = option("sdxl", "Base model: a name of 'rbctl models list', or a folder.")
+    output: Path | None = option(None, "Run folder. [default: runs/finetune/RELATION]")
+    resume: bool = option(True, "Go on from the last checkpoint in the run folder; --no-resume begins anew.")
+
+    steps: int = option(500, "Optimizer steps.", min=1)
+    batch_size: int = option(1, "Samples per device and micro-step.", min=1)
+    gradient_accumulation: int = option(8, "Micro-steps per optimizer step.", min=1)
+    learning_rate: float = option(1e-4, "AdamW's learning rate.", min=0.0)
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = option(
+        "constant", "Schedule of the learning rate."
+    )
+    lr_warmup_steps: int = option(0, "Steps of warm-up, where the schedule has one.", min=0)
+    weight_decay: float = option(0.0, "AdamW's weight decay.", min=0.0)
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", min=0.0)
+    rank: int = option(4, "Rank of the LoRA.", min=1)
+    alpha: float = option(4.0, "Scale of the LoRA is alpha / rank.", min=0.0)
+    seed: int = option(0, "Seed of everything random.", min=0)
+
+    resolution: int | None = option(None, "Side of the training pictures in pixels. [default: the bundle's]", min=64)
+    augmentation_draws: int = option(1, "Versions of each triplet to draw from; 1 trains on it as it is.", min=1)
+    random_flip: bool = option(True, "Mirror whole triplets in the further draws.")
+    max_zoom: float = option(1.15, "Largest random zoom of the target in the further draws.", min=1.0, max=4.0)
+
+    kml_weight: float = option(1e-3, "Weight of the keypoint matching loss (paper 1e-3; official code 0.1).", min=0.0)
+    kml_max_timestep: int = option(
+        999, "KML counts at timesteps up to this (paper: all; official code: 333).", min=0, max=999
+    )
+    kml_gather: Literal["intended", "as_code"] = option(
+        "intended", "Where KML reads the image prompts: at their keypoints, or in the corner as the official code does."
+    )
+    attention_loss_weight: float = option(
+        0.0,
+        "Weight of the official code's attention-map term on the predicate (there 0.001; not in the paper).",
+        min=0.0,
+    )
+    local_tokens: Literal["own", "first_image", "none"] = option(
+        "own", "Local tokens: each object's own, the first object's for all (official code), or none."
+    )
+    gamma: float | None = option(None, "Weight of the image branch. [default: the bundle's, 0.6 for SDXL]", min=0.0)
+
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on CUDA, fp32 on the CPU.")
+    attention: Literal["auto", "eager", "sdpa", "xformers"] = option("auto", "Attention backend; see 'rbctl doctor'.")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time.")
+    compile: bool = option(False, "Compile the UNet's transformer blocks: a slow start, then faster steps.")
+
+    checkpoint_every: int = option(100, "Steps between checkpoints; 0 for only the last.", min=0)
+    keep_checkpoints: int = option(2, "How many checkpoints stay on disk.", min=1)
+    preview_every: int = option(0, "Steps between preview pictures; 0 for none.", min=0)
+    preview_steps: int = option(30, "Denoising steps of a preview.", min=1)
+    format: Literal["diffusers", "kohya"] = option("diffusers", "Names in the LoRA file; kohya for A1111 and ComfyUI.")
+    tensorboard: bool = option(False, "Also write tensorboard logs (pip install tensorboard).")
+
+    def __post_init__(self) -> None:
+        if self.resolution is not None and self.resolution % 8:
+            raise ValueError(f"--resolution {self.resolution}: must be a multiple of 8")

@@ -1,0 +1,158 @@
+"""Everything the frozen networks say about the triplets, computed once: then the loop runs the UNet alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rbctl.bundle.load import Bundle, fingerprint
+from rbctl.errors import InputError
+from rbctl.files import read_safetensors, write_safetensors
+from rbctl.image_prompt import clip_pixels
+from rbctl.phrases import token_span
+from rbctl.plugins.finetune.config import FinetuneConfig
+from rbctl.plugins.finetune.draws import generator
+from rbctl.progress import progress
+from rbctl.triplets import Triplet, geometry
+
+# Fields that change what the frozen networks are shown.
+_KEYED = ("seed", "resolution", "augmentation_draws", "random_flip", "max_zoom", "local_tokens")
+
+
+def key(config: FinetuneConfig, data: str, folder: Path, resolution: int, dtype: torch.dtype) -> str:
+    """Names one set of frozen results."""
+    facts = {field: getattr(config, field) for field in _KEYED}
+    facts |= {"data": data, "bundle": fingerprint(folder), "resolution": resolution, "dtype": str(dtype), "version": 1}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def read(path: Path, wanted: str) -> dict[str, torch.Tensor] | None:
+    """The stored results, if they are of this key."""
+    if not path.is_file():
+        return None
+    tensors, metadata = read_safetensors(path)
+    return tensors if metadata.get("key") == wanted else None
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], made_of: str) -> None:
+    """Store the results."""
+    write_safetensors(path, tensors, {"key": made_of})
+
+
+def encode(
+    bundle: Bundle, triplets: Sequence[Triplet], config: FinetuneConfig, resolution: int
+) -> dict[str, torch.Tensor]:
+    """Frozen results of every triplet and augmentation draw.
+
+    Returns:
+        Tensors with leading dimensions (S triplets, A draws), objects padded with zeros to the most there are:
+        ``latents_mean``, ``latents_std`` (C, h, w); ``prompt_latents_mean``, ``prompt_latents_std`` (N, C, h, w);
+        ``image_tokens`` (4 + 16 N, D); ``boxes`` (N, 4); ``target_keypoints``, ``image_keypoints`` (N, K, 2);
+        ``visible`` (N, K); ``object_mask`` (H, W); ``time_ids`` (6); and, without draws, ``prompt_embeds`` (T, D),
+        ``pooled_prompt_embeds`` (P), ``predicate_span`` (2). Besides, of the empty prompt: ``empty_prompt_embeds``,
+        ``empty_pooled_prompt_embeds``.
+    """
+    most = max(len(triplet.objects) for triplet in triplets)
+    samples = []
+    with progress(len(triplets) * config.augmentation_draws, "encoding triplets", unit="draw") as bar:
+        for triplet in triplets:
+            draws = []
+            for draw in range(config.augmentation_draws):
+                draws.append(_pad(_encode_draw(bundle, triplet, draw, config, resolution), most))
+                bar.update()
+            samples.append({name: torch.stack([d[name] for d in draws]) for name in draws[0]} | _words(bundle, triplet))
+    result = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    embeds, pooled = bundle.encode_prompts([""])
+    result["empty_prompt_embeds"], result["empty_pooled_prompt_embeds"] = embeds[0], pooled[0]
+    return {name: tensor.cpu() for name, tensor in result.items()}
+
+
+def _words(bundle: Bundle, triplet: Triplet) -> dict[str, torch.Tensor]:
+    embeds, pooled = bundle.encode_prompts([triplet.prompt])
+    span = token_span(bundle.tokenizer, triplet.prompt, triplet.predicate)
+    return {
+        "prompt_embeds": embeds[0],
+        "pooled_prompt_embeds": pooled[0],
+        "predicate_span": torch.tensor(span),
+    }
+
+
+@torch.no_grad()
+def _encode_draw(
+    bundle: Bundle, triplet: Triplet, draw: int, config: FinetuneConfig, resolution: int
+) -> dict[str, torch.Tensor]:
+    target = geometry.target(triplet)
+    prompts = [geometry.image_prompt(thing) for thing in triplet.objects]
+    zoom, anchor = 1.0, (0.5, 0.5)
+    if draw > 0:  # draw 0 is the triplet as it is
+        chance = torch.rand(4, generator=generator(config.seed, "augmentation", triplet.id, draw)).tolist()
+        zoom, anchor = 1 + chance[0] * (config.max_zoom - 1), (chance[1], chance[2])
+        if config.random_flip and chance[3] < 0.5:
+            target, prompts = geometry.flip(target), [geometry.flip(prompt) for prompt in prompts]
+    original_width, original_height = target.image.size
+    target = geometry.cover(target, resolution, resolution, zoom=zoom, anchor=anchor)
+    # The whole individual stays in view: image prompts are padded to the square, not cut.
+    squares = [geometry.contain(prompt, resolution, resolution) for prompt in prompts]
+
+    mean, std = bundle.encode_pictures(_pixels([target.image]))
+    prompt_mean, prompt_std = bundle.encode_pictures(_pixels([square.image for square in squares]))
+    pictures = [prompt.image for prompt in prompts]
+    local = None
+    if config.local_tokens != "none":
+        local = clip_pixels(pictures, bundle.local_image_size).to(bundle.device, bundle.dtype)
+    pixels = clip_pixels(pictures, bundle.clip_image_size).to(bundle.device, bundle.dtype)
+    boxes = torch.from_numpy(target.boxes).float()
+    encoder = bundle.image_prompt_encoder
+    phrases = bundle.encode_phrases([thing.name for thing in triplet.objects])
+    tokens = encoder.adapter_tokens(
+        encoder.object_tokens(pixels, local, config.local_tokens), boxes[None].to(bundle.device), phrases[None]
+    )
+    target_points = torch.from_numpy(target.keypoints).float()
+    image_points = torch.from_numpy(np.concatenate([square.keypoints for square in squares])).float()
+    return {
+        "latents_mean": mean[0],
+        "latents_std": std[0],
+        "prompt_latents_mean": prompt_mean,
+        "prompt_latents_std": prompt_std,
+        "image_tokens": tokens[0],
+        "boxes": boxes,
+        "target_keypoints": target_points[..., :2],
+        "image_keypoints": image_points[..., :2],
+        "visible": (target_points[..., 2] > 0) & (image_points[..., 2] > 0),
+        "object_mask": torch.from_numpy(target.masks.any(0)),
+        "time_ids": torch.tensor([original_height, original_width, 0, 0, resolution, resolution], dtype=torch.float32),
+    }
+
+
+_PER_OBJECT = ("prompt_latents_mean", "prompt_latents_std", "boxes", "target_keypoints", "image_keypoints", "visible")
+
+
+def _pad(draw: dict[str, torch.Tensor], most: int) -> dict[str, torch.Tensor]:
+    """Add absent objects: an all-zero box lets no query see them, and no keypoint of theirs counts."""
+    objects = draw["boxes"].shape[0]
+    tokens = draw["image_tokens"]
+    per_object = (tokens.shape[0] - 4) // objects
+
+    def grow(tensor: torch.Tensor, count: int) -> torch.Tensor:
+        return torch.cat((tensor, tensor.new_zeros(count, *tensor.shape[1:])))
+
+    padded = {name: grow(value, most - objects) if name in _PER_OBJECT else value for name, value in draw.items()}
+    return padded | {"image_tokens": grow(tokens, per_object * (most - objects))}
+
+
+def _pixels(images: Sequence[Any]) -> torch.Tensor:
+    array = np.stack([np.asarray(image) for image in images])
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def check_finite(frozen: dict[str, torch.Tensor], where: Path) -> None:
+    """Raises InputError when a frozen network gave NaN or infinity (a damaged bundle, or fp16 overflow)."""
+    for name, tensor in frozen.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{where}: the frozen networks gave NaN in {name}; try --precision bf16 or fp32")

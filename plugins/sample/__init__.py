@@ -1,0 +1,33 @@
+"""Stage ``sample``: prompts with pictures of individuals -> pictures of those individuals in the relation."""
+
+import click
+
+from rbctl.options import config_options
+from rbctl.plugins.sample.config import SampleConfig
+
+
+@click.command("sample")
+@config_options(SampleConfig)
+def command(config: SampleConfig) -> None:
+    """Sample pictures from PROMPTS, a prompts.txt or a YAML file.
+
+    One prompt a line, the individuals' pictures inline; the relation's LoRA is found in the runs folder and its layout
+    prior places the boxes. Out: PNGs, grid.png and metadata.jsonl in runs/sample/NAME. The same command again makes
+    only what is missing.
+
+    \b
+      A {cat: pets/tom.jpg} is riding a {plush bear: toys/bear.png} --d 7 --s 30 --n "lowres"
+      A {cat: pets/tom.jpg} hugs a {dog: pets/rex.jpg} --box 0.05,0.2,0.55,0.9 --box 0.45,0.2,0.95,0.9
+
+    \b
+    Options of a line: --n negative prompt, --w --h size, --d seed, --l guidance scale, --s steps, --images,
+    --relation, --lora PATH[:WEIGHT], --box x0,y0,x1,y1 (once an object), --scale (gamma), --subject-scale a,b
+
+    \b
+      rbctl sample prompts.txt
+      rbctl sample prompts.txt --bundle sdxl --batch-size 4 --images 2 --lora none
+      rbctl sample --config example_two_objects.yaml --lora runs/finetune/hug/lora.safetensors
+    """
+    from rbctl.plugins.sample.run import run
+
+    click.echo(run(config))

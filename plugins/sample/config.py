@@ -1,0 +1,57 @@
+"""Options of ``rbctl sample``. What a prompt says on its own line wins over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rbctl.options import option
+
+NEGATIVE_PROMPT = "monochrome, lowres, bad anatomy, worst quality, low quality"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What to sample, with what, and how."""
+
+    prompts: Path | None = option(None, "Prompts file, .txt or .yaml.", argument=True)
+    config: Path | None = option(None, "Instead of PROMPTS: one inference configuration of the official code.")
+    bundle: str = option("sdxl", "Base model: a name of 'rbctl models list', or a folder.")
+    output: Path | None = option(None, "Folder of the pictures. [default: runs/sample/NAME]")
+    relation: str | None = option(None, "Relation of prompts that name none. [default: the one their words express]")
+    lora: str | None = option(
+        None, "Relation LoRA, PATH; 'none' samples the base model. [default: runs/finetune/RELATION/lora.safetensors]"
+    )
+    lora_weight: float = option(1.0, "Weight of that LoRA.", min=0.0, max=4.0)
+
+    width: int | None = option(None, "Pixels, a multiple of 8. [default: the bundle's]", min=64)
+    height: int | None = option(None, "Pixels, a multiple of 8. [default: the bundle's]", min=64)
+    steps: int = option(30, "Denoising steps.", min=1, max=1000)
+    guidance_scale: float = option(5.0, "Classifier-free guidance; 1 is none and half the work.", min=0.0, max=100.0)
+    negative_prompt: str = option(NEGATIVE_PROMPT, "What guidance leads away from.")
+    seed: int = option(42, "Seed of a prompt's first picture; the next ones count up.", min=0)
+    images: int = option(1, "Pictures per prompt.", min=1)
+    scale: float | None = option(
+        None, "Weight of the image branch (gamma). [default: the bundle's, 0.6 for SDXL]", min=0
+    )
+    local_tokens: Literal["own", "first_image", "none"] = option(
+        "own", "Local tokens: each object's own, the first object's for all (official code), or none."
+    )
+    pseudo_mask_step: int = option(
+        0, "From this step on the objects' text-attention maps replace the boxes; 0 keeps the boxes.", min=0
+    )
+
+    batch_size: int = option(4, "Pictures sampled at once; changes the speed and the memory, not the pictures.", min=1)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on CUDA, fp32 on the CPU.")
+    attention: Literal["auto", "eager", "sdpa", "xformers"] = option("auto", "Attention backend; see 'rbctl doctor'.")
+    compile: bool = option(False, "Compile the UNet's transformer blocks: a slow start, then faster steps.")
+
+    def __post_init__(self) -> None:
+        if (self.prompts is None) == (self.config is None):
+            raise ValueError("give either PROMPTS, a prompts file, or --config")
+        for name in ("width", "height"):
+            value = getattr(self, name)
+            if value is not None and value % 8:
+                raise ValueError(f"--{name} {value}: must be a multiple of 8")

@@ -1,0 +1,173 @@
+"""From prompts to jobs: every default filled in, LoRA and boxes found, each picture named by all that makes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rbctl import layout
+from rbctl.errors import InputError
+from rbctl.files import sha256
+from rbctl.layout import LayoutPrior
+from rbctl.lora import LoraFile
+from rbctl.plugins.sample.config import SampleConfig
+from rbctl.prompts import Prompt, PromptObject
+from rbctl.relations import Relation, find_relation, load_relation, shipped
+from rbctl.runs import RUNS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One picture to make, with everything it needs.
+
+    Attributes:
+        objects: each with its box.
+        scale: gamma, the weight of an object's image tokens unless it has its own ``subject_scale``.
+        lora: path, None for the base model.
+        prompt_number: which prompt of the file, from 1.
+        record: the picture's metadata; ``fingerprint`` in it names all that the pixels depend on.
+    """
+
+    text: str
+    objects: tuple[PromptObject, ...]
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    scale: float
+    seed: int
+    relation: str | None
+    lora: str | None
+    lora_weight: float
+    prompt_number: int
+    file_name: str
+    record: dict[str, Any]
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Jobs of one kind can be sampled in one batch."""
+        plain = not self.objects
+        return self.lora, self.lora_weight, self.width, self.height, self.steps, self.guidance_scale == 1, plain
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What the bundle says where neither the prompt nor a flag does."""
+
+    resolution: int
+    gamma: float
+    bundle: str
+    bundle_fingerprint: str
+
+
+def relation_of(prompt: Prompt, config: SampleConfig) -> tuple[Relation | None, bool]:
+    """The prompt's relation, and whether it was named (else its words express it)."""
+    if named := prompt.relation or config.relation:
+        return load_relation(named), True
+    return find_relation(prompt.text, [load_relation(name) for name in shipped()]), False
+
+
+def lora_of(prompt: Prompt, relation: Relation | None, config: SampleConfig) -> tuple[str | None, float]:
+    """Path and weight of the prompt's LoRA; None for the base model.
+
+    Raises:
+        InputError: the relation has no LoRA in the runs folder, or the file named is not there.
+    """
+    given, weight = (prompt.lora, prompt.lora_weight) if prompt.lora else (config.lora, config.lora_weight)
+    if given == "none" or (given is None and relation is None):
+        return None, 1.0
+    if given is None:
+        assert relation is not None
+        path = RUNS / "finetune" / relation.name / "lora.safetensors"
+        if not path.is_file():
+            raise InputError(
+                f"{prompt.source}: no LoRA of relation {relation.name!r} in {RUNS / 'finetune'}; "
+                f"run 'rbctl finetune --relation {relation.name}', name one with --lora, or take --lora none"
+            )
+        return str(path), weight
+    if not Path(given).is_file():
+        raise InputError(f"{prompt.source}: no LoRA file {given}; give its path, or --lora none for the base model")
+    return given, weight
+
+
+def plan(prompts: Sequence[Prompt], config: SampleConfig, defaults: Defaults, loras: dict[str, LoraFile]) -> list[Job]:
+    """All jobs in order. ``loras`` holds every LoRA file of :func:`lora_of` by path."""
+    jobs = []
+    digests = {thing.image: sha256(thing.image) for prompt in prompts for thing in prompt.objects}
+    lora_digests = {path: sha256(Path(path)) for path in loras}
+    for number, prompt in enumerate(prompts, 1):
+        relation, _ = relation_of(prompt, config)
+        path, weight = lora_of(prompt, relation, config)
+        boxes, boxes_from = _boxes(prompt, relation, loras[path] if path else None)
+        objects = tuple(dataclasses.replace(o, box=box) for o, box in zip(prompt.objects, boxes, strict=True))
+        facts: dict[str, Any] = {
+            "text": prompt.text,
+            "negative_prompt": _first(prompt.negative_prompt, config.negative_prompt),
+            "width": _first(prompt.width, config.width, defaults.resolution),
+            "height": _first(prompt.height, config.height, defaults.resolution),
+            "steps": _first(prompt.steps, config.steps),
+            "guidance_scale": _first(prompt.guidance_scale, config.guidance_scale),
+            "scale": _first(prompt.scale, config.scale, defaults.gamma),
+            "relation": relation.name if relation else None,
+            "lora": path,
+            "lora_weight": weight,
+        }
+        first_seed = _first(prompt.seed, config.seed)
+        for image in range(_first(prompt.images, config.images)):
+            record = {
+                **facts,
+                "seed": first_seed + image,
+                "objects": [
+                    {**dataclasses.asdict(o), "image": str(o.image), "image_hash": digests[o.image]} for o in objects
+                ],
+                "predicate": relation.predicate if relation else None,
+                "boxes_from": boxes_from,
+                "lora_hash": lora_digests.get(path or ""),
+                "bundle": defaults.bundle,
+                "bundle_fingerprint": defaults.bundle_fingerprint,
+                "local_tokens": config.local_tokens,
+                "pseudo_mask_step": config.pseudo_mask_step,
+                "source": prompt.source,
+            }
+            record["fingerprint"] = _fingerprint(record)
+            jobs.append(
+                Job(
+                    **facts,
+                    objects=objects,
+                    seed=first_seed + image,
+                    prompt_number=number,
+                    file_name=f"{number:04d}-{image}.png",
+                    record=record,
+                )
+            )
+    return jobs
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _boxes(prompt: Prompt, relation: Relation | None, lora: LoraFile | None) -> tuple[Sequence[Any], str]:
+    """The objects' boxes, and whence they come."""
+    if all(thing.box is not None for thing in prompt.objects):
+        return [thing.box for thing in prompt.objects], "prompt"
+    stored = lora.metadata.get("rbctl.layout_prior") if lora else None
+    prior = LayoutPrior.from_json(stored, str(lora.path)) if stored and lora else None
+    return layout.boxes_for(len(prompt.objects), prior, relation)
+
+
+# What the record tells besides, without bearing on the pixels: names and paths of what is hashed.
+_NOT_PIXELS = ("lora", "bundle", "relation", "predicate", "boxes_from", "source")
+
+
+def _fingerprint(record: dict[str, Any]) -> str:
+    """SHA-256 over what the pixels depend on."""
+    depends = {key: value for key, value in record.items() if key not in _NOT_PIXELS}
+    depends["objects"] = [{k: v for k, v in entry.items() if k != "image"} for entry in record["objects"]]
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""A bundle: all frozen networks of a base model in one folder."""

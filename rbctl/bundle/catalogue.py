@@ -1,0 +1,302 @@
+"""Which bundles there are, where each part comes from, and what a bundle folder on this machine holds.
+
+Nothing here touches the network or imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rbctl.errors import InputError
+from rbctl.files import read_json, sha256, write_json
+from rbctl.options import nearest
+
+MANIFEST = "bundle.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """One part of a bundle and its public source.
+
+    Attributes:
+        target: folder or file in the bundle that it becomes.
+        repo_id: repository on the hub; None: no public source is known, each user brings the file.
+        revision: commit (pinned), or a branch whose commit at the time of the pull is recorded.
+        files: (path in the repository, path in the bundle); where ``convert`` is set the second is unused.
+        convert: what is made of the files: ``adapter`` or ``image_encoder`` (see convert.py); empty: taken as they are.
+        produces: paths in the bundle after a conversion.
+        licence: of the weights, as their publisher states it.
+        bytes: approximate size of the download.
+        note: what a user should know.
+    """
+
+    target: str
+    repo_id: str | None
+    revision: str = "main"
+    files: tuple[tuple[str, str], ...] = ()
+    convert: str = ""
+    produces: tuple[str, ...] = ()
+    licence: str
+    bytes: int
+    note: str = ""
+
+    @property
+    def pinned(self) -> bool:
+        """The revision is a commit, so everyone gets the same bytes."""
+        return bool(re.fullmatch(r"[0-9a-f]{40}", self.revision))
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Paths in the bundle once this part is there."""
+        return self.produces or tuple(place for _, place in self.files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleSpec:
+    """A bundle of the catalogue; ``resolution`` is the side in pixels its base was made for."""
+
+    name: str
+    description: str
+    resolution: int
+    components: tuple[Component, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Approximate size of the whole download."""
+        return sum(c.bytes for c in self.components if c.repo_id)
+
+
+def _sdxl(weights_suffix: str, size: int) -> Component:
+    """SDXL base. The VAE is taken in full precision either way: it overflows in half."""
+    plain = [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    for n in ("", "_2"):
+        plain.append(f"text_encoder{n}/config.json")
+        tokenizer = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+        plain += [f"tokenizer{n}/{file}" for file in tokenizer]
+    heavy = ("unet/diffusion_pytorch_model", "text_encoder/model", "text_encoder_2/model")
+    return Component(
+        target=".",
+        repo_id="stabilityai/stable-diffusion-xl-base-1.0",
+        revision="462165984030d82259a11f4367a4eed129e94a7b",
+        files=(
+            *((path, path) for path in plain),
+            *((f"{stem}{weights_suffix}.safetensors", f"{stem}.safetensors") for stem in heavy),
+        ),
+        licence="CreativeML Open RAIL++-M",
+        bytes=size,
+    )
+
+
+_ADAPTER = Component(
+    target="ms_adapter.safetensors",
+    repo_id="doge1516/MS-Diffusion",
+    files=(("ms_adapter.bin", ""),),
+    convert="adapter",
+    produces=("ms_adapter.safetensors", "ms_adapter_config.json"),
+    licence="Apache-2.0",
+    bytes=1_840_000_000,
+)
+_LOCAL_ENCODER = Component(
+    target="clipself",
+    repo_id=None,
+    licence="not stated; the CLIPSelf code is for non-commercial use",
+    bytes=10_160_000_000,
+    note="the CLIPSelf local encoder (epoch_6.pt) has no public address known to this catalogue; "
+    "add a copy of yours with 'rbctl models import FOLDER --local-encoder epoch_6.pt', "
+    "or run with --local-tokens none",
+)
+
+CATALOGUE: dict[str, BundleSpec] = {
+    spec.name: spec
+    for spec in (
+        BundleSpec(
+            name="sdxl",
+            description="SDXL 1.0 with the MS-Diffusion adapter and CLIP bigG, full precision",
+            resolution=1024,
+            components=(
+                _sdxl("", 13_880_000_000),
+                Component(
+                    target="clip_vision",
+                    repo_id="laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+                    revision="8c7a3583335de4dba1b07182dbf81c75137ce67b",
+                    files=tuple(
+                        (path, "")
+                        for path in (
+                            "config.json",
+                            "pytorch_model.bin.index.json",
+                            "pytorch_model-00001-of-00002.bin",
+                            "pytorch_model-00002-of-00002.bin",
+                        )
+                    ),
+                    convert="image_encoder",
+                    produces=("clip_vision/config.json", "clip_vision/model.safetensors"),
+                    licence="MIT",
+                    bytes=10_160_000_000,
+                ),
+                _ADAPTER,
+                _LOCAL_ENCODER,
+            ),
+        ),
+        BundleSpec(
+            name="sdxl-fp16",
+            description="the same in half precision (VAE and adapter full): half the disk, for GPU sampling",
+            resolution=1024,
+            components=(
+                _sdxl(".fp16", 7_110_000_000),
+                Component(
+                    target="clip_vision",
+                    repo_id="h94/IP-Adapter",
+                    revision="018e402774aeeddd60609b4ecdb7e298259dc729",
+                    files=tuple(
+                        (f"sdxl_models/image_encoder/{file}", f"clip_vision/{file}")
+                        for file in ("config.json", "model.safetensors")
+                    ),
+                    licence="Apache-2.0",
+                    bytes=3_690_000_000,
+                    note="the image tower of CLIP bigG alone, as IP-Adapter ships it",
+                ),
+                _ADAPTER,
+                _LOCAL_ENCODER,
+            ),
+        ),
+    )
+}
+
+# What a folder must hold to be a bundle: part -> groups of patterns; a file must match one of each group.
+_NETWORK = (("config.json",), ("*.safetensors", "*.bin"))
+_REQUIRED: dict[str, tuple[tuple[str, ...], ...]] = {
+    **dict.fromkeys(("unet", "vae", "text_encoder", "text_encoder_2", "clip_vision"), _NETWORK),
+    "tokenizer": (("vocab.json", "tokenizer.json"),),
+    "tokenizer_2": (("vocab.json", "tokenizer.json"),),
+    "scheduler": (("scheduler_config.json",),),
+    ".": (("ms_adapter.safetensors", "ms_adapter.bin"),),
+}
+
+
+def size_text(count: float) -> str:
+    """Bytes as people read them: ``14.9 GB``."""
+    unit = "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if count < 1000:
+            break
+        count, unit = count / 1000, larger
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def bundles_root() -> Path:
+    """Where bundles lie: $RBCTL_BUNDLES; else ./bundles where there is one; else ~/.cache/rbctl/bundles."""
+    if given := os.environ.get("RBCTL_BUNDLES"):
+        return Path(given)
+    here = Path("bundles")
+    return here if here.is_dir() else Path.home() / ".cache" / "rbctl" / "bundles"
+
+
+def contents(folder: Path) -> list[str]:
+    """Paths of the files of a bundle, sorted, without hidden ones and the manifest."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts) and p.name != MANIFEST
+    )
+
+
+def missing_parts(folder: Path) -> list[str]:
+    """Names of the parts that a bundle needs and ``folder`` lacks; the local encoder is not needed."""
+
+    def has(part: str, patterns: tuple[str, ...]) -> bool:
+        return any(next((folder / part).glob(pattern), None) for pattern in patterns)
+
+    gaps = [part for part, groups in _REQUIRED.items() if not all(has(part, patterns) for patterns in groups)]
+    return ["ms_adapter" if part == "." else part for part in gaps]
+
+
+def has_local_encoder(folder: Path) -> bool:
+    """The bundle holds the CLIPSelf encoder, so local tokens can be had."""
+    return any((folder / "clipself" / file).is_file() for file in ("model.safetensors", "epoch_6.pt"))
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """What ``bundle.json`` says of each file, {path: {sha256, size, ...}}; empty where there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(e, dict) and "sha256" in e for e in files.values()):
+        raise InputError(f"{path}: not a bundle's manifest; delete it and pull or import the bundle again")
+    return files
+
+
+def record(folder: Path, name: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add files to ``bundle.json``.
+
+    Args:
+        name: of the bundle.
+        entries: {path: where it comes from}; size and SHA-256 are taken from the file unless given.
+    """
+    files = read_manifest(folder)
+    for path, origin in entries.items():
+        digest = origin.get("sha256") or sha256(folder / path)
+        files[path] = {**origin, "size": (folder / path).stat().st_size, "sha256": digest}
+    write_json(folder / MANIFEST, {"bundle": name, "files": dict(sorted(files.items()))})
+
+
+def _gaps_text(gaps: Iterable[str]) -> str:
+    return ", ".join(gaps) + " missing"
+
+
+def place(name_or_folder: str | Path) -> Path:
+    """Where a bundle is or would be: a folder that exists, else a bare name under ``bundles_root()``, else the path."""
+    given = Path(name_or_folder)
+    return given if given.is_dir() or given.name != str(name_or_folder) else bundles_root() / given
+
+
+def resolve(name_or_folder: str | Path) -> Path:
+    """The folder of a bundle, by its path or by a name under ``bundles_root()``.
+
+    Raises:
+        InputError: it is not there (the command that gets it and its size are told), or parts of it are missing.
+    """
+    name, root, folder = str(name_or_folder), bundles_root(), place(name_or_folder)
+    known = CATALOGUE.get(name)
+    if known and not folder.is_dir():
+        size = size_text(known.bytes)
+        raise InputError(f"bundle {name!r} is not here; get it with 'rbctl models pull {name}' ({size})")
+    if not folder.is_dir():
+        here = [f.name for f in root.iterdir() if f.is_dir()] if root.is_dir() else []
+        hint = nearest(name, [*CATALOGUE, *here]) or "; 'rbctl models list' shows what there is"
+        raise InputError(f"{name}: no such bundle or folder{hint}")
+    if gaps := missing_parts(folder):
+        mend = f"'rbctl models pull {name}' goes on" if known else "'rbctl models import' adds parts"
+        raise InputError(f"{folder}: not a whole bundle ({_gaps_text(gaps)}); {mend}")
+    return folder
+
+
+def state(folder: Path) -> str:
+    """One line on a bundle folder: whole or which parts are missing, size, place."""
+    gaps = missing_parts(folder)
+    local = "" if has_local_encoder(folder) else ", no local encoder"
+    size = size_text(sum((folder / path).stat().st_size for path in contents(folder)))
+    return f"{_gaps_text(gaps) if gaps else 'complete'}{local}, {size}, {folder}"
+
+
+def survey() -> list[tuple[str, str]]:
+    """(name, state) of every bundle of the catalogue and of every other one under ``bundles_root()``."""
+    root = bundles_root()
+    found = {f.name: state(f) for f in sorted(root.iterdir()) if f.is_dir() and contents(f)} if root.is_dir() else {}
+    absent = {n: f"not here; 'rbctl models pull {n}' ({size_text(s.bytes)})" for n, s in CATALOGUE.items()}
+    return list({**absent, **found}.items())

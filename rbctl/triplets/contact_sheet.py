@@ -1,0 +1,137 @@
+"""One picture of a whole set of triplets, to see at a glance whether the annotations sit where they should."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from rbctl.files import atomic_write
+from rbctl.triplets.geometry import Annotated, image_prompt, resize, target
+from rbctl.triplets.keypoints import ABSENT, OCCLUDED, SKELETON
+from rbctl.triplets.triplet import Triplet
+
+_HEIGHT = 384  # of every picture, px
+_GAP = 12
+_MARGIN = 28
+_ROW_GAP = 34
+_FINE = 2  # overlays are drawn this much larger and shrunk, for smooth lines
+
+_PAPER, _INK, _FAINT = (255, 255, 255), (28, 30, 34), (120, 124, 130)
+_COLOURS = ((37, 99, 235), (234, 88, 12), (22, 163, 74), (192, 38, 211), (202, 138, 4), (8, 145, 178))  # per object
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def contact_sheet(triplets: Sequence[Triplet], path: Path) -> None:
+    """Write a PNG with a row per triplet: the target, the image prompts, and the prompt below.
+
+    In the target each object has its colour, for mask, box, skeleton and name; its image prompt has the same one.
+    Keypoints that are occluded are hollow.
+
+    Raises:
+        InputError: a picture cannot be read, or ``path`` cannot be written.
+    """
+    rows = [_row(triplet) for triplet in triplets]
+    width = max((row.width for row in rows), default=0) + 2 * _MARGIN
+    captions = [_caption(triplet, width - 2 * _MARGIN) for triplet in triplets]
+    pieces = [piece for pair in zip(rows, captions, strict=True) for piece in pair]
+    height = sum(piece.height for piece in pieces) + len(rows) * _ROW_GAP + 2 * _MARGIN - _ROW_GAP
+    sheet = Image.new("RGB", (width, max(height, 1)), _PAPER)
+    top = _MARGIN
+    for row, caption in zip(rows, captions, strict=True):
+        sheet.paste(row, (_MARGIN, top))
+        sheet.paste(caption, (_MARGIN, top + row.height))
+        top += row.height + caption.height + _ROW_GAP
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, format="PNG", compress_level=3)  # three times faster, a tenth larger
+
+
+def _row(triplet: Triplet) -> Image.Image:
+    tags = [f"{thing.name} · {thing.role}" for thing in triplet.objects]
+    colours = [_COLOURS[k % len(_COLOURS)] for k in range(len(tags))]
+    pictures = [_picture(target(triplet), tags, colours, outlined=True)]
+    for thing, colour in zip(triplet.objects, colours, strict=True):
+        pictures.append(_picture(image_prompt(thing), [thing.name], [colour], outlined=False))
+    row = Image.new("RGB", (sum(p.width + _GAP for p in pictures) - _GAP, _HEIGHT), _PAPER)
+    left = 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width + _GAP
+    return row
+
+
+def _picture(a: Annotated, tags: list[str], colours: list[tuple[int, int, int]], outlined: bool) -> Image.Image:
+    """One picture with its objects drawn over it; ``outlined`` adds masks and boxes."""
+    width = max(1, round(a.image.width * _HEIGHT / a.image.height))
+    a = resize(a, width * _FINE, _HEIGHT * _FINE)
+    image = a.image
+    if outlined:
+        for mask, colour in zip(a.masks, colours, strict=True):
+            veil = Image.fromarray(mask.astype(np.uint8) * 56)
+            image = Image.composite(Image.new("RGB", image.size, colour), image, veil)
+    pen = ImageDraw.Draw(image)
+    for box, keypoints, colour in zip(a.boxes, a.keypoints, colours, strict=True):
+        if outlined and box.any():
+            x0, y0, x1, y1 = box * (*image.size, *image.size)
+            pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=2 * _FINE)
+        _skeleton(pen, keypoints * (*image.size, 1), colour)
+    image = image.resize((width, _HEIGHT), Image.Resampling.LANCZOS)
+    _tags(image, tags, a.boxes, colours)
+    return image
+
+
+def _skeleton(pen: ImageDraw.ImageDraw, keypoints: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Draw bones and joints; ``keypoints`` is (17, 3) in pixels."""
+    for start, end in SKELETON:
+        if keypoints[start, 2] != ABSENT and keypoints[end, 2] != ABSENT:
+            bone = (*keypoints[start, :2], *keypoints[end, :2])
+            pen.line(bone, fill=_PAPER, width=5 * _FINE)  # a white edge, so that it shows on any fur
+            pen.line(bone, fill=colour, width=3 * _FINE)
+    for x, y, visibility in keypoints:
+        if visibility != ABSENT:
+            inside = _PAPER if visibility == OCCLUDED else colour
+            edge = colour if visibility == OCCLUDED else _PAPER
+            pen.circle((x, y), 4.5 * _FINE, fill=inside, outline=edge, width=round(1.5 * _FINE))
+
+
+def _tags(image: Image.Image, tags: list[str], boxes: np.ndarray, colours: list[tuple[int, int, int]]) -> None:
+    """Write each object's name on top of its box, or in it where there is no room, lower where another name stands."""
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(size=15)
+    taken: list[tuple[float, float, float, float]] = []
+    for tag, box, colour in zip(tags, boxes, colours, strict=True):
+        width, height = pen.textlength(tag, font) + 14, 24
+        x = max(0, min(box[0] * image.width, image.width - width))
+        y = max(0, box[1] * image.height - height)
+        while any(x < x1 and x0 < x + width and y < y1 and y0 < y + height for x0, y0, x1, y1 in taken):
+            y += height
+        taken.append((x, y, x + width, y + height))
+        pen.rectangle((x, y, x + width, y + height), fill=colour)
+        pen.text((x + 7, y + height / 2), tag, fill=_PAPER, font=font, anchor="lm")
+
+
+def _caption(triplet: Triplet, width: int) -> Image.Image:
+    """The prompt, and below it in grey the triplet's id and predicate."""
+    large, small = ImageFont.load_default(size=20), ImageFont.load_default(size=15)
+    lines = [(line, large, _INK, 28) for line in _wrapped(triplet.prompt, large, width)]
+    below = f"{triplet.id}  ·  {triplet.predicate or 'no predicate'}"
+    lines += [(line, small, _FAINT, 22) for line in _wrapped(below, small, width)]
+    caption = Image.new("RGB", (width, 10 + sum(height for *_, height in lines)), _PAPER)
+    pen, top = ImageDraw.Draw(caption), 10
+    for line, font, colour, height in lines:
+        pen.text((0, top + height / 2), line, fill=colour, font=font, anchor="lm")
+        top += height
+    return caption
+
+
+def _wrapped(text: str, font: Font, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

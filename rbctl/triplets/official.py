@@ -1,0 +1,200 @@
+"""The layout of the official implementation.
+
+::
+
+    prompts.json                {"0": {"prompt": ..., "entities": ["lion", "polar bear"], "predicate": ["hug"]}, ...}
+    videos/<id>/motion.png      the target; may be WebP in truth
+    videos/<id>/motion_keyposes.pth (N, 17, 2)
+    videos/<id>/concept0.png    concept_keyposes_one.pth (1, 17, 2)    masks/<id>/motion0.png    the first object
+    videos/<id>/concept1.png    concept_keyposes_two.pth               masks/<id>/motion1.png    the second; and so on
+
+A single object is called ``entity``, with ``concept.png``, ``concept_keyposes.pth`` and ``masks/<id>/motion.png``.
+There are neither boxes (they come from the masks) nor visibilities (all keypoints count as visible).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rbctl.errors import InputError
+from rbctl.files import read_json, read_torch
+from rbctl.triplets.keypoints import KEYPOINTS, VISIBLE, absent, misplaced
+from rbctl.triplets.masks import box_of, read_mask
+from rbctl.triplets.problem import NO_BOX, NOWHERE, Problem, Reporter, Sink, refuse
+from rbctl.triplets.triplet import Box, Triplet, TripletObject
+
+PROMPTS = "prompts.json"
+VIDEOS = "videos"
+
+_NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of one object."""
+
+    concept: Path
+    keypoints: Path
+    mask: Path
+
+
+def read(folder: Path, sink: Sink = refuse, predicate: str = "") -> Iterator[tuple[Triplet, Reporter]]:
+    """Read the triplets of an official folder one by one, each with who tells of its problems.
+
+    Args:
+        folder: holds ``prompts.json`` and ``videos/``.
+        sink: is told each problem; a sink that returns gets triplets with holes (see ``problem``).
+        predicate: for triplets that state none.
+
+    Raises:
+        InputError: there is no readable ``prompts.json``; with the strict sink, any problem.
+    """
+    path = folder / PROMPTS
+    prompts = read_json(path)
+    if not isinstance(prompts, dict):
+        raise InputError(f"{path}: a JSON object was expected, the folders of {VIDEOS}/ as its keys")
+    for name, entry in prompts.items():
+        reporter = Reporter(name, str(path), sink)
+        if not name.strip(".") or "/" in name or "\\" in name:
+            reporter.error("is no folder's name")
+        elif not isinstance(entry, dict):
+            reporter.error(f"an object with prompt, entities and predicate was expected, not {entry!r}")
+        else:
+            yield _triplet(folder, name, entry, reporter, predicate), reporter
+    for video in sorted((folder / VIDEOS).iterdir()):
+        if video.is_dir() and video.name not in prompts:
+            what, mend = f"{PROMPTS} does not name this folder, so it is left out", "add its prompt, or remove it"
+            sink(Problem(triplet=video.name, file=str(video), what=what, mend=mend, level="warning"))
+
+
+def _triplet(folder: Path, name: str, entry: dict[str, Any], reporter: Reporter, predicate: str) -> Triplet:
+    video, masks = folder / VIDEOS / name, folder / "masks" / name
+    names = _entities(entry, reporter) or [""] * max(1, len(list(video.glob("concept*.png"))))
+    files = [_single(video, masks)] if len(names) == 1 else [_one_of(video, masks, k) for k in range(len(names))]
+    _leftovers(video, masks, files, reporter)
+    targets = _keypoints(video / "motion_keyposes.pth", names, reporter)
+    return Triplet(
+        id=name,
+        target=_picture(video / "motion.png", reporter),
+        prompt=_prompt(entry, reporter),
+        predicate=_predicate(entry, reporter) or predicate,
+        objects=tuple(_object(words, k, files[k], targets[k], reporter) for k, words in enumerate(names)),
+    )
+
+
+def _object(name: str, number: int, files: _Files, target_keypoints: np.ndarray, reporter: Reporter) -> TripletObject:
+    mask, box = _mask(files.mask, reporter)
+    return TripletObject(
+        name=name,
+        role=("subject", "object")[number] if number < 2 else f"object{number}",
+        image=_picture(files.concept, reporter),
+        mask=mask,
+        box=box,
+        target_keypoints=target_keypoints,
+        image_keypoints=_keypoints(files.keypoints, [name], reporter)[0],
+    )
+
+
+def _single(video: Path, masks: Path) -> _Files:
+    numbered = _one_of(video, masks, 0)
+
+    def either(path: Path, other: Path) -> Path:
+        return other if other.exists() and not path.exists() else path
+
+    return _Files(
+        either(video / "concept.png", numbered.concept),
+        either(video / "concept_keyposes.pth", numbered.keypoints),
+        either(masks / "motion.png", numbered.mask),
+    )
+
+
+def _one_of(video: Path, masks: Path, k: int) -> _Files:
+    return _Files(video / f"concept{k}.png", video / f"concept_keyposes_{_NUMBERS[k]}.pth", masks / f"motion{k}.png")
+
+
+def _leftovers(video: Path, masks: Path, files: list[_Files], reporter: Reporter) -> None:
+    """Tell files that belong to no entity: the counts do not agree."""
+    used = {path for thing in files for path in (thing.concept, thing.keypoints, thing.mask)}
+    for path in sorted({*video.glob("concept*.png"), *video.glob("concept_keyposes*.pth"), *masks.glob("motion*.png")}):
+        if path not in used:
+            named = "1 entity" if len(files) == 1 else f"{len(files)} entities"
+            reporter.error(f"belongs to none of the {named}", f"name its entity in {PROMPTS}, or remove it", file=path)
+
+
+def _entities(entry: dict[str, Any], reporter: Reporter) -> list[str]:
+    value = entry.get("entities", entry.get("entity"))
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n.strip() for n in names):
+        reporter.error(f"entities: {'is missing' if value is None else f'names were expected, not {value!r}'}")
+        return []
+    if len(names) > len(_NUMBERS):
+        reporter.error(f"entities: {len(names)} are more than the {len(_NUMBERS)} that file names can number")
+    return names[: len(_NUMBERS)]
+
+
+def _prompt(entry: dict[str, Any], reporter: Reporter) -> str:
+    value = entry.get("prompt")
+    if isinstance(value, str) and value.strip():
+        return value
+    reporter.error(f"prompt: {'is missing' if value is None else f'words were expected, not {value!r}'}")
+    return ""
+
+
+def _predicate(entry: dict[str, Any], reporter: Reporter) -> str:
+    value = entry.get("predicate") or []
+    words = [value] if isinstance(value, str) else value
+    if isinstance(words, list) and all(isinstance(word, str) for word in words):
+        return " ".join(words).strip()
+    reporter.error(f"predicate: words were expected, not {value!r}")
+    return ""
+
+
+def _picture(path: Path, reporter: Reporter) -> Path:
+    if path.is_file():
+        return path
+    reporter.error("no such file", file=path)
+    return NOWHERE
+
+
+def _mask(path: Path, reporter: Reporter) -> tuple[Path, Box]:
+    try:
+        box = box_of(read_mask(path))
+    except InputError as error:
+        reporter.failed(error, path)
+        return NOWHERE, NO_BOX
+    if box == NO_BOX:
+        reporter.error("the mask is empty: no pixel is 128 or brighter", "paint the object white", file=path)
+        return NOWHERE, NO_BOX
+    return path, box
+
+
+def _keypoints(path: Path, names: list[str], reporter: Reporter) -> np.ndarray:
+    """(N, 17, 3) float32, a row per name; a row that cannot be used is absent."""
+    holes = np.stack([absent() for _ in names])
+    try:
+        content = read_torch(path)
+    except InputError as error:
+        reporter.failed(error, path)
+        return holes
+    if not hasattr(content, "detach"):
+        reporter.error(f"a tensor was expected, not {type(content).__name__}", file=path)
+        return holes
+    points = content.detach().float().numpy()
+    if points.shape == (len(KEYPOINTS), 2):
+        points = points[None]
+    expected = (len(names), len(KEYPOINTS), 2)
+    if points.shape != expected:
+        found = tuple(content.shape)
+        reporter.error(f"shape {found}, but {expected} was expected: entities, keypoints, x and y", file=path)
+        return holes
+    keypoints = np.concatenate([points, np.full((*points.shape[:2], 1), VISIBLE)], axis=2).astype(np.float32)
+    for k, name in enumerate(names):
+        if wrong := misplaced(keypoints[k]):
+            reporter.error(f"{name or f'object {k}'}: {wrong}", "x and y are relative, from 0 to 1", file=path)
+            keypoints[k] = absent()
+    return keypoints

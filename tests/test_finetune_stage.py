@@ -1,0 +1,293 @@
+"""``rbctl finetune`` as a user runs it: learning, interruption, resuming, and every way it can go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import run, start
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from rbctl.layout import LayoutPrior
+from rbctl.triplets import data_hash, load
+
+
+@pytest.fixture(scope="session")
+def triplets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn triplets in our own format."""
+    from rbctl.plugins.demo.run import write_triplets
+
+    folder = tmp_path_factory.mktemp("triplets") / "hug"
+    write_triplets(folder)
+    return folder
+
+
+class Road:
+    """One set of arguments, in one folder."""
+
+    def __init__(self, bundle: Path, data: Path, folder: Path) -> None:
+        self.bundle, self.data, self.folder = bundle, data, folder
+        self.log = folder / "log.txt"
+
+    def arguments(self, output: str, **options: Any) -> list[object]:
+        chosen = {
+            "relation": "hug",
+            "data": self.data,
+            "bundle": self.bundle,
+            "output": self.folder / output,
+            "steps": 12,
+            "batch_size": 2,
+            "gradient_accumulation": 1,
+            "checkpoint_every": 2,
+            "learning_rate": 1e-3,
+            **options,
+        }
+        flags: list[object] = ["finetune"]
+        for name, value in chosen.items():
+            flags += [f"--{name.replace('_', '-')}", value]
+        return flags
+
+    def __call__(self, output: str, file_limit: int | None = None, **options: Any) -> int:
+        return run(self.arguments(output, **options), self.log, file_limit)
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def lora(self, output: str) -> Path:
+        return self.folder / output / "lora.safetensors"
+
+    def losses(self, output: str) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (self.folder / output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def road(tiny_bundle: Path, triplets: Path, tmp_path: Path) -> Road:
+    return Road(tiny_bundle, triplets, tmp_path)
+
+
+def test_the_run_folder_and_the_lora_file(road: Road, triplets: Path) -> None:
+    assert road("one", preview_every=6, preview_steps=2) == 0, road.said()
+    folder = road.folder / "one"
+    assert len(list((folder / "checkpoints").iterdir())) == 2
+    assert {p.name for p in (folder / "previews").iterdir()} == {f"step-{s:06d}.png" for s in (0, 6, 12)}
+    assert [row["step"] for row in road.losses("one")] == list(range(1, 13))
+    with safe_open(road.lora("one"), framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["rbctl.relation"] == "hug"
+    assert metadata["rbctl.data_hash"] == data_hash(load(triplets))
+    assert len(LayoutPrior.from_json(metadata["rbctl.layout_prior"]).boxes()) == 2
+    assert metadata["modelspec.architecture"].endswith("/lora")
+    assert metadata["ss_network_dim"] == "4"
+    # the saved recipe makes the same LoRA again
+    again = run(["finetune", "--recipe", folder / "recipe.yaml", "--output", road.folder / "two"], road.log)
+    assert again == 0, road.said()
+    assert road.lora("one").read_bytes() == road.lora("two").read_bytes()
+    # a finished run is not run again
+    before = road.lora("one").stat().st_mtime_ns
+    assert road("one") == 0
+    assert len(road.losses("one")) == 12
+    assert road.lora("one").stat().st_mtime_ns >= before
+
+
+def learning(rows: list[dict[str, float]]) -> tuple[float, float]:
+    """Mean loss of the first and last fifth of a run."""
+    fifth = len(rows) // 5
+    mean = [sum(r["loss"] for r in part) / fifth for part in (rows[:fifth], rows[-fifth:])]
+    return mean[0], mean[1]
+
+
+def test_the_loss_goes_down(road: Road) -> None:
+    options = {"steps": 50, "batch_size": 8, "learning_rate": 1e-2, "checkpoint_every": 0}
+    assert road("learn", **options) == 0, road.said()
+    first, last = learning(road.losses("learn"))
+    assert last < first
+
+
+def test_the_real_triplets_of_hug(road: Road, real_hug: Path) -> None:
+    options = {"steps": 50, "batch_size": 8, "learning_rate": 1e-2, "checkpoint_every": 0, "resolution": 128}
+    assert road("real", data=real_hug, **options) == 0, road.said()
+    first, last = learning(road.losses("real"))
+    assert last < first
+
+
+def test_killed_ten_times_and_resumed_it_ends_bit_for_bit_the_same(road: Road) -> None:
+    chance = random.Random(0)
+    options = {"steps": 40, "checkpoint_every": 3}
+    assert road("straight", **options) == 0, road.said()
+    kills = 0
+    while kills < 10:
+        process = start(road.arguments("killed", **options), road.log)
+        deadline = time.monotonic() + chance.uniform(0.3, 4.0)
+        while process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if not process.is_alive():
+            assert process.exitcode == 0, road.said()
+            shutil.rmtree(road.folder / "killed")  # it came through before its kill: once more
+            continue
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+    assert road("killed", **options) == 0, road.said()
+    assert road.lora("killed").read_bytes() == road.lora("straight").read_bytes()
+    assert [row["step"] for row in road.losses("killed")] == list(range(1, 41))
+
+
+def test_control_c_saves_and_the_same_command_goes_on(road: Road) -> None:
+    assert road("straight", steps=30) == 0, road.said()
+    process = start(road.arguments("stopped", steps=30, checkpoint_every=0), road.log)
+    metrics = road.folder / "stopped" / "metrics.jsonl"
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 5):
+        assert process.is_alive(), road.said()
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 130, road.said()
+    assert len(list((road.folder / "stopped" / "checkpoints").iterdir())) == 1
+    assert road("stopped", steps=30, checkpoint_every=0) == 0, road.said()
+    assert road.lora("stopped").read_bytes() == road.lora("straight").read_bytes()
+
+
+def test_the_last_checkpoint_survives_a_full_disk(road: Road) -> None:
+    assert road("straight", steps=8) == 0, road.said()
+    assert road("full", steps=4) == 0
+    checkpoints = road.folder / "full" / "checkpoints"
+    good = {p.name: p.read_bytes() for p in checkpoints.iterdir()}
+    road.log.write_text("")
+    assert road("full", steps=8, file_limit=min(map(len, good.values())) - 1000) == 2
+    assert road.said().count("no space left") == 1
+    assert "Traceback" not in road.said()
+    assert {p.name: p.read_bytes() for p in checkpoints.iterdir()} == good
+    assert road("full", steps=8) == 0, road.said()
+    assert load_equal(road.lora("full"), road.lora("straight"))
+
+
+def load_equal(one: Path, other: Path) -> bool:
+    a, b = load_file(one), load_file(other)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_two_processes_make_the_lora_of_one(road: Road) -> None:
+    assert road("one", steps=4, batch_size=4) == 0, road.said()
+    arguments = [str(a) for a in road.arguments("two", steps=4, batch_size=2, device="cpu")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*launcher, "-m", "rbctl", *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = load_file(road.lora("one")), load_file(road.lora("two"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_accumulated_micro_steps_equal_one_batch(road: Road) -> None:
+    assert road("batch", steps=4, batch_size=4) == 0, road.said()
+    assert road("micro", steps=4, batch_size=2, gradient_accumulation=2) == 0, road.said()
+    one, two = load_file(road.lora("batch")), load_file(road.lora("micro"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bf16"},
+        {"format": "kohya", "rank": 2, "alpha": 1.0},
+        {"kml_weight": 0.1, "kml_max_timestep": 333, "kml_gather": "as_code", "attention_loss_weight": 0.001},
+        {"augmentation_draws": 3, "local_tokens": "none"},
+        {"attention": "eager", "local_tokens": "first_image", "lr_scheduler": "cosine", "lr_warmup_steps": 2},
+    ],
+)
+def test_options(road: Road, options: dict[str, Any]) -> None:
+    assert road("run", steps=3, **options) == 0, road.said()
+    assert all(value.isfinite().all() for value in load_file(road.lora("run")).values())
+
+
+def test_gradient_checkpointing_changes_nothing(road: Road) -> None:
+    assert road("plain", steps=2) == 0, road.said()
+    flags = [*road.arguments("checkpointed", steps=2), "--gradient-checkpointing"]
+    assert run(flags, road.log) == 0, road.said()
+    one, two = load_file(road.lora("plain")), load_file(road.lora("checkpointed"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_single_objects_and_mixed_numbers_of_objects(road: Road, tmp_path: Path) -> None:
+    """One individual alone, and sets where triplets differ in their number of objects."""
+    mixed = tmp_path / "mixed"
+    shutil.copytree(road.data, mixed)
+    rows = [json.loads(line) for line in (mixed / "metadata.jsonl").read_text().splitlines()]
+    for row in rows[:2]:
+        row["objects"] = row["objects"][:1]
+    (mixed / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert road("mixed", data=mixed, steps=3) == 0, road.said()
+    (mixed / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    assert road("single", data=mixed, steps=3) == 0, road.said()
+
+
+def refused(road: Road, told: str, output: str = "bad", **options: Any) -> None:
+    """The command fails with one line that says ``told``, exit code 2, no traceback."""
+    road.log.write_text("")
+    assert road(output, **options) == 2, road.said()
+    errors = [line for line in road.said().splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, road.said()
+    assert told in errors[0]
+    assert "Traceback" not in road.said()
+
+
+def test_bad_input_is_one_line(road: Road, tmp_path: Path) -> None:
+    refused(road, "did you mean 'ride'", relation="ridee")
+    refused(road, "no such", data=tmp_path / "nowhere")
+    refused(road, "no such bundle", bundle="sdxxl")
+    refused(road, "rbctl models pull sdxl", bundle="sdxl")
+    refused(road, "multiple of 8", resolution=130)
+    refused(road, "CUDA", attention="xformers", device="cpu")
+    recipe = tmp_path / "typo.yaml"
+    recipe.write_text("finetune: {stepz: 3}\n")
+    refused(road, "did you mean 'steps'", recipe=recipe)
+    recipe.write_text("finetune: {steps: many}\n")
+    refused(road, "steps", recipe=recipe)
+    recipe.write_text("finetoon: {steps: 3}\n")
+    refused(road, "did you mean 'finetune'", recipe=recipe)
+
+    unreadable = tmp_path / "unreadable"
+    shutil.copytree(road.data, unreadable)
+    picture = next(unreadable.glob("*.png"))
+    picture.write_bytes(picture.read_bytes()[:200])
+    refused(road, picture.name, data=unreadable)
+
+
+def test_another_recipe_in_the_same_folder_is_refused(road: Road) -> None:
+    assert road("run", steps=2) == 0, road.said()
+    before = road.lora("run").read_bytes()
+    refused(road, "learning_rate", output="run", steps=2, learning_rate=5e-4)
+    assert road.lora("run").read_bytes() == before
+    assert run([*road.arguments("run", steps=2, learning_rate=5e-4), "--no-resume"], road.log) == 0, road.said()
+    assert road.lora("run").read_bytes() != before
+
+
+def test_a_second_run_in_the_same_folder_is_refused(road: Road) -> None:
+    process = start(road.arguments("busy", steps=500), road.log)
+    try:
+        metrics = road.folder / "busy" / "metrics.jsonl"
+        while not metrics.is_file():
+            assert process.is_alive(), road.said()
+            time.sleep(0.02)
+        other = Road(road.bundle, road.data, road.folder)
+        other.log = road.folder / "other.txt"
+        refused(other, "another run is writing here", output="busy", steps=500)
+        assert process.is_alive()
+    finally:
+        process.kill()
+        process.join()

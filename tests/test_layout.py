@@ -1,0 +1,102 @@
+"""The layout prior."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rbctl.errors import InputError
+from rbctl.layout import LayoutPrior, boxes_for, side_by_side
+from rbctl.relations import check_box, load_relation
+
+TRIPLETS = [
+    [(0.2, 0.0, 0.6, 0.5), (0.1, 0.4, 0.9, 1.0)],
+    [(0.4, 0.1, 0.8, 0.5), (0.1, 0.4, 0.9, 1.0)],
+]
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+ROWS = st.lists(st.tuples(FINITE, FINITE, FINITE, FINITE), min_size=1, max_size=4)
+
+
+def test_mean_and_spread_are_of_centre_and_size() -> None:
+    prior = LayoutPrior.from_boxes(TRIPLETS, ["rider", "mount"])
+    assert prior.mean[0] == pytest.approx((0.5, 0.275, 0.4, 0.45))
+    assert prior.spread[0] == pytest.approx((0.1, 0.025, 0.0, 0.05))
+    assert prior.spread[1] == pytest.approx((0, 0, 0, 0))
+    assert prior.boxes()[1] == pytest.approx((0.1, 0.4, 0.9, 1.0))
+
+
+def test_one_triplet_gives_back_its_boxes_and_no_spread() -> None:
+    prior = LayoutPrior.from_boxes(TRIPLETS[:1], ["rider", "mount"])
+    assert prior.boxes()[0] == pytest.approx(TRIPLETS[0][0])
+    assert set(prior.spread) == {(0.0, 0.0, 0.0, 0.0)}
+
+
+def test_json_round_trip_is_stable() -> None:
+    prior = LayoutPrior.from_boxes(TRIPLETS, ["rider", "mount"])
+    text = prior.to_json()
+    assert LayoutPrior.from_json(text).to_json() == text
+    assert LayoutPrior.from_json(text).roles == ("rider", "mount")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "3",
+        "[" * 100000,
+        '{"roles":["a"],"mean":[[0,0,1]],"spread":[[0,0,0,0]]}',
+        '{"roles":["a"],"mean":[[0,0,1,NaN]],"spread":[[0,0,0,0]]}',
+        '{"roles":[],"mean":[],"spread":[]}',
+    ],
+    ids=range(8),
+)
+def test_what_is_no_prior_is_told_in_one_line(text: str) -> None:
+    with pytest.raises(InputError, match=r"lora\.safetensors: not a layout prior"):
+        LayoutPrior.from_json(text, "lora.safetensors")
+
+
+@given(ROWS)
+def test_boxes_are_valid_whatever_the_mean(rows: list[tuple[float, float, float, float]]) -> None:
+    prior = LayoutPrior(tuple(str(k) for k in range(len(rows))), tuple(rows), tuple(rows))
+    for box in prior.boxes():
+        check_box(box)
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_side_by_side_is_even_and_apart(count: int) -> None:
+    boxes = side_by_side(count)
+    assert len(boxes) == count
+    assert len({round(x1 - x0, 3) for x0, _, x1, _ in boxes}) <= 2  # even but for rounding
+    for left, right in itertools.pairwise(boxes):
+        assert left[2] < right[0]
+    for box in boxes:
+        check_box(box)
+        assert box[0] >= 0.05
+        assert box[2] <= 0.9501
+
+
+def test_side_by_side_of_nothing_is_nothing() -> None:
+    assert side_by_side(0) == ()
+
+
+def test_boxes_for_takes_the_first_that_fits() -> None:
+    prior = LayoutPrior.from_boxes(TRIPLETS, ["rider", "mount"])
+    ride = load_relation("ride")
+    assert boxes_for(2, prior, ride) == (prior.boxes(), "layout prior")
+    assert boxes_for(2, None, ride) == (tuple(role.box for role in ride.roles), "relation")
+    assert boxes_for(3, prior, ride) == (side_by_side(3), "side by side")
+    assert boxes_for(1, None, None) == (side_by_side(1), "side by side")
+
+
+def test_wrong_counts_are_a_programmers_mistake() -> None:
+    with pytest.raises(ValueError, match="boxes"):
+        LayoutPrior.from_boxes([], ["a"])
+    with pytest.raises(ValueError, match="boxes"):
+        LayoutPrior.from_boxes(TRIPLETS, ["a"])
+    with pytest.raises(ValueError, match="same length"):
+        LayoutPrior(("a",), (), ())

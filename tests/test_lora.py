@@ -1,0 +1,132 @@
+"""The LoRA file is what other tools expect, and what is wrong with one is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from diffusers.utils import convert_unet_state_dict_to_peft
+from safetensors.torch import load_file, save_file
+
+from rbctl import lora
+from rbctl.bundle.load import load
+from rbctl.errors import InputError
+
+
+@pytest.fixture
+def unet(tiny_bundle: Path) -> Any:
+    return load(str(tiny_bundle), torch.device("cpu"), torch.float32, encoders=False).unet
+
+
+@pytest.fixture
+def tensors(unet: Any) -> dict[str, torch.Tensor]:
+    """A relation LoRA with B filled, as after training."""
+    lora.add(unet, rank=4, alpha=4, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    filled = {k: torch.randn(v.shape, generator=generator) * 0.1 for k, v in lora.state(unet).items()}
+    unet.delete_adapters(lora.ADAPTER)
+    return filled
+
+
+def predict(unet: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        return unet(
+            torch.randn(1, 4, 16, 16, generator=generator),
+            torch.tensor([500]),
+            encoder_hidden_states=torch.randn(1, 77, 32, generator=generator),
+            added_cond_kwargs={
+                "text_embeds": torch.randn(1, 16, generator=generator),
+                "time_ids": torch.full((1, 6), 128.0),
+            },
+        ).sample
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+@pytest.mark.parametrize("alpha", [4.0, 2.0])
+def test_plain_diffusers_loads_it_to_the_same_effect(
+    unet: Any, tensors: dict[str, torch.Tensor], tiny_bundle: Path, tmp_path: Path, form: Any, alpha: float
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    lora.save(path, tensors, {}, alpha, form)
+    base = predict(unet)
+    lora.attach(unet, lora.read(path), "ours")
+    lora.use(unet, "ours")
+    ours = predict(unet) - base
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_bundle, local_files_only=True)
+    before = predict(pipeline.unet)
+    pipeline.load_lora_weights(tmp_path, weight_name=path.name)
+    theirs = predict(pipeline.unet) - before
+    assert ours.abs().max() > 1e-3
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_kohya_export_converts_back_to_the_same_weights(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "kohya.safetensors"
+    lora.save(path, tensors, {"rbctl.relation": "hug"}, 4.0, "kohya")
+    assert all(key.startswith("lora_unet_") for key in load_file(path))
+    back, _ = StableDiffusionXLPipeline.lora_state_dict(load_file(path))
+    theirs = convert_unet_state_dict_to_peft({k.removeprefix("unet."): v for k, v in back.items()})
+    assert theirs.keys() == tensors.keys()
+    assert all(torch.equal(theirs[key], value) for key, value in tensors.items())
+    assert lora.read(path).metadata["rbctl.relation"] == "hug"
+    assert lora.read(path).tensors.keys() == tensors.keys()
+
+
+def test_weight_and_switch(unet: Any, tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    lora.save(path, tensors, {}, 4.0, "diffusers")
+    base = predict(unet)
+    lora.attach(unet, lora.read(path), "one")
+    lora.use(unet, "one", 0.5)
+    half = predict(unet)
+    lora.use(unet, None)
+    assert torch.equal(predict(unet), base)
+    lora.use(unet, "one", 1.0)
+    assert not torch.allclose(predict(unet), half)
+
+
+def broken(kind: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    named = {k: v.clone() for k, v in lora.to_diffusers(tensors).items()}
+    first = next(iter(named))
+    if kind == "nan":
+        named[first][0, 0] = float("nan")
+    elif kind == "width":
+        named[first] = torch.zeros(named[first].shape[0], named[first].shape[1] + 1)
+    elif kind == "layer":
+        named = {k.replace("down_blocks.1", "down_blocks.0"): v for k, v in named.items()}
+    elif kind == "missing":
+        named.pop(first)
+    elif kind == "other":
+        named = {"weight": torch.zeros(2)}
+    elif kind == "empty":
+        named = {}
+    return named
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("nan", "NaN"),
+        ("width", "another base"),
+        ("layer", "another base"),
+        ("missing", "is missing"),
+        ("other", "no LoRA tensor"),
+        ("empty", "no tensors"),
+    ],
+)
+def test_a_wrong_lora_is_refused(
+    unet: Any, tensors: dict[str, torch.Tensor], tmp_path: Path, kind: str, told: str
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file(broken(kind, tensors), path)
+    before = predict(unet)
+    with pytest.raises(InputError, match=told) as caught:
+        lora.attach(unet, lora.read(path), "bad")
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert torch.equal(predict(unet), before)

@@ -1,0 +1,149 @@
+"""Relations: the shipped ones hold together, and a user's own is checked key by key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rbctl.errors import InputError
+from rbctl.relations import check_box, find_relation, load_relation, shipped
+
+ALL = [load_relation(name) for name in shipped()]
+
+OWN = """
+predicate: is juggling
+forms: [juggle, juggles]
+prompts: ["A {subject} is juggling a {object}."]
+roles:
+  - {name: juggler, box: [0.2, 0.3, 0.8, 1]}
+  - {name: ball, box: [0.3, 0, 0.7, 0.3], description: in the air}
+"""
+
+
+def test_the_shipped_relations_are_complete() -> None:
+    wanted = {"ride", "hug", "shake_hands", "kiss", "carry", "hold", "high_five", "fight", "dance_with", "lift"}
+    wanted |= {"feed", "chase", "sit_on", "whisper_to", "back_to_back", "follow", "push", "pull"}
+    assert wanted <= set(shipped())
+
+
+@pytest.mark.parametrize("relation", ALL, ids=lambda r: r.name)
+def test_a_shipped_relation_is_found_in_each_of_its_own_prompts(relation) -> None:
+    assert len(relation.roles) == 2
+    assert all(role.description for role in relation.roles)
+    for number in range(len(relation.prompts)):
+        assert find_relation(relation.prompt(["cat", "plush bear"], number), ALL) is relation
+    for form in relation.forms:
+        assert find_relation(f"A cat {form} a dog", ALL) is relation
+
+
+def test_default_boxes_suit_the_relation() -> None:
+    boxes = {r.name: [role.box for role in r.roles] for r in ALL}
+    for name in ("ride", "sit_on", "lift"):
+        upper, lower = boxes[name] if name != "lift" else boxes[name][::-1]
+        assert upper[1] < lower[1] < upper[3] < lower[3], f"{name}: one above the other, overlapping"
+    for name in ("hug", "kiss", "dance_with"):
+        left, right = boxes[name]
+        assert left[0] < right[0] < left[2] < right[2], f"{name}: side by side, overlapping"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("A lion and a polar bear hug.", "hug"),
+        ("A cat shakes hands with a dog in the forest.", "shake_hands"),
+        ("A cat HIGH-FIVES a dog", "high_five"),
+        ("a toy gnome and a dog stand back-to-back", "back_to_back"),
+        ("a cat sits on top of a dog", "sit_on"),
+        ("A cat (riding) a dog", "ride"),
+        ("A cat is riding a dog and rides it well", "ride"),
+        ("A bride and a doghouse", None),  # no whole word
+        ("A cat rides and hugs a dog", None),  # two relations of equal claim
+        ("A cat is chased by a dog", None),  # the roles are turned round
+        ("A cat is hugged by a dog", "hug"),  # here they may be
+        ("", None),
+    ],
+)
+def test_find_relation(text: str, name: str | None) -> None:
+    found = find_relation(text, ALL)
+    assert (found and found.name) == name
+
+
+@given(st.text())
+def test_any_text_may_be_searched(text: str) -> None:
+    find_relation(text, ALL)
+
+
+@pytest.mark.parametrize("spelling", ["shake_hands", "shake hands", "shake-hands", "Shake Hands"])
+def test_spellings_of_a_name(spelling: str) -> None:
+    assert load_relation(spelling).name == "shake_hands"
+
+
+@pytest.mark.parametrize(("name", "hint"), [("rid", "'ride'"), ("hugging", "'hug'"), ("zzz", "back_to_back, carry")])
+def test_an_unknown_relation_names_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(InputError, match=hint):
+        load_relation(name)
+
+
+def test_an_article_suits_its_noun() -> None:
+    assert load_relation("ride").prompt(["owl", "elephant"]) == "An owl is riding an elephant."
+
+
+def test_ones_own_relation(tmp_path: Path) -> None:
+    path = tmp_path / "juggle.yaml"
+    path.write_text(OWN)
+    relation = load_relation(path)
+    assert relation.name == "juggle"
+    assert relation.roles[1].box == (0.3, 0.0, 0.7, 0.3)
+    assert not relation.symmetric
+    assert find_relation("A cat juggles a ball", [*ALL, relation]) is relation
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("forms", "form", "'forms'"),
+        ("predicate: is juggling", "", "predicate is missing"),
+        ("[juggle, juggles]", "juggle", "forms: a list"),
+        ("[juggle, juggles]", "[3]", "forms: words"),
+        ("{object}.", "{thing}.", "must hold"),
+        ("{object}.", "{object", "prompts"),
+        ("name: ball", "nam: ball", "'name'"),
+        ("name: ball", "name: juggler", "same name"),
+        ("[0.3, 0, 0.7, 0.3]", "[0.3, 0, 0.7]", "role 2: box: four numbers"),
+        ("[0.3, 0, 0.7, 0.3]", "[0.7, 0, 0.3, 0.3]", "no area"),
+        ("[0.3, 0, 0.7, 0.3]", "[0.3, 0, 0.7, .nan]", "outside"),
+        ("description: in the air", "description: 3", "description"),
+        ("- {name: juggler, box: [0.2, 0.3, 0.8, 1]}", "- juggler", "role 1: a mapping"),
+        ("predicate:", "symmetric: maybe\npredicate:", "symmetric"),
+        ("predicate:", "name: Juggle it\npredicate:", "lower-case"),
+    ],
+)
+def test_a_wrong_relation_file_is_one_line_that_names_file_and_key(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    path = tmp_path / "juggle.yaml"
+    assert old in OWN
+    path.write_text(OWN.replace(old, new, 1))
+    with pytest.raises(InputError) as caught:
+        load_relation(path)
+    assert str(path) in str(caught.value)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such relation file"):
+        load_relation(tmp_path / "absent.yaml")
+
+
+@given(st.lists(st.one_of(st.floats(), st.integers(), st.none(), st.booleans(), st.text(max_size=3)), max_size=5))
+def test_check_box_gives_a_true_box_or_a_value_error(value: list[object]) -> None:
+    try:
+        x0, y0, x1, y1 = check_box(value)
+    except ValueError:
+        return
+    assert 0 <= x0 < x1 <= 1
+    assert 0 <= y0 < y1 <= 1
