@@ -14,12 +14,12 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from rbctl.conditioning import Conditioning, image_mask
-from rbctl.kernels import parallel_cross_attention
+from rbctl.conditioning import Conditioning, ImageBranch, KeysValues, PseudoRegions, image_mask
+from rbctl.kernels import ImageMask, parallel_cross_attention
 from rbctl.kernels.eager import attention_probabilities
 
 
-class SelfAttention(AttnProcessor2_0):  # type: ignore[misc]
+class SelfAttention(AttnProcessor2_0):
     """diffusers' own, which also takes the argument meant for attn2 without a warning."""
 
     def __call__(
@@ -46,21 +46,19 @@ class ParallelCrossAttention(nn.Module):
         self.to_k_ip = nn.Linear(cross_attention_dim, inner_dim, bias=False)
         self.to_v_ip = nn.Linear(cross_attention_dim, inner_dim, bias=False)
 
-    def project(
-        self, attn: Attention, text: torch.Tensor, conditioning: Conditioning | None
-    ) -> tuple[torch.Tensor, ...]:
-        """K and V of the text, and of the image where there is one, each (B, H, tokens, d)."""
+    def project(self, attn: Attention, text: torch.Tensor, conditioning: Conditioning | None) -> KeysValues:
+        """K and V of the text (B, T, D), and of the image tokens where there are any."""
 
         def heads(projected: torch.Tensor) -> torch.Tensor:
             return projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
-        text_kv = heads(attn.to_k(text)), heads(attn.to_v(text))
+        k_text, v_text = heads(attn.to_k(text)), heads(attn.to_v(text))
         if conditioning is None or conditioning.image is None:
-            return text_kv
+            return KeysValues(k_text, v_text)
         tokens = conditioning.image.tokens.to(text.dtype)
         k_image, v_image = self.to_k_ip(tokens), self.to_v_ip(tokens)
         weights = conditioning.image.weights[..., None].to(v_image.dtype)
-        return *text_kv, heads(k_image), heads(v_image * weights)
+        return KeysValues(k_text, v_text, heads(k_image), heads(v_image * weights))
 
     def __call__(
         self,
@@ -77,35 +75,32 @@ class ParallelCrossAttention(nn.Module):
             if encoder_hidden_states is None:
                 raise ValueError(f"{self.layer}: cross-attention needs encoder_hidden_states")
             kv = self.project(attn, encoder_hidden_states, conditioning)
-        if conditioning is None or conditioning.image is None:
-            out = scaled_dot_product_attention(q, *kv)
+        if conditioning is None or conditioning.image is None or kv.k_image is None or kv.v_image is None:
+            out = scaled_dot_product_attention(q, kv.k_text, kv.v_text)
         else:
-            mask = self._mask(q, kv[0], conditioning)
-            out = parallel_cross_attention(q, *kv, mask=mask, backend=conditioning.backend)
-        if conditioning is not None and conditioning.text_maps is not None:
-            self._record_text_map(q, kv[0], conditioning)
+            mask = self._mask(q, kv.k_text, conditioning.image, conditioning.pseudo)
+            out = parallel_cross_attention(
+                q, kv.k_text, kv.v_text, kv.k_image, kv.v_image, mask, backend=conditioning.backend
+            )
+        record = conditioning.text_maps if conditioning else None
+        if record is not None and q.shape[2] <= record.max_queries:
+            record.maps[self.layer] = text_map(q, kv.k_text, record.spans)
         out = out.transpose(1, 2).flatten(2).to(q.dtype)  # (B, Q, H * d)
         return attn.to_out[1](attn.to_out[0](out))
 
-    def _mask(self, q: torch.Tensor, k_text: torch.Tensor, conditioning: Conditioning) -> Any:
-        image = conditioning.image
-        assert image is not None
-        if conditioning.pseudo is not None:
-            spans = conditioning.pseudo.spans
-            maps = torch.stack([text_map(q, k_text, spans[:, n]) for n in range(spans.shape[1])], dim=1)  # (B, N, Q)
-            regions = conditioning.pseudo.add(self.layer, maps)
+    def _mask(
+        self, q: torch.Tensor, k_text: torch.Tensor, image: ImageBranch, pseudo: PseudoRegions | None
+    ) -> ImageMask:
+        """Built beforehand from the boxes; with pseudo regions, from the text attention so far."""
+        if pseudo is not None:
+            spans = pseudo.spans.unbind(1)
+            maps = torch.stack([text_map(q, k_text, span) for span in spans], dim=1)  # (B, N, Q)
+            regions = pseudo.add(self.layer, maps)
             if regions is not None:
                 return image_mask(regions, image.tokens_per_object, image.dummies)
-        try:
-            return image.masks[q.shape[2]]
-        except KeyError:
-            raise ValueError(f"{self.layer}: no mask for {q.shape[2]} queries; grids of {list(image.masks)}") from None
-
-    def _record_text_map(self, q: torch.Tensor, k_text: torch.Tensor, conditioning: Conditioning) -> None:
-        record = conditioning.text_maps
-        assert record is not None
-        if q.shape[2] <= record.max_queries:
-            record.maps[self.layer] = text_map(q, k_text, record.spans)
+        if q.shape[2] not in image.masks:
+            raise ValueError(f"{self.layer}: no mask for {q.shape[2]} queries, only for {list(image.masks)}")
+        return image.masks[q.shape[2]]
 
 
 def text_map(q: torch.Tensor, k_text: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
@@ -34,6 +35,7 @@ def _in_one_line() -> Iterator[None]:
         raise _Shown(" ".join(str(error).splitlines())) from error
 
 
+@functools.cache  # a look through all installed packages takes 12 ms, and the help asks once for each stage
 def stages() -> dict[str, list[EntryPoint]]:
     """All installed stages by name; more than one entry point under a name is a conflict to be told."""
     found: dict[str, list[EntryPoint]] = {}

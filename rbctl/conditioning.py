@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -153,6 +154,15 @@ class ImageBranch:
         )
 
 
+class KeysValues(NamedTuple):
+    """K and V of one layer, each (B, H, tokens, d); no image ones for plain text-to-image."""
+
+    k_text: torch.Tensor
+    v_text: torch.Tensor
+    k_image: torch.Tensor | None = None
+    v_image: torch.Tensor | None = None
+
+
 @dataclass(kw_only=True)
 class Conditioning:
     """Everything but the latents and the timestep, for one UNet call of B rows.
@@ -162,8 +172,8 @@ class Conditioning:
         pooled_prompt_embeds: (B, P).
         time_ids: (B, 6), original height and width, crop top and left, target height and width, in pixels.
         image: None for plain text-to-image.
-        projected: layer -> K and V of text and image (B, H, tokens, d), filled by ``attention.project_once``; they
-            depend on neither the latents nor the timestep, so sampling computes them once per prompt.
+        projected: layer -> its K and V, filled by ``attention.project_once``; they depend on neither the latents nor
+            the timestep, so sampling computes them once per prompt.
         backend: attention backend of ``rbctl.kernels``, None for the best usable one.
     """
 
@@ -171,7 +181,7 @@ class Conditioning:
     pooled_prompt_embeds: torch.Tensor
     time_ids: torch.Tensor
     image: ImageBranch | None = None
-    projected: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    projected: dict[str, KeysValues] = field(default_factory=dict)
     text_maps: TextMaps | None = None
     pseudo: PseudoRegions | None = None
     backend: str | None = None

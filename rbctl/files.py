@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from rbctl.errors import InputError
 
 if TYPE_CHECKING:
@@ -100,7 +98,14 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata:
     """Write named tensors with string metadata, atomically."""
     from safetensors.torch import save
 
-    write_bytes(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata)))
+    raw = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata))
+    # The library writes the metadata in random order; sorted, the same content is the same file.
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    write_bytes(path, len(text).to_bytes(8, "little") + text + raw[8 + length :])
 
 
 def read_text(path: Path) -> str:
@@ -159,6 +164,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, not YAML, or not a mapping.
     """
+    import yaml  # here, for a quick start: no --help needs it
+
     try:
         content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
@@ -184,7 +191,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
     """
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as archive:
@@ -201,7 +208,7 @@ def read_torch(path: Path) -> Any:
     """
     import torch
 
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -44,6 +44,9 @@ class LayoutPrior:
     def from_boxes(cls, boxes: Sequence[Sequence[Sequence[float]]], roles: Sequence[str]) -> LayoutPrior:
         """The prior of some triplets.
 
+        A relation says who is above or before whom, not who is on the left: triplets are mirrored where that brings
+        their boxes nearer to the mean of the ones before, else a set with both would average to boxes in the middle.
+
         Args:
             boxes: per triplet N boxes, relative xyxy, in the order of ``roles``.
             roles: N names.
@@ -53,9 +56,14 @@ class LayoutPrior:
         """
         if not boxes or any(len(row) != len(roles) for row in boxes):
             raise ValueError(f"boxes: one or more triplets of {len(roles)} boxes were expected")
+        aligned: list[list[Four]] = []
+        for triplet in boxes:
+            rows = [_centred(box) for box in triplet]
+            mirrored = [(1 - cx, cy, w, h) for cx, cy, w, h in rows]
+            aligned.append(min(rows, mirrored, key=lambda side: _distance(side, aligned)))
         mean, spread = [], []
         for role in range(len(roles)):
-            columns = list(zip(*(_centred(triplet[role]) for triplet in boxes), strict=True))
+            columns = list(zip(*(rows[role] for rows in aligned), strict=True))
             mean.append(_four(statistics.fmean(c) for c in columns))
             spread.append(_four(statistics.pstdev(c) for c in columns))
         return cls(tuple(roles), tuple(mean), tuple(spread))
@@ -120,6 +128,14 @@ def _four(values: Any) -> Four:
 def _centred(box: Sequence[float]) -> Four:
     x0, y0, x1, y1 = box
     return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
+
+
+def _distance(rows: Sequence[Four], others: Sequence[Sequence[Four]]) -> float:
+    """Squared distance of a layout to the mean of others; 0 where there are none."""
+    if not others:
+        return 0.0
+    means = [[statistics.fmean(column) for column in zip(*role, strict=True)] for role in zip(*others, strict=True)]
+    return sum((a - b) ** 2 for row, mean in zip(rows, means, strict=True) for a, b in zip(row, mean, strict=True))
 
 
 def _inside(row: Four) -> Box:

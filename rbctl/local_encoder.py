@@ -5,6 +5,8 @@ Works on the visual tower of any open_clip ViT.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.functional import interpolate, linear, normalize
@@ -32,7 +34,7 @@ def resized_positional_embedding(embedding: torch.Tensor, grid: tuple[int, int])
     return torch.cat((class_part, resized[0].flatten(1).T.to(embedding.dtype)))
 
 
-def dense_features(visual: nn.Module, pixels: torch.Tensor, project: bool) -> torch.Tensor:
+def dense_features(visual: Any, pixels: torch.Tensor, project: bool) -> torch.Tensor:
     """Dense CLIP features: all blocks but the last as usual; the last one by its value path, without attention.
 
     Args:
@@ -78,12 +80,13 @@ def pool_regions(features: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Ten
         (sum of K_b, C), picture by picture.
     """
     h, w = features.shape[-2:]
-    scale = torch.tensor([w, h, w, h], dtype=features.dtype, device=features.device)
-    cells = [b.to(features) * scale for b in boxes]
-    return roi_align(features, cells, (1, 1), 1.0, -1, True)[..., 0, 0]
+    wide = features.float()  # RoIAlign interpolates at fractional cells, and has no bf16 on the CPU
+    scale = torch.tensor([w, h, w, h], dtype=wide.dtype, device=wide.device)
+    cells = [b.to(wide) * scale for b in boxes]
+    return roi_align(wide, cells, (1, 1), 1.0, -1, True)[..., 0, 0].to(features.dtype)
 
 
-def local_tokens(visual: nn.Module, pixels: torch.Tensor, splits: int = 4, first_image: bool = False) -> torch.Tensor:
+def local_tokens(visual: Any, pixels: torch.Tensor, splits: int = 4, first_image: bool = False) -> torch.Tensor:
     """Local tokens of R image prompts, (R, 3, H, W) -> (R, splits**2, C).
 
     Args:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
-import yaml
 
 from rbctl.errors import InputError
 from rbctl.files import read_yaml, write_text
@@ -246,6 +245,8 @@ def as_plain(config: Any) -> dict[str, Any]:
 
 def to_yaml(section: str, config: Any) -> str:
     """The resolved recipe, usable as ``--recipe``; options that are unset by default and still so are left out."""
+    import yaml  # here, for a quick start: no --help needs it
+
     unset = {f.name for f in dataclasses.fields(config) if f.default is None}
     values = {key: value for key, value in as_plain(config).items() if value is not None or key not in unset}
     return yaml.safe_dump({section: values}, sort_keys=False, allow_unicode=True)

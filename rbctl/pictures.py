@@ -127,10 +127,10 @@ def sheet_row(
         height: pixels; every picture is resized to it, keeping its shape.
 
     Raises:
-        ValueError: either side is empty.
+        ValueError: there are no pictures.
     """
-    if not image_prompts or not pictures:
-        raise ValueError("image_prompts and pictures: one or more were expected")
+    if not pictures:
+        raise ValueError("pictures: one or more were expected")
     left, right = (
         [ImageOps.scale(i.convert("RGB"), height / i.height) for i in side] for side in (image_prompts, pictures)
     )
@@ -142,8 +142,9 @@ def sheet_row(
     for image in left:
         row.paste(image, (x, 0))
         x += image.width + _GAP
-    draw.line((x, 0, x, height - 1), fill="black", width=2)
-    x += _GAP
+    if left:
+        draw.line((x, 0, x, height - 1), fill="black", width=2)
+        x += _GAP
     for image in right:
         row.paste(image, (x, 0))
         x += image.width + _GAP

@@ -115,7 +115,8 @@ class Resampler(nn.Module):
         if drop_grounding is not None:
             latents = torch.where(drop_grounding[:, None, None], self.grounding_latents, latents)
         tokens = self.proj_in(image_tokens.to(self.proj_in.weight.dtype))
-        for attention, feed_forward in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            attention, feed_forward = layer.children()
             latents = attention(tokens, latents) + latents
             latents = feed_forward(latents) + latents
         return self.norm_out(self.proj_out(self.attention_norm(latents)))

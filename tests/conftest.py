@@ -25,7 +25,7 @@ def real_hug() -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete SDXL-shaped bundle of random weights."""
-    from rbctl.bundle.tiny import write_tiny
+    from rbctl.bundle.random_weights import write_tiny
 
     folder = tmp_path_factory.mktemp("bundle") / "tiny-sdxl"
     write_tiny(folder)

@@ -13,8 +13,8 @@ from rbctl.layout import LayoutPrior, boxes_for, side_by_side
 from rbctl.relations import check_box, load_relation
 
 TRIPLETS = [
-    [(0.2, 0.0, 0.6, 0.5), (0.1, 0.4, 0.9, 1.0)],
-    [(0.4, 0.1, 0.8, 0.5), (0.1, 0.4, 0.9, 1.0)],
+    [(0.2, 0.0, 0.6, 0.5), (0.0, 0.4, 0.6, 1.0)],
+    [(0.4, 0.1, 0.8, 0.5), (0.0, 0.4, 0.6, 1.0)],
 ]
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 ROWS = st.lists(st.tuples(FINITE, FINITE, FINITE, FINITE), min_size=1, max_size=4)
@@ -25,7 +25,15 @@ def test_mean_and_spread_are_of_centre_and_size() -> None:
     assert prior.mean[0] == pytest.approx((0.5, 0.275, 0.4, 0.45))
     assert prior.spread[0] == pytest.approx((0.1, 0.025, 0.0, 0.05))
     assert prior.spread[1] == pytest.approx((0, 0, 0, 0))
-    assert prior.boxes()[1] == pytest.approx((0.1, 0.4, 0.9, 1.0))
+    assert prior.boxes()[1] == pytest.approx((0.0, 0.4, 0.6, 1.0))
+
+
+def test_mirrored_triplets_are_mirrored_back() -> None:
+    left, right = (0.0, 0.2, 0.5, 0.8), (0.5, 0.3, 0.9, 0.9)
+    mirror = [tuple(round(v, 6) for v in (1 - x1, y0, 1 - x0, y1)) for x0, y0, x1, y1 in (left, right)]
+    prior = LayoutPrior.from_boxes([[left, right], mirror, [left, right]], ["subject", "object"])
+    assert prior.boxes()[0] == pytest.approx(left)
+    assert prior.boxes()[1] == pytest.approx(right)
 
 
 def test_one_triplet_gives_back_its_boxes_and_no_spread() -> None:

@@ -9,7 +9,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from rbctl.bundle.tiny import write_tiny
+from rbctl.bundle.random_weights import write_tiny
 from rbctl.files import atomic_write, write_jsonl, write_text
 from rbctl.runs import claim
 

@@ -24,7 +24,7 @@ def preview(bundle: Bundle, unet: Any, frozen: Mapping[str, torch.Tensor], confi
     count = min(_MOST, frozen["boxes"].shape[0])
     device, dtype = bundle.device, bundle.dtype
     tokens, boxes = frozen["image_tokens"][:count, 0].to(device), frozen["boxes"][:count, 0].to(device)
-    size = frozen["latents_mean"].shape[-2:]
+    *_, channels, h, w = frozen["latents_mean"].shape
 
     def text(name: str) -> torch.Tensor:
         return frozen[name][:count].to(device, dtype)
@@ -38,17 +38,15 @@ def preview(bundle: Bundle, unet: Any, frozen: Mapping[str, torch.Tensor], confi
         pooled_prompt_embeds=text("pooled_prompt_embeds"),
         negative_prompt_embeds=empty("prompt_embeds"),
         negative_pooled_prompt_embeds=empty("pooled_prompt_embeds"),
-        size=(size[0] * bundle.latent_scale, size[1] * bundle.latent_scale),
-        latent_size=(size[0], size[1]),
+        size=(h * bundle.latent_scale, w * bundle.latent_scale),
+        latent_size=(h, w),
         levels=bundle.levels,
         image_tokens=tokens,
         boxes=boxes,
         object_weights=torch.full(boxes.shape[:2], gamma, device=device),
         backend=None if config.attention == "auto" else config.attention,
     )
-    noise = denoising.initial_noise(
-        [config.seed + i for i in range(count)], frozen["latents_mean"].shape[2], tuple(size)
-    )
+    noise = denoising.initial_noise([config.seed + i for i in range(count)], channels, (h, w))
     training = unet.training
     unet.eval()
     latents = denoising.denoise(

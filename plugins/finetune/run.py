@@ -16,7 +16,7 @@ import torch
 
 from rbctl import lora
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.load import Bundle, fingerprint, load
+from rbctl.bundle.load import Bundle, fingerprint, load, summary
 from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
 from rbctl.errors import InputError
 from rbctl.files import read_jsonl, read_yaml, sha256, write_jsonl
@@ -43,6 +43,7 @@ def run(config: FinetuneConfig) -> Path:
 
     relation = load_relation(config.relation)
     triplets = load_triplets(config.data)
+    resolve(config.bundle)
     _check_predicates(config, triplets)
     output = config.output or RUNS / "finetune" / relation.name
     device = pick_device(config.device)
@@ -94,19 +95,16 @@ def _frozen(
 ) -> tuple[Bundle, dict[str, torch.Tensor]]:
     """The bundle without its encoders, and what they said about the triplets (from disk where that is known)."""
     folder = resolve(config.bundle)
-    bundle = load(config.bundle, device, dtype, encoders=False)
-    resolution = config.resolution or bundle.resolution
+    resolution = config.resolution or summary(folder).resolution
     wanted = frozen.key(config, data_hash(triplets), folder, resolution, dtype)
-    stored = frozen.read(output / "frozen.safetensors", wanted)
-    if stored is None:
-        whole = load(config.bundle, device, dtype, local_encoder=config.local_tokens != "none")
-        stored = frozen.encode(whole, triplets, config, resolution)
-        frozen.check_finite(stored, folder)
-        if main:
-            frozen.write(output / "frozen.safetensors", stored, wanted)
-        del whole
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    if stored := frozen.read(output / "frozen.safetensors", wanted):
+        return load(config.bundle, device, dtype, encoders=False), stored
+    bundle = load(config.bundle, device, dtype, local_encoder=config.local_tokens != "none")
+    stored = frozen.encode(bundle, triplets, config, resolution)
+    frozen.check_finite(stored, folder)
+    if main:
+        frozen.write(output / "frozen.safetensors", stored, wanted)
+    bundle.drop_encoders()
     return bundle, stored
 
 
@@ -202,6 +200,8 @@ def _tune(
                 raise InputError(f"{output}: the loss became NaN at step {step + 1}; lower --learning-rate")
             row |= {"grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"]}
             row["seconds"] = round(time.perf_counter() - begun, 4)
+            if device.type == "cuda":
+                row["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
             done = step + 1
             if metrics is not None:
                 metrics.write(json.dumps({"step": done, **row}) + "\n")

@@ -64,6 +64,12 @@ class Bundle:
         """Number of resolutions in the UNet."""
         return len(self.unet.config.block_out_channels)
 
+    def drop_encoders(self) -> None:
+        """Let the text and image encoders go, and their memory with them."""
+        self.text_encoder = self.text_encoder_2 = self.image_prompt_encoder = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def scheduler(self) -> Any:
         """A fresh scheduler for sampling, as the bundle names it (Euler for SDXL)."""
         import diffusers
@@ -75,8 +81,8 @@ class Bundle:
         """abar of every training timestep (T,), and the prediction type."""
         from diffusers import DDPMScheduler
 
-        keep = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-        keep += ("prediction_type", "rescale_betas_zero_snr")
+        keep = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"}
+        keep |= {"prediction_type", "rescale_betas_zero_snr"}
         schedule = DDPMScheduler(**{k: v for k, v in self.scheduler_config.items() if k in keep})
         return schedule.alphas_cumprod, schedule.config.prediction_type
 

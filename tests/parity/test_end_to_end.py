@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,7 +96,7 @@ def test_sampling_step_by_step(golden: Any, tiny_sdxl: Any, goldens: Any, varian
         g.close(scheduler.sigmas, "out.sigmas", {"rtol": 1e-5, "atol": 1e-5})
         g.close((picture / 2 + 0.5).clamp(0, 1), "out.image_0_1", facts["tolerance"]["image"])
     else:
-        ours = torch.from_numpy(__import__("numpy").asarray(denoising.to_pictures(picture)[0])).permute(2, 0, 1)
+        ours = torch.from_numpy(np.array(denoising.to_pictures(picture)[0])).permute(2, 0, 1)
         wanted = t[f"out.{variant}.image_uint8"][0]
         assert (ours.int() - wanted.int()).abs().max() <= 2
 
@@ -149,10 +150,10 @@ def test_train_step(golden: Any, tiny_sdxl: Any, goldens: Any, objective: str) -
             n = concepts.shape[1]
             visible = torch.ones(keypoints[:, :n].shape[:-1], dtype=torch.bool)
 
-            def kml(as_code: bool) -> torch.Tensor:
-                points = keypoints[:, :n], keypoints[:, n:]
-                return losses.keypoint_matching(clean, concepts, *points, visible, as_code).mean()
-
+            points = keypoints[:, :n], keypoints[:, n:]
+            kml, kml_as_code = (
+                losses.keypoint_matching(clean, concepts, *points, visible, as_code).mean() for as_code in (False, True)
+            )
             assert conditioning.text_maps is not None
             maps = [m.unflatten(1, (int(m.shape[1] ** 0.5), -1)) for m in conditioning.text_maps.maps.values()]
             term = losses.predicate_attention(maps, t[prefix + "object_segmap"], as_code=True)
@@ -160,11 +161,11 @@ def test_train_step(golden: Any, tiny_sdxl: Any, goldens: Any, objective: str) -
             if objective == "denoising_only":
                 loss = mse
             elif objective == "paper":
-                loss = mse + 1e-3 * kml(False)
+                loss = mse + 1e-3 * kml
                 g.close(loss, f"{case}.out.total_paper", limits)
             else:
                 gate = 0.1 if int(timesteps[0]) <= 333 else 0.0
-                loss = mse + gate * kml(True) + 0.001 * term.mean()
+                loss = mse + gate * kml_as_code + 0.001 * term.mean()
                 g.close(loss.reshape(1), f"{case}.out.total_as_code", limits)
             loss.backward()
             compared = 0

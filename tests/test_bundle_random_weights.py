@@ -10,7 +10,7 @@ import torch
 
 from rbctl.bundle.catalogue import missing_parts
 from rbctl.bundle.download import verify
-from rbctl.bundle.tiny import write_tiny
+from rbctl.bundle.random_weights import write_tiny
 from rbctl.files import read_safetensors, sha256
 
 GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "goldens"
@@ -75,7 +75,9 @@ def test_names_and_shapes_are_the_references(tiny_bundle: Path, file: str) -> No
         read_safetensors(folder / f"{file}.safetensors")[0]
         for folder in (tiny_bundle, path.parents[len(Path(file).parts) - 1])
     )
-    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    # The text tower that the reference's local encoder carries along is of no use.
+    used = {k: v.shape for k, v in theirs.items() if not file.startswith("clipself") or k.startswith("visual.")}
+    assert {k: v.shape for k, v in ours.items()} == used
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -1,12 +1,13 @@
-"""A complete bundle of random weights, small enough to sample with in seconds on a processor.
+"""Complete bundles of random weights: a tiny one to try the road with, and full-size ones to time it with.
 
-It shows the road (formats, shapes, commands), never the quality: its pictures are noise.
+They show the road (formats, shapes, commands), never the quality: their pictures are noise.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,13 +147,31 @@ _GAINS = (
 _EMBEDDINGS = ("class_embedding", "position_embedding", "positional_embedding", "token_embedding")
 
 
-def _draw(shapes: Mapping[str, tuple[int, ...]], gain: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True)
+class Architecture:
+    """The configuration files of a bundle; each is written as it stands."""
+
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    text_encoder: Mapping[str, Any]
+    text_encoder_2: Mapping[str, Any]
+    clip_vision: Mapping[str, Any]
+    clipself: Mapping[str, Any]
+    adapter: Mapping[str, Any]
+
+
+TINY = Architecture(UNET, VAE, TEXT_1, TEXT_2, CLIP_VISION, CLIPSELF, ADAPTER)
+
+
+def _draw(
+    shapes: Mapping[str, tuple[int, ...]], gain: float, generator: torch.Generator, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
     """Random weights by name and shape; names are drawn in sorted order, so the order of ``shapes`` is no matter."""
     import torch
 
     tensors = {}
     for name, shape in sorted(shapes.items()):
-        noise = torch.randn(shape, generator=generator)
+        noise = torch.randn(shape, generator=generator, device=generator.device)
         if name == "logit_scale":
             tensors[name] = torch.tensor(math.log(1 / 0.07))
         elif any(word in name for word in _EMBEDDINGS):
@@ -166,6 +185,7 @@ def _draw(shapes: Mapping[str, tuple[int, ...]], gain: float, generator: torch.G
             fan_in = shape[0] if transposed else math.prod(shape[1:])
             scale = next((g for part, g in _GAINS if part in name), gain)
             tensors[name] = noise * scale / math.sqrt(fan_in)
+        tensors[name] = tensors[name].to("cpu", dtype)
     return tensors
 
 
@@ -204,13 +224,18 @@ def _write_tokenizer(folder: Path, pad_token: str) -> None:
 
 
 def write_tiny(folder: Path, seed: int = 0) -> None:
-    """Write a whole tiny SDXL bundle of random weights; one seed gives the same bytes every time.
+    """Write a whole tiny SDXL bundle: pictures of 128 px (any multiple of 16 works), image prompts of 32 and 64 px."""
+    import torch
 
-    Pictures are 128 px (any multiple of 16 works), image prompts 32 px, local image prompts 64 px.
+    write_random(folder, TINY, torch.Generator().manual_seed(seed), torch.float32)
+
+
+def write_random(folder: Path, sizes: Architecture, generator: torch.Generator, dtype: torch.dtype) -> None:
+    """Write a whole bundle of random weights; one seed gives the same bytes every time.
 
     Args:
         folder: the bundle folder to write; files of another bundle in it are replaced.
-        seed: of the weights.
+        generator: draws the weights, on its own device.
     """
     import torch
     import transformers
@@ -218,36 +243,40 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
     from open_clip.model import CLIP
 
     folder = Path(folder)
-    generator = torch.Generator().manual_seed(seed)
 
-    def write(part: str, config: dict[str, Any], shapes: dict[str, tuple[int, ...]], gain: float) -> None:
+    def write(part: str, config: Mapping[str, Any], shapes: dict[str, tuple[int, ...]], gain: float) -> None:
         parent, stem = folder / part, "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
         name = "open_clip_config.json" if part == "clipself" else "config.json"
         write_json(parent / name, config)
-        write_safetensors(parent / f"{stem}.safetensors", _draw(shapes, gain, generator), {"format": "pt"})
+        write_safetensors(parent / f"{stem}.safetensors", _draw(shapes, gain, generator, dtype), {"format": "pt"})
 
     with torch.device("meta"):  # names and shapes only; the weights are drawn below
-        unet, vae = UNet2DConditionModel.from_config(UNET), AutoencoderKL.from_config(VAE)
-        text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**TEXT_1))
-        text_2 = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**TEXT_2))
-        vision = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**CLIP_VISION))
-        local = CLIP(**CLIPSELF)
-    write("unet", UNET, _shapes(unet), 1.0)
-    write("vae", VAE, _shapes(vae), 1.0)
-    write("text_encoder", TEXT_1, _shapes(text, "text_model."), 1.3)  # the prefix that published files have
-    write("text_encoder_2", TEXT_2, _shapes(text_2), 1.3)
-    write("clip_vision", CLIP_VISION, _shapes(vision), 1.3)
-    write("clipself", CLIPSELF, _shapes(local), 1.3)
+        unet, vae = UNet2DConditionModel.from_config(sizes.unet), AutoencoderKL.from_config(sizes.vae)
+        text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**sizes.text_encoder))
+        text_2 = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**sizes.text_encoder_2))
+        vision = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**sizes.clip_vision))
+        local = CLIP(**sizes.clipself)
+    write("unet", sizes.unet, _shapes(unet), 1.0)
+    write("vae", sizes.vae, _shapes(vae), 1.0)
+    write("text_encoder", sizes.text_encoder, _shapes(text, "text_model."), 1.3)  # the prefix that published files have
+    write("text_encoder_2", sizes.text_encoder_2, _shapes(text_2), 1.3)
+    write("clip_vision", sizes.clip_vision, _shapes(vision), 1.3)
+    write(
+        "clipself",
+        sizes.clipself,
+        {name: shape for name, shape in _shapes(local).items() if name.startswith("visual.")},
+        1.3,
+    )
 
-    shapes = adapter_shapes(ADAPTER, UNET)
-    write_safetensors(folder / "ms_adapter.safetensors", _draw(shapes, 1.3, generator), {"format": "pt"})
-    index = {str(i): name for i, (name, _) in enumerate(attention_layers(UNET))}
-    write_json(folder / "ms_adapter_config.json", {**ADAPTER, "adapter_index_to_layer": index})
+    shapes = adapter_shapes(sizes.adapter, sizes.unet)
+    write_safetensors(folder / "ms_adapter.safetensors", _draw(shapes, 1.3, generator, dtype), {"format": "pt"})
+    index = {str(i): name for i, (name, _) in enumerate(attention_layers(sizes.unet))}
+    write_json(folder / "ms_adapter_config.json", {**sizes.adapter, "adapter_index_to_layer": index})
 
     _write_tokenizer(folder / "tokenizer", "<|endoftext|>")
     _write_tokenizer(folder / "tokenizer_2", "!")
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     write_json(folder / "model_index.json", MODEL_INDEX)
     (folder / MANIFEST).unlink(missing_ok=True)  # of what lay here before
-    origin = {"source": f"random weights, seed {seed}", "licence": "CC0-1.0"}
-    record(folder, "tiny", dict.fromkeys(contents(folder), origin))
+    origin = {"source": f"random weights, seed {generator.initial_seed()}", "licence": "CC0-1.0"}
+    record(folder, "random", dict.fromkeys(contents(folder), origin))

@@ -1,0 +1,220 @@
+"""Options: flag over recipe over default, and a recipe that is wrong says where."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from rbctl.cli import Stages, main
+from rbctl.errors import InputError
+from rbctl.options import config_options, find_recipe, option, to_yaml
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    prompts: Path = option(..., "By position.", argument=True)
+    data: Path = option(..., "Required.")
+    steps: int = option(10, "Whole.", min=1, max=1000)
+    count: int = option(3, "Whole, without bounds.")
+    lr: float = option(1e-4, "Float.", min=0)
+    name: str | None = option(None, "Optional.")
+    negative: str | None = option("lowres", "Optional with a default.")
+    seeds: tuple[int, ...] = option((), "Repeats.")
+    words: tuple[str, ...] = option(("a", "b"), "Repeats, with defaults.")
+    flip: bool = option(True, "Switch.")
+    mode: Literal["no", "fp16"] = option("no", "Choice.")
+
+    def __post_init__(self) -> None:
+        if self.name == "bad":
+            raise ValueError("--name: bad is bad; choose another")
+
+
+DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config)} | {"prompts": Path("p.txt"), "data": Path("d")}
+
+
+class Stage:
+    """The command `finetune` (a name that recipes may hold), and what it was called with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.got: Config | None = None
+        self.group = Stages("rbctl")
+
+        @click.command("finetune")
+        @config_options(Config)
+        def command(config: Config) -> None:
+            self.got = config
+
+        self.group.add_command(command)
+
+    def call(self, *arguments: str, recipe: str | None = None) -> Result:
+        self.got = None
+        if recipe is not None:
+            (self.folder / "recipe.yaml").write_text(recipe)
+            arguments = (*arguments, "--recipe", str(self.folder / "recipe.yaml"))
+        return CliRunner().invoke(self.group, ["finetune", *arguments])
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def test_defaults(stage: Stage) -> None:
+    assert stage.call("p.txt", "--data", "d").exit_code == 0
+    assert dataclasses.asdict(stage.got) == DEFAULTS
+
+
+@pytest.mark.parametrize("recipe_first", [True, False])
+def test_flag_over_recipe_over_default(stage: Stage, recipe_first: bool) -> None:
+    path = stage.folder / "r.yaml"
+    path.write_text("finetune: {steps: 20, lr: 1e-2, flip: false, seeds: [1, 2]}\nsample: {anything: 1}\n")
+    recipe, flags = ["--recipe", str(path)], ["--steps", "30", "--seeds", "5", "--data", "d"]
+    result = stage.call("p.txt", *(recipe + flags if recipe_first else flags + recipe))
+    assert result.exit_code == 0, result.output
+    assert dataclasses.asdict(stage.got) == DEFAULTS | {"steps": 30, "lr": 0.01, "flip": False, "seeds": (5,)}
+
+
+@pytest.mark.parametrize(
+    ("written", "key", "value"),
+    [
+        ("lr: 1e-4", "lr", 1e-4),  # PyYAML reads this as text
+        ("lr: 1", "lr", 1.0),
+        ("steps: '5'", "steps", 5),
+        ("name: 5", "name", "5"),
+        ("name: null", "name", None),
+        ("negative: null", "negative", None),
+        ("seeds: []", "seeds", ()),
+        ("words: []", "words", ()),
+        ("words: [x]", "words", ("x",)),
+        ("flip: no", "flip", False),
+        ("mode: fp16", "mode", "fp16"),
+        ("data: elsewhere", "data", Path("elsewhere")),
+        ("prompts: other.txt", "prompts", Path("other.txt")),
+    ],
+)
+def test_values_of_a_recipe(stage: Stage, written: str, key: str, value: object) -> None:
+    recipe = {"prompts": "p.txt", "data": "d"}
+    recipe.pop(key, None)
+    text = ", ".join([*(f"{k}: {v}" for k, v in recipe.items()), written])
+    result = stage.call(recipe=f"finetune: {{{text}}}")
+    assert result.exit_code == 0, result.output
+    assert dataclasses.asdict(stage.got) == DEFAULTS | {key: value}
+    assert type(getattr(stage.got, key)) is type(value) or isinstance(value, Path)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("{stepz: 3}", "no option 'stepz'; did you mean 'steps'?"),
+        ("{recipe: x}", "no option 'recipe'"),
+        ("{dry_run: true}", "no option 'dry_run'"),
+        ("{3: 4}", "no option 3"),
+        ("{steps: many}", "steps: "),
+        ("{steps: 3.7}", "steps: a whole number"),
+        ("{count: 3.7}", "count: a whole number"),
+        ("{steps: true}", "steps: "),
+        ("{steps: 1001}", "steps: 1001 is not in the range"),
+        ("{steps: null}", "steps: a value is expected"),
+        ("{data: null}", "data: a value is expected"),
+        ("{data: 5}", "data: "),
+        ("{lr: true}", "lr: "),
+        ("{lr: .nan}", "lr: nan"),
+        ("{lr: [1]}", "lr: one value"),
+        ("{name: [a]}", "name: one value"),
+        ("{name: {a: 1}}", "name: one value"),
+        ("{seeds: 3}", "seeds: a list"),
+        ("{seeds: abc}", "seeds: a list"),
+        ("{seeds: [1, x]}", "seeds: "),
+        ("{seeds: [1, null]}", "seeds: one value"),
+        ("{flip: 3}", "flip: true or false"),
+        ("{flip: maybe}", "flip: true or false"),
+        ("{mode: no}", "quote it"),
+        ("{mode: fp8}", "mode: "),
+        ("[1]", "must be a mapping"),
+        ("", "must be a mapping"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_that_names_file_and_key(stage: Stage, section: str, said: str) -> None:
+    result = stage.call("p.txt", "--data", "d", recipe=f"finetune: {section}")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith(f"Error: {stage.folder / 'recipe.yaml'}: ")
+    assert said in result.stderr
+
+
+def test_a_section_for_no_stage_names_the_nearest(stage: Stage) -> None:
+    assert "no stage 'finetoon'; did you mean 'finetune'?" in stage.call(recipe="finetoon: {}").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["p.txt"], "Missing option '--data'"),
+        (["--data", "d"], "Missing argument 'PROMPTS'"),
+        (["p.txt", "--data", "d", "--steps", "0"], "not in the range"),
+        (["p.txt", "--data", "d", "--lr", "nan"], "nan is not a number"),
+        (["p.txt", "--data", "d", "--mode", "fp8"], "'no', 'fp16'"),
+        (["p.txt", "--data", "d", "--stepz", "3"], "--steps"),
+        (["p.txt", "--data", "d", "--name", "bad"], "--name: bad is bad; choose another"),
+        (["p.txt", "--data", "d", "--recipe", "a" * 400], "no such recipe"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(stage: Stage, arguments: list[str], said: str) -> None:
+    result = stage.call(*arguments)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert said in result.stderr
+
+
+def test_a_dry_run_prints_a_recipe_that_gives_the_same_again(stage: Stage) -> None:
+    arguments = ["p.txt", "--data", "d", "--lr", "1e-5", "--no-flip", "--seeds", "1", "--seeds", "2"]
+    stage.call(*arguments)
+    wanted = stage.got
+    result = stage.call(*arguments, "--dry-run")
+    assert stage.got is None, "a dry run does nothing"
+    assert "name" not in yaml.safe_load(result.stdout)["finetune"]
+    again = stage.call(recipe=result.stdout)
+    assert again.exit_code == 0, again.output
+    assert stage.got == wanted
+
+
+def test_a_default_taken_back_survives_the_round_trip(stage: Stage) -> None:
+    stage.call("p.txt", "--data", "d", recipe="finetune: {negative: null}")
+    written = to_yaml("finetune", stage.got)
+    stage.call(recipe=written)
+    assert stage.got.negative is None
+
+
+def test_help_shows_defaults_and_after_a_recipe_its_values(stage: Stage) -> None:
+    assert "default: 0.0001" in stage.call("--help").stdout
+    path = stage.folder / "r.yaml"
+    path.write_text("finetune: {steps: 77}")
+    assert "default: 77" in stage.call("--recipe", str(path), "--help").stdout
+
+
+def test_an_unknown_recipe_names_the_shipped_ones() -> None:
+    with pytest.raises(InputError, match="no such recipe"):
+        find_recipe("no such thing")
+
+
+RECIPES = sorted(p for p in (Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
+SECTIONS = [(path.stem, section) for path in RECIPES for section in yaml.safe_load(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize(("recipe", "section"), SECTIONS)
+def test_a_shipped_recipe_is_taken_by_its_stage(recipe: str, section: str) -> None:
+    required = {"finetune": ["--relation", "hug", "--data", "d"], "sample": ["p.txt"]}.get(section, [])
+    result = CliRunner().invoke(main, [section, *required, "--recipe", recipe, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    resolved = yaml.safe_load(result.stdout)[section]
+    written = yaml.safe_load((RECIPES[0].parent / f"{recipe}.yaml").read_text(encoding="utf-8"))[section]
+    for key, value in written.items():
+        assert resolved[key] == (float(value) if isinstance(resolved[key], float) else value)

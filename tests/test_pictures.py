@@ -1,0 +1,113 @@
+"""Pictures that say how they were made, and sheets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from rbctl.errors import InputError
+from rbctl.pictures import grid, parameters_text, read_record, save_png, sheet_row
+
+RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (20, 60), "blue")
+
+
+def test_parameters_text() -> None:
+    text = parameters_text(
+        "A cat is riding a dog",
+        negative_prompt="lowres",
+        steps=30,
+        guidance_scale=5.0,
+        seed=7,
+        width=1024,
+        height=768,
+        model="sdxl",
+        extras={"Lora": "ride: 0.8", "Relation": "ride", "Absent": None},
+    )
+    assert text == (
+        "A cat is riding a dog\nNegative prompt: lowres\nSteps: 30, Sampler: Euler, CFG scale: 5, Seed: 7, "
+        'Size: 1024x768, Model: sdxl, Lora: "ride: 0.8", Relation: ride'
+    )
+
+
+def test_parameters_without_a_negative_prompt() -> None:
+    text = parameters_text(
+        "a cat", negative_prompt="", steps=1, guidance_scale=7.5, seed=0, width=64, height=64, model="m"
+    )
+    assert text.splitlines() == ["a cat", "Steps: 1, Sampler: Euler, CFG scale: 7.5, Seed: 0, Size: 64x64, Model: m"]
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    parameters=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
+    record=st.dictionaries(
+        st.text(max_size=5), st.none() | st.integers() | st.text(max_size=9) | st.lists(st.floats(0))
+    ),
+)
+def test_png_round_trip(tmp_path: Path, parameters: str, record: dict[str, object]) -> None:
+    path = tmp_path / "picture.png"
+    save_png(RED, path, parameters, record)
+    assert read_record(path) == record
+    with Image.open(path) as opened:
+        assert opened.text["parameters"] == parameters
+        assert opened.convert("RGB").tobytes() == RED.tobytes()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_read_record_of_what_is_not_ours(tmp_path: Path) -> None:
+    ours, plain, text = (tmp_path / name for name in ("ours.png", "plain.png", "text.png"))
+    save_png(RED, ours, "p", {"seed": 3})
+    RED.save(plain)
+    text.write_text("no picture")
+    for path in (plain, text, tmp_path / "absent.png", tmp_path):
+        assert read_record(path) is None
+    whole = ours.read_bytes()
+    for length in (0, 20, len(whole) // 2, len(whole) - 30):
+        ours.write_bytes(whole[:length])
+        assert read_record(ours) is None, f"cut to {length} bytes"
+
+
+def test_save_png_where_it_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        save_png(RED, tmp_path / "file" / "picture.png", "p", {})
+
+
+def test_grid_puts_each_picture_in_the_middle_of_its_cell() -> None:
+    sheet = grid([RED, BLUE, RED], 2)
+    assert sheet.size == (8 + 2 * 48, 8 + 2 * 68)
+    assert sheet.getpixel((8 + 20, 8 + 30)) == (255, 0, 0)
+    assert sheet.getpixel((8 + 20, 8 + 5)) == (255, 255, 255)  # above the red one, which is lower than its cell
+    assert sheet.getpixel((56 + 20, 8 + 30)) == (0, 0, 255)
+    assert sheet.getpixel((56 + 20, 76 + 30)) == (255, 255, 255)  # no fourth picture
+
+
+def test_captions_take_room_only_where_there_are_some_and_stay_inside() -> None:
+    plain = grid([RED, BLUE], 1)
+    captioned = grid([RED, BLUE], 1, ["a word", ""])
+    long = grid([RED, BLUE], 1, ["many words " * 20, "x" * 500])
+    assert plain.height < captioned.height < long.height
+    assert plain.width == captioned.width == long.width
+    edge = long.crop((0, 0, 4, long.height)).getcolors()
+    assert edge == [(4 * long.height, (255, 255, 255))]
+
+
+def test_sheet_row_has_a_line_between_the_sides() -> None:
+    row = sheet_row([RED], [BLUE, BLUE], "A cat", height=60)
+    assert row.height == 80
+    assert row.getpixel((40, 30)) == (255, 0, 0)  # 80 wide at this height
+    assert row.getpixel((88, 30)) == (0, 0, 0)
+    assert row.getpixel((100, 30)) == (0, 0, 255)
+    assert grid([row, sheet_row([RED], [BLUE, BLUE])], 1).width >= row.width
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda: grid([], 1), lambda: grid([RED], 0), lambda: grid([RED], 1, []), lambda: sheet_row([RED], [])],
+)
+def test_nothing_to_show_is_a_programmers_mistake(call) -> None:
+    with pytest.raises(ValueError, match=r"expected|captions"):
+        call()
