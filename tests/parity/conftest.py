@@ -57,6 +57,15 @@ def golden(goldens: Path) -> Callable[[str], Golden]:
 
 
 @pytest.fixture(scope="session")
+def base(goldens: Path, tiny_bundle: Path) -> Any:
+    """SDXL's noise schedule and tokenizers, which the random bundle has too."""
+    from rbctl.bundle.load import load
+
+    folder = goldens / "tiny_sdxl" if (goldens / "tiny_sdxl").is_dir() else tiny_bundle
+    return load(str(folder), torch.device("cpu"), torch.float32, encoders=False)
+
+
+@pytest.fixture(scope="session")
 def tiny_sdxl(goldens: Path) -> Any:
     """The bundle that the end-to-end fixtures were made with."""
     from rbctl.bundle.load import load

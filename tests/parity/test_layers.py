@@ -219,10 +219,10 @@ def test_image_encoder(golden: Any, tiny_sdxl: Any) -> None:
             g.close(encoder.adapter_tokens(tokens, boxes, phrases, drop), f"{case}.out.tokens_{name}")
 
 
-def test_keypoint_matching_loss(golden: Any, tiny_sdxl: Any) -> None:
+def test_keypoint_matching_loss(golden: Any, base: Any) -> None:
     g = golden("keypoint_matching_loss")
     t = g.tensors
-    alphas, prediction_type = tiny_sdxl.training_schedule()
+    alphas, prediction_type = base.training_schedule()
     for case, facts in g.facts["cases"].items():
         latents, noise = t[f"{case}.in.latents"], t[f"{case}.in.noise"]
         timesteps = t[f"{case}.in.timestep"].reshape(-1).expand(latents.shape[0])
@@ -261,9 +261,9 @@ def test_cross_attention_loss(golden: Any) -> None:
         g.close(losses.predicate_attention(maps, mask), f"{case}.out.cross_attention_loss_resampled_from_original")
 
 
-def test_phrase_index(golden: Any, tiny_sdxl: Any) -> None:
+def test_phrase_index(golden: Any, base: Any) -> None:
     g = golden("phrase_index")
-    tokenizer = tiny_sdxl.tokenizer
+    tokenizer = base.tokenizer
     for case in g.facts["cases"]:
         prompt, phrase = case["prompt"], case["phrase"]
         ids = tokenizer(prompt, padding="max_length", max_length=77, truncation=True)["input_ids"]

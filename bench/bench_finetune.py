@@ -1,0 +1,67 @@
+"""What computing the frozen results once saves: seconds per sample of a run, against re-encoding at every step.
+
+The baseline does what the official script does: it runs the text encoders, the image encoders and the VAE on every
+sample of every step. Both sides run the same loss and backward pass, on a bundle of random weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rbctl import lora
+from rbctl.bundle.load import Bundle, load
+from rbctl.bundle.random_weights import write_tiny
+from rbctl.plugins.demo.run import write_triplets
+from rbctl.plugins.finetune import frozen
+from rbctl.plugins.finetune.config import FinetuneConfig
+from rbctl.plugins.finetune.draws import triplet_of
+from rbctl.plugins.finetune.objective import Schedule, draw, training_loss
+from rbctl.triplets import Triplet
+from rbctl.triplets import load as load_triplets
+
+BATCH, RESOLUTION = 4, 128
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[Triplet], FinetuneConfig]:
+    folder = tmp_path_factory.mktemp("bench")
+    write_tiny(folder / "bundle")
+    write_triplets(folder / "hug")
+    bundle = load(str(folder / "bundle"), torch.device("cpu"), torch.float32)
+    lora.add(bundle.unet, 4, 4, seed=0)
+    bundle.unet.train()
+    config = FinetuneConfig(relation="hug", data=Path(folder / "hug"), resolution=RESOLUTION)
+    return bundle, load_triplets(folder / "hug"), config
+
+
+def step(bundle: Bundle, results: dict[str, torch.Tensor], config: FinetuneConfig, first: int) -> float:
+    alphas, prediction_type = bundle.training_schedule()
+    batch = draw(results, range(first, first + BATCH), config.seed, len(alphas), bundle.device)
+    loss, _ = training_loss(bundle.unet, batch, Schedule(alphas, prediction_type), config, bundle.gamma, bundle.levels)
+    loss.backward()
+    return float(loss.detach())
+
+
+def re_encoding_step(bundle: Bundle, triplets: list[Triplet], config: FinetuneConfig, first: int) -> float:
+    """The same step without anything kept: each of its samples goes through the frozen networks."""
+    chosen = [triplets[triplet_of(config.seed, first + slot, len(triplets))] for slot in range(BATCH)]
+    return step(bundle, frozen.encode(bundle, chosen, config, RESOLUTION), config, first)
+
+
+@pytest.mark.benchmark(group="finetune: one step of four samples")
+def test_frozen_results_computed_once(benchmark: Any, setting: Any) -> None:
+    bundle, triplets, config = setting
+    results = frozen.encode(bundle, triplets, config, RESOLUTION)
+    benchmark.pedantic(step, (bundle, results, config, 0), rounds=5, warmup_rounds=1)
+    benchmark.extra_info["seconds per sample"] = benchmark.stats.stats.median / BATCH
+
+
+@pytest.mark.benchmark(group="finetune: one step of four samples")
+def test_encoded_again_at_every_step(benchmark: Any, setting: Any) -> None:
+    bundle, triplets, config = setting
+    benchmark.pedantic(re_encoding_step, (bundle, triplets, config, 0), rounds=5, warmup_rounds=1)
+    benchmark.extra_info["seconds per sample"] = benchmark.stats.stats.median / BATCH
