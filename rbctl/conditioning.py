@@ -170,7 +170,7 @@ class Conditioning:
     Attributes:
         prompt_embeds: (B, T, D).
         pooled_prompt_embeds: (B, P).
-        time_ids: (B, 6), original height and width, crop top and left, target height and width, in pixels.
+        time_ids: (B, 6) float32, original height and width, crop top and left, target height and width, in pixels.
         image: None for plain text-to-image.
         projected: layer -> its K and V, filled by ``attention.project_once``; they depend on neither the latents nor
             the timestep, so sampling computes them once per prompt.
@@ -235,7 +235,7 @@ def guided(
             subject_scales=None if object_weights is None else rows(object_weights, None),
         )
     height, width = size
-    time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=embeds.dtype, device=embeds.device)
+    time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=embeds.device)
     return Conditioning(
         prompt_embeds=embeds,
         pooled_prompt_embeds=rows(pooled_prompt_embeds, negative_pooled_prompt_embeds),

@@ -89,7 +89,7 @@ def training_loss(
     conditioning = Conditioning(
         prompt_embeds=data["prompt_embeds"],
         pooled_prompt_embeds=data["pooled_prompt_embeds"],
-        time_ids=data["time_ids"].to(data["prompt_embeds"].dtype),
+        time_ids=data["time_ids"],
         image=ImageBranch.build(data["image_tokens"], data["boxes"], grids, gamma),
         text_maps=TextMaps(spans=data["predicate_span"]) if config.attention_loss_weight else None,
         backend=None if config.attention == "auto" else config.attention,

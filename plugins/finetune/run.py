@@ -48,6 +48,8 @@ def run(config: FinetuneConfig) -> Path:
     output = config.output or RUNS / "finetune" / relation.name
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("--precision fp16: training in fp16 needs CUDA; take bf16 or fp32")
     pick_attention(config.attention, device, DTYPES[precision])
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
@@ -151,8 +153,8 @@ def _tune(
     schedule = Schedule(alphas.to(device), prediction_type)
     gamma = bundle.gamma if config.gamma is None else config.gamma
     ranks, rank = accelerator.num_processes, accelerator.process_index
-    rows = [row for row in _rows(output / "metrics.jsonl") if row["step"] <= start]
     if main:
+        rows = [row for row in _rows(output / "metrics.jsonl") if row["step"] <= start]
         write_jsonl(output / "metrics.jsonl", rows)
         write_record(
             output,

@@ -87,6 +87,9 @@ def _sample(jobs: Sequence[Job], config: SampleConfig, loras: dict[str, LoraFile
     if config.compile:
         bundle.unet.compile_repeated_blocks()
     encoder = ObjectEncoder(bundle, config)
+    for job in jobs:
+        if bundle.overlong(job.text):
+            click.echo(f"{job.record['source']}: too long for the text encoders; its end is not read", err=True)
     with progress(len(jobs), "sample", unit="picture") as bar:
         for batch in _batches(jobs, config.batch_size):
             first = batch[0]

@@ -110,8 +110,12 @@ class Bundle:
         with torch.no_grad():
             return self.text_encoder(self._token_ids(self.tokenizer, phrases)).pooler_output
 
+    def overlong(self, prompt: str) -> bool:
+        """Whether the text encoders see only a part of the prompt."""
+        return len(self.tokenizer(prompt)["input_ids"]) > self.tokenizer.model_max_length
+
     def _token_ids(self, tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:
-        ids = tokenizer(list(texts), padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+        ids = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
         return ids["input_ids"].to(self.device)
 
     def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
