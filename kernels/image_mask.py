@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -20,6 +20,7 @@ class ImageMask:
     attend: torch.Tensor
     covered: torch.Tensor
     safe: torch.Tensor
+    _biases: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def build(cls, attend: torch.Tensor) -> ImageMask:
@@ -30,6 +31,18 @@ class ImageMask:
         covered = attend.any(-1, keepdim=True)
         return cls(attend=attend, covered=covered, safe=attend | ~covered)
 
+    def bias(self, dtype: torch.dtype) -> torch.Tensor:
+        """Additive form of ``safe``, (B, 1, Q, M): 0 or the lowest number; made once per dtype.
+
+        Its rows start at multiples of 8 elements, as xformers wants.
+        """
+        if dtype not in self._biases:
+            tokens = self.safe.shape[-1]
+            padded = torch.zeros(*self.safe.shape[:-1], -(-tokens // 8) * 8, dtype=dtype, device=self.safe.device)
+            padded[..., :tokens].masked_fill_(~self.safe, torch.finfo(dtype).min)
+            self._biases[dtype] = padded[..., :tokens]
+        return self._biases[dtype]
+
     def to(self, device: torch.device) -> ImageMask:
         """The same mask on another device."""
-        return ImageMask(*(t.to(device) for t in (self.attend, self.covered, self.safe)))
+        return ImageMask(self.attend.to(device), self.covered.to(device), self.safe.to(device))

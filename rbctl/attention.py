@@ -70,23 +70,35 @@ class ParallelCrossAttention(nn.Module):
         conditioning: Conditioning | None = None,
     ) -> torch.Tensor:
         q = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, H, Q, d)
+        kv, mask = self.inputs(attn, q, encoder_hidden_states, conditioning)
+        if mask is None or kv.k_image is None or kv.v_image is None:
+            out = scaled_dot_product_attention(q, kv.k_text, kv.v_text)
+        else:
+            backend = conditioning.backend if conditioning else None
+            out = parallel_cross_attention(q, kv.k_text, kv.v_text, kv.k_image, kv.v_image, mask, backend)
+        out = out.transpose(1, 2).flatten(2).to(q.dtype)  # (B, Q, H * d)
+        return attn.to_out[1](attn.to_out[0](out))
+
+    def inputs(
+        self,
+        attn: Attention,
+        q: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        conditioning: Conditioning | None,
+    ) -> tuple[KeysValues, ImageMask | None]:
+        """All that the attention needs besides the query: K and V, and the image mask where there is an image."""
         kv = conditioning.projected.get(self.layer) if conditioning else None
         if kv is None:
             if encoder_hidden_states is None:
                 raise ValueError(f"{self.layer}: cross-attention needs encoder_hidden_states")
             kv = self.project(attn, encoder_hidden_states, conditioning)
-        if conditioning is None or conditioning.image is None or kv.k_image is None or kv.v_image is None:
-            out = scaled_dot_product_attention(q, kv.k_text, kv.v_text)
-        else:
-            mask = self._mask(q, kv.k_text, conditioning.image, conditioning.pseudo)
-            out = parallel_cross_attention(
-                q, kv.k_text, kv.v_text, kv.k_image, kv.v_image, mask, backend=conditioning.backend
-            )
-        record = conditioning.text_maps if conditioning else None
+        if conditioning is None:
+            return kv, None
+        record = conditioning.text_maps
         if record is not None and q.shape[2] <= record.max_queries:
             record.maps[self.layer] = text_map(q, kv.k_text, record.spans)
-        out = out.transpose(1, 2).flatten(2).to(q.dtype)  # (B, Q, H * d)
-        return attn.to_out[1](attn.to_out[0](out))
+        image = conditioning.image
+        return kv, None if image is None else self._mask(q, kv.k_text, image, conditioning.pseudo)
 
     def _mask(
         self, q: torch.Tensor, k_text: torch.Tensor, image: ImageBranch, pseudo: PseudoRegions | None
@@ -153,3 +165,12 @@ def project_once(unet: UNet2DConditionModel, conditioning: Conditioning) -> Cond
                 attention, conditioning.prompt_embeds, conditioning
             )
     return conditioning
+
+
+def compile_blocks(unet: UNet2DConditionModel) -> None:
+    """Compile the UNet's transformer blocks, one program for all blocks of a shape.
+
+    The look-up by layer name stays out of the program: it would be a new one for every layer.
+    """
+    ParallelCrossAttention.inputs = torch.compiler.disable(ParallelCrossAttention.inputs)  # type: ignore[method-assign]
+    unet.compile_repeated_blocks()

@@ -26,8 +26,6 @@ def _devices() -> list[dict[str, str]]:
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
         rows.append({"name": f"cuda:{index}", "state": f"{card.name}, {card.total_memory / 2**30:.0f} GiB"})
-    if torch.backends.mps.is_available():
-        rows.append({"name": "mps", "state": "Apple GPU"})
     return rows
 
 

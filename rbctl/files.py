@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
 import struct
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,8 @@ from rbctl.errors import InputError
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+
+PARTIAL = ".partial"  # suffix of a file being written; a kill leaves one behind
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
@@ -44,6 +48,19 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what the user can mend about writing ``path`` into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise InputError(f"{path}: no space left on the disk; free some and run the same command again") from error
+        if error.errno in _NO_PLACE:
+            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
+        raise
+
+
+@contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; when the block ends well it replaces ``path`` in one step.
 
@@ -52,9 +69,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the disk is full, or the folder cannot be written.
     """
-    try:
+    with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -65,12 +82,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise InputError(f"{path}: no space left on the disk; free some and run the same command again") from error
-        if error.errno in _NO_PLACE:
-            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
-        raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line. A kill can leave a part of it, so readers of such a file must bear a torn last line.
+
+    Raises:
+        InputError: the disk is full, or the file cannot be written.
+    """
+    with _told(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -92,6 +113,13 @@ def write_json(path: Path, content: Any) -> None:
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write one JSON object a line, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write a picture as PNG, atomically. PIL does not always tell that the disk is full, so it writes to memory."""
+    encoded = io.BytesIO()
+    image.save(encoded, format="PNG")
+    write_bytes(path, encoded.getvalue())
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
@@ -211,7 +239,9 @@ def read_torch(path: Path) -> Any:
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch warns of what it is about to refuse; the error says it in one line
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: refused, it holds more than tensors (a pickle can run code)") from error
     except _DAMAGED as error:
@@ -219,26 +249,39 @@ def read_torch(path: Path) -> Any:
 
 
 def read_image(path: Path, mode: str = "RGB") -> Image.Image:
-    """Read a picture, turned as its EXIF orientation says; alpha is laid over white.
+    """Read a picture, turned as its EXIF orientation says; alpha is laid over white, 16 bits become 8.
 
     Raises:
-        InputError: the file is missing or not a readable picture.
+        InputError: the file is missing or not a readable picture, or its pixels have no range known to be 0 to 1.
     """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as opened:
             opened.load()
+            sixteen = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format == "PNG")
             image = ImageOps.exif_transpose(opened)
+        if sixteen:
+            image = _eight_bit(image)
+        elif image.mode in ("I", "F"):
+            raise InputError(f"{path}: its pixels are 32-bit numbers of no known range; save it as an 8-bit PNG")
+        if mode == "RGB" and image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        return image.convert(mode)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such picture") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable picture ({error})") from error
-    if mode == "RGB" and image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert(mode)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits with 8; Pillow's own conversion cuts everything above 255 off."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
 
 
 def sha256(path: Path) -> str:

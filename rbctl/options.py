@@ -125,7 +125,11 @@ def _click_type(annotation: Any, metadata: Any) -> tuple[Any, bool]:
     if annotation is bool:
         return click.BOOL, False
     if annotation is int:
-        return click.IntRange(low, high) if (low, high) != (None, None) else click.INT, False
+        if (low, high) == (None, None):
+            return click.INT, False
+        bounded = click.IntRange(low, high)
+        bounded.name = "integer"  # for people: Click says "integer range", of three too
+        return bounded, False
     if annotation is float:
         return _Number(low, high), False
     if annotation is Path:
@@ -186,7 +190,11 @@ def _load_recipe(ctx: click.Context, param: click.Parameter, value: str | None) 
             raise InputError(f"{path}: no stage {section!r}{nearest(str(section), stages)}")
         if not isinstance(values, dict):
             raise InputError(f"{path}: section {section!r} must be a mapping of options to values")
-    recipe = content.get(ctx.command.name or "", {})
+    if ctx.command.name not in content:
+        raise InputError(
+            f"{path}: has no section {ctx.command.name!r}, only {', '.join(map(repr, content)) or 'nothing'}"
+        )
+    recipe = content[ctx.command.name]
     fields = {p.name: p for p in ctx.command.params if isinstance(p, _Field) and p.name}
     for key, given in recipe.items():
         if key not in fields:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rbctl import __version__
 from rbctl.errors import InputError
-from rbctl.files import write_json
+from rbctl.files import PARTIAL, write_json
 
 RUNS = Path("runs")
 
@@ -36,6 +36,8 @@ def claim(folder: Path) -> Iterator[None]:
             raise InputError(
                 f"{folder}: another run is writing here; wait for it or choose another --output"
             ) from error
+        for left in (*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}")):  # of runs that were killed
+            left.unlink(missing_ok=True)
         yield
 
 

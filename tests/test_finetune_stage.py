@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -257,6 +258,7 @@ def test_bad_input_is_one_line(road: Road, tmp_path: Path) -> None:
     refused(road, "rbctl models pull sdxl", bundle="sdxl")
     refused(road, "multiple of 8", resolution=130)
     refused(road, "CUDA", attention="xformers", device="cpu")
+    refused(road, "CUDA", precision="fp16", device="cpu")
     recipe = tmp_path / "typo.yaml"
     recipe.write_text("finetune: {stepz: 3}\n")
     refused(road, "did you mean 'steps'", recipe=recipe)
@@ -279,6 +281,86 @@ def test_another_recipe_in_the_same_folder_is_refused(road: Road) -> None:
     assert road.lora("run").read_bytes() == before
     assert run([*road.arguments("run", steps=2, learning_rate=5e-4), "--no-resume"], road.log) == 0, road.said()
     assert road.lora("run").read_bytes() != before
+
+
+def test_no_resume_drops_its_own_files_alone(road: Road) -> None:
+    assert road("run", steps=2) == 0, road.said()
+    other = road.folder / "run" / "precious.safetensors"
+    other.write_bytes(b"mine")
+    assert run([*road.arguments("run", steps=3), "--no-resume"], road.log) == 0, road.said()
+    assert other.read_bytes() == b"mine"
+    assert [row["step"] for row in road.losses("run")] == [1, 2, 3]
+    # a failing start drops nothing
+    before = road.lora("run").read_bytes()
+    assert run([*road.arguments("run", bundle="nowhere"), "--no-resume"], road.log) == 2
+    assert road.lora("run").read_bytes() == before
+    # a LoRA that no run wrote is not ours to overwrite
+    foreign = road.folder / "foreign"
+    foreign.mkdir()
+    (foreign / "lora.safetensors").write_bytes(b"mine")
+    refused(road, "no run here wrote", output="foreign")
+
+
+def test_a_run_is_taken_up_only_with_the_same_data(road: Road, tmp_path: Path) -> None:
+    assert road("run", steps=2) == 0, road.said()
+    moved, other = tmp_path / "moved", tmp_path / "other"
+    shutil.copytree(road.data, moved)
+    assert road("run", steps=2, data=moved) == 0, road.said()
+    shutil.copytree(road.data, other)
+    lines = (other / "metadata.jsonl").read_text().splitlines()
+    (other / "metadata.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    refused(road, "holds a run with data", output="run", steps=2, data=other)
+    refused(road, "2 steps are done", output="run", steps=1)
+    assert road("run", steps=4) == 0, road.said()  # more steps of a constant schedule go on
+    assert road("straight", steps=4) == 0, road.said()
+    assert load_equal(road.lora("run"), road.lora("straight"))
+
+
+def test_a_run_that_diverged_at_once_does_not_block_the_folder(road: Road) -> None:
+    refused(road, "NaN", output="run", learning_rate=1e30, checkpoint_every=0)
+    assert road("run", steps=2) == 0, road.said()
+
+
+def test_a_damaged_checkpoint_or_cache_is_passed_over(road: Road) -> None:
+    assert road("straight", steps=8) == 0, road.said()
+    assert road("run", steps=4) == 0, road.said()
+    newest = sorted((road.folder / "run" / "checkpoints").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    cache = road.folder / "run" / "frozen.safetensors"
+    cache.write_bytes(cache.read_bytes()[:1000])
+    assert road("run", steps=8) == 0, road.said()
+    assert "trying the one before" in road.said()
+    assert load_equal(road.lora("run"), road.lora("straight"))
+
+
+def test_the_layout_prior_goes_by_role(triplets: Path) -> None:
+    from rbctl.plugins.finetune.lora_file import layout_prior
+
+    found = load(triplets)
+    turned = [dataclasses.replace(t, objects=t.objects[::-1]) if i % 2 else t for i, t in enumerate(found)]
+
+    def boxes(rows: list[Any]) -> torch.Tensor:
+        return torch.tensor([[thing.box for thing in row.objects] for row in rows])
+
+    assert layout_prior(turned, boxes(turned)) == layout_prior(found, boxes(found))
+
+
+def test_doubtful_triplets_are_told(road: Road, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(road.data, bare)
+    rows = [json.loads(line) for line in (bare / "metadata.jsonl").read_text().splitlines()]
+    for thing in rows[0]["objects"]:
+        thing["target_keypoints"] = [[0.0, 0.0, 0]] * 17
+    rows[1]["predicate"] = "kissing"
+    (bare / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert road("bare", data=bare, steps=1) == 0, road.said()
+    assert "has no keypoints" in road.said()
+    refused(road, "does not hold the predicate 'kissing'", data=bare, attention_loss_weight=0.001)
+
+
+def test_no_clipping(road: Road) -> None:
+    assert road("run", steps=2, max_grad_norm=0) == 0, road.said()
+    assert any(value.abs().max() > 0 for key, value in load_file(road.lora("run")).items() if ".up." in key)
 
 
 def test_a_second_run_in_the_same_folder_is_refused(road: Road) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from rbctl.bundle.random_weights import write_tiny
-from rbctl.files import atomic_write, write_jsonl, write_text
+from rbctl.files import write_jsonl, write_png, write_text
 from rbctl.runs import claim
 
 from .drawing import Creature, draw_alone, draw_hug
@@ -30,11 +30,6 @@ def _article(name: str) -> str:
     return "an" if name[0] in "aeiou" else "a"
 
 
-def _save(path: Path, picture: Image.Image) -> None:
-    with atomic_write(path) as temporary:
-        picture.save(temporary, format="PNG")
-
-
 def _plain(keypoints: np.ndarray) -> list[list[float]]:
     return [[round(float(x), 5), round(float(y), 5), int(v)] for x, y, v in keypoints]
 
@@ -44,13 +39,13 @@ def write_triplets(folder: Path) -> None:
     rows: list[dict[str, Any]] = []
     for number, pair in enumerate(PAIRS):
         target = draw_hug(*pair, number)
-        _save(folder / f"{number}.png", target.picture)
+        write_png(folder / f"{number}.png", target.picture)
         objects = []
         for k, (creature, role) in enumerate(zip(pair, ("subject", "object"), strict=True)):
             alone = draw_alone(creature, number + 1 + k)
             image, mask = f"images/{number}-{k}.png", f"masks/{number}-{k}.png"
-            _save(folder / image, alone.picture)
-            _save(folder / mask, Image.fromarray(target.masks[k].astype(np.uint8) * 255))
+            write_png(folder / image, alone.picture)
+            write_png(folder / mask, Image.fromarray(target.masks[k].astype(np.uint8) * 255))
             objects.append(
                 {
                     "name": creature.name,
@@ -78,7 +73,7 @@ def write_prompts(folder: Path) -> None:
     """Pictures of new individuals, and ``prompts.txt`` that lets them hug."""
     lines = ["# {name: picture} marks an object; --d seed, --s steps, --w --h pixels"]
     for k, creature in enumerate(NEW):
-        _save(folder / "pictures" / f"{creature.name.replace(' ', '-')}.png", draw_alone(creature, k).picture)
+        write_png(folder / "pictures" / f"{creature.name.replace(' ', '-')}.png", draw_alone(creature, k).picture)
     for number, (a, b) in enumerate(zip(NEW[::2], NEW[1::2], strict=True)):
         first, second = (f"{{{c.name}: pictures/{c.name.replace(' ', '-')}.png}}" for c in (a, b))
         words = f"{_article(a.name).capitalize()} {first} is hugging {_article(b.name)} {second}"

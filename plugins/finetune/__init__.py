@@ -20,4 +20,5 @@ def command(config: FinetuneConfig) -> None:
     """
     from rbctl.plugins.finetune.run import run
 
-    click.echo(run(config))
+    if path := run(config):
+        click.echo(path)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from rbctl.errors import InputError
@@ -40,22 +41,34 @@ def found(folder: Path) -> list[Path]:
 
 
 def restore(
-    path: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+    folder: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict[str, Any] | None]:
-    """Load a checkpoint into the parameters and the optimizer; returns its step and the gradient scaler's state.
+    """Load the newest whole checkpoint into the parameters and the optimizer.
+
+    Returns:
+        Its step (0 without a checkpoint) and the gradient scaler's state.
 
     Raises:
-        InputError: it is damaged, or of another LoRA.
+        InputError: there are checkpoints, but none that is whole and of this LoRA.
     """
-    tensors, metadata = read_safetensors(path)
-    if {k.removeprefix("lora.") for k in tensors if k.startswith("lora.")} != set(parameters) or "step" not in metadata:
-        raise InputError(f"{path}: not a checkpoint of this LoRA; begin anew with --no-resume")
-    for name, parameter in parameters.items():
-        parameter.data.copy_(tensors[f"lora.{name}"])
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, part, name = key.split(".", 2)
-            parameter = parameters[name]
-            # AdamW keeps its step count on the CPU.
-            optimizer.state[parameter][part] = value if part == "step" else value.to(parameter.device)
-    return int(metadata["step"]), json.loads(metadata.get("scaler", "null"))
+    wanted = {f"lora.{name}" for name in parameters}
+    for path in reversed(found(folder)):
+        try:
+            tensors, metadata = read_safetensors(path)
+        except InputError as error:
+            click.echo(f"{error}; trying the one before", err=True)
+            continue
+        if {k for k in tensors if k.startswith("lora.")} != wanted or "step" not in metadata:
+            break
+        for name, parameter in parameters.items():
+            parameter.data.copy_(tensors[f"lora.{name}"])
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, part, name = key.split(".", 2)
+                parameter = parameters[name]
+                # AdamW keeps its step count on the CPU.
+                optimizer.state[parameter][part] = value if part == "step" else value.to(parameter.device)
+        return int(metadata["step"]), json.loads(metadata.get("scaler", "null"))
+    if found(folder):
+        raise InputError(f"{folder}: no checkpoint of this LoRA that is whole; begin anew with --no-resume")
+    return 0, None

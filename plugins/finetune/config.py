@@ -28,10 +28,10 @@ class FinetuneConfig:
     )
     lr_warmup_steps: int = option(0, "Steps of warm-up, where the schedule has one.", min=0)
     weight_decay: float = option(0.0, "AdamW's weight decay.", min=0.0)
-    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", min=0.0)
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0 for no clipping.", min=0.0)
     rank: int = option(4, "Rank of the LoRA.", min=1)
-    alpha: float = option(4.0, "Scale of the LoRA is alpha / rank.", min=0.0)
-    seed: int = option(0, "Seed of everything random.", min=0)
+    alpha: float = option(4.0, "Scale of the LoRA is alpha / rank.", min=1e-3)
+    seed: int = option(0, "Seed of everything random.", min=0, max=2**63 - 1)
 
     resolution: int | None = option(None, "Side of the training pictures in pixels. [default: the bundle's]", min=64)
     augmentation_draws: int = option(1, "Versions of each triplet to draw from; 1 trains on it as it is.", min=1)

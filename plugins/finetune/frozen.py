@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rbctl.bundle.load import Bundle, fingerprint
+from rbctl.bundle.load import Bundle
+from rbctl.conditioning import DUMMY_TOKENS
 from rbctl.errors import InputError
 from rbctl.files import read_safetensors, write_safetensors
 from rbctl.image_prompt import clip_pixels
@@ -25,18 +26,20 @@ from rbctl.triplets import Triplet, geometry
 _KEYED = ("seed", "resolution", "augmentation_draws", "random_flip", "max_zoom", "local_tokens")
 
 
-def key(config: FinetuneConfig, data: str, folder: Path, resolution: int, dtype: torch.dtype) -> str:
-    """Names one set of frozen results."""
+def key(config: FinetuneConfig, data: str, bundle: str, resolution: int, dtype: torch.dtype) -> str:
+    """Names one set of frozen results; ``data`` and ``bundle`` are the hashes of both."""
     facts = {field: getattr(config, field) for field in _KEYED}
-    facts |= {"data": data, "bundle": fingerprint(folder), "resolution": resolution, "dtype": str(dtype), "version": 1}
+    facts |= {"data": data, "bundle": bundle, "resolution": resolution, "dtype": str(dtype), "version": 1}
+    facts["predicate"] = config.attention_loss_weight > 0  # then every prompt was found to hold its predicate
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def read(path: Path, wanted: str) -> dict[str, torch.Tensor] | None:
-    """The stored results, if they are of this key."""
-    if not path.is_file():
+    """The stored results, if they are of this key and whole; they can always be computed again."""
+    try:
+        tensors, metadata = read_safetensors(path)
+    except InputError:
         return None
-    tensors, metadata = read_safetensors(path)
     return tensors if metadata.get("key") == wanted else None
 
 
@@ -66,16 +69,24 @@ def encode(
             for draw in range(config.augmentation_draws):
                 draws.append(_pad(_encode_draw(bundle, triplet, draw, config, resolution), most))
                 bar.update()
-            samples.append({name: torch.stack([d[name] for d in draws]) for name in draws[0]} | _words(bundle, triplet))
+            samples.append(
+                {name: torch.stack([d[name] for d in draws]) for name in draws[0]}
+                | _words(bundle, triplet, config.attention_loss_weight > 0)
+            )
     result = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
     embeds, pooled = bundle.encode_prompts([""])
     result["empty_prompt_embeds"], result["empty_pooled_prompt_embeds"] = embeds[0], pooled[0]
     return {name: tensor.cpu() for name, tensor in result.items()}
 
 
-def _words(bundle: Bundle, triplet: Triplet) -> dict[str, torch.Tensor]:
+def _words(bundle: Bundle, triplet: Triplet, needs_predicate: bool) -> dict[str, torch.Tensor]:
     embeds, pooled = bundle.encode_prompts([triplet.prompt])
     span = token_span(bundle.tokenizer, triplet.prompt, triplet.predicate)
+    if needs_predicate and span == (0, 0):
+        raise InputError(
+            f"triplet {triplet.id!r}: its prompt {triplet.prompt!r} does not hold the predicate {triplet.predicate!r}, "
+            "which --attention-loss-weight needs; mend the data or set the weight to 0"
+        )
     return {
         "prompt_embeds": embeds[0],
         "pooled_prompt_embeds": pooled[0],
@@ -126,6 +137,7 @@ def _encode_draw(
         "image_keypoints": image_points[..., :2],
         "visible": (target_points[..., 2] > 0) & (image_points[..., 2] > 0),
         "object_mask": torch.from_numpy(target.masks.any(0)),
+        # Crop (0, 0) whatever the crop was, as in the official script: sampling asks for an uncut picture.
         "time_ids": torch.tensor([original_height, original_width, 0, 0, resolution, resolution], dtype=torch.float32),
     }
 
@@ -137,7 +149,7 @@ def _pad(draw: dict[str, torch.Tensor], most: int) -> dict[str, torch.Tensor]:
     """Add absent objects: an all-zero box lets no query see them, and no keypoint of theirs counts."""
     objects = draw["boxes"].shape[0]
     tokens = draw["image_tokens"]
-    per_object = (tokens.shape[0] - 4) // objects
+    per_object = (tokens.shape[0] - DUMMY_TOKENS) // objects
 
     def grow(tensor: torch.Tensor, count: int) -> torch.Tensor:
         return torch.cat((tensor, tensor.new_zeros(count, *tensor.shape[1:])))

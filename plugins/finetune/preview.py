@@ -11,7 +11,7 @@ import torch
 from rbctl import denoising
 from rbctl.bundle.load import Bundle
 from rbctl.conditioning import guided
-from rbctl.files import atomic_write
+from rbctl.files import write_png
 from rbctl.pictures import grid
 from rbctl.plugins.finetune.config import FinetuneConfig
 
@@ -59,5 +59,4 @@ def preview(bundle: Bundle, unet: Any, frozen: Mapping[str, torch.Tensor], confi
     )
     unet.train(training)
     pictures = denoising.to_pictures(bundle.decode_latents(latents))
-    with atomic_write(path) as temporary:
-        grid(pictures, count).save(temporary, format="PNG")
+    write_png(path, grid(pictures, count))

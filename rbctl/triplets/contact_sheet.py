@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from rbctl.files import atomic_write
+from rbctl.files import write_png
 from rbctl.triplets.geometry import Annotated, image_prompt, resize, target
 from rbctl.triplets.keypoints import ABSENT, OCCLUDED, SKELETON
 from rbctl.triplets.triplet import Triplet
@@ -45,8 +45,7 @@ def contact_sheet(triplets: Sequence[Triplet], path: Path) -> None:
         sheet.paste(row, (_MARGIN, top))
         sheet.paste(caption, (_MARGIN, top + row.height))
         top += row.height + caption.height + _ROW_GAP
-    with atomic_write(path) as temporary:
-        sheet.save(temporary, format="PNG", compress_level=3)  # three times faster, a tenth larger
+    write_png(path, sheet)
 
 
 def _row(triplet: Triplet) -> Image.Image:

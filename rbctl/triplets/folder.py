@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from rbctl.errors import InputError
-from rbctl.files import atomic_write, read_image, read_text, write_bytes, write_jsonl
+from rbctl.files import read_image, read_text, write_bytes, write_jsonl, write_png
 from rbctl.options import nearest
 from rbctl.triplets.keypoints import KEYPOINTS, absent, misplaced
 from rbctl.triplets.problem import NO_BOX, NOWHERE, Reporter, Sink, refuse
@@ -217,8 +217,7 @@ def _copy(source: Path, folder: Path, stem: str) -> str:
     if suffix:
         write_bytes(folder / name, source.read_bytes())
     else:
-        with atomic_write(folder / name) as temporary:
-            image.save(temporary)
+        write_png(folder / name, image)
     return name
 
 
