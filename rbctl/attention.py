@@ -167,10 +167,10 @@ def project_once(unet: UNet2DConditionModel, conditioning: Conditioning) -> Cond
     return conditioning
 
 
-def compile_blocks(unet: UNet2DConditionModel) -> None:
+def compile_blocks(unet: UNet2DConditionModel, backend: str = "inductor") -> None:
     """Compile the UNet's transformer blocks, one program for all blocks of a shape.
 
     The look-up by layer name stays out of the program: it would be a new one for every layer.
     """
     ParallelCrossAttention.inputs = torch.compiler.disable(ParallelCrossAttention.inputs)  # type: ignore[method-assign]
-    unet.compile_repeated_blocks()
+    unet.compile_repeated_blocks(backend=backend)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, reason
 from rbctl.files import read_safetensors, write_safetensors
 
 TARGETS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
@@ -17,37 +18,33 @@ ADAPTER = "relation"
 
 LoraFormat = Literal["diffusers", "kohya"]
 
+# All that diffusers asks of a UNet to renumber the blocks of kohya's scripts, which they write for SDXL alone.
+_SDXL = SimpleNamespace(layers_per_block=2)
+
 
 @dataclass(frozen=True)
 class LoraFile:
     """A relation LoRA as read from a file.
 
     Attributes:
-        tensors: peft naming without prefix, ``<module>.lora_A.weight`` (rank x in) and ``.lora_B.weight`` (out x rank).
+        tensors: peft naming without prefix, ``<module>.lora_A.weight`` (rank x in) and ``.lora_B.weight`` (out x rank);
+            alpha / rank is folded into B, so that the scale is 1.
         metadata: the file's own; ``rbctl.*`` keys hold relation, predicate, roles, layout prior, recipe, hashes.
-        alpha: scale is alpha / rank.
     """
 
     path: Path
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
     rank: int
-    alpha: float
 
 
-def add(unet: Any, rank: int, alpha: float, seed: int, name: str = ADAPTER) -> list[torch.nn.Parameter]:
-    """Add a trainable relation LoRA to a UNet: A gaussian with standard deviation 1 / rank, B zero.
-
-    Returns:
-        Its parameters, in float32, in the UNet's own order.
-    """
+def add(unet: Any, rank: int, alpha: float, seed: int, name: str = ADAPTER) -> None:
+    """Add a trainable relation LoRA in float32 to a UNet: A gaussian with standard deviation 1 / rank, B zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet.add_adapter(_config(rank, alpha), adapter_name=name)
-    parameters = [p for p in unet.parameters() if p.requires_grad]
-    for parameter in parameters:
+    for parameter in named_parameters(unet, name).values():
         parameter.data = parameter.data.float()
-    return parameters
 
 
 def _config(rank: int, alpha: float) -> Any:
@@ -98,36 +95,60 @@ def save(
     write_safetensors(path, named, {"format": "pt", **metadata})
 
 
+def _from_kohya(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Kohya's names -> diffusers', every module's alpha / rank folded into its up matrix."""
+    from diffusers import StableDiffusionXLPipeline
+
+    modules: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        module, _, part = key.partition(".")
+        modules.setdefault(module, {})[part] = value
+    plain: dict[str, torch.Tensor] = {}
+    for module, parts in modules.items():
+        if parts.keys() - {"alpha"} != {"lora_down.weight", "lora_up.weight"}:
+            raise InputError(f"{path}: {module!r} holds {sorted(parts)}; lora_down.weight and lora_up.weight expected")
+        down, up, alpha = parts["lora_down.weight"], parts["lora_up.weight"].float(), parts.get("alpha")
+        if alpha is not None:
+            if alpha.numel() != 1 or not torch.isfinite(alpha).all():
+                raise InputError(f"{path}: the alpha of {module!r} is not a finite number")
+            up = up * (float(alpha) / down.shape[0])
+        plain |= {f"{module}.lora_down.weight": down, f"{module}.lora_up.weight": up}
+    try:
+        return dict(StableDiffusionXLPipeline.lora_state_dict(plain, unet_config=_SDXL)[0])
+    except Exception as error:  # names it does not know make diffusers' converter fail in any way
+        raise InputError(f"{path}: its names are not kohya's for SDXL ({reason(error)})") from error
+
+
 def read(path: Path) -> LoraFile:
-    """Read a LoRA in diffusers', peft's or kohya's naming.
+    """Read a LoRA in diffusers', peft's or kohya's naming (sd-scripts' own block names for SDXL too).
 
     Raises:
         InputError: not a LoRA for a UNet's attn2 layers, or a tensor is not finite.
     """
-    from diffusers import StableDiffusionXLPipeline
     from diffusers.utils import convert_unet_state_dict_to_peft
 
     tensors, metadata = read_safetensors(path)
-    alphas: dict[str, Any] = {}
+    if not tensors:
+        raise InputError(f"{path}: holds no tensors; a relation LoRA was expected")
+    for key, value in tensors.items():
+        if not key.endswith(".alpha") and (value.ndim != 2 or not value.numel()):
+            shape = list(value.shape)
+            raise InputError(f"{path}: {key!r} {shape} is no LoRA tensor, a matrix; a relation LoRA was expected")
     if any(key.startswith("lora_unet_") for key in tensors):
-        tensors, alphas = StableDiffusionXLPipeline.lora_state_dict(dict(tensors))
+        tensors = _from_kohya(path, tensors)
     for key in tensors:
         if not key.startswith("unet."):
             raise InputError(f"{path}: {key!r} is no LoRA tensor of a UNet; a relation LoRA was expected")
     plain = convert_unet_state_dict_to_peft({k.removeprefix("unet."): v.float() for k, v in tensors.items()})
     for key, value in plain.items():
-        if not key.endswith(("lora_A.weight", "lora_B.weight")):
+        if not key.endswith((".lora_A.weight", ".lora_B.weight")):
             raise InputError(f"{path}: {key!r} is no LoRA tensor; a relation LoRA was expected")
         if not torch.isfinite(value).all():
             raise InputError(f"{path}: {key!r} holds NaN or infinite values; the training that made it diverged")
-    if not plain:
-        raise InputError(f"{path}: holds no tensors; a relation LoRA was expected")
-    ranks = {value.shape[0] for key, value in plain.items() if key.endswith("lora_A.weight")}
+    ranks = {value.shape[0 if key.endswith("lora_A.weight") else 1] for key, value in plain.items()}
     if len(ranks) != 1:
         raise InputError(f"{path}: LoRA matrices of differing ranks {sorted(ranks)}; one rank was expected")
-    rank = ranks.pop()
-    alpha = float(next(iter(alphas.values()))) if alphas else float(rank)
-    return LoraFile(path, plain, metadata, rank, alpha)
+    return LoraFile(path, plain, metadata, ranks.pop())
 
 
 def attach(unet: Any, file: LoraFile, name: str) -> None:
@@ -151,7 +172,7 @@ def attach(unet: Any, file: LoraFile, name: str) -> None:
         if size != (weight.shape[1] if side == "lora_A" else weight.shape[0]):
             shapes = f"{tuple(value.shape)} on a layer of {tuple(weight.shape)}"
             raise InputError(f"{file.path}: made for another base; {key!r} is {shapes}")
-    unet.add_adapter(_config(file.rank, file.alpha), adapter_name=name)
+    unet.add_adapter(_config(file.rank, file.rank), adapter_name=name)
     expected = state(unet, name).keys()
     if missing := sorted(expected - file.tensors.keys()):
         unet.delete_adapters(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 _TRAILING = ".!?,:"
@@ -24,23 +25,37 @@ def token_span(tokenizer: Any, prompt: str, phrase: str) -> tuple[int, int]:
     Returns:
         The range of the first place, or (0, 0) where the phrase is not found.
     """
-    words, wanted = prompt.split(), phrase.split()
-    if not wanted:
-        return 0, 0
+    return token_spans(tokenizer, prompt, [phrase])[0]
 
-    def matches(at: int) -> bool:
-        pairs = zip(words[at : at + len(wanted)], wanted, strict=True)
-        return all(_bare(word) == want or f"-{want}" in word for word, want in pairs)
 
-    places = [at for at in range(len(words) - len(wanted) + 1) if matches(at)]
-    if not places:
-        return 0, 0
-    first = places[0]
-    matched = words[first : first + len(wanted)]
-    matched[-1] = _bare(matched[-1])  # only the last word loses its punctuation for counting
+def token_spans(tokenizer: Any, prompt: str, phrases: Sequence[str]) -> list[tuple[int, int]]:
+    """:func:`token_span` of several phrases, each at a place of its own.
 
-    def count(parts: list[str]) -> int:
+    The second of two equal phrases gets the second place, and in "a black cat hugs a cat" the phrase "cat" gets the
+    last word, as "black cat" has the first one.
+    """
+    words = prompt.split()
+    spans = [(0, 0)] * len(phrases)
+    taken: set[int] = set()
+    for number in sorted(range(len(phrases)), key=lambda k: -len(phrases[k].split())):  # the longer ones choose first
+        wanted = phrases[number].split()
+        for at in range(len(words) - len(wanted) + 1) if wanted else ():
+            place = range(at, at + len(wanted))
+            if _matches([words[k] for k in place], wanted) and taken.isdisjoint(place):
+                taken.update(place)
+                spans[number] = _span(tokenizer, words, place)
+                break
+    return spans
+
+
+def _matches(words: Sequence[str], wanted: Sequence[str]) -> bool:
+    return all(_bare(word) == want or f"-{want}" in word for word, want in zip(words, wanted, strict=True))
+
+
+def _span(tokenizer: Any, words: Sequence[str], place: range) -> tuple[int, int]:
+    def count(parts: Sequence[str]) -> int:
         return sum(len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in parts)
 
-    start = 1 + count(words[:first])
-    return start, start + count(matched)
+    start = 1 + count(words[: place.start])
+    # Only the last word loses its punctuation for counting.
+    return start, start + count([*words[place.start : place.stop - 1], _bare(words[place.stop - 1])])

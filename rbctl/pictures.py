@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from rbctl.files import write_bytes
@@ -29,7 +29,7 @@ def parameters_text(
     width: int,
     height: int,
     model: str,
-    sampler: str = "Euler",
+    sampler: str,
     extras: Mapping[str, object] | None = None,
 ) -> str:
     """The ``parameters`` text that stable-diffusion-webui and the galleries made for it read.
@@ -50,6 +50,26 @@ def parameters_text(
     last = ", ".join(f"{key}: {_quoted(value)}" for key, value in facts.items() if value is not None)
     negative = f"Negative prompt: {negative_prompt}\n" if negative_prompt else ""
     return f"{text}\n{negative}{last}"
+
+
+# What those readers call the schedulers of diffusers.
+_SAMPLERS = {
+    "DDIMScheduler": "DDIM",
+    "DPMSolverMultistepScheduler": "DPM++ 2M",
+    "EulerAncestralDiscreteScheduler": "Euler a",
+    "EulerDiscreteScheduler": "Euler",
+    "HeunDiscreteScheduler": "Heun",
+    "KDPM2AncestralDiscreteScheduler": "DPM2 a",
+    "KDPM2DiscreteScheduler": "DPM2",
+    "LCMScheduler": "LCM",
+    "LMSDiscreteScheduler": "LMS",
+    "UniPCMultistepScheduler": "UniPC",
+}
+
+
+def sampler_name(scheduler: str) -> str:
+    """The sampler's name in ``parameters`` for a class of diffusers; the class's own where it has no other."""
+    return _SAMPLERS.get(scheduler, scheduler.removesuffix("Scheduler"))
 
 
 def _quoted(value: object) -> str:
@@ -124,33 +144,38 @@ def sheet_row(
     Rows of the same number of pictures stack by ``grid(rows, columns=1)``.
 
     Args:
-        height: pixels; every picture is resized to it, keeping its shape.
+        height: pixels; every picture is resized to it, keeping its shape; one that would be wider than twice that
+            is made smaller, in the middle of the row.
 
     Raises:
         ValueError: there are no pictures.
     """
     if not pictures:
         raise ValueError("pictures: one or more were expected")
-    left, right = (
-        [ImageOps.scale(i.convert("RGB"), height / i.height) for i in side] for side in (image_prompts, pictures)
-    )
+    left, right = ([_fitted(i, height) for i in side] for side in (image_prompts, pictures))
     width = sum(i.width + _GAP for i in (*left, *right)) + _GAP
     wrapped = _wrap(caption, width)
     row = Image.new("RGB", (width, height + _LINE * len(wrapped)), "white")
     draw, font = ImageDraw.Draw(row), ImageFont.load_default(_CAPTION)
     x = 0
     for image in left:
-        row.paste(image, (x, 0))
+        row.paste(image, (x, (height - image.height) // 2))
         x += image.width + _GAP
     if left:
         draw.line((x, 0, x, height - 1), fill="black", width=2)
         x += _GAP
     for image in right:
-        row.paste(image, (x, 0))
+        row.paste(image, (x, (height - image.height) // 2))
         x += image.width + _GAP
     for number, line in enumerate(wrapped):
         draw.text((0, height + 2 + number * _LINE), line, fill="black", font=font)
     return row
+
+
+def _fitted(image: Image.Image, height: int) -> Image.Image:
+    factor = min(height / image.height, 2 * height / image.width)
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
 def _wrap(caption: str, width: int) -> list[str]:

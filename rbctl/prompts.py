@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from rbctl.errors import InputError
-from rbctl.files import read_text, read_yaml
+from rbctl.files import read_image, read_text, read_yaml
 from rbctl.options import nearest
 from rbctl.relations import Box, check_box, load_relation
 
@@ -57,10 +57,10 @@ class Prompt:
         objects: N objects; either all have a box or none has.
         width, height: pixels, multiples of 8.
         relation: a shipped relation's name, or the path of a relation file.
-        lora: path of a relation LoRA; ``lora_weight`` is its weight.
+        lora: path of a relation LoRA. ``lora_weight``: of this one, or of the one the stage finds.
         scale: weight of the image branch (gamma).
         images: number of pictures, with seeds from ``seed`` on.
-        source: "prompts.txt:3".
+        source: where it stands, "folder/prompts.txt:3".
     """
 
     text: str
@@ -73,7 +73,7 @@ class Prompt:
     steps: int | None = None
     relation: str | None = None
     lora: str | None = None
-    lora_weight: float = 1.0
+    lora_weight: float | None = None
     scale: float | None = None
     images: int | None = None
     source: str = ""
@@ -133,14 +133,14 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "negative_prompt": _words,
     "width": _whole(64, 8192, 8),
     "height": _whole(64, 8192, 8),
-    "seed": _whole(0, 2**63 - 1),
+    "seed": _whole(0, 2**63 - 10_001),  # the seeds of further images count up
     "guidance_scale": _real(0, 100),
     "steps": _whole(1, 1000),
     "relation": _filled,
     "lora": _filled,
     "lora_weight": _real(-10, 10),
     "scale": _scale,
-    "images": _whole(1, 10000),
+    "images": _whole(1, 10_000),
 }
 
 # Options of a line: kohya's short names, and each field's own name.
@@ -187,12 +187,12 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     return prompts
 
 
-def parse_line(line: str, folder: Path, where: str, source: str = "") -> Prompt:
+def parse_line(line: str, folder: Path, where: str) -> Prompt:
     """One line of a prompts.txt.
 
     Args:
         folder: what the line's paths are relative to.
-        where: "FILE:LINE", for errors.
+        where: "FILE:LINE", for errors and the prompt's ``source``.
 
     Raises:
         InputError: the line is wrong, or one of its pictures is missing.
@@ -232,12 +232,12 @@ def parse_line(line: str, folder: Path, where: str, source: str = "") -> Prompt:
             values[field] = value
     if boxes:
         values["boxes"] = boxes
-    return _build(text, [{"name": n, "image": p} for n, p in objects], values, folder, where, source, shown)
+    return _build(text, [{"name": n, "image": p} for n, p in objects], values, folder, where, shown)
 
 
 def _read_lines(path: Path) -> tuple[Prompt, ...]:
     return tuple(
-        parse_line(line, path.parent, f"{path}:{number}", f"{path.name}:{number}")
+        parse_line(line, path.parent, f"{path}:{number}")
         for number, line in enumerate(read_text(path).split("\n"), 1)
         if line.strip() and not line.lstrip().startswith("#")
     )
@@ -290,7 +290,6 @@ def _build(
     values: Mapping[str, Any],
     folder: Path,
     where: str,
-    source: str,
     shown: Mapping[str, str],
 ) -> Prompt:
     """A checked prompt.
@@ -328,7 +327,7 @@ def _build(
         )
         for entry, box, scale in zip(objects, boxes, scales, strict=True)
     )
-    return Prompt(text=text, objects=built, source=source, **checked)
+    return Prompt(text=text, objects=built, source=where, **checked)
 
 
 def _per_object(
@@ -397,7 +396,7 @@ def _read_mappings(path: Path, content: Mapping[str, Any]) -> tuple[Prompt, ...]
         else:
             _check_objects(objects, where)
         given = {key: value for key, value in values.items() if value is not None}
-        prompts.append(_build(text, objects, given, path.parent, where, f"{path.name}:{line}", {}))
+        prompts.append(_build(text, objects, given, path.parent, where, {}))
     return tuple(prompts)
 
 
@@ -456,7 +455,7 @@ def read_official_config(path: Path, root: Path | None = None) -> Prompt:
     values = {"boxes": boxes or None, "lora": content.get("lora_weights")}
     text = _checked(_words, content["prompt"], str(path), "prompt").strip()
     given = {key: value for key, value in values.items() if value is not None}
-    prompt = _build(text, found, given, Path(), str(path), path.name, {"lora": "lora_weights"})
+    prompt = _build(text, found, given, Path(), str(path), {"lora": "lora_weights"})
     return dataclasses.replace(prompt, lora=content.get("lora_weights"))
 
 
@@ -478,13 +477,11 @@ def _search(path: Path, root: Path | None, given: str) -> Path:
 
 
 def check_pictures(prompts: Iterable[Prompt]) -> None:
-    """Open every picture's header, so that a long run fails at its start and not at its hundredth prompt.
+    """Read every picture whole, so that a long run fails at its start and not at its hundredth prompt.
 
     Raises:
-        InputError: a picture is missing or not a picture; the prompt's source is named.
+        InputError: a picture is missing or damaged; the prompt's place is named.
     """
-    from PIL import Image
-
     seen: set[Path] = set()
     for prompt in prompts:
         for entry in prompt.objects:
@@ -492,17 +489,6 @@ def check_pictures(prompts: Iterable[Prompt]) -> None:
                 continue
             seen.add(entry.image)
             try:
-                with Image.open(entry.image):
-                    pass
-            except (OSError, ValueError, Image.DecompressionBombError) as error:
-                raise InputError(f"{prompt.source}: {entry.image}: not a readable picture ({error})") from error
-
-
-def as_record(prompt: Prompt) -> dict[str, Any]:
-    """The prompt as JSON holds it, for the metadata of its pictures; equal prompts give equal records."""
-    record = dataclasses.asdict(prompt)
-    record["objects"] = [
-        {**entry, "image": str(entry["image"]), "box": list(entry["box"]) if entry["box"] else None}
-        for entry in record["objects"]
-    ]
-    return record
+                read_image(entry.image)
+            except InputError as error:
+                raise InputError(f"{prompt.source}: {entry.name}: {error}") from error

@@ -29,6 +29,7 @@ from rbctl.bundle.convert import (
 from rbctl.bundle.download import verify
 from rbctl.errors import InputError
 from rbctl.files import read_json, read_safetensors, write_json
+from rbctl.runs import claim
 
 GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "goldens"
 SDXL_UNET = {
@@ -307,7 +308,40 @@ def test_a_failed_import_changes_nothing(official: Path, tmp_path: Path) -> None
     write_json(official / "local/open_clip_config.json", {"embed_dim": 24})
     with pytest.raises(InputError, match="open_clip configuration lacks or garbles"):
         import_bundle(tmp_path / "bundle", **parts)
-    assert [p.name for p in (tmp_path / "bundle").iterdir()] == [".lock"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["official"]  # no empty bundle either
+    dest = tmp_path / "bundle"
+    import_bundle(dest, base=parts["base"])
+    before = sorted(p.name for p in dest.iterdir())
+    with pytest.raises(InputError):
+        import_bundle(dest, local_encoder=parts["local_encoder"])
+    assert sorted(p.name for p in dest.iterdir()) == before
+
+
+def test_an_import_is_recorded_under_its_claim(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rbctl.bundle import convert
+
+    def record(folder: Path, *_: Any) -> None:
+        with pytest.raises(InputError, match="another run is writing here"), claim(folder):
+            pass
+        recorded.append(folder)
+
+    recorded: list[Path] = []
+    monkeypatch.setattr(convert, "record", record)
+    import_bundle(tmp_path / "bundle", base=official / "base")
+    assert recorded == [tmp_path / "bundle"]
+
+
+@pytest.mark.parametrize("vision", [{"width": "x"}, [], None])
+def test_garbled_open_clip_configuration(official: Path, tmp_path: Path, vision: Any) -> None:
+    config = {**read_json(official / "local/open_clip_config.json"), "vision_cfg": vision}
+    with pytest.raises(InputError, match="open_clip configuration lacks or garbles"):
+        convert_local_encoder(official / "local/epoch_6.pt", tmp_path / "out.safetensors", config)
+
+
+def test_unet_configuration_that_is_none(official: Path, tmp_path: Path) -> None:
+    write_json(official / "base/unet/config.json", [])
+    with pytest.raises(InputError, match=r"unet/config\.json: a JSON object was expected"):
+        import_bundle(tmp_path / "bundle", **sources(official))
 
 
 def test_encoders_must_fit_the_adapter(official: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -37,7 +38,7 @@ def test_atomic_write_replaces_in_one_step(tmp_path: Path) -> None:
     with files.atomic_write(path) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
-        assert temporary.suffix == ".txt"
+        assert temporary.suffix == files.PARTIAL
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
 
@@ -251,6 +252,33 @@ def test_pictures_are_turned_and_laid_on_white(tmp_path: Path) -> None:
     palette.save(tmp_path / "palette.png", transparency=0)
     assert files.read_image(tmp_path / "palette.png").getpixel((0, 0)) == (255, 255, 255)
     assert files.read_image(tmp_path / "clear.png", "L").mode == "L"
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_become_eight(tmp_path: Path, suffix: str) -> None:
+    values = np.array([[0, 257, 12850], [32896, 65278, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / f"grey.{suffix}")
+    for mode in ("L", "RGB"):
+        read = np.asarray(files.read_image(tmp_path / f"grey.{suffix}", mode)).reshape(2, 3, -1)
+        assert read[..., 0].tolist() == [[0, 1, 50], [128, 254, 255]]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_of_no_known_range_are_refused(tmp_path: Path, kind: type) -> None:
+    Image.fromarray(np.full((4, 4), 1000, kind)).save(tmp_path / "depth.tif")
+    with pytest.raises(InputError, match=r"depth\.tif: .* save it as an 8-bit PNG"):
+        files.read_image(tmp_path / "depth.tif")
+
+
+def test_a_picture_that_cannot_be_converted_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "odd.png")
+
+    def refuse(image: Image.Image, mode: str) -> Image.Image:
+        raise ValueError("conversion not supported")
+
+    monkeypatch.setattr(Image.Image, "convert", refuse)
+    with pytest.raises(InputError, match=r"odd\.png: not a readable picture \(conversion not supported\)"):
+        files.read_image(tmp_path / "odd.png")
 
 
 @pytest.mark.parametrize("suffix", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])

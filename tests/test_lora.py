@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,50 @@ def test_weight_and_switch(unet: Any, tensors: dict[str, torch.Tensor], tmp_path
     assert not torch.allclose(predict(unet), half)
 
 
+def sd_scripts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names that kohya's sd-scripts write for SDXL: blocks numbered in one row, resnets before attentions."""
+
+    def block(found: re.Match[str]) -> str:
+        side, number, layer = found[1], int(found[2]), int(found[3])
+        place = f"input_blocks_{1 + 3 * number + layer}" if side == "down" else f"output_blocks_{3 * number + layer}"
+        return f"lora_unet_{place}_1_"
+
+    named = {}
+    for key, value in lora.to_kohya(tensors, alpha=4.0).items():
+        key = key.replace("lora_unet_mid_block_attentions_0_", "lora_unet_middle_block_1_")
+        named[re.sub(r"lora_unet_(down|up)_blocks_(\d)_attentions_(\d)_", block, key)] = value
+    return named
+
+
+def test_names_of_sd_scripts(unet: Any, tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path, named = tmp_path / "lora.safetensors", sd_scripts(tensors)
+    assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_q.lora_down.weight" in named
+    assert "lora_unet_middle_block_1_transformer_blocks_1_attn2_to_out_0.alpha" in named
+    save_file(named, path)
+    read = lora.read(path).tensors
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[key], value) for key, value in tensors.items())
+    lora.attach(unet, lora.read(path), "theirs")
+
+
+def test_every_module_keeps_its_alpha(unet: Any, tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path, named = tmp_path / "lora.safetensors", lora.to_kohya(tensors, alpha=4.0)
+    first = min(key for key in named if key.endswith(".alpha"))
+    named[first] = torch.tensor(1.0)
+    gone = max(key for key in named if key.endswith(".alpha"))
+    named.pop(gone)  # where none is given, it is the rank
+    save_file(named, path)
+    read = lora.read(path).tensors
+    for key, value in tensors.items():
+        kohya = f"lora_unet_{key.rsplit('.lora_', 1)[0].replace('.', '_')}.alpha"
+        factor = 0.25 if kohya == first and "lora_B" in key else 1.0
+        assert torch.equal(read[key], value * factor), key
+    lora.attach(unet, lora.read(path), "ours")
+    base = predict(unet)
+    lora.use(unet, None)
+    assert not torch.equal(predict(unet), base)
+
+
 def broken(kind: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     named = {k: v.clone() for k, v in lora.to_diffusers(tensors).items()}
     first = next(iter(named))
@@ -101,6 +146,31 @@ def broken(kind: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
         named = {k.replace("down_blocks.1", "down_blocks.0"): v for k, v in named.items()}
     elif kind == "missing":
         named.pop(first)
+    elif kind == "ranks":
+        up = first.replace("down", "up")
+        named[up] = named[up][:, :2].contiguous()
+    elif kind == "vector":
+        named[first] = named[first][0].clone()
+    elif kind == "nameless":
+        named = {"unet.lora_A.weight": torch.zeros(4, 8), "unet.lora_B.weight": torch.zeros(8, 4)}
+    elif kind.startswith("kohya"):
+        named = lora.to_kohya(tensors, alpha=4.0)
+        alpha = next(key for key in named if key.endswith(".alpha"))
+        if kind == "kohya nan":
+            named[alpha] = torch.tensor(float("nan"))
+        elif kind == "kohya alphas":
+            named[alpha] = torch.ones(2)
+        elif kind == "kohya foreign":
+            named["lora_unet_foo.bar"] = torch.zeros(4, 4)
+        elif kind == "kohya up":
+            named.pop(alpha.replace("alpha", "lora_up.weight"))
+        elif kind == "kohya dora":
+            named[alpha.replace("alpha", "dora_scale")] = torch.ones(4, 1)
+        elif kind == "kohya block":
+            named = {k.replace("down_blocks_1", "input_blocks_x"): v for k, v in named.items() if "up_blocks" not in k}
+            named = {k: v for k, v in named.items() if "input_blocks" in k}
+        elif kind == "kohya text":
+            named = {k.replace("lora_unet_", "lora_te1_"): v for k, v in named.items()}
     elif kind == "other":
         named = {"weight": torch.zeros(2)}
     elif kind == "empty":
@@ -115,6 +185,16 @@ def broken(kind: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
         ("width", "another base"),
         ("layer", "another base"),
         ("missing", "is missing"),
+        ("ranks", r"differing ranks \[2, 4\]"),
+        ("vector", "no LoRA tensor"),
+        ("nameless", "no LoRA tensor"),
+        ("kohya nan", "not a finite number"),
+        ("kohya alphas", "not a finite number"),
+        ("kohya foreign", "'lora_unet_foo' holds"),
+        ("kohya up", "lora_up.weight expected"),
+        ("kohya dora", "dora_scale"),
+        ("kohya block", "not kohya's for SDXL"),
+        ("kohya text", "no LoRA tensor of a UNet"),
         ("other", "no LoRA tensor"),
         ("empty", "no tensors"),
     ],

@@ -118,6 +118,19 @@ def test_mistakes_are_one_line(
     assert words in result.stderr
 
 
+def test_a_failed_import_leaves_no_bundle(root: Path) -> None:
+    assert rbctl("import", "mine", "--base", "/nowhere").exit_code == 2
+    assert list(root.iterdir()) == []
+
+
+def test_manifest_without_sizes_is_told(root: Path, tiny_bundle: Path) -> None:
+    shutil.copytree(tiny_bundle, root / "mine")
+    (root / "mine" / "bundle.json").write_text(json.dumps({"files": {"unet/config.json": {"sha256": "0"}}}))
+    result = rbctl("verify", "mine")
+    assert result.exit_code == 2
+    assert "bundle.json: not a bundle's manifest" in result.stderr
+
+
 def test_import_by_name(root: Path, tiny_bundle: Path) -> None:
     result = rbctl("import", "mine", "--base", tiny_bundle, "--adapter", tiny_bundle / "ms_adapter.safetensors")
     assert result.exit_code == 0, result.output

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rbctl.errors import InputError
-from rbctl.pictures import grid, parameters_text, read_record, save_png, sheet_row
+from rbctl.pictures import grid, parameters_text, read_record, sampler_name, save_png, sheet_row
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (20, 60), "blue")
 
@@ -25,6 +25,7 @@ def test_parameters_text() -> None:
         width=1024,
         height=768,
         model="sdxl",
+        sampler="Euler",
         extras={"Lora": "ride: 0.8", "Relation": "ride", "Absent": None},
     )
     assert text == (
@@ -35,9 +36,21 @@ def test_parameters_text() -> None:
 
 def test_parameters_without_a_negative_prompt() -> None:
     text = parameters_text(
-        "a cat", negative_prompt="", steps=1, guidance_scale=7.5, seed=0, width=64, height=64, model="m"
+        "a cat",
+        negative_prompt="",
+        steps=1,
+        guidance_scale=7.5,
+        seed=0,
+        width=64,
+        height=64,
+        model="m",
+        sampler=sampler_name("UniPCMultistepScheduler"),
     )
-    assert text.splitlines() == ["a cat", "Steps: 1, Sampler: Euler, CFG scale: 7.5, Seed: 0, Size: 64x64, Model: m"]
+    assert text.splitlines() == ["a cat", "Steps: 1, Sampler: UniPC, CFG scale: 7.5, Seed: 0, Size: 64x64, Model: m"]
+
+
+def test_a_sampler_without_a_common_name_keeps_its_own() -> None:
+    assert sampler_name("PNDMScheduler") == "PNDM"
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -102,6 +115,16 @@ def test_sheet_row_has_a_line_between_the_sides() -> None:
     assert row.getpixel((88, 30)) == (0, 0, 0)
     assert row.getpixel((100, 30)) == (0, 0, 255)
     assert grid([row, sheet_row([RED], [BLUE, BLUE])], 1).width >= row.width
+
+
+@pytest.mark.parametrize("size", [(5000, 1), (1, 5000), (300, 100), (100, 300), (1, 1)])
+def test_sheet_row_of_any_shape_is_bounded_and_in_the_middle(size: tuple[int, int]) -> None:
+    row = sheet_row([], [Image.new("RGB", size, "red")], height=60)
+    assert row.height == 60
+    assert row.width <= 120 + 16
+    assert row.getpixel((0, 29)) == (255, 0, 0)
+    wide = sheet_row([], [Image.new("RGB", (300, 100), "red")], height=60)
+    assert [wide.getpixel((5, y)) == (255, 0, 0) for y in (5, 15, 45, 55)] == [False, True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rbctl.errors import InputError
-from rbctl.prompts import as_record, check_pictures, parse_line, read_official_config, read_prompts
+from rbctl.phrases import token_span, token_spans
+from rbctl.prompts import check_pictures, parse_line, read_official_config, read_prompts
 
 RIDING = "A {cat: pets/tom.jpg} is riding a {plush bear: toys/bear.png}"
 
@@ -26,7 +28,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def line(text: str, folder: Path):
-    return parse_line(text, folder, "prompts.txt:1", "prompts.txt:1")
+    return parse_line(text, folder, "prompts.txt:1")
 
 
 def test_a_line_with_all_options(pictures: Path) -> None:
@@ -51,8 +53,8 @@ def test_a_line_with_all_options(pictures: Path) -> None:
 
 def test_what_is_not_given_is_none(pictures: Path) -> None:
     prompt = line("a cat", pictures)
-    given = {key: value for key, value in as_record(prompt).items() if value is not None}
-    assert given == {"text": "a cat", "objects": [], "lora_weight": 1.0, "source": "prompts.txt:1"}
+    given = {key: value for key, value in dataclasses.asdict(prompt).items() if value is not None}
+    assert given == {"text": "a cat", "objects": (), "source": "prompts.txt:1"}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,7 @@ def test_values(pictures: Path, options: str, field: str, value: object) -> None
         (RIDING + " --q 3", "no option --q; "),
         (RIDING + " --d seven", "--d: 'seven' is not a whole number"),
         (RIDING + " --d -1", "--d: '-1'"),
+        (RIDING + f" --d {2**63 - 1}", "--d: '9223372036854775807'"),
         (RIDING + " --l nan", "--l: 'nan' is not a number from"),
         (RIDING + " --d", "--d has no value"),
         (RIDING + " --d 1 --seed 2", "given twice"),
@@ -129,7 +132,7 @@ def test_braces_comments_and_files_of_other_systems(pictures: Path) -> None:
     )
     prompts = read_prompts(path)
     assert [p.text for p in prompts] == ["a {wooden} cat", "b {cat}", "c # d"]
-    assert [p.source for p in prompts] == ["other.txt:3", "other.txt:4", "other.txt:5"]
+    assert [p.source for p in prompts] == [f"{path}:{number}" for number in (3, 4, 5)]
     assert prompts[1].objects[0].image == pictures / "a picture with spaces.png"
 
 
@@ -160,7 +163,7 @@ NAMES = st.text("abc def-'é猫", min_size=1, max_size=8).filter(str.strip)
 @given(
     parts=st.lists(st.one_of(WORDS, st.tuples(NAMES)), max_size=5),
     negative=st.none() | WORDS,
-    seed=st.none() | st.integers(0, 2**63 - 1),
+    seed=st.none() | st.integers(0, 2**63 - 10_001),
     scale=st.none() | st.floats(0, 10),
 )
 def test_a_line_round_trip(pictures: Path, parts, negative, seed, scale) -> None:
@@ -199,7 +202,7 @@ def test_any_line_is_read_or_refused_in_one_line(pictures: Path, text: str) -> N
     except InputError as error:
         assert str(error).startswith("prompts.txt:1: ")  # noqa: PT017
         return
-    json.dumps(as_record(prompt))
+    json.dumps(dataclasses.asdict(prompt), default=str)
     assert prompt.text
 
 
@@ -228,11 +231,11 @@ def test_yaml(pictures: Path) -> None:
     first, second = read_prompts(path)
     assert first.text == "A cat is riding a bear"
     assert [o.box for o in first.objects] == [(0, 0, 0.5, 1), (0.5, 0, 1, 1)]
-    assert (first.seed, first.guidance_scale, first.source) == (3, 0.5, "prompts.yaml:5")
+    assert (first.seed, first.guidance_scale, first.source) == (3, 0.5, f"{path}:5")
     assert second.objects[0].box == (0, 0, 1, 1)
     assert second.objects[0].image == pictures / "pets/tom.jpg"
     assert (second.seed, second.steps, second.lora, second.lora_weight) == (4, None, "hugs", 0.5)
-    assert second.source == "prompts.yaml:9"
+    assert second.source == f"{path}:9"
 
 
 @pytest.mark.parametrize(
@@ -368,17 +371,43 @@ def test_real_official_configs(real_hug: Path) -> None:
     assert sorted(counts) == [2, 3]
 
 
-def test_check_pictures_opens_each_header(pictures: Path) -> None:
+def test_check_pictures_reads_each_one_whole(pictures: Path) -> None:
     good = line(RIDING, pictures)
     check_pictures([good, good])
-    (pictures / "broken.png").write_text("not a picture")
-    with pytest.raises(InputError, match=r"prompts\.txt:1: .*broken\.png: not a readable picture"):
-        check_pictures([good, line("a {cat: broken.png}", pictures)])
+    Image.effect_noise((64, 64), 90).save(pictures / "broken.png")
+    for content in (b"not a picture", (pictures / "broken.png").read_bytes()[:2000]):
+        (pictures / "broken.png").write_bytes(content)
+        with pytest.raises(InputError, match=r"prompts\.txt:1: cat: .*broken\.png: not a readable picture"):
+            check_pictures([good, line("a {cat: broken.png}", pictures)])
 
 
-def test_records_are_json_and_stable(pictures: Path) -> None:
-    text = RIDING + " --box 0,0,.5,1 --box .5,0,1,1"
-    record = as_record(line(text, pictures))
-    assert json.loads(json.dumps(record)) == record
-    assert record == as_record(line(text, pictures))
-    assert record["objects"][0]["box"] == [0, 0, 0.5, 1]
+class Letters:
+    """A tokenizer to whom every character is a token."""
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [ord(char) for char in text]}
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "found"),
+    [
+        ("a cat hugs a cat.", ["cat", "cat"], ["cat", "cat"]),
+        ("a black cat hugs a cat", ["cat", "black cat"], ["cat", "black cat"]),
+        ("a cat hugs a black cat", ["cat", "black cat"], ["cat", "black cat"]),
+        ("a cat hugs", ["cat", "cat"], ["cat", None]),
+        ("a cat, cat; and cat", ["cat"] * 3, ["cat", "cat", None]),
+        ("a red cat, tom", ["cat, tom", ""], [None, None]),
+    ],
+)
+def test_each_phrase_has_a_place_of_its_own(text: str, names: list[str], found: list[str | None]) -> None:
+    spans = token_spans(Letters(), text, names)
+    tokens = " " + text.replace(" ", "")  # the start token, and no tokens for spaces
+    assert [tokens[start:end] or None for start, end in spans] == [f and f.replace(" ", "") for f in found]
+    cells = [k for start, end in spans for k in range(start, end)]
+    assert len(cells) == len(set(cells))
+    assert token_span(Letters(), text, names[0]) == token_spans(Letters(), text, names[:1])[0]
+
+
+def test_equal_phrases_take_their_places_in_order() -> None:
+    assert token_spans(Letters(), "a cat hugs a cat.", ["cat", "cat"]) == [(2, 5), (10, 13)]
+    assert token_spans(Letters(), "a black cat hugs a cat", ["cat", "black cat"]) == [(15, 18), (2, 10)]

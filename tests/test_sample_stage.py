@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,14 +13,16 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from rbctl import lora
-from rbctl.bundle.load import load
+from rbctl import denoising, lora
+from rbctl.bundle.load import BASE, fingerprint, load
 from rbctl.cli import main
+from rbctl.errors import InputError
+from rbctl.files import read_safetensors, write_safetensors
 from rbctl.pictures import read_record
 from rbctl.plugins.sample import run as stage
 from rbctl.plugins.sample.config import SampleConfig
 from rbctl.plugins.sample.jobs import Defaults, plan
-from rbctl.prompts import read_prompts
+from rbctl.prompts import parse_line, read_prompts
 
 SIX = """\
 # one, two and three objects, two sizes, and plain text
@@ -30,6 +33,18 @@ A {cat: cat.png} hugs a {dog: dog.png} --s 3 --box 0,0.2,0.5,1 --box 0.5,0.2,1,1
 A {dog: dog.png} hugs a {cat: cat.png} --s 3 --subject-scale 0.4,0.8
 A lion and a polar bear hug. --s 3 --d 3
 """
+
+
+DEFAULTS = Defaults(
+    resolution=128,
+    gamma=0.6,
+    bundle="tiny",
+    bundle_fingerprint="x",
+    base="x",
+    local_encoder="x",
+    scheduler="EulerDiscreteScheduler",
+    precision="fp32",
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,37 +84,51 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
 
 
+def pngs(folder: Path) -> dict[str, int]:
+    """The pictures in a folder, and when each was written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png") if not path.name.startswith("grid")}
+
+
+def pixels(folder: Path) -> bytes:
+    """Of the first prompt's first picture."""
+    return Image.open(folder / rows(folder)[0]["file_name"]).tobytes()
+
+
 def test_six_prompts_give_the_right_files(sample: Any, place: Path, tmp_path: Path) -> None:
     result = sample("prompts.txt", "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    made = {row["file_name"]: row for row in rows(tmp_path / "out")}
-    assert list(made) == [
-        "0001-0.png",
-        "0002-0.png",
-        "0002-1.png",
-        "0003-0.png",
-        "0004-0.png",
-        "0005-0.png",
-        "0006-0.png",
+    first, second, third, *others = made = rows(tmp_path / "out")
+    assert [row["file_name"].rpartition("-")[0] for row in made] == [
+        "a-cat-is-hugging-a-plush-bear-7",
+        "a-dog-is-running-42",
+        "a-dog-is-running-43",
+        "a-cat-is-hugging-a-dog-and-a-plush-bear-42",
+        "a-cat-hugs-a-dog-42",
+        "a-dog-hugs-a-cat-42",
+        "a-lion-and-a-polar-bear-hug-3",
     ]
-    sizes = {name: Image.open(tmp_path / "out" / name).size for name in made}
-    assert sizes.pop("0003-0.png") == (192, 128)
-    assert set(sizes.values()) == {(128, 128)}
+    assert set(pngs(tmp_path / "out")) == {row["file_name"] for row in made}
+    assert [Image.open(tmp_path / "out" / row["file_name"]).size for row in made] == [
+        *[(128, 128)] * 3,
+        (192, 128),
+        *[(128, 128)] * 3,
+    ]
     assert Image.open(tmp_path / "out" / "grid.png").width > 128
-    first = made["0001-0.png"]
+    assert [row["source"] for row in made] == [f"prompts.txt:{line}" for line in (2, 3, 3, 4, 5, 6, 7)]
     assert first["text"] == "A cat is hugging a plush bear"
     assert first["boxes_from"] == "layout prior"
     assert first["objects"][0]["box"] == pytest.approx([0.1, 0.2, 0.5, 0.8])
     assert first["relation"] == "hug"
     assert first["seed"] == 7
-    assert made["0002-0.png"]["lora"] is None
-    assert made["0002-1.png"]["seed"] == made["0002-0.png"]["seed"] + 1
-    assert made["0003-0.png"]["boxes_from"] == "side by side"
-    assert made["0004-0.png"]["boxes_from"] == "prompt"
-    assert [thing["subject_scale"] for thing in made["0005-0.png"]["objects"]] == [0.4, 0.8]
-    picture = Image.open(tmp_path / "out" / "0001-0.png")
-    assert picture.info["parameters"].startswith("A cat is hugging a plush bear\nNegative prompt: lowres\nSteps: 3, ")
-    assert read_record(tmp_path / "out" / "0001-0.png") == {k: v for k, v in first.items() if k != "file_name"}
+    assert (first["precision"], first["scheduler"]) == ("fp32", "EulerDiscreteScheduler")
+    assert second["lora"] is None
+    assert third["seed"] == second["seed"] + 1
+    assert [row["boxes_from"] for row in others[:2]] == ["side by side", "prompt"]
+    assert [thing["subject_scale"] for thing in others[2]["objects"]] == [0.4, 0.8]
+    path = tmp_path / "out" / first.pop("file_name")
+    start = "A cat is hugging a plush bear\nNegative prompt: lowres\nSteps: 3, Sampler: Euler, "
+    assert Image.open(path).info["parameters"].startswith(start)
+    assert read_record(path) == first
 
 
 def test_the_same_pixels_whatever_the_batch(place: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +138,7 @@ def test_the_same_pixels_whatever_the_batch(place: Path, tiny_bundle: Path, monk
     path.write_text("\n".join(f"{line} --lora none" for line in lines if "--images" not in line and "lion" not in line))
     prompts = read_prompts(path) + read_prompts(place / "prompts.txt")[1:2]
     config = SampleConfig(prompts=path, bundle=str(tiny_bundle), images=1)
-    jobs = plan(prompts, config, Defaults(128, 0.6, "tiny", "x"), {})
+    jobs = plan(prompts, config, DEFAULTS, {})
     assert len(jobs) == 6
     assert len({job.kind for job in jobs}) == 1
     assert {len(job.objects) for job in jobs} == {1, 2, 3}
@@ -124,17 +153,185 @@ def test_the_same_pixels_whatever_the_batch(place: Path, tiny_bundle: Path, monk
 def test_what_is_made_stays(sample: Any, place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert sample("prompts.txt", "--output", out).exit_code == 0
-    stamps = {path.name: path.stat().st_mtime_ns for path in out.glob("0*.png")}
-    (out / "0003-0.png").write_bytes((out / "0003-0.png").read_bytes()[:300])  # cut short
-    (out / "0005-0.png").unlink()
+    before = pngs(out)
+    cut, gone = (rows(out)[k]["file_name"] for k in (3, 5))
+    (out / cut).write_bytes((out / cut).read_bytes()[:300])
+    (out / gone).unlink()
     result = sample("prompts.txt", "--output", out)
     assert result.exit_code == 0, result.output
     assert "2 made, 5 were there" in result.output
-    changed = {n for n, stamp in stamps.items() if (out / n).stat().st_mtime_ns != stamp}
-    assert changed == {"0003-0.png", "0005-0.png"}
+    after = pngs(out)
+    assert after.keys() == before.keys()
+    assert {name for name in before if after[name] != before[name]} == {cut, gone}
     # another seed is another picture
     result = sample("prompts.txt", "--output", out, "--seed", "1")
     assert "5 made, 2 were there" in result.output  # two lines name their own
+    assert after.items() <= pngs(out).items()
+
+
+def test_pictures_of_other_prompts_are_left_alone(sample: Any, tmp_path: Path) -> None:
+    """Two files of one name share a folder; lines move, double and go."""
+    out = tmp_path / "out"
+    texts = ("A lion hugs a bear. --s 1", "A bear sleeps. --s 1", "¡! --s 1 --d 7", "A bear sleeps. --s 1 --images 2")
+    made: dict[str, int] = {}
+    for folder, lines, told in (
+        ("a", [0], "1 made, 0 were there"),
+        ("b", [1], "1 made, 0 were there"),
+        ("a", [2, 0], "1 made, 1 were there"),
+        ("a", [1, 0, 1, 3], "1 made, 2 were there"),
+        ("b", [1], "0 made, 1 were there"),
+    ):
+        path = tmp_path / folder / "prompts.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(texts[line] for line in lines))
+        result = sample(path, "--output", out, "--lora", "none")
+        assert told in result.output, result.output
+        assert made.items() <= pngs(out).items()
+        made = pngs(out)
+        assert [row["text"] for row in rows(out)][: len(lines)] == [texts[line].partition(" --")[0] for line in lines]
+    assert len(made) == 4
+    assert len(rows(out)) == 1
+
+
+def test_another_precision_is_another_picture(sample: Any, tmp_path: Path) -> None:
+    line = tmp_path / "one.txt"
+    line.write_text("A bear sleeps. --s 1 --lora none")
+    for precision in ("bf16", "fp32"):
+        assert "1 made" in sample(line, "--output", tmp_path / "out", "--precision", precision).output
+    assert "0 made" in sample(line, "--output", tmp_path / "out", "--precision", "auto", "--device", "cpu").output
+    assert rows(tmp_path / "out")[0]["precision"] == "fp32"
+
+
+def test_the_scheduler_of_the_bundle_is_told(tiny_bundle: Path, sample: Any, tmp_path: Path) -> None:
+    other, line = tmp_path / "other", tmp_path / "one.txt"
+    shutil.copytree(tiny_bundle, other)
+    config = other / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": "DDIMScheduler"}))
+    line.write_text("A bear sleeps. --s 1 --lora none")
+    result = sample(line, "--output", tmp_path / "out", "--bundle", other)
+    assert result.exit_code == 0, result.output
+    (row,) = rows(tmp_path / "out")
+    assert row["scheduler"] == "DDIMScheduler"
+    assert ", Sampler: DDIM, " in Image.open(tmp_path / "out" / row["file_name"]).info["parameters"]
+
+
+@pytest.mark.parametrize(("precision", "mend"), [("fp16", "bf16 or fp32"), ("bf16", "fp32"), ("fp32", "--lora-weight")])
+def test_a_picture_that_is_not_finite_is_not_saved(
+    sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, mend: str
+) -> None:
+    noise = denoising.initial_noise
+
+    def broken(seeds: list[int], *others: Any) -> torch.Tensor:
+        return noise(seeds, *others) * (torch.nan if 5 in seeds else 1)
+
+    monkeypatch.setattr(denoising, "initial_noise", broken)
+    line = tmp_path / "two.txt"
+    line.write_text("A bear sleeps. --s 1\nA bear runs. --s 1 --d 5")
+    arguments = (line, "--output", tmp_path / "out", "--lora", "none", "--batch-size", 1, "--precision", precision)
+    refuses(sample(*arguments), f"{line}:2: ", "NaN", mend)
+    assert [name.partition("-42-")[0] for name in pngs(tmp_path / "out")] == ["a-bear-sleeps"]
+    monkeypatch.setattr(denoising, "initial_noise", noise)
+    assert "1 made, 1 were there" in sample(*arguments).output
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("A {cat: cat.png}'s friend hugs a {dog: dog.png}", ":1: cat: "),
+        ("A {cat: cat.png} hugs a {dog: dog.png}; it is noon", ":1: dog: "),
+        ('A "{cat: cat.png}" hugs a {dog: dog.png}', ":1: cat: "),
+        (f"A {{cat: cat.png}} {'very ' * 80} hugs a {{dog: dog.png}}", ":1: dog: "),
+    ],
+)
+def test_pseudo_masks_need_the_objects_names(sample: Any, place: Path, tmp_path: Path, text: str, told: str) -> None:
+    (place / "names.txt").write_text(f"{text} --s 1 --lora none\n")
+    refuses(sample("names.txt", "--output", tmp_path / "out", "--pseudo-mask-step", 1), f"names.txt{told}")
+    assert pngs(tmp_path / "out") == {}
+    assert sample("names.txt", "--output", tmp_path / "out").exit_code == 0  # the boxes need no name
+
+
+def test_pseudo_masks_of_two_objects_of_one_name(place: Path, tiny_bundle: Path) -> None:
+    bundle = load(str(tiny_bundle), torch.device("cpu"), torch.float32, encoders=False)
+    path = place / "cats.txt"
+    path.write_text("A {cat: cat.png} hugs a {cat: dog.png}")
+    jobs = plan(read_prompts(path), SampleConfig(prompts=path, lora="none"), DEFAULTS, {})
+    (first, second), _ = stage._pseudo_regions(bundle, jobs, 1, guidance=True).spans.tolist()
+    assert first == [2, 3]
+    assert second == [5, 6]
+
+
+def test_a_lora_of_another_base_is_refused(sample: Any, place: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    tensors, metadata = read_safetensors(place / "runs/finetune/hug/lora.safetensors")
+    line, path = tmp_path / "one.txt", tmp_path / "marked.safetensors"
+    line.write_text("A bear sleeps. --s 1")
+    arguments = (line, "--output", tmp_path / "out", "--lora", path)
+    write_safetensors(path, tensors, {**metadata, "rbctl.base": fingerprint(tiny_bundle, BASE)})
+    result = sample(*arguments)
+    assert result.exit_code == 0, result.output
+    write_safetensors(path, tensors, {**metadata, "rbctl.base": "0" * 64, "rbctl.local_tokens": "none"})
+    refuses(sample(*arguments), f"{path}: made for another base", "--allow-other-base")
+    result = sample(*arguments, "--allow-other-base")
+    assert result.exit_code == 0, result.output
+    assert f"{path}: trained with --local-tokens none, used with --local-tokens own\n" in result.stderr
+    (row,) = rows(tmp_path / "out")
+    assert row["lora_base"] == "0" * 64
+    assert row["bundle_fingerprint"] == fingerprint(tiny_bundle)
+    assert "trained with" not in sample(*arguments, "--allow-other-base", "--local-tokens", "none").stderr
+
+
+def test_a_damaged_picture_is_told_before_anything_is_loaded(
+    sample: Any, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.effect_noise((64, 64), 90).save(place / "whole.png")
+    (place / "cut.png").write_bytes((place / "whole.png").read_bytes()[:2000])
+    path = tmp_path / "elsewhere.txt"
+    path.write_text(f"A bear sleeps.\nA {{cat: {place / 'cut.png'}}} sleeps.")
+    monkeypatch.setattr(stage, "load", None)
+    refuses(sample(path, "--lora", "none", "--output", tmp_path / "out"), f"{path}:2: cat: ", "not a readable picture")
+
+
+def test_flags_have_the_limits_of_a_line(place: Path) -> None:
+    limits = {field.name: field.metadata for field in dataclasses.fields(SampleConfig)}
+
+    def line(option: str, value: float) -> bool:
+        try:
+            parse_line(f"a cat {option} {value}" if option != "--lora" else f"a cat --lora x:{value}", place, "here")
+        except InputError:
+            return False
+        return True
+
+    for name in ("seed", "images", "steps", "guidance_scale", "scale", "width", "height", "lora_weight"):
+        option = "--lora" if name == "lora_weight" else f"--{name.replace('_', '-')}"
+        low, high, step = limits[name]["min"], limits[name]["max"], 8 if name in ("width", "height") else 1
+        taken = [line(option, value) for value in (low - step, low, high, high + step)]
+        assert taken == [False, True, True, False], name
+
+
+def test_a_seed_too_large_is_one_line(sample: Any, tmp_path: Path) -> None:
+    result = sample("prompts.txt", "--output", tmp_path / "out", "--seed", "9" * 20)
+    assert result.exit_code == 2
+    assert "--seed" in result.output
+    torch.Generator().manual_seed(2**63 - 10_001 + 10_000 - 1)  # the last seed of the most images
+
+
+def test_the_grid_has_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    monkeypatch.setattr(stage, "_PAGE", 2)
+    monkeypatch.setattr(stage, "_ROW", 3)
+    path = place / "many.txt"
+    path.write_text("a cat --images 7\na dog\n{cat: cat.png} hugs")
+    jobs = plan(read_prompts(path), SampleConfig(prompts=path, lora="none"), DEFAULTS, {})
+    for job in jobs:
+        Image.new("RGB", (64, 64)).save(tmp_path / job.file_name)
+    Image.new("RGB", (8, 8)).save(tmp_path / "grid-4.png")  # not ours
+
+    def pages() -> dict[str, int]:
+        return {path.name: Image.open(path).width for path in sorted(tmp_path.glob("grid*.png"))}
+
+    stage._write_grid(tmp_path, jobs)
+    assert list(pages()) == ["grid-2.png", "grid-3.png", "grid-4.png", "grid.png"]
+    assert pages()["grid.png"] < 4 * 264
+    stage._write_grid(tmp_path, jobs[-1:])
+    assert list(pages()) == ["grid-4.png", "grid.png"]
 
 
 def test_the_lora_and_its_weight_change_the_picture(sample: Any, tmp_path: Path) -> None:
@@ -148,8 +345,23 @@ def test_the_lora_and_its_weight_change_the_picture(sample: Any, tmp_path: Path)
         line.write_text(f"A lion and a polar bear hug. --s 3 {option}\n")
         result = sample(line, "--output", tmp_path / name)
         assert result.exit_code == 0, result.output
-        shown[name] = (tmp_path / name / "0001-0.png").read_bytes()
+        shown[name] = pixels(tmp_path / name)
     assert len(set(shown.values())) == 3
+
+
+def test_the_weight_of_the_lora_that_is_found(sample: Any, real_hug: Path, tmp_path: Path) -> None:
+    """From the flag, for an official configuration too, or from a YAML prompt that names no file."""
+    official, own = real_hug.parent / "config" / "example_two_objects.yaml", tmp_path / "own.yaml"
+    own.write_text("prompts: [{text: A lion and a polar bear hug., lora_weight: -0.5}]")
+    flags = ("--lora", "runs/finetune/hug/lora.safetensors", "--lora-weight", "-0.25", "--steps", 1)
+    for arguments, weight in (
+        (("--config", official, *flags), -0.25),
+        ((own, "--steps", 1), -0.5),
+        ((own, *flags), -0.5),
+    ):
+        result = sample(*arguments, "--output", tmp_path / "out")
+        assert result.exit_code == 0, result.output
+        assert rows(tmp_path / "out")[0]["lora_weight"] == weight
 
 
 @pytest.mark.parametrize(
@@ -170,7 +382,7 @@ def test_options(sample: Any, place: Path, tmp_path: Path, options: tuple[str, .
     assert plain.exit_code == 0, plain.output
     result = sample(line, "--output", tmp_path / "out", *options)
     assert result.exit_code == 0, result.output
-    ours, base = (Image.open(tmp_path / name / "0001-0.png").tobytes() for name in ("out", "plain"))
+    ours, base = (pixels(tmp_path / name) for name in ("out", "plain"))
     if options[0] != "--attention":  # another backend only rounds otherwise
         assert ours != base
 
@@ -184,8 +396,7 @@ def test_the_yaml_form_is_the_txt_form(sample: Any, place: Path, tmp_path: Path)
     line.write_text("A {cat: cat.png} is hugging a {plush bear: bear.png} --d 7 --s 3\n")
     assert sample(yaml, "--output", tmp_path / "yaml").exit_code == 0
     assert sample(line, "--output", tmp_path / "txt").exit_code == 0
-    pixels = [Image.open(tmp_path / name / "0001-0.png").tobytes() for name in ("yaml", "txt")]
-    assert pixels[0] == pixels[1]
+    assert pixels(tmp_path / "yaml") == pixels(tmp_path / "txt")
 
 
 @pytest.mark.parametrize("name", ["example_two_objects.yaml", "example_three_objects.yaml"])

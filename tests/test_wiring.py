@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rbctl import lora
+from rbctl import attention, lora
 from rbctl.bundle.load import load
 from rbctl.conditioning import Conditioning, ImageBranch, latent_grids
 
@@ -107,3 +107,17 @@ def test_a_lora_with_b_zero_is_bit_equal_to_the_base(bundle: Any) -> None:
         assert torch.equal(predict(bundle, tokens), base)
     finally:
         bundle.unet.delete_adapters("fresh")
+
+
+def test_compiled_blocks_are_one_program_a_shape(tiny_bundle: Path) -> None:
+    """Not one a layer: torch would give up after a few and run SDXL's 70 layers uncompiled, without a word."""
+    fresh = load(str(tiny_bundle), torch.device("cpu"), torch.float32, encoders=False)
+    tokens = image_tokens(fresh)
+    plain = predict(fresh, tokens)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    attention.compile_blocks(fresh.unet, backend="eager")
+    torch.testing.assert_close(predict(fresh, tokens), plain)
+    shapes = {layer.to_q.weight.shape for name, layer in fresh.unet.named_modules() if name.endswith("attn2")}
+    pieces = 4  # of a block, around the look-up that is kept out
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= pieces * len(shapes)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rbctl.bundle.load import Bundle
+from rbctl.bundle.load import BASE, Bundle, fingerprint, local_encoder_hash
 from rbctl.layout import LayoutPrior
 from rbctl.options import to_yaml
 from rbctl.plugins.finetune.config import FinetuneConfig
@@ -66,7 +66,9 @@ def metadata(
         "rbctl.trigger_prompt": triplets[0].prompt,
         "rbctl.recipe": to_yaml("finetune", dataclasses.replace(config, output=None)),
         "rbctl.data_hash": facts["data"],
-        "rbctl.bundle": facts["bundle"],
+        "rbctl.base": fingerprint(bundle.folder, BASE),
         "rbctl.local_tokens": config.local_tokens,
     }
+    if config.local_tokens != "none":
+        found["rbctl.local_encoder_hash"] = local_encoder_hash(bundle.folder)
     return {key: str(value) for key, value in found.items()}

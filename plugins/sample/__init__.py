@@ -13,7 +13,7 @@ def command(config: SampleConfig) -> None:
 
     One prompt a line, the individuals' pictures inline; the relation's LoRA is found in the runs folder and its layout
     prior places the boxes. Out: PNGs, grid.png and metadata.jsonl in runs/sample/NAME. The same command again makes
-    only what is missing.
+    only what is missing, wherever a line has moved; no picture is overwritten by another prompt's.
 
     \b
       A {cat: pets/tom.jpg} is riding a {plush bear: toys/bear.png} --d 7 --s 30 --n "lowres"

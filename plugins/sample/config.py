@@ -23,17 +23,21 @@ class SampleConfig:
     lora: str | None = option(
         None, "Relation LoRA, PATH; 'none' samples the base model. [default: runs/finetune/RELATION/lora.safetensors]"
     )
-    lora_weight: float = option(1.0, "Weight of that LoRA.", min=0.0, max=4.0)
+    lora_weight: float = option(1.0, "Weight of that LoRA; a negative one leads away from it.", min=-10, max=10)
+    allow_other_base: bool = option(
+        False, "Take a LoRA that was trained on another bundle, as on the SDXL that this one was fine-tuned from."
+    )
 
-    width: int | None = option(None, "Pixels, a multiple of 8. [default: the bundle's]", min=64)
-    height: int | None = option(None, "Pixels, a multiple of 8. [default: the bundle's]", min=64)
+    width: int | None = option(None, "Pixels, a multiple of 8. [default: the bundle's]", min=64, max=8192)
+    height: int | None = option(None, "Pixels, a multiple of 8. [default: the bundle's]", min=64, max=8192)
     steps: int = option(30, "Denoising steps.", min=1, max=1000)
-    guidance_scale: float = option(5.0, "Classifier-free guidance; 1 is none and half the work.", min=0.0, max=100.0)
+    guidance_scale: float = option(5.0, "Classifier-free guidance; 1 is none and half the work.", min=0, max=100)
     negative_prompt: str = option(NEGATIVE_PROMPT, "What guidance leads away from.")
-    seed: int = option(42, "Seed of a prompt's first picture; the next ones count up.", min=0)
-    images: int = option(1, "Pictures per prompt.", min=1)
+    # Below 2^63 by more than the most images there may be, as the seeds count up.
+    seed: int = option(42, "Seed of a prompt's first picture; the next ones count up.", min=0, max=2**63 - 10_001)
+    images: int = option(1, "Pictures per prompt.", min=1, max=10_000)
     scale: float | None = option(
-        None, "Weight of the image branch (gamma). [default: the bundle's, 0.6 for SDXL]", min=0
+        None, "Weight of the image branch, finetune's gamma. [default: the bundle's, 0.6 for SDXL]", min=0, max=10
     )
     local_tokens: Literal["own", "first_image", "none"] = option(
         "own", "Local tokens: each object's own, the first object's for all (official code), or none."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ class Job:
         scale: gamma, the weight of an object's image tokens unless it has its own ``subject_scale``.
         lora: path, None for the base model.
         prompt_number: which prompt of the file, from 1.
+        file_name: from the text, the seed and the fingerprint alone: another prompt's picture never has it, and this
+            one's keeps it wherever its line moves.
         record: the picture's metadata; ``fingerprint`` in it names all that the pixels depend on.
     """
 
@@ -58,12 +61,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What the bundle says where neither the prompt nor a flag does."""
+    """What all jobs share: what the bundle says where neither the prompt nor a flag does, and how it is run.
+
+    Attributes:
+        scheduler: class name in diffusers.
+        precision: the one picked, never "auto".
+    """
 
     resolution: int
     gamma: float
     bundle: str
     bundle_fingerprint: str
+    base: str
+    local_encoder: str
+    scheduler: str
+    precision: str
 
 
 def relation_of(prompt: Prompt, config: SampleConfig) -> tuple[Relation | None, bool]:
@@ -79,7 +91,8 @@ def lora_of(prompt: Prompt, relation: Relation | None, config: SampleConfig) -> 
     Raises:
         InputError: the relation has no LoRA in the runs folder, or the file named is not there.
     """
-    given, weight = (prompt.lora, prompt.lora_weight) if prompt.lora else (config.lora, config.lora_weight)
+    given = prompt.lora or config.lora
+    weight = _first(prompt.lora_weight, 1.0 if prompt.lora else config.lora_weight)
     if given == "none" or (given is None and relation is None):
         return None, 1.0
     if given is None:
@@ -129,8 +142,11 @@ def plan(prompts: Sequence[Prompt], config: SampleConfig, defaults: Defaults, lo
                 "predicate": relation.predicate if relation else None,
                 "boxes_from": boxes_from,
                 "lora_hash": lora_digests.get(path or ""),
+                "lora_base": loras[path].metadata.get("rbctl.base") if path else None,
                 "bundle": defaults.bundle,
                 "bundle_fingerprint": defaults.bundle_fingerprint,
+                "scheduler": defaults.scheduler,
+                "precision": defaults.precision,
                 "local_tokens": config.local_tokens,
                 "pseudo_mask_step": config.pseudo_mask_step,
                 "source": prompt.source,
@@ -142,7 +158,7 @@ def plan(prompts: Sequence[Prompt], config: SampleConfig, defaults: Defaults, lo
                     objects=objects,
                     seed=first_seed + image,
                     prompt_number=number,
-                    file_name=f"{number:04d}-{image}.png",
+                    file_name=_file_name(prompt.text, first_seed + image, record["fingerprint"]),
                     record=record,
                 )
             )
@@ -151,6 +167,11 @@ def plan(prompts: Sequence[Prompt], config: SampleConfig, defaults: Defaults, lo
 
 def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
+
+
+def _file_name(text: str, seed: int, fingerprint: str) -> str:
+    words = re.sub(r"\W+", "-", text.lower())[:40].strip("-")
+    return f"{words or 'picture'}-{seed}-{fingerprint[:12]}.png"
 
 
 def _boxes(prompt: Prompt, relation: Relation | None, lora: LoraFile | None) -> tuple[Sequence[Any], str]:
@@ -163,7 +184,7 @@ def _boxes(prompt: Prompt, relation: Relation | None, lora: LoraFile | None) -> 
 
 
 # What the record tells besides, without bearing on the pixels: names and paths of what is hashed.
-_NOT_PIXELS = ("lora", "bundle", "relation", "predicate", "boxes_from", "source")
+_NOT_PIXELS = ("lora", "lora_base", "bundle", "relation", "predicate", "boxes_from", "source")
 
 
 def _fingerprint(record: dict[str, Any]) -> str:

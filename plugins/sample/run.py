@@ -10,20 +10,24 @@ from pathlib import Path
 import click
 import torch
 
-from rbctl import denoising, lora, pictures
-from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.load import Bundle, fingerprint, load, summary
+from rbctl import attention, denoising, lora, pictures
+from rbctl.bundle.catalogue import read_object, resolve
+from rbctl.bundle.load import BASE, Bundle, fingerprint, load, local_encoder_hash, summary
 from rbctl.conditioning import PseudoRegions, guided
 from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
-from rbctl.files import atomic_write, read_image, write_jsonl
+from rbctl.errors import InputError
+from rbctl.files import read_image, write_jsonl
 from rbctl.image_prompt import clip_pixels
 from rbctl.lora import LoraFile
-from rbctl.phrases import token_span
+from rbctl.phrases import token_spans
 from rbctl.plugins.sample.config import SampleConfig
 from rbctl.plugins.sample.jobs import Defaults, Job, lora_of, plan, relation_of
 from rbctl.progress import progress
 from rbctl.prompts import Prompt, PromptObject, check_pictures, read_official_config, read_prompts
 from rbctl.runs import RUNS, claim
+
+_ROW = 8  # pictures in a row of the grid; a prompt with more has more rows
+_PAGE = 50  # rows on a page of it
 
 
 def run(config: SampleConfig) -> Path:
@@ -32,27 +36,37 @@ def run(config: SampleConfig) -> Path:
     check_pictures(prompts)
     loras = _loras(prompts, config)
     folder = resolve(config.bundle)
-    facts = summary(folder)
-    jobs = plan(
-        prompts, config, Defaults(facts.resolution, facts.gamma, folder.resolve().name, fingerprint(folder)), loras
+    facts, scheduler = summary(folder), read_object(folder / "scheduler" / "scheduler_config.json")
+    defaults = Defaults(
+        resolution=facts.resolution,
+        gamma=facts.gamma,
+        bundle=folder.resolve().name,
+        bundle_fingerprint=fingerprint(folder),
+        base=fingerprint(folder, BASE),
+        local_encoder=local_encoder_hash(folder),
+        scheduler=str(scheduler.get("_class_name", "EulerDiscreteScheduler")),
+        precision=pick_precision(config.precision, pick_device(config.device)),
     )
+    _check_training(loras.values(), config, defaults)
+    jobs = plan(prompts, config, defaults, loras)
     source = config.prompts or config.config
     assert source is not None
     output = config.output or RUNS / "sample" / source.stem
     with claim(output):
-        waiting = [job for job in jobs if not _made(output, job)]
+        wanted = {job.file_name: job for job in jobs}  # two prompts may ask for the same picture
+        waiting = [job for job in wanted.values() if not _made(output, job)]
         if waiting:
             _sample(waiting, config, loras, output)
         write_jsonl(output / "metadata.jsonl", [{"file_name": job.file_name, **job.record} for job in jobs])
         _write_grid(output, jobs)
-    click.echo(f"{len(waiting)} made, {len(jobs) - len(waiting)} were there", err=True)
+    click.echo(f"{len(waiting)} made, {len(wanted) - len(waiting)} were there", err=True)
     return output
 
 
 def _prompts(config: SampleConfig) -> Sequence[Prompt]:
     if config.config is not None:
         prompt = read_official_config(config.config)
-        return (dataclasses.replace(prompt, lora=config.lora or prompt.lora),)
+        return (dataclasses.replace(prompt, lora=config.lora or prompt.lora, lora_weight=config.lora_weight),)
     assert config.prompts is not None
     return read_prompts(config.prompts)
 
@@ -71,6 +85,30 @@ def _loras(prompts: Sequence[Prompt], config: SampleConfig) -> dict[str, LoraFil
     return loras
 
 
+def _check_training(loras: Iterable[LoraFile], config: SampleConfig, defaults: Defaults) -> None:
+    """Compare what the LoRAs were trained with, as far as their files tell, with what they are used with.
+
+    Raises:
+        InputError: a LoRA is of another base, and that is not allowed.
+    """
+    for file in loras:
+        base = file.metadata.get("rbctl.base", defaults.base)
+        if base != defaults.base and not config.allow_other_base:
+            raise InputError(
+                f"{file.path}: made for another base than bundle {defaults.bundle!r} as it is now; choose its own "
+                "with --bundle; --allow-other-base samples with it all the same"
+            )
+        encoder = file.metadata.get("rbctl.local_encoder_hash", defaults.local_encoder)
+        if encoder != defaults.local_encoder and config.local_tokens != "none":
+            click.echo(f"{file.path}: trained with another local encoder than that of {defaults.bundle!r}", err=True)
+        trained = file.metadata.get("rbctl.local_tokens", config.local_tokens)
+        if trained != config.local_tokens:
+            click.echo(
+                f"{file.path}: trained with --local-tokens {trained}, used with --local-tokens {config.local_tokens}",
+                err=True,
+            )
+
+
 def _made(output: Path, job: Job) -> bool:
     record = pictures.read_record(output / job.file_name)
     return record is not None and record.get("fingerprint") == job.record["fingerprint"]
@@ -85,11 +123,13 @@ def _sample(jobs: Sequence[Job], config: SampleConfig, loras: dict[str, LoraFile
     for path, file in loras.items():
         lora.attach(bundle.unet, file, names[path])
     if config.compile:
-        bundle.unet.compile_repeated_blocks()
+        attention.compile_blocks(bundle.unet)
     encoder = ObjectEncoder(bundle, config)
     for job in jobs:
         if bundle.overlong(job.text):
             click.echo(f"{job.record['source']}: too long for the text encoders; its end is not read", err=True)
+        if config.pseudo_mask_step:
+            _spans(bundle, job)  # what is wrong with one is told before the first picture
     with progress(len(jobs), "sample", unit="picture") as bar:
         for batch in _batches(jobs, config.batch_size):
             first = batch[0]
@@ -173,7 +213,21 @@ def sample_batch(
         scales if negative is not None else None,
     )
     # One at a time: decoding is where the memory of large pictures peaks.
-    return torch.cat([bundle.decode_latents(one[None]) for one in latents])
+    decoded = torch.cat([bundle.decode_latents(one[None]) for one in latents])
+    for job, picture in zip(batch, decoded, strict=True):
+        if not picture.isfinite().all():
+            raise InputError(
+                f"{job.record['source']}: the picture of seed {job.seed} came out as NaN or infinite values; "
+                f"{_FINITE[bundle.dtype]}, and run again: finished pictures stay"
+            )
+    return decoded
+
+
+_FINITE = {
+    torch.float16: "take --precision bf16 or fp32",
+    torch.bfloat16: "take --precision fp32",
+    torch.float32: "take a smaller --lora-weight or --guidance-scale",
+}
 
 
 @torch.no_grad()
@@ -202,10 +256,25 @@ def _pseudo_regions(bundle: Bundle, batch: Sequence[Job], start: int, guidance: 
     most = max(len(job.objects) for job in batch)
     spans = torch.zeros(len(batch), most, 2, dtype=torch.long)
     for row, job in enumerate(batch):
-        for column, thing in enumerate(job.objects):
-            spans[row, column] = torch.tensor(token_span(bundle.tokenizer, job.text, thing.name))
+        spans[row, : len(job.objects)] = torch.tensor(_spans(bundle, job))
     spans = spans.to(bundle.device)
     return PseudoRegions(spans=torch.cat((spans, spans)) if guidance else spans, start_step=start)
+
+
+def _spans(bundle: Bundle, job: Job) -> list[tuple[int, int]]:
+    """Token range of each object's name in the text.
+
+    Raises:
+        InputError: the text has no such place for an object, or it lies behind what the text encoders read.
+    """
+    spans = token_spans(bundle.tokenizer, job.text, [thing.name for thing in job.objects])
+    for thing, (start, end) in zip(job.objects, spans, strict=True):
+        if not 0 < start < end < bundle.tokenizer.model_max_length:
+            raise InputError(
+                f"{job.record['source']}: {thing.name}: --pseudo-mask-step does not find it in the text; write it once "
+                "for each object of that name, as words of their own with none but . ! ? , : behind, and not too late"
+            )
+    return spans
 
 
 def _parameters(job: Job) -> str:
@@ -218,6 +287,7 @@ def _parameters(job: Job) -> str:
         width=job.width,
         height=job.height,
         model=job.record["bundle"],
+        sampler=pictures.sampler_name(job.record["scheduler"]),
         extras={
             "Relation": job.relation,
             "Lora": f"{Path(job.lora).stem}: {job.lora_weight:g}" if job.lora else None,
@@ -226,12 +296,27 @@ def _parameters(job: Job) -> str:
 
 
 def _write_grid(output: Path, jobs: Sequence[Job]) -> None:
-    """One row a prompt: its image prompts, then its pictures."""
+    """Image prompts and pictures of each prompt in grid.png, grid-2.png and so on, each of a bounded size."""
     rows = []
     for _, group in itertools.groupby(jobs, key=lambda job: job.prompt_number):
         made = list(group)
-        image_prompts = [read_image(thing.image) for thing in made[0].objects]
-        shown = [read_image(output / job.file_name) for job in made]
-        rows.append(pictures.sheet_row(image_prompts, shown, made[0].text))
-    with atomic_write(output / "grid.png") as temporary:
-        pictures.grid(rows, 1).save(temporary, format="PNG")
+        rows += [made[start : start + _ROW] for start in range(0, len(made), _ROW)]
+    pages = [rows[start : start + _PAGE] for start in range(0, len(rows), _PAGE)]
+    for number, page in enumerate(pages, 1):
+        shown = [
+            pictures.sheet_row(
+                [read_image(thing.image) for thing in row[0].objects],
+                [read_image(output / job.file_name) for job in row],
+                row[0].text,
+            )
+            for row in page
+        ]
+        pictures.save_png(pictures.grid(shown, 1), _page(output, number), f"page {number}", {"page": number})
+    number = len(pages) + 1
+    while pictures.read_record(_page(output, number)) == {"page": number}:  # of a longer list of prompts; ours
+        _page(output, number).unlink()
+        number += 1
+
+
+def _page(output: Path, number: int) -> Path:
+    return output / ("grid.png" if number == 1 else f"grid-{number}.png")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rbctl.bundle import hashes
 from rbctl.errors import InputError
 from rbctl.files import read_json, sha256, write_json
 from rbctl.options import nearest
@@ -204,10 +205,12 @@ def bundles_root() -> Path:
 
 def contents(folder: Path) -> list[str]:
     """Paths of the files of a bundle, sorted, without hidden ones and the manifest."""
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(
-        p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts) and p.name != MANIFEST
-    )
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):  # a part may be a link to a folder elsewhere
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(place, name) for name in names if not name.startswith(".") and name != MANIFEST)
+        found += [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+    return sorted(found)
 
 
 def missing_parts(folder: Path) -> list[str]:
@@ -225,6 +228,18 @@ def has_local_encoder(folder: Path) -> bool:
     return any((folder / "clipself" / file).is_file() for file in ("model.safetensors", "epoch_6.pt"))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """One of a bundle's JSON files: an object, all of them.
+
+    Raises:
+        InputError: it is missing or something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a JSON object was expected")
+    return content
+
+
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """What ``bundle.json`` says of each file, {path: {sha256, size, ...}}; empty where there is none.
 
@@ -234,9 +249,9 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / MANIFEST
     if not path.is_file():
         return {}
-    content = read_json(path)
-    files = content.get("files") if isinstance(content, dict) else None
-    if not isinstance(files, dict) or not all(isinstance(e, dict) and "sha256" in e for e in files.values()):
+    files: Any = read_object(path).get("files")
+    entries = files.values() if isinstance(files, dict) else [None]
+    if not all(isinstance(entry, dict) and {"sha256", "size"} <= entry.keys() for entry in entries):
         raise InputError(f"{path}: not a bundle's manifest; delete it and pull or import the bundle again")
     return files
 
@@ -253,6 +268,7 @@ def record(folder: Path, name: str, entries: Mapping[str, Mapping[str, Any]]) ->
         digest = origin.get("sha256") or sha256(folder / path)
         files[path] = {**origin, "size": (folder / path).stat().st_size, "sha256": digest}
     write_json(folder / MANIFEST, {"bundle": name, "files": dict(sorted(files.items()))})
+    hashes.remember(folder, {path: files[path]["sha256"] for path in entries})
 
 
 def _gaps_text(gaps: Iterable[str]) -> str:

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rbctl.bundle.catalogue import contents, missing_parts, record
-from rbctl.errors import InputError
+from rbctl.bundle.catalogue import contents, missing_parts, read_object, record
+from rbctl.errors import InputError, reason
 from rbctl.files import atomic_write, read_json, read_safetensors, read_torch, write_json
 from rbctl.runs import claim
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-# Sizes of the official adapter that its tensors do not show.
+# Sizes of the official adapter that its tensors do not show; what ms_adapter_config.json leaves out is so too.
 OFFICIAL = {"num_patches": 4, "scale": 0.6, "clip_image_size": 224, "local_image_size": 896}
 _OFFICIAL_WIDTH, _OFFICIAL_HEAD = 1280, 64
 _FOURIER_FREQS = 8
@@ -180,11 +180,13 @@ def _is_tensors(content: Any) -> bool:
     return isinstance(content, dict) and all(isinstance(k, str) and torch.is_tensor(v) for k, v in content.items())
 
 
-def _read_adapter(source: Path) -> dict[str, torch.Tensor]:
-    """An adapter with flat names, from safetensors or the official nested file."""
-    import torch
+def read_adapter(source: Path) -> dict[str, torch.Tensor]:
+    """An adapter with flat names, from safetensors or the official nested file.
 
-    from rbctl.bundle.load import flat_adapter
+    Raises:
+        InputError: the file holds code, or something else than an adapter.
+    """
+    import torch
 
     if source.suffix == ".safetensors":
         return read_safetensors(source)[0]
@@ -195,7 +197,10 @@ def _read_adapter(source: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{source}: not an MS-Diffusion adapter (holds {got}; expected {', '.join(sorted(parts))})")
     if not all(torch.is_tensor(part) or _is_tensors(part) for part in content.values()):
         raise InputError(f"{source}: not an MS-Diffusion adapter (its parts must be dicts of tensors)")
-    return flat_adapter(content)
+    flat: dict[str, torch.Tensor] = {}
+    for key, part in content.items():
+        flat |= {key: part} if torch.is_tensor(part) else {f"{key}.{name}": tensor for name, tensor in part.items()}
+    return flat
 
 
 def convert_adapter(
@@ -218,7 +223,7 @@ def convert_adapter(
         InputError: the file holds code, or names or shapes do not fit.
     """
     source = Path(source)
-    tensors = _read_adapter(source)
+    tensors = read_adapter(source)
     config = dict(config) if config else derive_adapter_config(source, tensors)
     try:
         if unet is None:  # the layers' own widths are all there is to check the projections by
@@ -246,6 +251,32 @@ def default_open_clip_config() -> dict[str, Any]:
     return dict(open_clip.get_model_config("ViT-bigG-14"))
 
 
+def read_open_clip_config(path: Path) -> dict[str, Any]:
+    """open_clip's model configuration, bare or as the ``model_cfg`` of a larger file.
+
+    Raises:
+        InputError: the file is missing or no JSON object.
+    """
+    content = read_object(path)
+    config = content.get("model_cfg", content)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: model_cfg must be a JSON object")
+    return config
+
+
+def read_local_encoder(source: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a CLIPSelf checkpoint in open_clip naming, without the ``module.`` prefix of its training.
+
+    Raises:
+        InputError: the file holds code, or something else than a state dict.
+    """
+    content = read_safetensors(source)[0] if source.suffix == ".safetensors" else read_torch(source)
+    state: Any = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not _is_tensors(state):
+        raise InputError(f"{source}: not a CLIPSelf checkpoint (a state_dict of tensors was expected)")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
 def convert_local_encoder(source: Path, dest: Path, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Write the visual tower of a CLIPSelf checkpoint as safetensors in open_clip naming.
 
@@ -263,19 +294,14 @@ def convert_local_encoder(source: Path, dest: Path, config: Mapping[str, Any] | 
     import torch
     from open_clip.model import CLIP
 
-    from rbctl.bundle.load import visual_state
-
     source = Path(source)
     config = dict(config or default_open_clip_config())
-    content = read_safetensors(source)[0] if source.suffix == ".safetensors" else read_torch(source)
-    if not isinstance(content, dict) or not _is_tensors(content.get("state_dict", content)):
-        raise InputError(f"{source}: not a CLIPSelf checkpoint (a state_dict of tensors was expected)")
-    tensors = visual_state(content)
+    tensors = read_local_encoder(source)
     try:
         with torch.device("meta"):
             whole = CLIP(**{key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg")})
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{source}: its open_clip configuration lacks or garbles {error}") from error
+    except Exception as error:  # open_clip checks no value, so a garbled one can fail anywhere in it
+        raise InputError(f"{source}: its open_clip configuration lacks or garbles {reason(error)}") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
     # The text tower is of no use here: it may be missing and is not kept, but anything foreign is told.
     text = {name: shape for name, shape in shapes.items() if not name.startswith("visual.") and name in tensors}
@@ -316,8 +342,8 @@ def convert_image_encoder(source: Path, dest: Path) -> dict[str, Any]:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     source, dest = Path(source), Path(dest)
-    config = read_json(source / "config.json")
-    if not isinstance(config, dict) or config.get("model_type") not in ("clip", "clip_vision_model"):
+    config = read_object(source / "config.json")
+    if config.get("model_type") not in ("clip", "clip_vision_model"):
         raise InputError(f"{source}: not a CLIP in transformers' layout")
     tensors = {
         name: tensor
@@ -327,8 +353,9 @@ def convert_image_encoder(source: Path, dest: Path) -> dict[str, Any]:
     projection = tensors.get("visual_projection.weight")
     if projection is None:
         raise InputError(f"{source}: missing visual_projection.weight; is this a CLIP image encoder?")
+    tower = config.get("vision_config", config)
     vision = {
-        **config.get("vision_config", config),
+        **(tower if isinstance(tower, dict) else {}),
         "model_type": "clip_vision_model",
         "architectures": ["CLIPVisionModelWithProjection"],
         "projection_dim": projection.shape[0],  # old configurations of whole CLIPs name it at the top only
@@ -336,8 +363,8 @@ def convert_image_encoder(source: Path, dest: Path) -> dict[str, Any]:
     try:
         with torch.device("meta"):
             expected = CLIPVisionModelWithProjection(CLIPVisionConfig(**vision)).state_dict()
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{source / 'config.json'}: not a CLIP configuration ({error})") from error
+    except Exception as error:  # transformers checks few values, so a garbled one can fail anywhere in it
+        raise InputError(f"{source / 'config.json'}: not a CLIP configuration ({reason(error)})") from error
     check_tensors(source, tensors, {name: tuple(tensor.shape) for name, tensor in expected.items()})
     write_json(dest / "config.json", vision)
     _save(dest / "model.safetensors", tensors)
@@ -426,15 +453,22 @@ def check_widths(*folders: Path) -> None:
             )
 
 
-def _configuration(source: Path, name: str, given: Path | None) -> dict[str, Any] | None:
+def _configuration(source: Path, name: str, given: Path | None) -> Path | None:
     """The configuration named by the user, else the one beside the weights, else None."""
     path = Path(given) if given else source.parent / name
-    if not given and not path.is_file():
-        return None
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: a JSON object was expected")
-    return content
+    return path if given or path.is_file() else None
+
+
+@contextlib.contextmanager
+def _claimed(dest: Path) -> Iterator[None]:
+    """Hold ``dest`` for writing; a folder made for this goes again if nothing comes into it."""
+    new = not dest.exists()
+    with claim(dest):
+        try:
+            yield
+        finally:
+            if new and [path.name for path in dest.iterdir()] == [".lock"]:
+                shutil.rmtree(dest, ignore_errors=True)
 
 
 def import_bundle(
@@ -466,33 +500,35 @@ def import_bundle(
     if not any((base, adapter, image_encoder, local_encoder)):
         raise InputError(f"{dest}: nothing to import; name --base, --adapter, --image-encoder or --local-encoder")
     origins: dict[str, dict[str, Any]] = {}
-    with claim(dest), _staging(dest) as staged:
+    with _claimed(dest):
+        with _staging(dest) as staged:
 
-        def note(source: Path) -> None:
-            for path in contents(staged):
-                origins.setdefault(path, {"source": Path(source).name})
+            def note(source: Path) -> None:
+                for path in contents(staged):
+                    origins.setdefault(path, {"source": Path(source).name})
 
-        if base:
-            _place_base(Path(base), staged)
-            note(base)
-        if image_encoder:
-            convert_image_encoder(Path(image_encoder), staged / "clip_vision")
-            note(image_encoder)
-        if adapter:
-            unet = next((f for f in (staged, dest) if (f / "unet" / "config.json").is_file()), None)
-            if unet is None:
-                raise InputError(f"{adapter}: the adapter belongs to a base; name it with --base")
-            given = _configuration(Path(adapter), "ms_adapter_config.json", adapter_config)
-            sizes = read_json(unet / "unet" / "config.json")
-            config = convert_adapter(Path(adapter), staged / "ms_adapter.safetensors", sizes, given)
-            write_json(staged / "ms_adapter_config.json", config)
-            note(adapter)
-        if local_encoder:
-            given = _configuration(Path(local_encoder), "open_clip_config.json", local_config)
-            given = given and given.get("model_cfg", given)
-            config = convert_local_encoder(Path(local_encoder), staged / "clipself" / "model.safetensors", given)
-            write_json(staged / "clipself" / "open_clip_config.json", config)
-            note(local_encoder)
-        check_widths(staged, dest)
-    record(dest, dest.name, origins)
+            if base:
+                _place_base(Path(base), staged)
+                note(base)
+            if image_encoder:
+                convert_image_encoder(Path(image_encoder), staged / "clip_vision")
+                note(image_encoder)
+            if adapter:
+                unet = next((f for f in (staged, dest) if (f / "unet" / "config.json").is_file()), None)
+                if unet is None:
+                    raise InputError(f"{adapter}: the adapter belongs to a base; name it with --base")
+                path = _configuration(Path(adapter), "ms_adapter_config.json", adapter_config)
+                given = read_object(path) if path else None
+                sizes = read_object(unet / "unet" / "config.json")
+                config = convert_adapter(Path(adapter), staged / "ms_adapter.safetensors", sizes, given)
+                write_json(staged / "ms_adapter_config.json", config)
+                note(adapter)
+            if local_encoder:
+                path = _configuration(Path(local_encoder), "open_clip_config.json", local_config)
+                given = read_open_clip_config(path) if path else None
+                config = convert_local_encoder(Path(local_encoder), staged / "clipself" / "model.safetensors", given)
+                write_json(staged / "clipself" / "open_clip_config.json", config)
+                note(local_encoder)
+            check_widths(staged, dest)
+        record(dest, dest.name, origins)
     return missing_parts(dest)

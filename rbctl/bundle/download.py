@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rbctl.bundle.catalogue import BundleSpec, Component, contents, read_manifest, record, size_text
+from rbctl.bundle.catalogue import BundleSpec, Component, contents, read_manifest, read_object, record, size_text
 from rbctl.bundle.convert import check_widths, convert_adapter, convert_image_encoder
 from rbctl.errors import InputError
-from rbctl.files import read_json, sha256, write_json
+from rbctl.files import sha256, write_json
 from rbctl.progress import progress
 from rbctl.runs import claim
 
@@ -162,7 +162,7 @@ def _have(folder: Path, component: Component, entries: dict[str, dict[str, Any]]
 def _convert(component: Component, fetched: Path, folder: Path) -> None:
     """Make the bundle's files of a component's originals in ``fetched``, the repository's folder."""
     if component.convert == "adapter":
-        unet = read_json(folder / "unet" / "config.json")
+        unet = read_object(folder / "unet" / "config.json")
         config = convert_adapter(fetched / component.files[0][0], folder / "ms_adapter.safetensors", unet)
         write_json(folder / "ms_adapter_config.json", config)
     elif component.convert == "image_encoder":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-import json
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,31 @@ import torch
 from torch import nn
 
 from rbctl import attention
-from rbctl.bundle.catalogue import resolve
-from rbctl.errors import InputError
-from rbctl.files import read_json, read_safetensors, read_torch
+from rbctl.bundle import hashes
+from rbctl.bundle.catalogue import contents, has_local_encoder, read_object, resolve
+from rbctl.bundle.convert import (
+    OFFICIAL,
+    check_tensors,
+    default_open_clip_config,
+    read_adapter,
+    read_local_encoder,
+    read_open_clip_config,
+)
+from rbctl.errors import InputError, reason
+from rbctl.files import read_safetensors, read_torch
 from rbctl.image_prompt import ImagePromptEncoder
 from rbctl.resampler import Resampler, ResamplerConfig
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Whatever a damaged file makes foreign code raise, as one line that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # loaders pass on what theirs raise: no list of types would hold for their next version
+        raise InputError(f"{path}: cannot be loaded ({reason(error)})") from error
 
 
 @dataclass
@@ -71,19 +93,29 @@ class Bundle:
             torch.cuda.empty_cache()
 
     def scheduler(self) -> Any:
-        """A fresh scheduler for sampling, as the bundle names it (Euler for SDXL)."""
-        import diffusers
+        """A fresh scheduler for sampling, as the bundle names it (Euler for SDXL).
 
-        scheduler = getattr(diffusers, self.scheduler_config.get("_class_name", "EulerDiscreteScheduler"))
-        return scheduler.from_config(self.scheduler_config)
+        Raises:
+            InputError: diffusers has no such scheduler, or it takes no such settings.
+        """
+        from diffusers import schedulers
+
+        with _told(self.folder / "scheduler" / "scheduler_config.json"):
+            kind = getattr(schedulers, self.scheduler_config.get("_class_name", "EulerDiscreteScheduler"))
+            return kind.from_config(self.scheduler_config)
 
     def training_schedule(self) -> tuple[torch.Tensor, str]:
-        """abar of every training timestep (T,), and the prediction type."""
+        """abar of every training timestep (T,), and the prediction type.
+
+        Raises:
+            InputError: the schedule's settings are damaged.
+        """
         from diffusers import DDPMScheduler
 
         keep = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"}
         keep |= {"prediction_type", "rescale_betas_zero_snr"}
-        schedule = DDPMScheduler(**{k: v for k, v in self.scheduler_config.items() if k in keep})
+        with _told(self.folder / "scheduler" / "scheduler_config.json"):
+            schedule = DDPMScheduler(**{k: v for k, v in self.scheduler_config.items() if k in keep})
         return schedule.alphas_cumprod, schedule.config.prediction_type
 
     def encode_prompts(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,50 +181,47 @@ def load(
     Raises:
         InputError: the bundle is not there, or a part of it is missing or damaged; the mend is told.
     """
-    import transformers
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
-    transformers.utils.logging.disable_progress_bar()
     folder = resolve(name_or_folder)
+    summary(folder)  # damage in small files is told before large ones are read
+    config = _adapter_config(folder)
+    if encoders and local_encoder and not has_local_encoder(folder):
+        raise InputError(f"{folder}: the bundle has no local encoder; add one, or run with --local-tokens none")
 
-    def part(loader: Any, name: str, wanted: torch.dtype | None = dtype) -> Any:
-        if not (folder / name).is_dir():
-            raise InputError(f"{folder}: the bundle has no {name}/; 'rbctl models verify {name_or_folder}' lists gaps")
-        extra = (
-            {} if wanted is None else {"torch_dtype" if loader.__module__.startswith("diffusers") else "dtype": wanted}
-        )
-        try:
-            return loader.from_pretrained(folder / name, local_files_only=True, **extra)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise InputError(f"{folder / name}: cannot be loaded ({str(error).splitlines()[0]})") from error
+    def part(loader: Any, name: str, wanted: torch.dtype = dtype) -> Any:
+        return _network(loader, folder / name, wanted)
 
+    tokenizers = [_tokenizer(CLIPTokenizer, folder, number) for number in ("", "_2")]
+    scheduler_config = read_object(folder / "scheduler" / "scheduler_config.json")
     unet = part(UNet2DConditionModel, "unet")
     vae = part(AutoencoderKL, "vae", torch.float32)
-    config = _adapter_config(folder)
-    resampler = Resampler(config["resampler"])
+    with _told(folder / "ms_adapter_config.json"), torch.device("meta"):
+        resampler = Resampler(config.resampler)
     dummies = _load_adapter(folder, unet, resampler)
     encoder = None
     if encoders:
         image_encoder = part(CLIPVisionModelWithProjection, "clip_vision")
-        local = _load_local_encoder(folder) if local_encoder else None
-        encoder = ImagePromptEncoder(image_encoder, local, resampler, dummies, config["num_patches"]).to(dtype)
+        local = _load_local_encoder(folder / "clipself") if local_encoder else None
+        encoder = ImagePromptEncoder(image_encoder, local, resampler, dummies, config.num_patches).to(dtype)
     bundle = Bundle(
         folder=folder,
         device=device,
         dtype=dtype,
-        tokenizer=part(CLIPTokenizer, "tokenizer", None),
-        tokenizer_2=part(CLIPTokenizer, "tokenizer_2", None),
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
         text_encoder=part(CLIPTextModel, "text_encoder") if encoders else None,
         text_encoder_2=part(CLIPTextModelWithProjection, "text_encoder_2") if encoders else None,
         unet=unet,
         vae=vae,
-        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
+        scheduler_config=scheduler_config,
         image_prompt_encoder=encoder,
-        gamma=config["scale"],
-        clip_image_size=config["clip_image_size"],
-        local_image_size=config["local_image_size"],
+        gamma=config.scale,
+        clip_image_size=config.clip_image_size,
+        local_image_size=config.local_image_size,
     )
+    bundle.scheduler()  # told now, not when the sampling begins
     for network in (unet, vae, encoder, bundle.text_encoder, bundle.text_encoder_2):
         if network is not None:
             network.requires_grad_(False).eval().to(device)
@@ -208,98 +237,160 @@ class Summary:
 
 
 def summary(folder: Path) -> Summary:
-    """Read a bundle's defaults from its JSON files."""
-    unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    return Summary(resolution=unet["sample_size"] * scale, gamma=_adapter_config(folder)["scale"])
+    """Read a bundle's defaults from its JSON files.
+
+    Raises:
+        InputError: one of them is damaged.
+    """
+    side = _whole_number(unet := folder / "unet" / "config.json", read_object(unet), "sample_size")
+    widths = read_object(vae := folder / "vae" / "config.json").get("block_out_channels")
+    if not isinstance(widths, list) or not widths:
+        raise InputError(f"{vae}: block_out_channels is {widths!r}; a list was expected")
+    return Summary(resolution=side * 2 ** (len(widths) - 1), gamma=_adapter_config(folder).scale)
 
 
-def fingerprint(folder: Path) -> str:
-    """Names the content of a bundle folder: SHA-256 over its JSON files and the names and sizes of its weights."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
-        digest.update(str(path.relative_to(folder)).encode())
-        digest.update(path.read_bytes() if path.suffix == ".json" else str(path.stat().st_size).encode())
-    return digest.hexdigest()
+BASE = ("unet", "ms_adapter.safetensors", "ms_adapter.bin")  # what a relation LoRA was tuned on
 
 
-def _adapter_config(folder: Path) -> dict[str, Any]:
+def fingerprint(folder: Path, parts: Sequence[str] | None = None) -> str:
+    """Names the content of a bundle, wherever it lies: SHA-256 over the paths and hashes of its files.
+
+    The hashes are those of the files as they are now, not those of ``bundle.json``, which says what came once.
+
+    Args:
+        parts: only these files and folders of it, as ``BASE``.
+    """
+    paths = [path for path in contents(folder) if parts is None or Path(path).parts[0] in parts]
+    digests = hashes.file_hashes(folder, paths)
+    return hashlib.sha256("".join(f"{path}\0{digest}\n" for path, digest in digests.items()).encode()).hexdigest()
+
+
+def local_encoder_hash(folder: Path) -> str:
+    """Names the bundle's local encoder; empty where there is none."""
+    return fingerprint(folder, ("clipself",)) if has_local_encoder(folder) else ""
+
+
+def _whole_number(path: Path, config: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """An entry of a configuration that counts or measures something."""
+    value = config.get(name, default)
+    if type(value) is not int or value < 1:  # not isinstance: True is no size
+        raise InputError(f"{path}: {name} is {value!r}; a positive whole number was expected")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AdapterConfig:
+    resampler: ResamplerConfig
+    num_patches: int
+    scale: float
+    clip_image_size: int
+    local_image_size: int
+
+
+def _adapter_config(folder: Path) -> _AdapterConfig:
     """Sizes of the adapter; what the file does not say is as in the official SDXL adapter."""
     path = folder / "ms_adapter_config.json"
-    given = read_json(path) if path.is_file() else {}
-    names = {f.name for f in dataclasses.fields(ResamplerConfig)}
-    sizes = {key: value for key, value in given.get("resampler", {}).items() if key in names}
-    defaults = {"num_patches": 4, "scale": 0.6, "clip_image_size": 224, "local_image_size": 896}
-    return {**defaults, **given, "resampler": ResamplerConfig(**sizes)}
+    given = {**OFFICIAL, **(read_object(path) if path.is_file() else {})}
+    sizes = given.get("resampler", {})
+    if not isinstance(sizes, dict):
+        raise InputError(f"{path}: resampler is {sizes!r}; a JSON object was expected")
+    scale = given["scale"]
+    if type(scale) not in (int, float) or not math.isfinite(scale):
+        raise InputError(f"{path}: scale is {scale!r}; a number was expected")
+    names = [f.name for f in dataclasses.fields(ResamplerConfig) if f.name in sizes]
+    return _AdapterConfig(
+        resampler=ResamplerConfig(**{name: _whole_number(path, sizes, name) for name in names}),
+        scale=float(scale),
+        **{name: _whole_number(path, given, name) for name in ("num_patches", "clip_image_size", "local_image_size")},
+    )
+
+
+def _from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
+    """``loader.from_pretrained``, silent; what it fails with is told of the file that is damaged."""
+    import diffusers
+    import transformers
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [library.get_verbosity() for library in libraries]
+    transformers.utils.logging.disable_progress_bar()
+    with _told(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for library in libraries:
+            library.set_verbosity_error()
+        try:
+            return loader.from_pretrained(folder, local_files_only=True, **options)
+        except Exception:
+            for path in sorted(folder.iterdir()):
+                if path.suffix == ".json":
+                    read_object(path)
+                elif path.suffix == ".safetensors":
+                    read_safetensors(path)
+                elif path.suffix == ".bin":
+                    read_torch(path)
+            raise
+        finally:
+            for library, verbosity in zip(libraries, before, strict=True):
+                library.set_verbosity(verbosity)
+
+
+def _network(loader: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """One network of diffusers or transformers; either would draw weights that its file lacks at random."""
+    name = "torch_dtype" if loader.__module__.startswith("diffusers") else "dtype"
+    options = {name: dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    network, report = _from_pretrained(loader, folder, **options)
+    lacks = [*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])]
+    if lacks:
+        raise InputError(
+            f"{folder}: weights do not fit config.json ({len(lacks)} missing or of other shapes: {min(lacks)})"
+        )
+    return network
+
+
+def _tokenizer(loader: Any, folder: Path, number: str) -> Any:
+    """A CLIP tokenizer that cuts and pads texts to what its text encoder reads."""
+    tokenizer = _from_pretrained(loader, folder / f"tokenizer{number}")
+    path = folder / f"text_encoder{number}" / "config.json"
+    positions = _whole_number(path, read_object(path), "max_position_embeddings", 77)
+    if tokenizer.model_max_length != positions:
+        raise InputError(
+            f"{folder / f'tokenizer{number}' / 'tokenizer_config.json'}: model_max_length is "
+            f"{tokenizer.model_max_length!r}; its text encoder reads {positions} tokens"
+        )
+    return tokenizer
 
 
 def _load_adapter(folder: Path, unet: Any, resampler: Resampler) -> torch.Tensor:
     """Fill the resampler and the UNet's image projections; returns the dummy tokens (4, D)."""
     path = folder / "ms_adapter.safetensors"
-    tensors = read_safetensors(path)[0] if path.is_file() else flat_adapter(read_torch(folder / "ms_adapter.bin"))
+    if not path.is_file():
+        path = folder / "ms_adapter.bin"
+    tensors = read_adapter(path)
     index = attention.adapter_index(unet)
-    processors = attention.install(unet)
-    parts: list[tuple[nn.Module, str]] = [(resampler, "image_proj.")]
-    parts += [(processor, f"ms_adapter.{index[layer]}.") for layer, processor in processors.items()]
-    used = {"dummy_image_tokens"}
-    for module, prefix in parts:
-        weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        used |= {prefix + name for name in weights}
-        try:
-            module.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"{path}: does not fit this bundle's unet and ms_adapter_config.json ({reason})"
-            ) from error
-    if unknown := sorted(tensors.keys() - used):
-        raise InputError(f"{path}: unexpected tensor {unknown[0]!r}; is this the adapter of another base?")
-    if "dummy_image_tokens" not in tensors:
-        raise InputError(f"{path}: has no dummy_image_tokens; is this an MS-Diffusion adapter?")
-    return tensors["dummy_image_tokens"].reshape(-1, resampler.config.output_dim)
-
-
-def flat_adapter(nested: Any) -> dict[str, torch.Tensor]:
-    """The official ms_adapter.bin (a dict of image_proj, ms_adapter, dummy_image_tokens) with flat names."""
-    flat: dict[str, torch.Tensor] = {}
-    for key, value in nested.items():
-        flat.update({key: value} if torch.is_tensor(value) else {f"{key}.{name}": t for name, t in value.items()})
-    return flat
+    parts: dict[str, nn.Module] = {"image_proj": resampler}
+    parts |= {f"ms_adapter.{index[layer]}": processor for layer, processor in attention.install(unet).items()}
+    shapes = {f"{part}.{k}": tuple(v.shape) for part, module in parts.items() for k, v in module.state_dict().items()}
+    dummies = tensors.get("dummy_image_tokens", torch.empty(0))
+    count = dummies.shape[1] if dummies.ndim == 3 else 4
+    check_tensors(path, tensors, {**shapes, "dummy_image_tokens": (1, count, resampler.config.output_dim)})
+    for part, module in parts.items():
+        wanted = {k: tensors[f"{part}.{k}"].to(unet.dtype) for k in module.state_dict()}
+        module.load_state_dict(wanted, assign=True)
+    return dummies[0]
 
 
 def _load_local_encoder(folder: Path) -> nn.Module:
     """Visual tower of the CLIPSelf encoder, from safetensors or the official epoch_6.pt, in open_clip naming."""
     from open_clip.model import CLIPVisionCfg, _build_vision_tower  # type: ignore[import-not-found,unused-ignore]
 
-    place = folder / "clipself"
-    weights, original = place / "model.safetensors", place / "epoch_6.pt"
-    if not weights.is_file() and not original.is_file():
-        raise InputError(f"{place}: the bundle has no local encoder; add one, or run with --local-tokens none")
-    config = _open_clip_config(place / "open_clip_config.json")
-    state = read_safetensors(weights)[0] if weights.is_file() else visual_state(read_torch(original))
-    visual = _build_vision_tower(
-        config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), config.get("quick_gelu", False)
-    )
-    try:
-        visual.load_state_dict({k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")})
-    except RuntimeError as error:
-        raise InputError(
-            f"{place}: weights do not fit open_clip_config.json ({str(error).splitlines()[-1].strip()})"
-        ) from error
+    path, weights = folder / "open_clip_config.json", folder / "model.safetensors"
+    if not weights.is_file():
+        weights = folder / "epoch_6.pt"
+    config = read_open_clip_config(path) if path.is_file() else default_open_clip_config()
+    with _told(path), torch.device("meta"):  # names and shapes; the file's own tensors become the weights
+        visual = _build_vision_tower(
+            config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), config.get("quick_gelu", False)
+        )
+    tensors = {k.removeprefix("visual."): v for k, v in read_local_encoder(weights).items() if k.startswith("visual.")}
+    check_tensors(weights, tensors, {name: tuple(tensor.shape) for name, tensor in visual.state_dict().items()})
+    visual.load_state_dict(tensors, assign=True)
     return visual
-
-
-def _open_clip_config(path: Path) -> dict[str, Any]:
-    """The model's open_clip configuration; ViT-bigG-14 (SDXL's bundle) where the folder names none."""
-    if path.is_file():
-        content = read_json(path)
-        return content.get("model_cfg", content)
-    import open_clip
-
-    return json.loads(json.dumps(open_clip.get_model_config("ViT-bigG-14")))
-
-
-def visual_state(checkpoint: Any) -> dict[str, torch.Tensor]:
-    """State dict of an open_clip training checkpoint (epoch_6.pt), without the wrapper's ``module.`` prefix."""
-    state = checkpoint.get("state_dict", checkpoint)
-    return {key.removeprefix("module."): value for key, value in state.items()}
