@@ -11,8 +11,8 @@ export PYTHONUTF8 := 1
 $(STAMP): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rbctl needs Python 3.10 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel -c constraints.txt
-	$(BIN)/python -m pip install --quiet -e '.[test,lint,tensorboard]' -c constraints.txt
+	$(BIN)/python -m pip install -qq --upgrade pip setuptools wheel -c constraints.txt
+	$(BIN)/python -m pip install -qq -e '.[test,lint,tensorboard]' -c constraints.txt
 	touch $@
 
 setup: $(STAMP)
