@@ -133,7 +133,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata:
     header["__metadata__"] = dict(sorted(metadata.items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    write_bytes(path, len(text).to_bytes(8, "little") + text + raw[8 + length :])
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(raw)[8 + length :])
 
 
 def read_text(path: Path) -> str:

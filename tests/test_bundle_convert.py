@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from rbctl.bundle.assemble import import_bundle
 from rbctl.bundle.catalogue import missing_parts
 from rbctl.bundle.convert import (
     adapter_shapes,
@@ -23,7 +24,6 @@ from rbctl.bundle.convert import (
     convert_local_encoder,
     default_open_clip_config,
     derive_adapter_config,
-    import_bundle,
     resampler_shapes,
 )
 from rbctl.bundle.download import verify
@@ -318,7 +318,7 @@ def test_a_failed_import_changes_nothing(official: Path, tmp_path: Path) -> None
 
 
 def test_an_import_is_recorded_under_its_claim(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rbctl.bundle import convert
+    from rbctl.bundle import assemble
 
     def record(folder: Path, *_: Any) -> None:
         with pytest.raises(InputError, match="another run is writing here"), claim(folder):
@@ -326,7 +326,7 @@ def test_an_import_is_recorded_under_its_claim(official: Path, tmp_path: Path, m
         recorded.append(folder)
 
     recorded: list[Path] = []
-    monkeypatch.setattr(convert, "record", record)
+    monkeypatch.setattr(assemble, "record", record)
     import_bundle(tmp_path / "bundle", base=official / "base")
     assert recorded == [tmp_path / "bundle"]
 

@@ -87,7 +87,7 @@ def bring(dest: str, **sources: Path | None) -> None:
     Raises:
         InputError: the sources are no parts of one bundle.
     """
-    from rbctl.bundle.convert import import_bundle
+    from rbctl.bundle.assemble import import_bundle
 
     folder = place(dest)
     gaps = import_bundle(folder, **sources)

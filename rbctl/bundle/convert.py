@@ -1,4 +1,4 @@
-"""The official checkpoints as safetensors, and a bundle put together from local files.
+"""The official checkpoints as safetensors.
 
 ``ms_adapter.bin`` is a nested dict (``image_proj``, ``ms_adapter``, ``dummy_image_tokens``); ``epoch_6.pt`` of CLIPSelf
 is ``{"epoch", "name", "state_dict"}``. Names and shapes are checked against what the configurations ask for.
@@ -6,18 +6,13 @@ is ``{"epoch", "name", "state_dict"}``. Names and shapes are checked against wha
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rbctl.bundle.catalogue import contents, missing_parts, read_object, record
+from rbctl.bundle.catalogue import read_object
 from rbctl.errors import InputError, reason
-from rbctl.files import atomic_write, read_json, read_safetensors, read_torch, write_json
-from rbctl.runs import claim
+from rbctl.files import atomic_write, read_safetensors, read_torch, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -369,166 +364,3 @@ def convert_image_encoder(source: Path, dest: Path) -> dict[str, Any]:
     write_json(dest / "config.json", vision)
     _save(dest / "model.safetensors", tensors)
     return vision
-
-
-def _place(source: Path, dest: Path) -> None:
-    """Put a file into the bundle: a hard link where the disk allows, else a copy."""
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    source = source.resolve()  # a hub cache holds symbolic links
-    try:
-        os.link(source, dest)
-    except OSError:
-        with atomic_write(dest) as temporary:
-            shutil.copyfile(source, temporary)
-
-
-def _place_weights(source: Path, dest: Path, stem: str) -> None:
-    """config.json and the weights of one network; a lone fp16 variant takes the plain name that loaders look for."""
-    if not (source / "config.json").is_file():
-        raise InputError(f"{source}: no config.json; a folder in diffusers' layout was expected")
-    _place(source / "config.json", dest / "config.json")
-    if (source / f"{stem}.safetensors").is_file():
-        _place(source / f"{stem}.safetensors", dest / f"{stem}.safetensors")
-    elif (source / f"{stem}.safetensors.index.json").is_file():
-        for file in (source / f"{stem}.safetensors.index.json", *sorted(source.glob(f"{stem}-*.safetensors"))):
-            _place(file, dest / file.name)
-    elif (source / f"{stem}.fp16.safetensors").is_file():
-        _place(source / f"{stem}.fp16.safetensors", dest / f"{stem}.safetensors")
-    else:
-        raise InputError(f"{source}: no {stem}.safetensors; pickled weights are not taken over")
-
-
-def _place_base(base: Path, dest: Path) -> None:
-    """The six networks and tokenizers of a diffusers SDXL folder."""
-    if not base.is_dir():
-        raise InputError(f"{base}: no such folder")
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        stem = "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
-        _place_weights(base / part, dest / part, stem)
-    for part in ("tokenizer", "tokenizer_2", "scheduler"):
-        files = [f for pattern in ("*.json", "*.txt") for f in sorted((base / part).glob(pattern))]
-        if not files:
-            raise InputError(f"{base / part}: empty or missing; a folder in diffusers' SDXL layout was expected")
-        for file in files:
-            _place(file, dest / part / file.name)
-    if (base / "model_index.json").is_file():
-        _place(base / "model_index.json", dest / "model_index.json")
-
-
-@contextlib.contextmanager
-def _staging(dest: Path) -> Iterator[Path]:
-    """A folder beside ``dest`` whose files move into it when the block ends well, and vanish when it does not."""
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}.") as name:
-        staged = Path(name)
-        yield staged
-        for path in contents(staged):
-            (dest / path).parent.mkdir(parents=True, exist_ok=True)
-            (staged / path).replace(dest / path)
-
-
-def check_widths(*folders: Path) -> None:
-    """Both image encoders must be as wide as the adapter takes; of each file, the first folder's that has one counts.
-
-    Raises:
-        InputError: one is not.
-    """
-
-    def value(name: str, *keys: str) -> Any:
-        path = next((f / name for f in folders if (f / name).is_file()), None)
-        content = read_json(path) if path else None
-        for key in keys:
-            content = content.get(key) if isinstance(content, dict) else None
-        return content
-
-    wanted = value("ms_adapter_config.json", "resampler", "embedding_dim")
-    for name, keys in (
-        ("clip_vision/config.json", ("hidden_size",)),
-        ("clipself/open_clip_config.json", ("vision_cfg", "width")),
-    ):
-        width = value(name, *keys)
-        if wanted and width and width != wanted:
-            raise InputError(
-                f"{name}: the encoder is {width} wide, the adapter takes {wanted}; they do not go together"
-            )
-
-
-def _configuration(source: Path, name: str, given: Path | None) -> Path | None:
-    """The configuration named by the user, else the one beside the weights, else None."""
-    path = Path(given) if given else source.parent / name
-    return path if given or path.is_file() else None
-
-
-@contextlib.contextmanager
-def _claimed(dest: Path) -> Iterator[None]:
-    """Hold ``dest`` for writing; a folder made for this goes again if nothing comes into it."""
-    new = not dest.exists()
-    with claim(dest):
-        try:
-            yield
-        finally:
-            if new and [path.name for path in dest.iterdir()] == [".lock"]:
-                shutil.rmtree(dest, ignore_errors=True)
-
-
-def import_bundle(
-    dest: Path,
-    base: Path | None = None,
-    adapter: Path | None = None,
-    image_encoder: Path | None = None,
-    local_encoder: Path | None = None,
-    adapter_config: Path | None = None,
-    local_config: Path | None = None,
-) -> list[str]:
-    """Put a bundle together from local files, or add parts to one. Nothing changes in ``dest`` unless all parts fit.
-
-    Args:
-        dest: the bundle folder.
-        base: SDXL in diffusers' layout.
-        adapter: ms_adapter.bin or .safetensors; its ms_adapter_config.json is looked for beside it.
-        image_encoder: folder of CLIP bigG in transformers' layout.
-        local_encoder: epoch_6.pt of CLIPSelf or .safetensors; its open_clip_config.json is looked for beside it.
-        adapter_config, local_config: those two configurations, where they lie elsewhere.
-
-    Returns:
-        names of the parts that the bundle still lacks.
-
-    Raises:
-        InputError: nothing to import, a source is missing, or parts do not fit together.
-    """
-    dest = Path(dest)
-    if not any((base, adapter, image_encoder, local_encoder)):
-        raise InputError(f"{dest}: nothing to import; name --base, --adapter, --image-encoder or --local-encoder")
-    origins: dict[str, dict[str, Any]] = {}
-    with _claimed(dest):
-        with _staging(dest) as staged:
-
-            def note(source: Path) -> None:
-                for path in contents(staged):
-                    origins.setdefault(path, {"source": Path(source).name})
-
-            if base:
-                _place_base(Path(base), staged)
-                note(base)
-            if image_encoder:
-                convert_image_encoder(Path(image_encoder), staged / "clip_vision")
-                note(image_encoder)
-            if adapter:
-                unet = next((f for f in (staged, dest) if (f / "unet" / "config.json").is_file()), None)
-                if unet is None:
-                    raise InputError(f"{adapter}: the adapter belongs to a base; name it with --base")
-                path = _configuration(Path(adapter), "ms_adapter_config.json", adapter_config)
-                given = read_object(path) if path else None
-                sizes = read_object(unet / "unet" / "config.json")
-                config = convert_adapter(Path(adapter), staged / "ms_adapter.safetensors", sizes, given)
-                write_json(staged / "ms_adapter_config.json", config)
-                note(adapter)
-            if local_encoder:
-                path = _configuration(Path(local_encoder), "open_clip_config.json", local_config)
-                given = read_open_clip_config(path) if path else None
-                config = convert_local_encoder(Path(local_encoder), staged / "clipself" / "model.safetensors", given)
-                write_json(staged / "clipself" / "open_clip_config.json", config)
-                note(local_encoder)
-            check_widths(staged, dest)
-        record(dest, dest.name, origins)
-    return missing_parts(dest)
