@@ -1,4 +1,4 @@
-"""Write a bundle of SDXL's full size with random weights (18 GB in bf16): it times the real shapes without a download.
+"""Write a bundle of SDXL's full size with random weights (15 GB in bf16): it times the real shapes without a download.
 
 python bench/full_size.py bundles/sdxl-random
 """

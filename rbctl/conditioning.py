@@ -122,6 +122,7 @@ class ImageBranch:
         gamma: float | torch.Tensor = 0.6,
         subject_scales: torch.Tensor | None = None,
         background_sees_dummies: bool = False,
+        dummy_tokens: int = DUMMY_TOKENS,
     ) -> ImageBranch:
         """From what the image-prompt encoder gives.
 
@@ -133,18 +134,19 @@ class ImageBranch:
             subject_scales: (N,) or (B, N); where given, each object's tokens are weighted by it and gamma is not used.
             background_sees_dummies: cells of no box attend to the dummy tokens (an option of the base method). By
                 default they get exactly zero, and the dummy tokens never contribute.
+            dummy_tokens: how many stand in front of ``tokens``.
         """
         batch, objects = boxes.shape[:2]
-        per_object = (tokens.shape[1] - DUMMY_TOKENS) // objects
+        per_object = (tokens.shape[1] - dummy_tokens) // objects
         weights = torch.ones(batch, tokens.shape[1], device=tokens.device)
         if subject_scales is None:
             weights = weights * torch.as_tensor(gamma, dtype=weights.dtype, device=weights.device).reshape(-1, 1)
         else:
             scales = subject_scales.to(weights).expand(batch, objects).repeat_interleave(per_object, dim=1)
-            weights = torch.cat((weights[:, :DUMMY_TOKENS], scales), dim=1)
-        dummies = DUMMY_TOKENS if background_sees_dummies else 0
+            weights = torch.cat((weights[:, :dummy_tokens], scales), dim=1)
+        dummies = dummy_tokens if background_sees_dummies else 0
         masks = {h * w: image_mask(box_cells(boxes, (h, w)), per_object, dummies) for h, w in grids}
-        first = DUMMY_TOKENS - dummies
+        first = dummy_tokens - dummies
         return cls(
             tokens=tokens[:, first:],
             weights=weights[:, first:],

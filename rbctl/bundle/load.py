@@ -26,6 +26,7 @@ from rbctl.bundle.convert import (
     read_local_encoder,
     read_open_clip_config,
 )
+from rbctl.conditioning import DUMMY_TOKENS
 from rbctl.errors import InputError, reason
 from rbctl.files import read_safetensors, read_torch
 from rbctl.image_prompt import ImagePromptEncoder
@@ -369,13 +370,12 @@ def _load_adapter(folder: Path, unet: Any, resampler: Resampler) -> torch.Tensor
     parts: dict[str, nn.Module] = {"image_proj": resampler}
     parts |= {f"ms_adapter.{index[layer]}": processor for layer, processor in attention.install(unet).items()}
     shapes = {f"{part}.{k}": tuple(v.shape) for part, module in parts.items() for k, v in module.state_dict().items()}
-    dummies = tensors.get("dummy_image_tokens", torch.empty(0))
-    count = dummies.shape[1] if dummies.ndim == 3 else 4
-    check_tensors(path, tensors, {**shapes, "dummy_image_tokens": (1, count, resampler.config.output_dim)})
+    shapes["dummy_image_tokens"] = (1, DUMMY_TOKENS, resampler.config.output_dim)
+    check_tensors(path, tensors, shapes)
     for part, module in parts.items():
         wanted = {k: tensors[f"{part}.{k}"].to(unet.dtype) for k in module.state_dict()}
         module.load_state_dict(wanted, assign=True)
-    return dummies[0]
+    return tensors["dummy_image_tokens"][0]
 
 
 def _load_local_encoder(folder: Path) -> nn.Module:

@@ -119,7 +119,7 @@ def test_train_step(golden: Any, tiny_sdxl: Any, goldens: Any, objective: str) -
             boxes, latents, noise = t[prefix + "boxes"], t[prefix + "latents"], t[prefix + "noise"]
             tokens = tokens_of(bundle, facts["phrases"], boxes, t[prefix + "concept_images"], None, "none")
             g.close(tokens, f"{case}.mid.image_prompt_tokens", limits)
-            embeds, pooled = bundle.encode_prompts([facts["prompt"]])
+            embeds, pooled = bundle.encode_prompts([facts["prompt"]] * len(latents))
             g.close(embeds, f"{case}.mid.prompt_embeds", limits)
             g.close(pooled, f"{case}.mid.pooled_prompt_embeds", limits)
             span = token_span(bundle.tokenizer, facts["prompt"], facts["predicate"][0])
@@ -133,7 +133,7 @@ def test_train_step(golden: Any, tiny_sdxl: Any, goldens: Any, objective: str) -
                 pooled_prompt_embeds=pooled,
                 time_ids=t[prefix + "time_ids"],
                 image=ImageBranch.build(tokens, boxes, latent_grids(latents.shape[-2:], bundle.levels), bundle.gamma),
-                text_maps=TextMaps(spans=torch.tensor([span])),
+                text_maps=TextMaps(spans=torch.tensor([span] * len(latents))),
             )
             pred = bundle.unet(
                 noisy,
