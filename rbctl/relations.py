@@ -9,7 +9,7 @@ import dataclasses
 import os.path
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ class Relation:
         prompts: templates with {subject} and, where there are two roles or more, {object}.
         roles: in the order of the objects: the subject first.
         symmetric: subject and object may change places.
+        scene: pose rules by which the embedded world draws it (rbctl.menagerie.scenes reads them); None where nobody
+            wrote any.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Relation:
     prompts: tuple[str, ...]
     roles: tuple[Role, ...]
     symmetric: bool = False
+    scene: Mapping[str, Any] | None = None
 
     def prompt(self, names: Sequence[str], number: int = 0) -> str:
         """Template ``number`` (counted round) with the objects' names in it; "a" becomes "an" where it must."""
@@ -164,6 +167,9 @@ def _read(path: Path) -> Relation:
     symmetric = content.get("symmetric", False)
     if not isinstance(symmetric, bool):
         raise InputError(f"{path}: symmetric: true or false was expected, not {symmetric!r}")
+    scene = content.get("scene")
+    if scene is not None and not isinstance(scene, dict):
+        raise InputError(f"{path}: scene: a mapping was expected, not {scene!r}")
     roles = tuple(_role(path, number, role) for number, role in enumerate(_listed(path, "roles", content["roles"]), 1))
     if len({role.name for role in roles}) < len(roles):
         raise InputError(f"{path}: roles: two roles have the same name")
@@ -176,6 +182,7 @@ def _read(path: Path) -> Relation:
         prompts=tuple(_template(path, prompt, len(roles)) for prompt in _listed(path, "prompts", content["prompts"])),
         roles=roles,
         symmetric=symmetric,
+        scene=scene,
     )
 
 

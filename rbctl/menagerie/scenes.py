@@ -1,0 +1,296 @@
+"""From a relation's pose rules and individuals to a scene: posed figures, placed in the frame, nothing drawn yet.
+
+The rules are the ``scene`` mapping of a relation's YAML (docs/formats.md): one entry of ``figures`` per role, limbs
+that ``reach`` for places on the other figure or ``meet`` each other, and the order of painting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rbctl.errors import InputError
+from rbctl.files import read_yaml
+from rbctl.menagerie.figure import LIMBS, Figure, Pose, build, keypoints, reach
+from rbctl.menagerie.individuals import Individual
+from rbctl.relations import Relation
+
+PLACES = {
+    "day": "in a meadow",
+    "night": "at night",
+    "sand": "in the desert",
+    "snow": "in the snow",
+    "sunset": "at sunset",
+}
+BACKGROUNDS: tuple[str, ...] = tuple(PLACES)
+STUDIO = "studio"  # of portraits
+_LARGEST_UNIT = 0.44  # of the picture's side, for one unit of the anatomy
+
+
+@dataclass
+class Scene:
+    """Posed figures in picture coordinates: x to the right, y DOWN, both in [0, 1].
+
+    Attributes:
+        individuals: in the order of the relation's roles.
+        relation: its name; None in a portrait.
+        background: one of ``BACKGROUNDS``, or "studio".
+        caption: what a prompt would say: species, relation and perhaps the background.
+        figures: posed and placed; their points have y UP from the frame's bottom (drawing turns it).
+        order: role numbers from back to front.
+        straddle: the front figure's far limbs lie behind the other figure.
+        embrace: the back figure's near front limb lies over the front figure.
+        horizon, seed_of_hills: of the background.
+    """
+
+    individuals: tuple[Individual, ...]
+    relation: str | None
+    background: str
+    caption: str
+    figures: tuple[Figure, ...]
+    order: tuple[int, ...]
+    straddle: bool = False
+    embrace: bool = False
+    horizon: float = 0.35
+    hills: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    sun: tuple[float, float] = (0.7, 0.85)
+
+    def keypoints(self) -> np.ndarray:
+        """(N, 17, 2) with y down, in [0, 1] where they lie in the frame."""
+        points = np.stack([keypoints(figure)[0] for figure in self.figures])
+        return np.stack((points[..., 0], 1 - points[..., 1]), axis=-1)
+
+
+@cache
+def poses() -> dict[str, Pose]:
+    """The poses of recipes/menagerie/poses.yaml by name."""
+    path = Path(str(package_files("rbctl.recipes") / "menagerie" / "poses.yaml"))
+    found = {}
+    for name, content in read_yaml(path).items():
+        limbs = {key: tuple(value) for key, value in content.items() if key in LIMBS}
+        found[name] = Pose(**{**content, **limbs})
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureRule:
+    """How one role stands: lengths in units of the anatomy.
+
+    Attributes:
+        pose: names of recipes/menagerie/poses.yaml; one is drawn.
+        facing: right, left or either, before the whole scene may be mirrored.
+        size: factor on the figure.
+        lift: range of its height over the ground.
+        gap: range of the free width between the other figure's right edge and this one's left edge.
+        apart: range of the distance from the other's shoulders to this one's, to the right.
+        pin: a point of this figure, put at ``to``, a point of the other role, plus ``offset`` (x, y);
+            x counts towards where the other figure faces.
+    """
+
+    pose: tuple[str, ...]
+    facing: str = "right"
+    size: float = 1.0
+    lift: tuple[float, float] = (0.0, 0.0)
+    gap: tuple[float, float] | None = None
+    apart: tuple[float, float] | None = None
+    pin: str | None = None
+    to: str | None = None
+    offset: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneRule:
+    """A relation's ``scene``: how its roles are posed.
+
+    Attributes:
+        figures: one per role.
+        reach: pairs (limb, point) as ("0.near_front", "1.back").
+        meet: limbs of two roles that meet half-way, with an (x, y) offset from the middle of their roots.
+        front: the role painted in front, or None for either.
+        contacts: pairs of points that touch, ("0.hips", "1.back"); scored by the oracle.
+    """
+
+    figures: tuple[FigureRule, ...]
+    reach: tuple[tuple[str, str], ...] = ()
+    meet: tuple[tuple[str, str, tuple[float, float]], ...] = ()
+    front: int | None = None
+    straddle: bool = False
+    embrace: bool = False
+    contacts: tuple[tuple[str, str], ...] = ()
+
+
+def scene_rule(relation: Relation) -> SceneRule:
+    """The pose rules of a relation.
+
+    Raises:
+        InputError: it has none, or one of them cannot be understood; the key is named.
+    """
+    content = relation.scene
+    if content is None:
+        raise InputError(f"relation {relation.name!r}: nothing says how to draw it; add 'scene:' to its YAML")
+    where = f"relation {relation.name!r}: scene"
+    try:
+        _known(where, content, SceneRule)
+        figures = tuple(_figure_rule(f"{where}: figure {k}", f) for k, f in enumerate(content["figures"]))
+        rule = SceneRule(
+            figures=figures,
+            reach=tuple((str(a), str(b)) for a, b in content.get("reach", ())),
+            meet=tuple((str(a), str(b), (float(x), float(y))) for a, b, (x, y) in content.get("meet", ())),
+            front=content.get("front"),
+            straddle=bool(content.get("straddle", False)),
+            embrace=bool(content.get("embrace", False)),
+            contacts=tuple((str(a), str(b)) for a, b in content.get("contacts", ())),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: {error!r}; docs/formats.md shows the form") from error
+    if len(figures) != len(relation.roles):
+        raise InputError(f"{where}: {len(figures)} figures for {len(relation.roles)} roles")
+    for place in [p for pair in (*rule.reach, *rule.contacts) for p in pair] + [
+        p for a, b, _ in rule.meet for p in (a, b)
+    ]:
+        role, _, name = place.partition(".")
+        if not (role.isdigit() and int(role) < len(figures) and name):
+            raise InputError(f"{where}: {place!r} must be a role's number, a dot and a point, as in '0.near_front'")
+    return rule
+
+
+def _known(where: str, content: Mapping[str, Any], kind: type) -> None:
+    names = [f.name for f in dataclasses.fields(kind)]
+    for key in content:
+        if key not in names:
+            raise InputError(f"{where}: no key {key!r}; keys: {', '.join(names)}")
+
+
+def _figure_rule(where: str, content: Mapping[str, Any]) -> FigureRule:
+    _known(where, content, FigureRule)
+    pose = content["pose"]
+    names = (pose,) if isinstance(pose, str) else tuple(pose)
+    for name in names:
+        if name not in poses():
+            raise InputError(f"{where}: no pose {name!r}; poses: {', '.join(poses())}")
+    if content.get("facing", "right") not in ("right", "left", "either"):
+        raise InputError(f"{where}: facing must be right, left or either, not {content['facing']!r}")
+    ranges = {
+        key: tuple(float(v) for v in content[key]) for key in ("lift", "gap", "apart", "offset") if key in content
+    }
+    return FigureRule(**{**content, **ranges, "pose": names})
+
+
+def compose(
+    relation: Relation, individuals: Sequence[Individual], rng: np.random.Generator, background: str | None = None
+) -> Scene:
+    """A scene of a relation, with random pose jitter, side, size, place, background and caption template.
+
+    Args:
+        individuals: one per role, in the roles' order.
+        background: one of ``BACKGROUNDS``; drawn where it is None.
+
+    Raises:
+        InputError: the relation has no pose rules, or they are wrong.
+    """
+    rule = scene_rule(relation)
+    if len(individuals) != len(rule.figures):
+        raise InputError(f"relation {relation.name!r}: {len(individuals)} individuals for {len(rule.figures)} roles")
+    figures = _posed(rule, individuals, rng)
+    if rng.random() < 0.5:
+        for figure in figures:
+            figure.mirror()
+    background = background or str(rng.choice(BACKGROUNDS))
+    template = int(rng.integers(len(relation.prompts)))
+    caption = relation.prompt([i.species for i in individuals], template)
+    if rng.random() < 0.5:
+        caption = f"{caption.rstrip('.')} {PLACES[background]}."
+    front = rule.front if rule.front is not None else int(rng.integers(len(figures)))
+    order = (*(k for k in range(len(figures)) if k != front), front)
+    bottom = _fit(figures, rng)
+    return Scene(
+        individuals=tuple(individuals),
+        relation=relation.name,
+        background=background,
+        caption=caption,
+        figures=tuple(figures),
+        order=order,
+        straddle=rule.straddle,
+        embrace=rule.embrace,
+        horizon=bottom + float(rng.uniform(0.10, 0.24)),
+        hills=tuple(float(v) for v in rng.uniform(0, 6.28, 3)),
+        sun=(float(rng.uniform(0.12, 0.88)), float(rng.uniform(0.84, 0.92))),
+    )
+
+
+def portrait(individual: Individual, rng: np.random.Generator) -> Scene:
+    """One individual in a neutral pose on a plain light background, facing either way."""
+    name = str(rng.choice(["stand", "stand", "walk", "sit"]))
+    figure = build(individual, poses()[name], rng)
+    if rng.random() < 0.5:
+        figure.mirror()
+    _fit([figure], rng, fill=0.90)
+    return Scene((individual,), None, STUDIO, individual.description, (figure,), (0,))
+
+
+def _posed(rule: SceneRule, individuals: Sequence[Individual], rng: np.random.Generator) -> list[Figure]:
+    figures: list[Figure] = []
+    for part, individual in zip(rule.figures, individuals, strict=True):
+        pose = poses()[str(rng.choice(part.pose))]
+        figure = build(individual, pose, rng)
+        if part.size != 1:
+            figure.grow(part.size)
+        if part.facing == "left" or (part.facing == "either" and rng.random() < 0.5):
+            figure.mirror()
+        figure.move((0.0, float(rng.uniform(*part.lift)) - figure.lowest()))
+        figures.append(figure)
+    for number, part in enumerate(rule.figures):
+        figure, other = figures[number], figures[1 - number] if len(figures) == 2 else figures[0]
+        if part.gap is not None:
+            figure.move((other.bounds()[2] + float(rng.uniform(*part.gap)) - figure.bounds()[0], 0.0))
+        if part.apart is not None:
+            distance = float(rng.uniform(*part.apart)) * (figure.scale + other.scale) / 2
+            figure.move((other.points["shoulders"][0] + distance - figure.points["shoulders"][0], 0.0))
+    for number, part in enumerate(rule.figures):
+        if part.pin is not None and part.to is not None:
+            role, _, name = part.to.partition(".")
+            figure, other = figures[number], figures[int(role)]
+            offset = np.array(part.offset) * np.array([other.facing * other.scale, figure.scale])
+            figure.move(other.point(name) + offset + rng.uniform(-0.03, 0.03, 2) - figure.point(part.pin))
+
+    def place(text: str) -> tuple[Figure, str]:
+        role, _, name = text.partition(".")
+        return figures[int(role)], name
+
+    for limb, target in rule.reach:
+        figure, name = place(limb)
+        other, point = place(target)
+        reach(figure, name, other.point(point) + rng.uniform(-0.03, 0.03, 2))
+    for first, second, offset in rule.meet:
+        (a, limb_a), (b, limb_b) = place(first), place(second)
+        middle = (a.points[f"{limb_a}_root"] + b.points[f"{limb_b}_root"]) / 2
+        target = middle + np.array(offset) * (a.scale + b.scale) / 2 + rng.uniform(-0.03, 0.03, 2)
+        reach(a, limb_a, target)
+        reach(b, limb_b, target)
+    return figures
+
+
+def _fit(figures: Sequence[Figure], rng: np.random.Generator, fill: float = 0.94) -> float:
+    """Scale and shift all figures into the unit frame; returns the ground's height over the frame's bottom."""
+    bounds = np.array([figure.bounds() for figure in figures])
+    x0, y0 = bounds[:, :2].min(0)
+    x1, y1 = bounds[:, 2:].max(0)
+    y0 = min(y0, 0.0)
+    scale = min(fill / (x1 - x0), 0.86 / (y1 - y0), _LARGEST_UNIT) * float(rng.uniform(0.90, 1.0))
+    width, height = (x1 - x0) * scale, (y1 - y0) * scale
+    left = float(rng.uniform(0.02, max(0.98 - width, 0.0201)))
+    low = float(rng.uniform(0.05, max(min(0.20, 0.94 - height), 0.0501)))
+    if len(figures) == 1:
+        left, low = (1 - width) / 2, (1 - height) / 2
+    offset = np.array([left - x0 * scale, low - y0 * scale])
+    for figure in figures:
+        figure.grow(scale)
+        figure.move(offset)
+    return low
