@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 FOLDERS = ("plugins", "kernels", "recipes")
-STAGES = ("data", "demo", "finetune", "models", "sample")
+STAGES = ("data", "demo", "finetune", "models", "pretrain", "sample")
 
 setup(
     name="rbctl",
@@ -22,8 +22,8 @@ setup(
     ],
     package_dir={"rbctl": "rbctl", **{f"rbctl.{folder}": folder for folder in FOLDERS}},
     package_data={
-        "rbctl": ["py.typed"],
-        "rbctl.recipes": ["*.yaml", "relations/*.yaml"],
+        "rbctl": ["py.typed", "bundle/mini/*", "bundle/mini/*/*"],
+        "rbctl.recipes": ["*.yaml", "menagerie/*.yaml", "relations/*.yaml"],
     },
     install_requires=[
         "torch>=2.5",

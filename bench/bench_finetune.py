@@ -15,11 +15,12 @@ import torch
 from rbctl import lora
 from rbctl.bundle.load import Bundle, load
 from rbctl.bundle.random_weights import write_tiny
-from rbctl.plugins.demo.run import write_triplets
+from rbctl.menagerie.triplets import draw_triplets
 from rbctl.plugins.finetune import frozen
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.plugins.finetune.draws import triplet_of
 from rbctl.plugins.finetune.objective import Schedule, draw, training_loss
+from rbctl.relations import load_relation
 from rbctl.triplets import Triplet
 from rbctl.triplets import load as load_triplets
 
@@ -30,7 +31,7 @@ BATCH, RESOLUTION = 4, 128
 def setting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[Triplet], FinetuneConfig]:
     folder = tmp_path_factory.mktemp("bench")
     write_tiny(folder / "bundle")
-    write_triplets(folder / "hug")
+    draw_triplets(load_relation("hug"), 5, 0, folder / "hug", size=256)
     bundle = load(str(folder / "bundle"), torch.device("cpu"), torch.float32)
     lora.add(bundle.unet, 4, 4, seed=0)
     bundle.unet.train()

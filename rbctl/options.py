@@ -1,6 +1,7 @@
 """A frozen dataclass is the whole configuration of a stage; its fields are the Click options and the recipe's keys.
 
-Precedence: flag > recipe > default. A default and its help stand once, at the field.
+Precedence: flag > recipe > the recipe that a chosen bundle brings > default. A default and its help stand once, at the
+field.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from rbctl.errors import InputError
 from rbctl.files import read_yaml, write_text
 
 Config = TypeVar("Config")
+
+BUNDLE_RECIPE = "recipe.yaml"  # in a bundle's folder: what suits it better than the defaults
 
 
 def option(
@@ -147,6 +151,8 @@ def _click_parameter(field: dataclasses.Field[Any], annotation: Any) -> _Field:
     if not extra["required"]:  # Click takes an explicit default, even None, for an answer to a required parameter
         extra["default"] = field.default
     if field.metadata.get("argument"):
+        if multiple:  # Click gives the empty tuple of itself, and takes no default
+            extra = {"nargs": -1, "required": extra["required"]}
         made = _FieldArgument([field.name], type=kind, **extra)
     elif kind is click.BOOL:
         made = _FieldOption([f"--{flag}/--no-{flag}", field.name], help=field.metadata.get("help"), **extra)
@@ -184,17 +190,27 @@ def _load_recipe(ctx: click.Context, param: click.Parameter, value: str | None) 
         return
     path = find_recipe(value)
     content = read_yaml(path)
+    recipe = _section(ctx, path, content)
+    if ctx.command.name not in content:
+        raise InputError(
+            f"{path}: has no section {ctx.command.name!r}, only {', '.join(map(repr, content)) or 'nothing'}"
+        )
+    ctx.default_map = {**(ctx.default_map or {}), **recipe}
+
+
+def _section(ctx: click.Context, path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe says of this command, types checked; empty where it says nothing.
+
+    Raises:
+        InputError: file and key are named.
+    """
     stages = set(entry_points(group="rbctl.plugins").names)
     for section, values in content.items():
         if section not in stages:
             raise InputError(f"{path}: no stage {section!r}{nearest(str(section), stages)}")
         if not isinstance(values, dict):
             raise InputError(f"{path}: section {section!r} must be a mapping of options to values")
-    if ctx.command.name not in content:
-        raise InputError(
-            f"{path}: has no section {ctx.command.name!r}, only {', '.join(map(repr, content)) or 'nothing'}"
-        )
-    recipe = content[ctx.command.name]
+    recipe = content.get(ctx.command.name or "", {})
     fields = {p.name: p for p in ctx.command.params if isinstance(p, _Field) and p.name}
     for key, given in recipe.items():
         if key not in fields:
@@ -203,17 +219,39 @@ def _load_recipe(ctx: click.Context, param: click.Parameter, value: str | None) 
             fields[key].check_recipe_value(ctx, given)
         except ValueError as error:
             raise InputError(f"{path}: {key}: {error}") from error
-    ctx.default_map = {**(ctx.default_map or {}), **recipe}
+    return recipe
+
+
+def _of_the_bundle(ctx: click.Context, bundle: str) -> dict[str, Any]:
+    """Values that the bundle's own recipe gives to options which neither flag nor recipe names.
+
+    Raises:
+        InputError: the recipe is wrong; file and key are named.
+    """
+    from rbctl.bundle.catalogue import place  # here: it imports this module
+
+    path = place(bundle) / BUNDLE_RECIPE
+    if not path.is_file():
+        return {}
+    recipe = _section(ctx, path, read_yaml(path))
+    unsaid = {name for name in recipe if ctx.get_parameter_source(name) is ParameterSource.DEFAULT}
+    return {p.name: p.type_cast_value(ctx, recipe[p.name]) for p in ctx.command.params if p.name in unsaid}
 
 
 def config_options(config_type: type[Config]) -> Callable[[Callable[[Config], None]], Callable[..., None]]:
-    """Decorate a Click command body that takes one configuration: adds its options, ``--recipe`` and ``--dry-run``."""
+    """Decorate a Click command body that takes one configuration: adds its options, ``--recipe`` and ``--dry-run``.
+
+    A configuration with a field ``bundle`` also takes what that bundle's own recipe says (``BUNDLE_RECIPE`` beside its
+    networks) for every option that is not named otherwise.
+    """
     annotations = typing.get_type_hints(config_type)
     fields = dataclasses.fields(config_type)  # type: ignore[arg-type]
 
     def decorate(body: Callable[[Config], None]) -> Callable[..., None]:
         @functools.wraps(body)
         def wrapper(*, dry_run: bool, **values: Any) -> None:
+            if isinstance(values.get("bundle"), str):
+                values |= _of_the_bundle(click.get_current_context(), values["bundle"])
             try:
                 config = config_type(**values)
             except ValueError as error:

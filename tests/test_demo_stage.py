@@ -1,93 +1,116 @@
-"""``rbctl demo``: the drawn triplets are right, and everything that reads them takes them."""
+"""``rbctl demo``: one command from nothing to the grid; and the shipped examples are what it would draw."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from PIL import Image
+from click.testing import CliRunner, Result
 
-from rbctl.bundle.catalogue import resolve
 from rbctl.cli import main
-from rbctl.plugins.demo.drawing import SIDE, Creature, draw_alone, draw_hug, hugging_pose, neutral_pose
-from rbctl.plugins.demo.run import write_prompts, write_triplets
-from rbctl.triplets import KEYPOINTS, load
-from rbctl.triplets.check import check
+from rbctl.files import read_image, read_jsonl
+from rbctl.lora import read
+from rbctl.pictures import read_record
+from rbctl.plugins.demo import examples
+from rbctl.prompts import check_pictures, read_prompts
+from rbctl.relations import find_relation, load_relation, shipped
+from rbctl.triplets import load
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "recipes" / "examples"
+
+
+def demo(bundle: Path, output: Path, *flags: Any) -> Result:
+    steps = ("--steps", 2, "--sampling-steps", 2, "--pairs", 2)
+    arguments = ["demo", "--bundle", bundle, "--output", output, *steps, *flags]
+    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    result = CliRunner().invoke(main, ["demo", "--output", str(folder)])
+    return folder, demo(tiny_bundle, folder)
+
+
+def test_the_grid_is_made_and_its_path_told_last(made: tuple[Path, Result]) -> None:
+    folder, result = made
     assert result.exit_code == 0, result.output
-    assert "noise" in result.stdout
-    return folder
+    assert result.stdout.splitlines()[-1] == str(folder / "demo.png")
+    sheet = read_image(folder / "demo.png")
+    assert (sheet.width - 8) // (examples.SIZE + 8) == 5
+    assert sheet.height // (examples.SIZE + 8) == 2
+    # the first cell is the first individual's picture, the second row's base picture is the base model's
+    first = read_jsonl(folder / "base" / "metadata.jsonl")[0]["objects"][0]["image"]
+    assert np.array_equal(np.asarray(sheet)[8:264, 8:264], np.asarray(read_image(Path(first))))
 
 
-def test_every_part_is_readable(demo: Path) -> None:
-    assert resolve(demo / "tiny-sdxl")
-    triplets = load(demo / "hug")
-    assert len(triplets) == 5
-    assert triplets[0].prompt == "A red cat is hugging a blue bear."
-    assert [thing.role for thing in triplets[1].objects] == ["subject", "object"]
-    assert check(demo / "hug") == []
+def test_every_stage_did_its_part(made: tuple[Path, Result]) -> None:
+    folder, _ = made
+    assert len(load(folder / "lora" / "triplets")) == 6
+    assert read(folder / "lora" / "lora.safetensors").metadata["rbctl.relation"] == "ride"
+    base, relation = (
+        [read_record(path) for path in sorted((folder / n).glob("a-*.png"))] for n in ("base", "relation")
+    )
+    assert len(base) == len(relation) == 2
+    for a, b in zip(base, relation, strict=True):
+        assert (a["lora_weight"], b["lora_weight"]) == (0, 1)
+        assert a["objects"] == b["objects"]  # the same individuals in the same boxes
+        assert a["seed"] == b["seed"]
+        assert a["boxes_from"] == "layout prior"
 
 
-def test_prompts_are_readable(demo: Path) -> None:
-    from rbctl.prompts import check_pictures, read_prompts
+def test_the_same_command_again_makes_nothing_anew(made: tuple[Path, Result], tiny_bundle: Path) -> None:
+    folder, _ = made
+    before = (folder / "demo.png").read_bytes()
+    result = demo(tiny_bundle, folder)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("0 made, 2 were there") == 2
+    assert (folder / "demo.png").read_bytes() == before
 
-    prompts = read_prompts(demo / "prompts.txt")
-    assert [len(prompt.objects) for prompt in prompts] == [2, 2]
+
+def test_what_cannot_be_shown_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    for flags, told in (
+        (("--relation", "kiss"), "cannot be drawn"),
+        (("--relation", "ridee"), "did you mean 'ride'"),
+        (("--bundle", "nowhere"), "nowhere: no such bundle"),
+    ):
+        result = demo(tiny_bundle, tmp_path / "out", *flags)
+        assert result.exit_code == 2
+        assert told in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_examples_are_ready_to_use() -> None:
+    prompts = read_prompts(EXAMPLES / "prompts.txt")
     check_pictures(prompts)
-    assert prompts[0].text == "A grey cat is hugging a brown bear"
+    relations = [load_relation(name) for name in shipped()]
+    assert len(prompts) == 8
+    assert {find_relation(prompt.text, relations).name for prompt in prompts} == {"ride"}
+    pairs = {tuple(thing.image for thing in prompt.objects) for prompt in prompts}
+    assert len(pairs) == 8
+    everyone = {image for pair in pairs for image in pair}
+    assert len(everyone) == 8
+    assert all(read_image(image).size == (256, 256) for image in everyone)
+    assert sum(path.stat().st_size for path in EXAMPLES.rglob("*.png")) < 300_000
 
 
-def test_the_same_command_again_writes_the_same(demo: Path, tmp_path: Path) -> None:
-    write_triplets(tmp_path / "hug")
-    write_prompts(tmp_path)
-    for path in sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()):
-        assert (tmp_path / path).read_bytes() == (demo / path).read_bytes()
+def test_the_examples_are_what_the_world_draws(tmp_path: Path) -> None:
+    """If the drawing was changed on purpose: python -m rbctl.plugins.demo.examples recipes/examples"""
+    examples.write(tmp_path, load_relation("ride"))
+    assert all(one.held_out for one in examples.individuals(8, 0))
+    assert (tmp_path / "prompts.txt").read_text() == (EXAMPLES / "prompts.txt").read_text()
+    names = {path.name for path in (EXAMPLES / "pictures").iterdir()}
+    assert names == {path.name for path in (tmp_path / "pictures").iterdir()}
+    for name in names:
+        ours, theirs = (np.asarray(read_image(f / "pictures" / name), float) for f in (tmp_path, EXAMPLES))
+        assert np.abs(ours - theirs).mean() < 2, name
 
 
-def test_masks_boxes_and_keypoints_are_exact() -> None:
-    drawing = draw_hug(Creature("red", "cat"), Creature("blue", "bear"), 0)
-    pixels = np.asarray(drawing.picture).astype(int)
-    red, blue = drawing.masks
-    assert not (red & blue).any()
-    assert (pixels[red][:, 0] > pixels[red][:, 2]).mean() > 0.9
-    assert (pixels[blue][:, 2] > pixels[blue][:, 0]).mean() > 0.9
-    for mask, box, keypoints in zip(drawing.masks, drawing.boxes, drawing.keypoints, strict=True):
-        x0, y0, x1, y1 = (round(v * SIDE) for v in box)
-        assert mask[y0:y1, x0:x1].sum() == mask.sum()
-        assert mask[y0].any()
-        assert mask[:, x1 - 1].any()
-        for x, y, visibility in keypoints:
-            inside = mask[int(y * SIDE), int(x * SIDE)]
-            assert inside or visibility == 1
-        eye = keypoints[KEYPOINTS.index("left eye")]
-        assert pixels[int(eye[1] * SIDE), int(eye[0] * SIDE)].max() < 80  # the eye is where it is said to be
-
-
-def test_left_is_the_creatures_own() -> None:
-    left, right = (KEYPOINTS.index(f"{side} eye") for side in ("left", "right"))
-    for pose in (neutral_pose(), hugging_pose(False, 0, 0.05), hugging_pose(True, 0, 0.05)):
-        assert pose[left, 0] > pose[right, 0]  # it faces the viewer
-
-
-def test_arms_reach_the_other_one() -> None:
-    drawing = draw_hug(Creature("green", "rabbit"), Creature("orange", "dog"), 1)
-    a, b = drawing.keypoints
-    paw_of_left, paw_of_right = KEYPOINTS.index("left front paw"), KEYPOINTS.index("right front paw")
-    assert a[paw_of_left, 0] > b[KEYPOINTS.index("right shoulder"), 0]
-    assert b[paw_of_right, 0] < a[KEYPOINTS.index("left shoulder"), 0]
-
-
-def test_whole_creatures_are_in_the_picture() -> None:
-    for species in ("cat", "dog", "rabbit", "bear"):
-        drawing = draw_alone(Creature("blue", species), 0)
-        x0, y0, x1, y1 = drawing.boxes[0]
-        assert min(x0, y0, 1 - x1, 1 - y1) > 0.02
-        assert drawing.picture.size == (SIDE, SIDE)
-        assert isinstance(drawing.picture, Image.Image)
+def test_the_first_pairs_share_nobody() -> None:
+    groups = examples.groups(8, 2, 0)
+    assert len({one for group in groups[:4] for one in group}) == 8
+    assert len({tuple(group) for group in groups}) == 8
+    assert all(a != b for a, b in groups)

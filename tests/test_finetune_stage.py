@@ -20,17 +20,24 @@ from processes import run, start
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from rbctl import lora
+from rbctl.bundle.load import load as load_bundle
+from rbctl.files import read_yaml
 from rbctl.layout import LayoutPrior
+from rbctl.menagerie.triplets import draw_scenes, draw_triplets
+from rbctl.options import find_recipe
+from rbctl.plugins.finetune import frozen, objective
+from rbctl.plugins.finetune.config import EASY, FinetuneConfig
+from rbctl.plugins.finetune.draws import prior_number
+from rbctl.relations import load_relation
 from rbctl.triplets import data_hash, load
 
 
 @pytest.fixture(scope="session")
 def triplets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn triplets in our own format."""
-    from rbctl.plugins.demo.run import write_triplets
-
+    """Drawn triplets of "hug"."""
     folder = tmp_path_factory.mktemp("triplets") / "hug"
-    write_triplets(folder)
+    draw_triplets(load_relation("hug"), 5, 0, folder)
     return folder
 
 
@@ -56,7 +63,8 @@ class Road:
         }
         flags: list[object] = ["finetune"]
         for name, value in chosen.items():
-            flags += [f"--{name.replace('_', '-')}", value]
+            if value is not None:
+                flags += [f"--{name.replace('_', '-')}", value]
         return flags
 
     def __call__(self, output: str, file_limit: int | None = None, **options: Any) -> int:
@@ -177,19 +185,23 @@ def load_equal(one: Path, other: Path) -> bool:
 
 
 def test_two_processes_make_the_lora_of_one(road: Road) -> None:
-    assert road("one", steps=4, batch_size=4) == 0, road.said()
-    arguments = [str(a) for a in road.arguments("two", steps=4, batch_size=2, device="cpu")]
+    """On drawn triplets with a prior set: only the first process draws them."""
+    options = {"data": None, "steps": 4, "prior_count": 3}
+    assert road("one", batch_size=4, **options) == 0, road.said()
+    arguments = [str(a) for a in road.arguments("two", batch_size=2, device="cpu", **options)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*launcher, "-m", "rbctl", *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     same_course(road, "one", "two")
+    assert all(row["prior"] > 0 for row in road.losses("two"))
 
 
 def same_course(road: Road, one: str, other: str) -> None:
     """Equal losses and gradient norms at every step; Adam blows rounding up in weights whose gradient is near zero."""
     for a, b in zip(road.losses(one), road.losses(other), strict=True):
-        for name in ("loss", "denoising", "kml", "grad_norm"):
+        assert a.keys() == b.keys()
+        for name in a.keys() & {"loss", "denoising", "kml", "prior", "grad_norm"}:
             assert a[name] == pytest.approx(b[name], rel=2e-3), (a, b)
 
 
@@ -373,3 +385,141 @@ def test_a_second_run_in_the_same_folder_is_refused(road: Road) -> None:
     finally:
         process.kill()
         process.join()
+
+
+def forgotten(road: Road, output: str) -> dict[str, Any]:
+    return json.loads((road.folder / output / "forgetting.json").read_text())
+
+
+def test_triplets_are_drawn_where_none_are_given(road: Road) -> None:
+    options = {"data": None, "triplets": 3, "prior_count": 4, "checkpoint_every": 2}
+    assert road("one", steps=4, **options) == 0, road.said()
+    folder = road.folder / "one"
+    assert len(load(folder / "triplets")) == 3
+    assert {t.prompt for t in load(folder / "triplets")}.isdisjoint(t.prompt for t in load(folder / "prior"))
+    assert {t.id.partition("-")[2] for t in load(folder / "prior")} == set(EASY[:4])
+    assert [row["prior"] > 0 for row in road.losses("one")] == [False, True] * 2  # every fourth sample
+    assert "prior scenes (4): denoising loss" in road.said()
+    assert forgotten(road, "one")["scenes"] == 4
+    # once: taken up again, they are as they were, and the course is that of a run that was never stopped
+    drawn = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.png")}
+    assert road("one", steps=8, **options) == 0, road.said()
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*.png")} == drawn
+    assert run(["finetune", "--recipe", folder / "recipe.yaml", "--output", road.folder / "two"], road.log) == 0
+    assert load_equal(road.lora("one"), road.lora("two"))
+    refused(road, "holds a run with prior_count", output="one", steps=8, **{**options, "prior_count": 5})
+
+
+def test_what_the_world_cannot_draw_is_told(road: Road) -> None:
+    refused(road, "give triplets with --data", data=None, relation="whisper_to")
+    refused(road, "'whisper_to': cannot be drawn", data=None, prior_relations="whisper_to")
+    refused(road, "--prior-relations", data=None, relation="chase", prior_relations="chase")
+    refused(road, "no such folder", prior=road.folder / "nowhere")
+    assert not (road.folder / "bad").exists()
+
+
+def test_the_drawn_prior_is_what_the_small_bundle_was_taught() -> None:
+    taught = read_yaml(find_recipe("mini"))["pretrain"]
+    assert set(EASY) == set(taught["easy"])
+    assert not set(EASY) & set(taught["held_out"])
+
+
+def test_the_relation_itself_is_no_prior(road: Road) -> None:
+    assert road("run", data=None, relation="chase", steps=1, prior_count=8) == 0, road.said()
+    assert not [t for t in load(road.folder / "run" / "prior") if "chase" in t.id]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 0.9])
+def test_the_share_of_the_prior(share: float) -> None:
+    kinds = [prior_number(number, share) for number in range(1000)]
+    assert abs(sum(is_prior for is_prior, _ in kinds) - 1000 * share) <= 1
+    for kind in (False, True):  # each kind counts up by itself, so that its epochs are whole
+        numbers = [which for is_prior, which in kinds if is_prior is kind]
+        assert numbers == list(range(len(numbers)))
+    if share == 0.25:
+        assert [sum(is_prior for is_prior, _ in kinds[first : first + 8]) for first in range(0, 1000, 8)] == [2] * 125
+
+
+@pytest.fixture(scope="module")
+def stored(tiny_bundle: Path, triplets: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A bundle with a LoRA, the frozen results of two triplets and of three prior scenes."""
+    prior = tmp_path_factory.mktemp("prior") / "scenes"
+    draw_scenes([load_relation(name) for name in EASY], 3, 0, prior)
+    bundle = load_bundle(str(tiny_bundle), torch.device("cpu"), torch.float32)
+    lora.add(bundle.unet, 4, 4, seed=0)
+    config = FinetuneConfig(relation="hug", data=triplets)
+    results = frozen.encode(bundle, load(triplets)[:2], config, 128, load(prior))
+    return bundle, *frozen.split(results, 2)
+
+
+def test_frozen_results_come_apart(stored: Any, tiny_bundle: Path, triplets: Path) -> None:
+    bundle, own, prior = stored
+    assert (own["boxes"].shape[0], prior["boxes"].shape[0]) == (2, 3)
+    alone = frozen.encode(bundle, load(triplets)[:2], FinetuneConfig(relation="hug"), 128)
+    assert alone.keys() == own.keys() == prior.keys()
+    assert all(torch.allclose(alone[name].float(), own[name].float(), atol=1e-5) for name in own)
+    assert frozen.split(alone, 2)[1] is None
+
+
+def test_prior_samples_cost_denoising_alone(stored: Any) -> None:
+    bundle, own, prior = stored
+    alphas, kind = bundle.training_schedule()
+    schedule = objective.Schedule(alphas, kind)
+
+    def loss(number: int, **options: Any) -> tuple[float, dict[str, torch.Tensor]]:
+        config = FinetuneConfig(relation="hug", **options)
+        batch = objective.draw(own, [number], 0, len(alphas), "cpu", prior, config.prior_share)
+        total, parts = objective.training_loss(bundle.unet, batch, schedule, config, 0.6, bundle.levels)
+        return float(total.detach()), parts
+
+    of_prior, of_own = 3, 0  # with a share of a quarter
+    plain, parts = loss(of_prior)
+    assert plain == pytest.approx(float(parts["prior"]) * 0.25)
+    assert float(parts["kml"]) == float(parts["denoising"]) == 0
+    assert loss(of_prior, kml_weight=1e3, attention_loss_weight=1e3)[0] == plain
+    assert loss(of_prior, prior_weight=2)[0] == pytest.approx(2 * plain)
+    for options in ({"kml_weight": 1e3}, {"attention_loss_weight": 1e3}):
+        assert loss(of_own, **options)[0] != pytest.approx(loss(of_own)[0])
+    assert loss(of_own, prior_weight=2)[0] == loss(of_own)[0]
+
+
+def test_forgetting_is_measured(road: Road) -> None:
+    options = {"data": None, "steps": 8, "batch_size": 4, "checkpoint_every": 0, "prior_count": 4}
+    assert road("still", learning_rate=0, **{**options, "steps": 1}) == 0, road.said()
+    still = forgotten(road, "still")
+    assert still["with"] == still["without"] > 0
+    for name, share in (("without", 0), ("with", 0.5)):
+        assert road(name, learning_rate=1e-2, prior_share=share, **options) == 0, road.said()
+    without, with_prior = forgotten(road, "without"), forgotten(road, "with")
+    assert without["without"] == with_prior["without"] == still["without"]  # the same scenes, noise and timesteps
+    assert "prior" not in road.losses("without")[0]
+    # A network of random weights has nothing to forget, so only that it is the LoRAs that are measured.
+    assert len({with_prior["with"], without["with"], still["with"]}) == 3
+
+
+def test_a_folder_of_triplets_as_prior(road: Road, tmp_path: Path) -> None:
+    prior = tmp_path / "prior"
+    draw_scenes([load_relation("face")], 3, 1, prior)
+    assert road("none", steps=4) == 0, road.said()
+    assert "prior" not in road.losses("none")[0]
+    assert not (road.folder / "none" / "forgetting.json").exists()
+    assert road("given", steps=4, prior=prior) == 0, road.said()
+    assert forgotten(road, "given")["scenes"] == 3
+    moved = tmp_path / "moved"
+    shutil.copytree(prior, moved)
+    assert road("given", steps=4, prior=moved) == 0, road.said()
+    refused(road, "holds a run with prior", output="given", steps=4)
+    (moved / "metadata.jsonl").write_text((moved / "metadata.jsonl").read_text().partition("\n")[0] + "\n")
+    refused(road, "holds a run with prior", output="given", steps=4, prior=moved)
+
+
+def test_pictures_of_the_base_model_as_prior(road: Road, triplets: Path, tmp_path: Path) -> None:
+    first, second = (thing.image for thing in load(triplets)[0].objects)
+    prompts, made = tmp_path / "prompts.txt", tmp_path / "made"
+    prompts.write_text(f"A {{cat: {first}}} stands next to a {{dog: {second}}} --images 2\nA meadow\n")
+    sample = ["sample", prompts, "--bundle", road.bundle, "--lora", "none", "--steps", 1, "--output", made]
+    assert run(sample, road.log) == 0, road.said()
+    assert road("run", steps=4, prior=made) == 0, road.said()
+    assert forgotten(road, "run")["scenes"] == 2
+    next(made.glob("a-cat*.png")).unlink()
+    refused(road, "sample into the folder again", prior=made)

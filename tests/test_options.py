@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from rbctl.cli import Stages, main
 from rbctl.errors import InputError
-from rbctl.options import config_options, find_recipe, option, to_yaml
+from rbctl.options import BUNDLE_RECIPE, config_options, find_recipe, option, to_yaml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,6 +198,52 @@ def test_help_shows_defaults_and_after_a_recipe_its_values(stage: Stage) -> None
     path = stage.folder / "r.yaml"
     path.write_text("finetune: {steps: 77}")
     assert "default: 77" in stage.call("--recipe", str(path), "--help").stdout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnABundle:
+    bundle: str = option("mini", "Base model.")
+    steps: int = option(10, "Whole.", min=1)
+    lr: float = option(1e-4, "Float.")
+    flip: bool = option(True, "Switch.")
+    name: str | None = option("x", "Optional.")
+    seeds: tuple[int, ...] = option((), "Repeats.")
+
+
+def on_a_bundle(folder: Path, recipe: str, *arguments: str) -> OnABundle | str:
+    """What a stage gets on a bundle with this recipe of its own, or the line that is told instead."""
+    bundle = folder / "bundle"
+    bundle.mkdir(exist_ok=True)
+    (bundle / BUNDLE_RECIPE).write_text(recipe)
+    group, got = Stages("rbctl"), []
+
+    @group.command("finetune")
+    @config_options(OnABundle)
+    def command(config: OnABundle) -> None:
+        got.append(config)
+
+    result = CliRunner().invoke(group, ["finetune", "--bundle", str(bundle), *arguments])
+    return got[0] if got else result.stderr
+
+
+def test_flag_over_recipe_over_the_bundles_own_over_default(tmp_path: Path) -> None:
+    own = "finetune: {steps: 20, lr: 1e-2, flip: false, name: null, seeds: [1, 2]}\nsample: {anything: 1}"
+    plain = OnABundle(bundle=str(tmp_path / "bundle"))
+    wanted = dataclasses.replace(plain, steps=20, lr=0.01, flip=False, name=None, seeds=(1, 2))
+    assert on_a_bundle(tmp_path, own) == wanted
+    path = tmp_path / "r.yaml"
+    path.write_text("finetune: {steps: 30, lr: 1e-4, seeds: []}")
+    flags = ("--steps", "10", "--recipe", str(path))  # a default that is named is no default
+    assert on_a_bundle(tmp_path, own, *flags) == dataclasses.replace(wanted, steps=10, lr=1e-4, seeds=())
+    assert on_a_bundle(tmp_path, "sample: {anything: 1}") == plain
+    (tmp_path / "bundle" / BUNDLE_RECIPE).unlink()
+
+
+def test_a_wrong_recipe_of_a_bundle_is_one_line(tmp_path: Path) -> None:
+    where = f"Error: {tmp_path / 'bundle' / BUNDLE_RECIPE}: "
+    assert on_a_bundle(tmp_path, "finetune: {stepz: 3}").startswith(f"{where}no option 'stepz'; did you mean 'steps'?")
+    assert on_a_bundle(tmp_path, "finetune: {steps: many}").startswith(f"{where}steps: ")
+    assert on_a_bundle(tmp_path, "finetoon: {}").startswith(f"{where}no stage 'finetoon'")
 
 
 def test_an_unknown_recipe_names_the_shipped_ones() -> None:

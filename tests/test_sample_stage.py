@@ -459,3 +459,30 @@ def test_a_bundle_without_local_encoder_says_so(place: Path, tiny_bundle: Path, 
     refuses(CliRunner().invoke(main, arguments), "--local-tokens none")
     result = CliRunner().invoke(main, [*arguments, "--local-tokens", "none"])
     assert result.exit_code == 0, result.output
+
+
+def test_the_bundles_own_recipe_is_taken(place: Path, tiny_bundle: Path, tmp_path: Path, sample: Any) -> None:
+    bundle, line = tmp_path / "bundle", tmp_path / "one.txt"
+    shutil.copytree(tiny_bundle, bundle)
+    (bundle / "recipe.yaml").write_text('sample: {steps: 2, guidance_scale: 1, negative_prompt: ""}')
+    line.write_text("A lion hugs a bear.")
+    flags = ("--bundle", bundle, "--lora", "none", "--output", tmp_path / "out")
+    result = sample(line, *flags, "--guidance-scale", 3)
+    assert result.exit_code == 0, result.output
+    (row,) = rows(tmp_path / "out")
+    assert (row["steps"], row["guidance_scale"], row["negative_prompt"]) == (2, 3, "")
+
+
+def test_the_lora_of_the_relation_that_is_named(sample: Any, tmp_path: Path) -> None:
+    """Individuals by their pictures, words that say nothing of the relation: the flag alone finds LoRA and boxes."""
+    line = tmp_path / "one.txt"
+    line.write_text(f"A {{cat: {Path('cat.png').resolve()}}} and a {{dog: {Path('dog.png').resolve()}}} --s 1")
+    result = sample(line, "--relation", "hug", "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (row,) = rows(tmp_path / "out")
+    assert (row["relation"], row["lora"], row["boxes_from"]) == (
+        "hug",
+        "runs/finetune/hug/lora.safetensors",
+        "layout prior",
+    )
+    refuses(sample(line, "--relation", "ride", "--output", tmp_path / "out"), "rbctl finetune --relation ride")

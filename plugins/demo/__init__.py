@@ -1,26 +1,24 @@
-"""``rbctl demo``: everything needed to try the road without downloading anything."""
-
-from __future__ import annotations
-
-from pathlib import Path
+"""Stage ``demo``: the whole road in one command, on the embedded world."""
 
 import click
 
+from rbctl.options import config_options
+from rbctl.plugins.demo.config import DemoConfig
 
-@click.command(name="demo")
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder to write."
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random weights.")
-def command(output: Path, seed: int) -> None:
-    """Write a tiny random bundle, five drawn triplets of "hug" and a prompts file, to try every command offline.
 
-    The bundle's weights are random, so its pictures are noise: this shows the road, not the quality.
+@click.command("demo")
+@config_options(DemoConfig)
+def command(config: DemoConfig) -> None:
+    """Teach the small base model a relation it never saw, and show it before and after.
+
+    Six triplets are drawn, a LoRA is tuned on them, and pictures of individuals that no training showed are sampled
+    with and without it. Out: demo.png, a row per pair: the two image prompts, base model, LoRA, and how the embedded
+    world itself draws them. The same command again goes on where it stopped.
 
     \b
       rbctl demo
-      rbctl data check runs/demo/hug
+      rbctl demo --relation hug --output runs/demo-hug
     """
-    from .run import run
+    from rbctl.plugins.demo.run import run
 
-    run(output, seed)
+    click.echo(run(config))

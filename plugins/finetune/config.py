@@ -8,14 +8,20 @@ from typing import Literal
 
 from rbctl.options import option
 
+# What the bundle mini was taught, so that it can forget it (recipes/mini.yaml, section pretrain).
+EASY = ("stand_next_to", "sit_beside", "lie_beside", "hide_behind", "jump_over", "chase", "face", "lean_on", "wave_to")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """What to tune, on what, and how."""
 
     relation: str = option(..., "Relation: a shipped name (ride, hug, ...) or the path of a relation's YAML.")
-    data: Path = option(..., "Folder of triplets, ours or in the official layout.")
-    bundle: str = option("sdxl", "Base model: a name of 'rbctl models list', or a folder.")
+    data: Path | None = option(
+        None, "Folder of triplets, ours or in the official layout. [default: drawn by the embedded world]"
+    )
+    triplets: int = option(6, "How many triplets are drawn where no --data is given.", min=1, max=10_000)
+    bundle: str = option("mini", "Base model: a name of 'rbctl models list', or a folder.")
     output: Path | None = option(None, "Run folder. [default: runs/finetune/RELATION]")
     resume: bool = option(True, "Go on from the last checkpoint in the run folder; --no-resume begins anew.")
 
@@ -32,6 +38,16 @@ class FinetuneConfig:
     rank: int = option(4, "Rank of the LoRA.", min=1)
     alpha: float = option(4.0, "Scale of the LoRA is alpha / rank.", min=1e-3)
     seed: int = option(0, "Seed of everything random.", min=0, max=2**63 - 1)
+
+    prior: str = option(
+        "auto",
+        "Prior set against forgetting: a folder of triplets, or of what 'rbctl sample' made; 'drawn': scenes of "
+        "other relations; 'none'; 'auto': drawn where the triplets are, else none.",
+    )
+    prior_share: float = option(0.25, "Share of the samples that comes from the prior set.", min=0.0, max=0.9)
+    prior_weight: float = option(1.0, "Weight of a prior sample's loss, which is denoising alone.", min=0.0)
+    prior_count: int = option(32, "How many prior scenes are drawn.", min=1, max=10_000)
+    prior_relations: tuple[str, ...] = option(EASY, "Relations of drawn prior scenes.")
 
     resolution: int | None = option(None, "Side of the training pictures in pixels. [default: the bundle's]", min=64)
     augmentation_draws: int = option(1, "Versions of each triplet to draw from; 1 trains on it as it is.", min=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 
@@ -13,7 +14,17 @@ def generator(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def triplet_of(seed: int, number: int, count: int) -> int:
-    """Which of ``count`` triplets sample ``number`` of the run is: every epoch a new permutation."""
+def triplet_of(seed: int, number: int, count: int, kind: str = "order") -> int:
+    """Which of ``count`` triplets sample ``number`` of a kind is: every epoch a new permutation."""
     epoch, position = divmod(number, count)
-    return int(torch.randperm(count, generator=generator(seed, "order", epoch))[position])
+    return int(torch.randperm(count, generator=generator(seed, kind, epoch))[position])
+
+
+def prior_number(number: int, share: float) -> tuple[bool, int]:
+    """Whether sample ``number`` of the run is a prior one, and which of its kind; exactly ``share`` of them are.
+
+    They are spread evenly: with a share of a quarter every fourth sample, so two in each batch of eight.
+    """
+    before = math.floor(number * share)
+    is_prior = math.floor((number + 1) * share) > before
+    return is_prior, before if is_prior else number - before

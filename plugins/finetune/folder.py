@@ -12,10 +12,10 @@ from rbctl.plugins.finetune import checkpoint
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.runs import write_record
 
-# Options that may differ when a run is taken up again: they change how it runs, not what it computes. Data, bundle and
-# precision are compared by what they are (see ``facts``), not by how they were written.
+# Options that may differ when a run is taken up again: they change how it runs, not what it computes. Data, prior
+# set, bundle and precision are compared by what they are (see ``facts``), not by how they were written.
 _FREE = {"output", "resume", "device", "checkpoint_every", "keep_checkpoints", "preview_every", "preview_steps"}
-_FREE |= {"format", "tensorboard", "data", "bundle", "precision"}
+_FREE |= {"format", "tensorboard", "data", "prior", "bundle", "precision"}
 
 
 def check(output: Path, config: FinetuneConfig, facts: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from rbctl.triplets import Triplet, geometry
 _KEYED = ("seed", "resolution", "augmentation_draws", "random_flip", "max_zoom", "local_tokens")
 
 
-def key(config: FinetuneConfig, data: str, bundle: str, resolution: int, dtype: torch.dtype) -> str:
-    """Names one set of frozen results; ``data`` and ``bundle`` are the hashes of both."""
+def key(config: FinetuneConfig, made_from: Mapping[str, Any], resolution: int, dtype: torch.dtype) -> str:
+    """Names one set of frozen results; ``made_from`` holds the hashes of data, prior set and bundle."""
     facts = {field: getattr(config, field) for field in _KEYED}
-    facts |= {"data": data, "bundle": bundle, "resolution": resolution, "dtype": str(dtype), "version": 1}
+    facts |= {name: made_from[name] for name in ("data", "prior", "bundle")}
+    facts |= {"resolution": resolution, "dtype": str(dtype), "version": 2}
     facts["predicate"] = config.attention_loss_weight > 0  # then every prompt was found to hold its predicate
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -49,9 +50,13 @@ def write(path: Path, tensors: dict[str, torch.Tensor], made_of: str) -> None:
 
 
 def encode(
-    bundle: Bundle, triplets: Sequence[Triplet], config: FinetuneConfig, resolution: int
+    bundle: Bundle,
+    triplets: Sequence[Triplet],
+    config: FinetuneConfig,
+    resolution: int,
+    prior: Sequence[Triplet] = (),
 ) -> dict[str, torch.Tensor]:
-    """Frozen results of every triplet and augmentation draw.
+    """Frozen results of every triplet and augmentation draw, then of the prior set's; ``split`` takes them apart.
 
     Returns:
         Tensors with leading dimensions (S triplets, A draws), objects padded with zeros to the most there are:
@@ -61,22 +66,37 @@ def encode(
         ``pooled_prompt_embeds`` (P), ``predicate_span`` (2). Besides, of the empty prompt: ``empty_prompt_embeds``,
         ``empty_pooled_prompt_embeds``.
     """
-    most = max(len(triplet.objects) for triplet in triplets)
+    everything = [*triplets, *prior]
+    most = max(len(triplet.objects) for triplet in everything)
     samples = []
-    with progress(len(triplets) * config.augmentation_draws, "encoding triplets", unit="draw") as bar:
-        for triplet in triplets:
+    with progress(len(everything) * config.augmentation_draws, "encoding triplets", unit="draw") as bar:
+        for number, triplet in enumerate(everything):
             draws = []
             for draw in range(config.augmentation_draws):
                 draws.append(_pad(_encode_draw(bundle, triplet, draw, config, resolution), most))
                 bar.update()
             samples.append(
                 {name: torch.stack([d[name] for d in draws]) for name in draws[0]}
-                | _words(bundle, triplet, config.attention_loss_weight > 0)
+                | _words(bundle, triplet, config.attention_loss_weight > 0 and number < len(triplets))
             )
     result = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
     embeds, pooled = bundle.encode_prompts([""])
     result["empty_prompt_embeds"], result["empty_pooled_prompt_embeds"] = embeds[0], pooled[0]
     return {name: tensor.cpu() for name, tensor in result.items()}
+
+
+def split(
+    frozen: Mapping[str, torch.Tensor], count: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
+    """The results of the first ``count`` triplets, and those of the prior set behind them (None where there is none).
+
+    Both have those of the empty prompt.
+    """
+
+    def part(rows: slice) -> dict[str, torch.Tensor]:
+        return {name: t if name.startswith("empty_") else t[rows] for name, t in frozen.items()}
+
+    return part(slice(count)), part(slice(count, None)) if frozen["boxes"].shape[0] > count else None
 
 
 def _words(bundle: Bundle, triplet: Triplet, needs_predicate: bool) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from rbctl.bundle.load import Bundle, fingerprint, load, summary
 from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
 from rbctl.errors import InputError
 from rbctl.files import append_line
-from rbctl.plugins.finetune import checkpoint, folder, frozen
+from rbctl.plugins.finetune import checkpoint, folder, forgetting, frozen, material
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.plugins.finetune.lora_file import metadata
 from rbctl.plugins.finetune.objective import Schedule, draw, training_loss
@@ -29,7 +29,6 @@ from rbctl.progress import progress
 from rbctl.relations import Relation, load_relation
 from rbctl.runs import RUNS, claim
 from rbctl.triplets import Triplet, data_hash
-from rbctl.triplets import load as load_triplets
 from rbctl.triplets.check import check as check_triplets
 
 
@@ -38,9 +37,10 @@ def run(config: FinetuneConfig) -> Path | None:
     from accelerate import Accelerator
 
     relation = load_relation(config.relation)
-    triplets = load_triplets(config.data)
-    base = resolve(config.bundle)
     output = config.output or RUNS / "finetune" / relation.name
+    found = material.find(config, relation, output)
+    base = resolve(config.bundle)
+    resolution = config.resolution or summary(base).resolution
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     if precision == "fp16" and device.type == "cpu":
@@ -53,35 +53,42 @@ def run(config: FinetuneConfig) -> Path | None:
         project_dir=str(output),
     )
     main = accelerator.is_main_process
-    facts = {
-        "data": data_hash(triplets),
+    facts: dict[str, Any] = {
         "bundle": fingerprint(base),
         "precision": precision,
         "processes": accelerator.num_processes,
     }
-    if main:
-        _warn(config, triplets)
     with claim(output) if main else contextlib.nullcontext():
         if main:
             folder.check(output, config, facts)
+            material.draw(found, config, relation, resolution)
         accelerator.wait_for_everyone()
-        bundle, stored = _frozen(config, triplets, output, accelerator, facts)
+        triplets, prior = found.load()
+        facts |= {"data": data_hash(triplets), "prior": data_hash(prior) if prior else None}
+        if main:
+            _warn(config, found.data, triplets)
+            folder.check(output, config, facts)
+        accelerator.wait_for_everyone()
+        bundle, stored = _frozen(config, triplets, prior, resolution, output, accelerator, facts)
         if main:  # only now is all the input known to be good
             folder.begin(output, config, facts)
         accelerator.wait_for_everyone()
-        parameters = _tune(config, relation, bundle, stored, output, accelerator)
+        own, others = frozen.split(stored, len(triplets))
+        parameters = _tune(config, relation, bundle, own, others, output, accelerator)
         if not main:
             return None
         tensors = {name: parameter.detach().cpu() for name, parameter in parameters.items()}
-        told = metadata(config, relation, triplets, bundle, stored, facts)
+        told = metadata(config, relation, triplets, bundle, own, facts)
         path = output / "lora.safetensors"
         lora.save(path, tensors, told, config.alpha, config.format)
+        if others:
+            forgetting.report(output / "forgetting.json", _forgotten(config, bundle, others, accelerator.device))
         return path
 
 
-def _warn(config: FinetuneConfig, triplets: list[Triplet]) -> None:
+def _warn(config: FinetuneConfig, data: Path, triplets: list[Triplet]) -> None:
     """Say what is doubtful about the triplets but does not stop a run."""
-    for problem in check_triplets(config.data):
+    for problem in check_triplets(data):
         if problem.level == "warning":
             click.echo(f"warning: {problem}", err=True)
     for triplet in triplets:
@@ -90,16 +97,21 @@ def _warn(config: FinetuneConfig, triplets: list[Triplet]) -> None:
 
 
 def _frozen(
-    config: FinetuneConfig, triplets: list[Triplet], output: Path, accelerator: Any, facts: dict[str, Any]
+    config: FinetuneConfig,
+    triplets: list[Triplet],
+    prior: list[Triplet],
+    resolution: int,
+    output: Path,
+    accelerator: Any,
+    facts: dict[str, Any],
 ) -> tuple[Bundle, dict[str, torch.Tensor]]:
     """The bundle without its encoders, and what they said about the triplets (from disk where that is known)."""
     device, dtype = accelerator.device, DTYPES[facts["precision"]]
-    resolution = config.resolution or summary(resolve(config.bundle)).resolution
-    wanted = frozen.key(config, facts["data"], facts["bundle"], resolution, dtype)
+    wanted = frozen.key(config, facts, resolution, dtype)
     if stored := frozen.read(output / "frozen.safetensors", wanted):
         return load(config.bundle, device, dtype, encoders=False), stored
     bundle = load(config.bundle, device, dtype, local_encoder=config.local_tokens != "none")
-    stored = frozen.encode(bundle, triplets, config, resolution)
+    stored = frozen.encode(bundle, triplets, config, resolution, prior)
     frozen.check_finite(stored, bundle.folder)
     if accelerator.is_main_process:
         frozen.write(output / "frozen.safetensors", stored, wanted)
@@ -112,10 +124,15 @@ def _tune(
     relation: Relation,
     bundle: Bundle,
     stored: dict[str, torch.Tensor],
+    prior: dict[str, torch.Tensor] | None,
     output: Path,
     accelerator: Any,
 ) -> dict[str, torch.nn.Parameter]:
-    """The training loop; returns the LoRA's parameters."""
+    """The training loop; returns the LoRA's parameters.
+
+    Args:
+        stored, prior: frozen results of the relation's triplets and of the prior set.
+    """
     from diffusers.optimization import get_scheduler
 
     main, device = accelerator.is_main_process, accelerator.device
@@ -145,9 +162,8 @@ def _tune(
     if scaler is not None and scaler_state:
         scaler.load_state_dict(scaler_state)
 
-    alphas, prediction_type = bundle.training_schedule()
-    schedule = Schedule(alphas.to(device), prediction_type)
-    gamma = bundle.gamma if config.gamma is None else config.gamma
+    schedule, gamma = _schedule(bundle, device), bundle.gamma if config.gamma is None else config.gamma
+    timesteps = len(schedule.alphas_cumprod)
     ranks, rank = accelerator.num_processes, accelerator.process_index
     metrics = output / "metrics.jsonl"
     if main:
@@ -170,7 +186,8 @@ def _tune(
             totals: dict[str, torch.Tensor] = {}
             for micro in range(config.gradient_accumulation):
                 first = ((step * config.gradient_accumulation + micro) * ranks + rank) * config.batch_size
-                batch = draw(stored, range(first, first + config.batch_size), config.seed, len(alphas), device)
+                numbers = range(first, first + config.batch_size)
+                batch = draw(stored, numbers, config.seed, timesteps, device, prior, config.prior_share)
                 last = micro == config.gradient_accumulation - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(model):
                     loss, parts = training_loss(model, batch, schedule, config, gamma, bundle.levels)
@@ -208,6 +225,18 @@ def _tune(
     if config.tensorboard:
         accelerator.end_training()
     return parameters
+
+
+def _schedule(bundle: Bundle, device: torch.device) -> Schedule:
+    alphas, prediction_type = bundle.training_schedule()
+    return Schedule(alphas.to(device), prediction_type)
+
+
+def _forgotten(
+    config: FinetuneConfig, bundle: Bundle, prior: dict[str, torch.Tensor], device: torch.device
+) -> dict[str, Any]:
+    gamma = bundle.gamma if config.gamma is None else config.gamma
+    return forgetting.measure(bundle.unet, prior, _schedule(bundle, device), config, gamma, bundle.levels)
 
 
 class _Stop:

@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from rbctl.bundle.catalogue import CATALOGUE, BundleSpec, bundles_root, has_local_encoder, place, size_text, survey
+from rbctl.bundle.catalogue import (
+    CATALOGUE,
+    BundleSpec,
+    bundles_root,
+    has_local_encoder,
+    place,
+    resolve,
+    size_text,
+    survey,
+)
 from rbctl.errors import InputError
 from rbctl.options import nearest
 
@@ -52,6 +61,10 @@ def fetch(name: str, output: Path | None) -> None:
         raise InputError(
             f"{name}: not in the catalogue{nearest(name, CATALOGUE) or '; it has ' + ', '.join(CATALOGUE)}"
         )
+    if CATALOGUE[name].packaged:
+        resolve(name)
+        click.echo(f"{name} comes with rbctl, there is nothing to pull")
+        return
     folder = output or bundles_root() / name
     pull(CATALOGUE[name], folder)
     click.echo(str(folder))
@@ -89,6 +102,8 @@ def bring(dest: str, **sources: Path | None) -> None:
     """
     from rbctl.bundle.assemble import import_bundle
 
+    if dest in CATALOGUE and CATALOGUE[dest].packaged:
+        raise InputError(f"{dest}: comes with rbctl and stays as it is; import into a folder of your own")
     folder = place(dest)
     gaps = import_bundle(folder, **sources)
     click.echo(str(folder))

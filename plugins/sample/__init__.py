@@ -24,7 +24,7 @@ def command(config: SampleConfig) -> None:
     --relation, --lora PATH[:WEIGHT], --box x0,y0,x1,y1 (once an object), --scale (gamma), --subject-scale a,b
 
     \b
-      rbctl sample prompts.txt
+      rbctl sample recipes/examples/prompts.txt --relation ride
       rbctl sample prompts.txt --bundle sdxl --batch-size 4 --images 2 --lora none
       rbctl sample --config example_two_objects.yaml --lora runs/finetune/hug/lora.safetensors
     """

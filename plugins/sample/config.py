@@ -17,7 +17,7 @@ class SampleConfig:
 
     prompts: Path | None = option(None, "Prompts file, .txt or .yaml.", argument=True)
     config: Path | None = option(None, "Instead of PROMPTS: one inference configuration of the official code.")
-    bundle: str = option("sdxl", "Base model: a name of 'rbctl models list', or a folder.")
+    bundle: str = option("mini", "Base model: a name of 'rbctl models list', or a folder.")
     output: Path | None = option(None, "Folder of the pictures. [default: runs/sample/NAME]")
     relation: str | None = option(None, "Relation of prompts that name none. [default: the one their words express]")
     lora: str | None = option(

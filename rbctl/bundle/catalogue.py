@@ -59,12 +59,17 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleSpec:
-    """A bundle of the catalogue; ``resolution`` is the side in pixels its base was made for."""
+    """A bundle of the catalogue; ``resolution`` is the side in pixels its base was made for.
+
+    Attributes:
+        packaged: the folder inside this package that holds it; None: it is pulled.
+    """
 
     name: str
     description: str
     resolution: int
     components: tuple[Component, ...]
+    packaged: Path | None = None
 
     @property
     def bytes(self) -> int:
@@ -121,6 +126,13 @@ _LOCAL_ENCODER = Component(
 CATALOGUE: dict[str, BundleSpec] = {
     spec.name: spec
     for spec in (
+        BundleSpec(
+            name="mini",
+            description="drawn animals at 128 px, trained from scratch by 'rbctl pretrain'; runs on any laptop",
+            resolution=128,
+            components=(),
+            packaged=Path(__file__).parent / "mini",
+        ),
         BundleSpec(
             name="sdxl",
             description="SDXL 1.0 with the MS-Diffusion adapter and CLIP bigG, full precision",
@@ -276,8 +288,11 @@ def _gaps_text(gaps: Iterable[str]) -> str:
 
 
 def place(name_or_folder: str | Path) -> Path:
-    """Where a bundle is or would be: a folder that exists, else a bare name under ``bundles_root()``, else the path."""
-    given = Path(name_or_folder)
+    """Where a bundle is or would be: inside this package, else a folder that exists, else a bare name under
+    ``bundles_root()``, else the path."""
+    spec, given = CATALOGUE.get(str(name_or_folder)), Path(name_or_folder)
+    if spec and spec.packaged:
+        return spec.packaged
     return given if given.is_dir() or given.name != str(name_or_folder) else bundles_root() / given
 
 
@@ -289,6 +304,8 @@ def resolve(name_or_folder: str | Path) -> Path:
     """
     name, root, folder = str(name_or_folder), bundles_root(), place(name_or_folder)
     known = CATALOGUE.get(name)
+    if known and known.packaged and (not folder.is_dir() or missing_parts(folder)):
+        raise InputError(f"bundle {name!r} is not whole in this installation; {_mend(known)}")
     if known and not folder.is_dir():
         size = size_text(known.bytes)
         raise InputError(f"bundle {name!r} is not here; get it with 'rbctl models pull {name}' ({size})")
@@ -300,6 +317,13 @@ def resolve(name_or_folder: str | Path) -> Path:
         mend = f"'rbctl models pull {name}' goes on" if known else "'rbctl models import' adds parts"
         raise InputError(f"{folder}: not a whole bundle ({_gaps_text(gaps)}); {mend}")
     return folder
+
+
+def _mend(spec: BundleSpec) -> str:
+    """What gets a bundle that is not here."""
+    if spec.packaged:
+        return "install rbctl again, or make it with 'rbctl pretrain --recipe mini'"
+    return f"'rbctl models pull {spec.name}' ({size_text(spec.bytes)})"
 
 
 def state(folder: Path) -> str:
@@ -314,5 +338,6 @@ def survey() -> list[tuple[str, str]]:
     """(name, state) of every bundle of the catalogue and of every other one under ``bundles_root()``."""
     root = bundles_root()
     found = {f.name: state(f) for f in sorted(root.iterdir()) if f.is_dir() and contents(f)} if root.is_dir() else {}
-    absent = {n: f"not here; 'rbctl models pull {n}' ({size_text(s.bytes)})" for n, s in CATALOGUE.items()}
-    return list({**absent, **found}.items())
+    absent = {name: f"not here; {_mend(spec)}" for name, spec in CATALOGUE.items()}
+    inside = {n: state(s.packaged) for n, s in CATALOGUE.items() if s.packaged and contents(s.packaged)}
+    return list({**absent, **found, **inside}.items())

@@ -182,8 +182,10 @@ def load(
     Raises:
         InputError: the bundle is not there, or a part of it is missing or damaged; the mend is told.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+
+    from rbctl.bundle.vae import vae_class
 
     folder = resolve(name_or_folder)
     summary(folder)  # damage in small files is told before large ones are read
@@ -197,7 +199,8 @@ def load(
     tokenizers = [_tokenizer(CLIPTokenizer, folder, number) for number in ("", "_2")]
     scheduler_config = read_object(folder / "scheduler" / "scheduler_config.json")
     unet = part(UNet2DConditionModel, "unet")
-    vae = part(AutoencoderKL, "vae", torch.float32)
+    vae_config = folder / "vae" / "config.json"
+    vae = part(vae_class(read_object(vae_config), vae_config), "vae", torch.float32)
     with _told(folder / "ms_adapter_config.json"), torch.device("meta"):
         resampler = Resampler(config.resampler)
     dummies = _load_adapter(folder, unet, resampler)
@@ -336,7 +339,7 @@ def _from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
 
 def _network(loader: Any, folder: Path, dtype: torch.dtype) -> Any:
     """One network of diffusers or transformers; either would draw weights that its file lacks at random."""
-    name = "torch_dtype" if loader.__module__.startswith("diffusers") else "dtype"
+    name = "dtype" if loader.__module__.startswith("transformers") else "torch_dtype"
     options = {name: dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     network, report = _from_pretrained(loader, folder, **options)
     lacks = [*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])]

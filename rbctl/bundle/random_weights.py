@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rbctl.bundle.catalogue import MANIFEST, contents, record
 from rbctl.bundle.convert import adapter_shapes, attention_layers
-from rbctl.files import write_json, write_safetensors, write_text
+from rbctl.bundle.tokenizer import write_tokenizer
+from rbctl.files import write_json, write_safetensors
 
 if TYPE_CHECKING:
     import torch
@@ -195,34 +196,6 @@ def _shapes(model: torch.nn.Module, prefix: str = "") -> dict[str, tuple[int, ..
     }
 
 
-def _write_tokenizer(folder: Path, pad_token: str) -> None:
-    """CLIP's tokenizer, from the byte-pair file that open_clip ships inside its package."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    clip = SimpleTokenizer()
-    words = [*sorted(clip.encoder, key=clip.encoder.__getitem__)[:-2], "<|startoftext|>", "<|endoftext|>"]
-    write_json(folder / "vocab.json", {word: index for index, word in enumerate(words)})
-    write_text(folder / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in clip.bpe_ranks))
-    added = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
-    start, end = ({"content": word, **added} for word in words[-2:])
-    special = {"bos_token": start, "eos_token": end, "unk_token": end}
-    write_json(folder / "special_tokens_map.json", {**special, "pad_token": pad_token})
-    typed = {name: {"__type": "AddedToken", **token} for name, token in special.items()}
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "CLIPTokenizer",
-            "model_max_length": 77,
-            "do_lower_case": True,
-            "add_prefix_space": False,
-            "clean_up_tokenization_spaces": True,
-            "errors": "replace",
-            "pad_token": pad_token,
-            **typed,
-        },
-    )
-
-
 def write_tiny(folder: Path, seed: int = 0) -> None:
     """Write a whole tiny SDXL bundle: pictures of 128 px (any multiple of 16 works), image prompts of 32 and 64 px."""
     import torch
@@ -239,8 +212,10 @@ def write_random(folder: Path, sizes: Architecture, generator: torch.Generator, 
     """
     import torch
     import transformers
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
     from open_clip.model import CLIP
+
+    from rbctl.bundle.vae import vae_class
 
     folder = Path(folder)
 
@@ -251,7 +226,7 @@ def write_random(folder: Path, sizes: Architecture, generator: torch.Generator, 
         write_safetensors(parent / f"{stem}.safetensors", _draw(shapes, gain, generator, dtype), {"format": "pt"})
 
     with torch.device("meta"):  # names and shapes only; the weights are drawn below
-        unet, vae = UNet2DConditionModel.from_config(sizes.unet), AutoencoderKL.from_config(sizes.vae)
+        unet, vae = UNet2DConditionModel.from_config(sizes.unet), vae_class(sizes.vae, "vae").from_config(sizes.vae)
         text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**sizes.text_encoder))
         text_2 = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**sizes.text_encoder_2))
         vision = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**sizes.clip_vision))
@@ -273,8 +248,8 @@ def write_random(folder: Path, sizes: Architecture, generator: torch.Generator, 
     index = {str(i): name for i, (name, _) in enumerate(attention_layers(sizes.unet))}
     write_json(folder / "ms_adapter_config.json", {**sizes.adapter, "adapter_index_to_layer": index})
 
-    _write_tokenizer(folder / "tokenizer", "<|endoftext|>")
-    _write_tokenizer(folder / "tokenizer_2", "!")
+    write_tokenizer(folder / "tokenizer", "<|endoftext|>")
+    write_tokenizer(folder / "tokenizer_2", "!")
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     write_json(folder / "model_index.json", MODEL_INDEX)
     (folder / MANIFEST).unlink(missing_ok=True)  # of what lay here before

@@ -1,0 +1,140 @@
+"""LoRAs by ``rbctl finetune`` itself, a process each; finished ones are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.gates.sampling import resolved
+from rbctl import lora
+from rbctl.errors import InputError
+from rbctl.files import read_json, write_json
+from rbctl.layout import LayoutPrior
+from rbctl.menagerie.triplets import draw_scenes, spoken
+from rbctl.relations import Box, Relation, load_relation
+from rbctl.triplets import load as load_triplets
+from rbctl.triplets.folder import METADATA, write
+
+# What each ablation changes in finetuning, and which local tokens its pictures are sampled with ("" the bundle's way).
+VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {
+    "full": ((), ""),
+    "no_kml": (("--kml-weight", "0"), ""),
+    "no_local_tokens": (("--local-tokens", "none"), "none"),
+    "no_relation_data": (("--prior", "drawn"), ""),
+}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A finished LoRA.
+
+    Attributes:
+        boxes: of its layout prior, in the order of the roles.
+        seconds: wall clock of the whole command on ``threads`` threads; None where it was taken up after a stop.
+        steps: of the optimizer.
+        forgetting: what ``rbctl finetune`` itself reported, None where there was no prior set.
+    """
+
+    path: Path
+    boxes: tuple[Box, ...]
+    seconds: float | None
+    threads: int
+    steps: int
+    forgetting: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """Tunes LoRAs on one bundle, under ``folder``.
+
+    Attributes:
+        flags: of ``rbctl finetune``, besides what is asked for.
+        easy: relations whose scenes stand in for those of the relation in the variant "no_relation_data".
+        triplets: how many.
+        threads: of a process on the CPU, 0 for as many as there are cores.
+    """
+
+    bundle: str
+    folder: Path
+    easy: tuple[str, ...]
+    device: str = "auto"
+    flags: tuple[str, ...] = ()
+    triplets: int = 6
+    threads: int = 1
+
+    def __call__(self, spoken_to: str, seed: int, variant: str = "full", again: str = "") -> Lora:
+        """Tune, unless it is done.
+
+        Args:
+            spoken_to: the relation, a name or a YAML's path.
+            again: a word for a run of its own beside one that is done already, to take its time.
+
+        Raises:
+            InputError: the command failed; its last line is told.
+        """
+        relation = load_relation(spoken_to)
+        data = ()
+        if variant == "no_relation_data":
+            folder = self.folder / "unrelated" / f"{relation.name}-s{seed}"
+            unrelated_triplets(relation, self.easy, self.triplets, seed, folder)
+            data = ("--data", str(folder))
+        arguments = ["--relation", spoken_to, "--bundle", self.bundle, "--seed", str(seed), "--device", self.device]
+        arguments += ["--triplets", str(self.triplets), *self.flags, *VARIANTS[variant][0], *data]
+        recipe = resolved("finetune", *arguments)
+        rules = hashlib.sha256(json.dumps([recipe, repr(relation)], sort_keys=True, default=str).encode()).hexdigest()
+        output = self.folder / "loras" / "-".join(filter(None, (relation.name, variant, f"s{seed}", rules[:8], again)))
+        record = output / "timed.json"
+        if not record.is_file():
+            self._run([*arguments, "--output", str(output)], output, record, int(recipe["steps"]))
+        forgetting, path = output / "forgetting.json", output / "lora.safetensors"
+        prior = LayoutPrior.from_json(lora.read(path).metadata["rbctl.layout_prior"], str(path))
+        return Lora(
+            path=path,
+            boxes=prior.boxes(),
+            forgetting=read_json(forgetting) if forgetting.is_file() else None,
+            **read_json(record),
+        )
+
+    def _run(self, arguments: Sequence[str], output: Path, record: Path, steps: int) -> None:
+        begun_before = (output / "metrics.jsonl").is_file()
+        environment = dict(os.environ, **({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}))
+        output.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "rbctl", "finetune", *arguments]
+        with (output / "log.txt").open("a") as log:
+            begun = time.perf_counter()
+            code = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
+            seconds = time.perf_counter() - begun
+        if code:
+            said = re.split(r"[\r\n]+", (output / "log.txt").read_text().strip())
+            raise InputError(f"{' '.join(command[2:])}: ended with code {code}: {said[-1]}")
+        threads = self.threads or os.cpu_count() or 1
+        write_json(record, {"seconds": None if begun_before else round(seconds, 1), "threads": threads, "steps": steps})
+
+
+def unrelated_triplets(relation: Relation, easy: Sequence[str], count: int, seed: int, folder: Path) -> None:
+    """Triplets that say the relation but show an ordinary scene: what "relation-aware data" is measured against."""
+    if (folder / METADATA).is_file():
+        return
+    shown = folder.with_name(f"{folder.name}-shown")
+    others = [load_relation(name) for name in easy if name != relation.name]
+    # Another seed begins with another of the easy relations.
+    others = others[seed % len(others) :] + others[: seed % len(others)]
+    draw_scenes(others, count, seed, shown)
+    triplets = []
+    for number, triplet in enumerate(load_triplets(shown)):
+        text = relation.prompt([thing.name for thing in triplet.objects], number)
+        roles = [dataclasses.replace(o, role=r.name) for o, r in zip(triplet.objects, relation.roles, strict=True)]
+        triplets.append(
+            dataclasses.replace(triplet, prompt=text, predicate=spoken(relation, text), objects=tuple(roles))
+        )
+    write(triplets, folder)

@@ -1,0 +1,25 @@
+"""Stage ``pretrain``: drawn scenes of menagerie -> the bundle ``mini``, every weight of it from random."""
+
+import click
+
+from rbctl.options import config_options
+from rbctl.plugins.pretrain.config import PretrainConfig
+
+
+@click.command("pretrain")
+@config_options(PretrainConfig)
+def command(config: PretrainConfig) -> None:
+    """Train the bundle 'mini' from scratch on drawn scenes.
+
+    PARTS are renders, vae, clip, oracle, dino, unet, bundle; without any, all of them in this order. Each reads what
+    those before it left in the work folder and goes on from its own checkpoint. Out: WORK/bundle, a whole bundle.
+
+    \b
+      rbctl pretrain --recipe mini
+      rbctl pretrain vae --recipe mini --minutes 25
+      torchrun --nproc-per-node 2 -m rbctl pretrain unet --recipe mini
+    """
+    from rbctl.plugins.pretrain.run import run
+
+    for line in run(config):
+        click.echo(line)

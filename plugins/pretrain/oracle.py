@@ -1,0 +1,266 @@
+"""Part ``oracle``: what judges pictures, trained on scenes of all relations as they are, spoilt, and through the VAE.
+
+Generated pictures are never as clean as renders, so half of what it learns from is not either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, cross_entropy, interpolate, log_softmax
+
+from rbctl.bundle.vae import UnshuffleVAE
+from rbctl.menagerie import COATS, PATTERNS, SPECIES, Individual
+from rbctl.menagerie.oracle import (
+    ATTRIBUTES,
+    MASK_SIZE,
+    Oracle,
+    OracleConfig,
+    RawReading,
+    Reading,
+    by_side,
+    find_slots,
+    identify,
+    save_oracle,
+)
+from rbctl.plugins.pretrain import renders
+from rbctl.plugins.pretrain.config import PretrainConfig
+from rbctl.plugins.pretrain.loop import draws
+from rbctl.relations import load_relation
+
+SPOILT, ROUND_TRIPS = 0.25, 0.25  # shares of a batch
+_NOISE = 0.5  # most noise on the latents of a round trip, in their own standard deviations
+_WEIGHTS = {"relation": 1.0, "mask": 1.0, "look": 0.5, "keypoint": 0.5, "seen": 0.1}
+_HIDDEN = 0.3  # how much a keypoint that is hidden counts beside one that is seen
+_ENOUGH = 0.02  # of the picture: an individual that shows less counts less in what is said of its look
+_CANDIDATES = 16
+
+
+def spoil(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1], each a little blurred, noisy, off in colour, or more than one of these."""
+    count, device = len(pixels), pixels.device
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        values = low + (high - low) * torch.rand(count, *(shape or (1, 1, 1)), generator=generator)
+        return values.to(device)
+
+    half = interpolate(avg_pool2d(pixels, 2), scale_factor=2, mode="bilinear")
+    soft = avg_pool2d(nn.functional.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    coarse = uniform(0, 1) < 0.3
+    x = torch.lerp(pixels, torch.where(coarse, half, soft), uniform(0, 1))
+    x = x * uniform(0.85, 1.15) + uniform(-0.12, 0.12) + uniform(-0.05, 0.05, 3, 1, 1)
+    noise = torch.randn(pixels.shape, generator=generator).to(device)
+    return (x + noise * uniform(0, 0.12)).clamp(-1, 1)
+
+
+def round_trip(vae: Any, pixels: torch.Tensor, generator: torch.Generator, most: float = _NOISE) -> torch.Tensor:
+    """Pictures through the VAE, with up to ``most`` of noise on their latents (their own spread is 1)."""
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent_dist.mean
+        spread = latents.std() if len(latents) else 1.0
+        level = most * torch.rand(len(latents), 1, 1, 1, generator=generator) ** 2  # mostly little
+        noise = level * torch.randn(latents.shape, generator=generator)
+        return vae.decode(latents + spread * noise.to(latents.device)).sample.clamp(-1, 1)
+
+
+def keypoint_loss(heat: torch.Tensor, keypoints: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of heat maps against keypoints shared out among the four nearest cells, mean over weights.
+
+    Args:
+        heat: (..., n * n) logits.
+        keypoints: (..., 3), x, y in [0, 1] and visibility: 0 is not counted, 1 counts ``_HIDDEN``.
+    """
+    side = round(heat.shape[-1] ** 0.5)
+    weight = (keypoints[..., 2] == 2).float() + _HIDDEN * (keypoints[..., 2] == 1).float()
+    at = (keypoints[..., :2] * side - 0.5).clamp(0, side - 1)
+    low = at.floor().clamp(max=side - 2)
+    part = at - low
+    (x, y), (right, down) = low.long().unbind(-1), part.unbind(-1)
+    cells = torch.stack((y * side + x, y * side + x + 1, (y + 1) * side + x, (y + 1) * side + x + 1), dim=-1)
+    shares = torch.stack(((1 - right) * (1 - down), right * (1 - down), (1 - right) * down, right * down), dim=-1)
+    cost = -(shares * log_softmax(heat.float(), dim=-1).gather(-1, cells)).sum(-1)
+    return (cost * weight).sum() / weight.sum().clamp(min=1)
+
+
+def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy and Dice of masks (B, 2, n, n) in [0, 1]: the latter for those that are small."""
+    share = logits.sigmoid()
+    overlap = 2 * (share * masks).sum((-2, -1)) + 1
+    dice = 1 - overlap / (share.sum((-2, -1)) + masks.sum((-2, -1)) + 1)
+    return binary_cross_entropy_with_logits(logits, masks) + 0.5 * dice.mean()
+
+
+def flipped(pixels: torch.Tensor, masks: torch.Tensor, keypoints: torch.Tensor, which: torch.Tensor) -> tuple[Any, ...]:
+    """Mirror the pictures where ``which`` (B,) is set; keypoints are in the order of ``POINTS``, which does not change.
+
+    Roles stay: a mirrored rider is a rider. :func:`ordered` puts those of symmetric relations from left to right.
+    """
+    mirrored = torch.cat((1 - keypoints[..., :1], keypoints[..., 1:]), dim=-1)
+    pairs = ((pixels, pixels.flip(-1)), (masks, masks.flip(-1)), (keypoints, mirrored))
+    return tuple(torch.where(which.view(-1, *[1] * (a.ndim - 1)), b, a) for a, b in pairs)
+
+
+def ordered(keypoints: torch.Tensor, symmetric: torch.Tensor) -> torch.Tensor:
+    """(B,) bool, where the roles must change places: symmetric relations whose second individual is further left."""
+    middle = keypoints[..., 0].mean(-1)
+    return symmetric & (middle[:, 1] < middle[:, 0])
+
+
+class OraclePart:
+    """See :class:`rbctl.plugins.pretrain.loop.Part`."""
+
+    def __init__(self, config: PretrainConfig, device: torch.device) -> None:
+        folder = config.work / "renders"
+        self.device, self.batch_size = device, config.oracle_batch_size
+        self.learning_rate, self.bundle = config.oracle_learning_rate, config.work / "bundle"
+        self.scenes, self.unseen = renders.scenes(folder, "all"), renders.scenes(folder, "held_out")
+        names = renders.relations(folder)
+        self.symmetric = torch.tensor([load_relation(name).symmetric for name in names], device=device)
+        symmetric = tuple(name for name in names if load_relation(name).symmetric)
+        self.oracle = Oracle(OracleConfig(tuple(names), symmetric)).to(device, memory_format=torch.channels_last)
+        vae = self.bundle / "vae"
+        self.vae = None
+        if (vae / "config.json").is_file():
+            self.vae = UnshuffleVAE.from_pretrained(vae).to(device, memory_format=torch.channels_last)
+            self.vae.requires_grad_(False).eval()
+        self.masks = self.scenes.mask32
+        self.keypoints, self.looks = self.scenes.keypoints.all(), self.scenes.individuals.all()
+        self.relation = self.scenes.relation.all()
+        self.raw = torch.compile(self.oracle.raw) if config.compile else self.oracle.raw
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"oracle": self.oracle}
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[torch.Tensor, Mapping[str, Any]]:
+        pixels, truth = self.batch(generator)
+        raw = self.raw(pixels.contiguous(memory_format=torch.channels_last))
+        return oracle_loss(raw, **truth)
+
+    def batch(self, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Pixels in [-1, 1], and the keywords of :func:`oracle_loss`."""
+        rows = torch.randint(len(self.scenes), (self.batch_size,), generator=generator).numpy()
+        which = (torch.rand(self.batch_size, generator=generator) < 0.5).to(self.device)
+        pixels = torch.from_numpy(self.scenes.pictures[rows]).to(self.device).float() / 127.5 - 1
+        masks = torch.from_numpy(self.masks[rows]).to(self.device).float() / 255
+        keypoints = by_side(torch.from_numpy(self.keypoints[rows]).to(self.device))
+        looks = torch.from_numpy(self.looks[rows]).to(self.device).long()
+        relation = torch.from_numpy(self.relation[rows]).to(self.device).long()
+        pixels, masks, keypoints = flipped(pixels, masks, keypoints, which)
+        turn = ordered(keypoints, self.symmetric[relation])
+        masks, keypoints, looks = (
+            torch.where(turn.view(-1, *[1] * (x.ndim - 1)), x.flip(1), x) for x in (masks, keypoints, looks)
+        )
+        spoilt, trips = (round(self.batch_size * share) for share in (SPOILT, ROUND_TRIPS))
+        parts = list(pixels.split([self.batch_size - spoilt - trips, spoilt, trips]))
+        parts[1] = spoil(parts[1], generator)
+        parts[2] = spoil(parts[2], generator) if self.vae is None else round_trip(self.vae, parts[2], generator)
+        truth = {"relation": relation, "masks": masks, "keypoints": keypoints, "looks": looks}
+        return torch.cat(parts), truth
+
+    @torch.no_grad()
+    def preview(self, folder: Path, step: int) -> Mapping[str, float]:
+        """Shares of right answers on scenes of held-out individuals, as they are and (``_vae``) after a round trip."""
+        unseen = self.unseen
+        pictures = torch.from_numpy(unseen.pictures.all())
+        reading = self.oracle.read(pictures)
+        found = measure(reading, unseen, self.symmetric)
+        if self.vae is not None:
+            pixels = (pictures.to(self.device).float() / 127.5 - 1).split(32)
+            through = torch.cat([round_trip(self.vae, lot, draws("none"), most=0.0) for lot in pixels])
+            again = measure(self.oracle.read(through), unseen, self.symmetric)
+            found |= {f"{name}_vae": again[name] for name in ("relation_and_direction", "identity")}
+        return found
+
+    def finish(self, folder: Path) -> None:
+        save_oracle(self.bundle / "oracle", self.oracle)
+
+
+def oracle_loss(
+    raw: RawReading, *, relation: torch.Tensor, masks: torch.Tensor, keypoints: torch.Tensor, looks: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Weighted sum of all that the oracle is to say.
+
+    Args:
+        relation: (B,) index.
+        masks: (B, 2, 32, 32) in [0, 1].
+        keypoints: (B, 2, 17, 3) in the order of ``POINTS``.
+        looks: (B, 2, 4) indices.
+    """
+    shown = (masks.mean((-2, -1)) / _ENOUGH).clamp(max=1)  # (B, 2)
+    look = torch.zeros((), device=masks.device)
+    for at, name in enumerate(ATTRIBUTES):
+        cost = cross_entropy(raw.looks[name].flatten(0, 1).float(), looks[..., at].flatten(), reduction="none")
+        look = look + (cost * shown.flatten()).sum() / shown.sum()
+    parts = {
+        "relation": cross_entropy(raw.relation.float(), relation),
+        "mask": mask_loss(raw.masks.float(), masks),
+        "look": look,
+        "keypoint": keypoint_loss(raw.heat, keypoints),
+        "seen": binary_cross_entropy_with_logits(raw.seen.float(), (keypoints[..., 2] == 2).float()),
+    }
+    total = sum((_WEIGHTS[name] * part for name, part in parts.items()), torch.zeros((), device=masks.device))
+    return total, {name: part.detach() for name, part in parts.items()}
+
+
+def measure(reading: Reading, scenes: renders.Scenes, symmetric: torch.Tensor) -> dict[str, float]:
+    """Shares of right answers on scenes whose truth is known.
+
+    Returns:
+        relation; relation_and_direction; each attribute; identity (one among 16 individuals of the same scenes);
+        keypoint_error, in picture widths, of those that are seen; mask_iou.
+    """
+    relation = torch.from_numpy(scenes.relation.all()).long()
+    looks = torch.from_numpy(scenes.individuals.all()).long()
+    pairs = [tuple(_individual(row) for row in pair) for pair in looks.tolist()]
+    reading = reading.map(lambda tensor: tensor.float().cpu())
+    slots = find_slots(reading, pairs)
+    right = reading.relation.argmax(1) == relation
+    directed = right & ((slots[:, 0] == 0) | symmetric.cpu()[relation])
+    found = {"relation": _mean(right), "relation_and_direction": _mean(directed)}
+    for at, name in enumerate(ATTRIBUTES):
+        told = getattr(reading, name).argmax(-1).gather(1, slots)
+        found[name] = _mean(told == looks[..., at])
+    rng = np.random.default_rng(0)
+    everyone = [one for pair in pairs for one in pair]
+    known = []
+    for k in range(2):
+        rows = []
+        for pair in pairs:
+            others = rng.choice(len(everyone), _CANDIDATES - 1, replace=False)
+            rows.append([pair[k], *(everyone[n] for n in others)])
+        chosen = identify(reading, slots[:, k], rows)
+        # Another candidate of the very same look is as right.
+        known.append(torch.tensor([_same(row[int(c)], row[0]) for row, c in zip(rows, chosen, strict=True)]))
+    found["identity"] = _mean(torch.cat(known))
+    keypoints = torch.from_numpy(scenes.keypoints.all())
+    told = reading.keypoints.gather(1, slots[:, :, None, None].expand_as(reading.keypoints))
+    far = (told[..., :2] - keypoints[..., :2]).norm(dim=-1)
+    found["keypoint_error"] = float(far[keypoints[..., 2] == 2].mean())
+    masks = torch.from_numpy(scenes.mask32.all()).float() / 255 > 0.5
+    maps = reading.maps.gather(1, slots[:, :, None, None].expand(-1, -1, MASK_SIZE, MASK_SIZE)) > 0.5
+    shared, either = (maps & masks).sum((-2, -1)), (maps | masks).sum((-2, -1)).clamp(min=1)
+    found["mask_iou"] = float((shared / either).mean())
+    return found
+
+
+def _individual(row: list[int]) -> Individual:
+    coats = tuple(COATS)
+    return Individual(SPECIES[row[0]], coats[row[1]], coats[row[2]], PATTERNS[row[3]])
+
+
+def _same(a: Individual, b: Individual) -> bool:
+    return (a.species, a.coat, a.second, a.pattern) == (b.species, b.coat, b.second, b.pattern)
+
+
+def _mean(right: torch.Tensor) -> float:
+    return float(right.float().mean())
+
+
+def build(config: PretrainConfig, device: torch.device) -> OraclePart:
+    """The part, with first weights from torch's own generator."""
+    return OraclePart(config, device)

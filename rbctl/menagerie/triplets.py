@@ -1,0 +1,175 @@
+"""Triplets out of the embedded world: scenes of relations and portraits of who is in them, every annotation exact."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rbctl.errors import InputError
+from rbctl.files import read_json, read_jsonl, write_json, write_png
+from rbctl.menagerie import Individual, Scene, compose, draw_individual, portrait, render
+from rbctl.progress import progress
+from rbctl.relations import Relation
+from rbctl.triplets import Triplet, TripletObject
+from rbctl.triplets.folder import METADATA, write
+from rbctl.triplets.keypoints import ABSENT
+from rbctl.triplets.masks import box_of
+
+DRAWN = "drawn.json"  # beside the triplets: what they were drawn from
+_VERSION = 1  # of what the same facts are drawn as
+_BATCH = 8  # scenes rendered at once: more need more memory and are no faster
+_SEEN = 0.01  # an individual shows at least this share of the picture, else the scene is composed anew
+_TRIES = 20
+
+
+def draw_triplets(
+    relation: Relation, count: int, seed: int, folder: Path, held_out: bool = False, size: int = 128
+) -> None:
+    """Render triplets of one relation into a folder in the native form; drawn already, they stay as they are.
+
+    Args:
+        seed: one seed gives the same triplets, and the first of many are those of few.
+        held_out: of individuals that no training shows.
+        size: side of the pictures in pixels.
+
+    Raises:
+        InputError: the world has no rules to draw the relation by, or the folder holds triplets not drawn here.
+    """
+    draw_scenes([relation], count, seed, folder, held_out, size)
+
+
+def draw_scenes(
+    relations: Sequence[Relation], count: int, seed: int, folder: Path, held_out: bool = False, size: int = 128
+) -> None:
+    """As ``draw_triplets``, of several relations in turn: scenes of what a model can do already, a prior set."""
+    for relation in relations:
+        check_drawable(relation)
+    facts = {
+        "relations": [relation.name for relation in relations],
+        "rules": zlib.crc32(repr(relations).encode()),
+        "count": count,
+        "seed": seed,
+        "held_out": held_out,
+        "size": size,
+        "version": _VERSION,
+    }
+    if not _make_room(folder, facts):
+        return
+    with tempfile.TemporaryDirectory() as name, progress(count, "drawing triplets", unit="triplet") as bar:
+        triplets = []
+        for number in range(count):
+            relation = relations[number % len(relations)]
+            rng = np.random.default_rng((seed, number, zlib.crc32(relation.name.encode())))
+            triplets.append(_draw(relation, rng, held_out, size, Path(name) / f"{number}-{relation.name}"))
+            bar.update()
+        write_json(folder / DRAWN, facts)
+        write(triplets, folder)
+
+
+def check_drawable(relation: Relation) -> None:
+    """Raises InputError when the world has no rules to draw the relation by."""
+    if relation.scene is None:
+        raise InputError(
+            f"relation {relation.name!r}: cannot be drawn; give triplets with --data, or add a 'scene:' to its YAML"
+        )
+
+
+def draw_group(relation: Relation, rng: np.random.Generator, held_out: bool = False) -> list[Individual]:
+    """As many individuals as the relation has roles, of different species: so that their names tell them apart."""
+    group: list[Individual] = []
+    while len(group) < len(relation.roles):
+        one = draw_individual(rng, held_out)
+        if one.species not in {other.species for other in group}:
+            group.append(one)
+    return group
+
+
+def spoken(relation: Relation, caption: str) -> str:
+    """The words of a caption that say the relation, the longest of its forms; its predicate where there are none."""
+    forms = sorted({relation.predicate, *relation.forms}, key=len, reverse=True)
+    found = (re.search(rf"(?<!\w){re.escape(form)}(?!\w)", caption, re.IGNORECASE) for form in forms)
+    return next((match[0] for match in found if match), relation.predicate)
+
+
+def pictures(scenes: Sequence[Scene], size: int) -> list[Image.Image]:
+    """Render scenes to pictures of ``size`` x ``size`` pixels."""
+    made: list[Image.Image] = []
+    for first in range(0, len(scenes), _BATCH):
+        made += _images(render(scenes[first : first + _BATCH], size).pictures)
+    return made
+
+
+def _make_room(folder: Path, facts: dict[str, Any]) -> bool:
+    """Whether there is anything to draw; triplets drawn here from other facts are dropped."""
+    metadata, drawn = folder / METADATA, folder / DRAWN
+    if not drawn.is_file():
+        if metadata.exists():
+            raise InputError(f"{folder}: other triplets lie here already; choose another folder, or remove this one")
+        return True
+    if metadata.is_file():
+        if read_json(drawn) == facts:
+            return False
+        rows = read_jsonl(metadata)
+        metadata.unlink()
+        for row in rows:
+            names = [row["file_name"], *(thing[part] for thing in row["objects"] for part in ("image", "mask"))]
+            for name in filter(None, names):
+                (folder / name).unlink(missing_ok=True)
+    return True
+
+
+def _draw(relation: Relation, rng: np.random.Generator, held_out: bool, size: int, stem: Path) -> Triplet:
+    """One triplet, its pictures under names that begin with ``stem``."""
+    group = draw_group(relation, rng, held_out)
+    alone = render([portrait(one, rng) for one in group], size)
+    for _ in range(_TRIES):
+        scene = compose(relation, group, rng)
+        drawn = render([scene], size)
+        visible = drawn.visible[0].cpu().numpy()
+        if visible.mean(axis=(1, 2)).min() >= _SEEN:
+            break
+    in_target, in_portraits = drawn.keypoints[0].cpu().numpy(), alone.keypoints[:, 0].cpu().numpy()
+    write_png(stem.with_suffix(".png"), *_images(drawn.pictures))
+    portraits = _images(alone.pictures)
+    objects = []
+    for k, (one, role) in enumerate(zip(group, relation.roles, strict=True)):
+        image, mask = stem.with_name(f"{stem.name}-{k}.png"), stem.with_name(f"{stem.name}-{k}-mask.png")
+        write_png(image, portraits[k])
+        write_png(mask, Image.fromarray(visible[k].astype(np.uint8) * 255))
+        objects.append(
+            TripletObject(
+                name=one.species,
+                role=role.name,
+                image=image,
+                mask=mask,
+                box=box_of(visible[k]),
+                target_keypoints=_inside(in_target[k]),
+                image_keypoints=_inside(in_portraits[k]),
+            )
+        )
+    return Triplet(
+        id=stem.name,
+        target=stem.with_suffix(".png"),
+        prompt=scene.caption,
+        predicate=spoken(relation, scene.caption),
+        objects=tuple(objects),
+    )
+
+
+def _inside(keypoints: np.ndarray) -> np.ndarray:
+    """(17, 3) rounded for a file; keypoints outside the picture are absent."""
+    xy = keypoints[:, :2]
+    inside = ((xy >= 0) & (xy <= 1)).all(axis=1) & (keypoints[:, 2] != ABSENT)
+    return np.where(inside[:, None], keypoints.round(5), 0).astype(np.float32)
+
+
+def _images(pixels: Any) -> list[Image.Image]:
+    """(B, 3, H, W) uint8 as pictures."""
+    return [Image.fromarray(np.ascontiguousarray(one)) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]

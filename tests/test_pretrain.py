@@ -1,0 +1,339 @@
+"""Pretraining: the loop, the drawn data, and every part that is built here for a few steps on a handful of scenes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from rbctl.bundle import catalogue
+from rbctl.bundle.load import load
+from rbctl.bundle.random_weights import write_random
+from rbctl.bundle.tokenizer import write_small_tokenizer
+from rbctl.bundle.vae import UnshuffleVAE, vae_class
+from rbctl.cli import main
+from rbctl.errors import InputError
+from rbctl.files import read_jsonl, read_safetensors, write_json
+from rbctl.plugins.pretrain import renders, unet
+from rbctl.plugins.pretrain.architecture import MINI, VAE
+from rbctl.plugins.pretrain.bundle import write_tokenizers
+from rbctl.plugins.pretrain.config import PARTS, PretrainConfig
+from rbctl.plugins.pretrain.loop import average_decay, draws, orthogonalised, rate, train
+from rbctl.plugins.pretrain.weights import write_network
+
+CPU = torch.device("cpu")
+SMALL = {"individuals": 6, "portraits": 2, "easy_scenes": 18, "all_scenes": 17, "shard": 9}
+
+
+class Toy:
+    """A part that learns to give back what is drawn; stops by force where it is told to."""
+
+    device, batch_size, learning_rate = CPU, 4, 1e-3
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Conv2d(2, 32, 3, padding=1), nn.Conv2d(32, 40, 3, padding=1), nn.SiLU(), nn.Conv2d(40, 2, 1)
+        )
+        self.net.to(memory_format=torch.channels_last)
+        self.stop_at, self.finished = stop_at, 0
+        self.previews: list[int] = []
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"net": self.net}
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[torch.Tensor, Mapping[str, Any]]:
+        if step == self.stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(4, 2, 5, 5, generator=generator)
+        loss = (self.net(x) - x).square().mean()
+        return loss, {"twice": 2 * loss.detach()}
+
+    def preview(self, folder: Path, step: int) -> Mapping[str, float]:
+        assert not self.net.training
+        self.previews.append(step)
+        return {"seen": 1.0}
+
+    def finish(self, folder: Path) -> None:
+        self.finished += 1
+        torch.save(self.net.state_dict(), folder / "final.pt")
+
+    def weights(self) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in self.net.parameters()])
+
+
+def trained(part: Toy, folder: Path, steps: int = 12, **changes: Any) -> torch.Tensor:
+    options: dict[str, Any] = {"minutes": None, "checkpoint_every": 5, "preview_every": 6, "seed": 3}
+    train(part, folder, steps=steps, **(options | changes))
+    return part.weights()
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    straight = trained(whole := Toy(), tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        trained(Toy(stop_at=8), tmp_path / "stopped")
+    resumed = trained(part := Toy(), tmp_path / "stopped")
+    assert torch.equal(straight, resumed)
+    finals = [torch.load(tmp_path / name / "final.pt") for name in ("straight", "stopped")]
+    assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])  # the averages too
+    assert (whole.previews, part.previews) == ([6, 12], [6, 12])
+    assert [row["step"] for row in read_jsonl(tmp_path / "stopped" / "metrics.jsonl")] == [6, 12, 12]
+    assert part.finished == 1
+
+
+def test_no_minutes_only_finishes(tmp_path: Path) -> None:
+    part = Toy()
+    before = part.weights().clone()
+    assert torch.equal(trained(part, tmp_path, minutes=0), before)
+    assert part.finished == 1
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    trained(Toy(), tmp_path)
+    other = Toy()
+    other.net.append(nn.Conv2d(2, 2, 1))
+    with pytest.raises(InputError, match="another network or optimizer"):
+        trained(other, tmp_path)
+
+
+def test_a_loss_that_is_no_number_is_told(tmp_path: Path) -> None:
+    part = Toy()
+    with torch.no_grad():
+        part.net[0].weight.fill_(float("nan"))  # type: ignore[operator, union-attr]
+    with pytest.raises(InputError, match="NaN by step 12"):
+        trained(part, tmp_path)
+
+
+def test_schedule_and_averages() -> None:
+    rates = [rate(step, 1000) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == rates[99] == rates[100] == 1.0
+    assert rates[-1] == pytest.approx(0.02, abs=1e-4)
+    assert average_decay(0) == pytest.approx(0.1)
+    assert average_decay(10**6) == 0.999
+
+
+def test_two_processes_hold_the_same_weights(tmp_path: Path) -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    code = (
+        "import sys, torch; from pathlib import Path; from tests.test_pretrain import Toy, trained\n"
+        "torch.save(trained(Toy(), Path(sys.argv[1])), sys.argv[2])\n"
+    )
+    processes = []
+    for number in range(2):
+        world = {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        command = [sys.executable, "-c", code, str(tmp_path / "run"), str(tmp_path / f"{number}.pt")]
+        root = Path(__file__).resolve().parents[1]
+        processes.append(subprocess.Popen(command, env={**os.environ, **world, "OMP_NUM_THREADS": "1"}, cwd=root))
+    assert [process.wait(120) for process in processes] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{number}.pt") for number in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, trained(Toy(), tmp_path / "alone"))  # the second process drew samples of its own
+    assert draws(3, 0, 0).initial_seed() != draws(3, 1, 0).initial_seed()
+
+
+def test_small_tokenizer(tmp_path: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    write_small_tokenizer(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer("An orange rabbit hugs a plain red fox", padding="max_length")["input_ids"]
+    assert (len(tokenizer), len(ids), ids[0], ids[-1]) == (4096, 32, 4094, 4095)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "an orange rabbit hugs a plain red fox"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder with a handful of renders and random encoders in the place of trained ones."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    renders.run(config(folder), CPU)
+    write_random(folder / "bundle", MINI, torch.Generator().manual_seed(0), torch.float16)
+    shutil.rmtree(folder / "bundle" / "unet")
+    (folder / "bundle" / "ms_adapter.safetensors").unlink()
+    write_tokenizers(folder / "bundle")
+    return folder
+
+
+def config(folder: Path, **changes: Any) -> PretrainConfig:
+    return PretrainConfig(**{"work": folder, **SMALL, **changes})
+
+
+def test_renders_are_what_the_scenes_say(work: Path) -> None:
+    scenes, portraits = renders.scenes(work / "renders", "easy"), renders.portraits(work / "renders")
+    plan = config(work)
+    assert (len(scenes), len(portraits), portraits.people) == (18, 12, 6)
+    assert scenes.pictures.shape == (18, 3, 128, 128)
+    assert scenes.mask32.shape == (18, 2, 32, 32)
+    assert len(scenes.captions) == 18
+    assert set(scenes.relation.all().tolist()) == set(range(len(plan.easy)))
+    people = renders.pool(plan)
+    for row in range(18):
+        for person, looks in zip(scenes.person[row], scenes.individuals[row], strict=True):
+            assert renders.indices(people[person]) == looks.tolist()
+            assert people[person].species in scenes.captions[row]
+    assert np.array_equal(portraits.person.all(), np.repeat(np.arange(6), 2))
+    assert np.array_equal(scenes.pictures[[17, 3]], scenes.pictures.all()[[17, 3]])
+    assert np.array_equal(scenes.pictures[-1], scenes.pictures[17])
+    x0, y0, x1, y1 = np.moveaxis(scenes.boxes.all(), -1, 0)
+    assert ((x0 < x1) & (y0 < y1)).all()
+
+
+def test_held_out_individuals_stand_in_no_other_scene(work: Path) -> None:
+    def looks(kind: str) -> set[tuple[int, ...]]:
+        return {tuple(i) for row in renders.scenes(work / "renders", kind).individuals.all().tolist() for i in row}
+
+    held_out = renders.scenes(work / "renders", "held_out")
+    assert not looks("held_out") & (looks("easy") | looks("all"))
+    assert held_out.portraits.shape == (len(held_out), 2, 3, 128, 128)
+    assert set(held_out.relation.all().tolist()) == set(range(len(renders.relations(work / "renders"))))
+
+
+def test_a_shard_is_the_same_whoever_renders_it(work: Path, tmp_path: Path) -> None:
+    renders.run(config(tmp_path, render_rank=1, render_world=2), CPU)
+    some = sorted((tmp_path / "renders").glob("*/*/*.npy"))
+    assert 0 < len(some) < len(list((work / "renders").glob("*/*/*.npy")))
+    for path in some:
+        assert np.array_equal(np.load(path), np.load(work / path.relative_to(tmp_path)))
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "renders").rglob("*.npy")}
+    renders.run(config(tmp_path), CPU)  # does what is missing
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert len(renders.scenes(tmp_path / "renders", "easy")) == 18
+    with pytest.raises(InputError, match="holds renders of other relations"):
+        renders.run(config(tmp_path, seed=1), CPU)
+
+
+def test_vae_is_loaded_as_any_other(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae = UnshuffleVAE.from_config({**VAE, "scaling_factor": 0.7}).eval()
+    pictures = torch.rand(2, 3, 64, 96) * 2 - 1
+    posterior = vae.encode(pictures).latent_dist
+    assert posterior.mean.shape == posterior.std.shape == posterior.sample().shape == (2, 4, 8, 12)
+    assert vae.decode(posterior.mean).sample.shape == pictures.shape
+    assert vae.decode(posterior.mean, return_dict=False)[0].shape == pictures.shape
+    vae.save_pretrained(tmp_path / "one")
+    write_network(tmp_path / "vae", {**VAE, "scaling_factor": 0.7}, vae.state_dict())
+    for name, tolerance in (("one", 0.0), ("vae", 2e-2)):  # the second in half precision
+        settings = json.loads((tmp_path / name / "config.json").read_text())
+        again = vae_class(settings, name).from_pretrained(tmp_path / name)
+        assert again.config.scaling_factor == 0.7
+        assert torch.allclose(again(pictures), vae(pictures), atol=tolerance)
+    with pytest.raises(InputError, match="_class_name is 'Other'"):
+        vae_class({"_class_name": "Other"}, "vae/config.json")
+
+
+def test_jittered_boxes_stay_boxes() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.5, 0.5, 0.52, 0.52], [0.2, 0.3, 0.6, 0.7]]).expand(200, 3, 4)
+    moved = unet.jittered(boxes, draws("boxes"))
+    assert float(moved.min()) >= 0
+    assert float(moved.max()) <= 1
+    assert float((moved[..., 2:] - moved[..., :2]).min()) > 0.05
+    assert float((moved[:, 2] - boxes[:, 2]).abs().max()) <= unet.JITTER + 1e-6
+
+
+def test_conditions_are_dropped_as_often_as_they_should(work: Path) -> None:
+    part = unet.build(config(work, unet_batch_size=500), CPU)
+    batches = [part.draw(draws("rates", number)) for number in range(40)]
+    no_text = np.array([[caption == "" for caption in b["captions"]] for b in batches]).flatten()
+    no_image = torch.cat([b["no_image"] for b in batches]).numpy()
+    no_grounding = torch.cat([b["no_grounding"] for b in batches]).float().mean()
+    assert np.mean(no_text & ~no_image) == pytest.approx(unet.NO_TEXT, abs=0.01)
+    assert np.mean(~no_text & no_image) == pytest.approx(unet.NO_IMAGE, abs=0.01)
+    assert np.mean(no_text & no_image) == pytest.approx(unet.NEITHER, abs=0.01)
+    assert float(no_grounding) == pytest.approx(unet.NO_GROUNDING, abs=0.01)
+    lengths = [b["tokens"].shape[2] for b in batches]
+    assert set(lengths) == {1 + 64, 1 + 64 + 16}
+    assert 0.05 < lengths.count(65) / len(lengths) < 0.6
+    timesteps = torch.cat([b["timesteps"] for b in batches])
+    assert (int(timesteps.min()), int(timesteps.max())) == (0, 999)
+    assert float(timesteps.float().mean()) == pytest.approx(499.5, abs=10)
+
+
+def test_image_prompts_reach_the_unet_and_zero_boxes_do_not(work: Path) -> None:
+    part = unet.build(config(work, unet_batch_size=4), CPU)
+    drawn = part.draw(draws(1))
+    embeds, pooled = part.bundle.encode_prompts(drawn["captions"])
+
+    def loss(tokens: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        adapter = part._adapter_tokens(tokens.flatten(0, 1), drawn["boxes"], part.phrases[drawn["species"]])
+        return part._denoising(
+            drawn["latents"], drawn["noise"], drawn["timesteps"], embeds, pooled, adapter, boxes
+        ).detach()
+
+    swapped = drawn["tokens"].flip(1)
+    assert not torch.equal(loss(drawn["tokens"], drawn["boxes"]), loss(swapped, drawn["boxes"]))
+    nowhere = torch.zeros_like(drawn["boxes"])
+    assert torch.equal(loss(drawn["tokens"], nowhere), loss(swapped, nowhere))
+
+
+@pytest.mark.slow
+def test_parts_run_and_make_a_bundle(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tmp_path / "few.yaml"
+    steps = {f"{part}_steps": 3 for part in ("vae", "unet")} | {"vae_batch_size": 4, "unet_batch_size": 2}
+    write_json(recipe, {"pretrain": {"work": str(work), "preview_every": 3, **SMALL, **steps}})  # YAML holds JSON
+
+    def pretrain(*parts: str) -> Any:
+        return CliRunner().invoke(main, ["pretrain", *parts, "--recipe", str(recipe)], catch_exceptions=False)
+
+    for part in ("vae", "unet"):
+        assert pretrain(part).exit_code == 0
+        assert (work / part / "previews" / "step-000003.png").is_file()
+        (*_, last) = read_jsonl(work / part / "metrics.jsonl")
+        assert last["step"] == 3
+    weights, _ = read_safetensors(work / "bundle" / "vae" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+
+    spec = dataclasses.replace(catalogue.CATALOGUE["mini"], packaged=tmp_path / "package" / "mini")
+    monkeypatch.setitem(catalogue.CATALOGUE, "mini", spec)
+    absent = CliRunner().invoke(main, ["models", "list"])
+    assert "mini: not here; install rbctl again" in absent.stdout
+    with pytest.raises(InputError, match="'mini' is not whole in this installation"):
+        catalogue.resolve("mini")
+    made = pretrain("bundle")
+    assert made.exit_code == 0, made.stderr
+    assert "mini: complete" in CliRunner().invoke(main, ["models", "list"]).stdout
+    assert CliRunner().invoke(main, ["models", "verify", "mini"]).exit_code == 0
+    assert "nothing to pull" in CliRunner().invoke(main, ["models", "pull", "mini"]).stdout
+    refused = CliRunner().invoke(main, ["models", "import", "mini", "--base", str(tmp_path)])
+    assert refused.exit_code == 2
+    bundle = load("mini", CPU, torch.float32)
+    assert (bundle.name, bundle.resolution, bundle.latent_scale) == ("mini", 128, 8)
+    assert bundle.training_schedule()[1] == "v_prediction"
+    assert not list((tmp_path / "package").glob(".mini*"))
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    def told(*arguments: str) -> str:
+        result = CliRunner().invoke(main, ["pretrain", *arguments, "--work", str(tmp_path)])
+        assert result.exit_code == 2
+        assert len(result.stderr.splitlines()) == 1
+        return result.stderr
+
+    assert "no part 'vea'; did you mean 'vae'?" in told("vea")
+    assert "no renders yet; make them with 'rbctl pretrain renders'" in told("vae")
+    assert "make it with 'rbctl pretrain vae'" in told("unet")
+    assert "either learnt or held out" in told("--easy", "ride", "--held-out", "ride")
+    assert set(PARTS) == {"renders", "vae", "clip", "oracle", "dino", "unet", "bundle"}
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 48), (3, 32, 288), (1, 160, 32)])
+def test_orthogonal_steps(shape: tuple[int, int, int]) -> None:
+    moves = orthogonalised(torch.randn(shape, generator=draws(*shape)))
+    sizes = torch.linalg.svdvals(moves)
+    assert moves.shape == shape
+    assert 0.5 < float(sizes.quantile(0.1)) <= float(sizes.max()) < 1.3
