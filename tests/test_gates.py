@@ -232,6 +232,7 @@ def test_sections_are_added_and_those_of_another_bundle_dropped(tmp_path: Path) 
     assert list(results.store(path, {"bundle": "b"}, "vae", gates)["sections"]) == ["vae"]
 
 
+@pytest.mark.slow
 def test_the_whole_road_on_random_weights(tiny_bundle: Path, tmp_path: Path) -> None:
     """Only the road: nothing is learnt in two steps, and a random oracle knows nothing."""
     names = (*read_yaml(find_recipe("mini"))["pretrain"]["easy"], "ride")

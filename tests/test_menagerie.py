@@ -38,7 +38,10 @@ def _scene(name: str, seed: int = 0, **options: str):
 
 
 def test_there_is_enough_to_tell_apart():
-    assert len(SPECIES) >= 10 and len(COATS) >= 12 and len(PATTERNS) == 4 and len(BACKGROUNDS) >= 4
+    assert len(SPECIES) >= 10
+    assert len(COATS) >= 12
+    assert len(PATTERNS) == 4
+    assert len(BACKGROUNDS) >= 4
     assert len(DRAWN) >= 16
 
 
@@ -47,8 +50,10 @@ def test_a_relation_is_drawn_inside_the_frame_with_both_individuals_seen(name):
     rendering = render([_scene(name, seed) for seed in range(4)])
     boxes = rendering.boxes
     assert boxes.shape == (4, 2, 4)
-    assert (boxes[..., 0] > 0).all() and (boxes[..., 3] < 1).all()  # not cut off by the frame
-    assert (boxes[..., 1] > 0).all() and (boxes[..., 2] < 1).all()
+    assert (boxes[..., 0] > 0).all()
+    assert (boxes[..., 3] < 1).all()
+    assert (boxes[..., 1] > 0).all()
+    assert (boxes[..., 2] < 1).all()
     shares = rendering.visible.float().mean((-1, -2))
     assert (shares > 0.01).all(), shares
     assert not (rendering.visible[:, 0] & rendering.visible[:, 1]).any()  # a pixel shows one individual
@@ -114,10 +119,12 @@ def test_keypoints_lie_on_the_animal_and_hidden_ones_are_known():
 def test_left_and_right_follow_the_side_that_shows():
     figure = build(draw_individual(_rng()), poses()["stand"], _rng(1))
     points, far = keypoints(figure)
-    assert far[5:8].all() and not far[8:11].any()  # facing right: the left limbs are far
+    assert far[5:8].all()
+    assert not far[8:11].any()
     figure.mirror()
     turned, far = keypoints(figure)
-    assert not far[5:8].any() and far[8:11].all()
+    assert not far[5:8].any()
+    assert far[8:11].all()
     assert np.allclose(turned[5:8, 0], -points[8:11, 0])  # the near limb stays near, and is a left one now
 
 
@@ -140,7 +147,9 @@ def test_held_out_individuals_never_meet_the_others():
     rng = _rng()
     trained = {dataclasses.astuple(draw_individual(rng))[:4] for _ in range(500)}
     unseen = {dataclasses.astuple(draw_individual(rng, held_out=True))[:4] for _ in range(500)}
-    assert trained and unseen and not trained & unseen
+    assert trained
+    assert unseen
+    assert not trained & unseen
     one = draw_individual(rng)
     assert Individual.from_json(one.to_json()) == one
 
@@ -156,10 +165,7 @@ def test_a_pattern_shows_its_second_coat():
 
 def test_each_species_has_a_shape_of_its_own():
     masks = torch.stack(
-        [
-            render([portrait(Individual(name, "red", "red", "plain"), _rng(11))]).full[0, 0].float()
-            for name in SPECIES
-        ]
+        [render([portrait(Individual(name, "red", "red", "plain"), _rng(11))]).full[0, 0].float() for name in SPECIES]
     )
     for i in range(len(SPECIES)):
         for j in range(i):

@@ -223,7 +223,7 @@ def test_vae_is_loaded_as_any_other(tmp_path: Path) -> None:
     vae = UnshuffleVAE.from_config({**VAE, "scaling_factor": 0.7}).eval()
     pictures = torch.rand(2, 3, 64, 96) * 2 - 1
     posterior = vae.encode(pictures).latent_dist
-    assert posterior.mean.shape == posterior.std.shape == posterior.sample().shape == (2, 4, 8, 12)
+    assert posterior.mean.shape == posterior.std.shape == posterior.sample().shape == (2, 4, 16, 24)
     assert vae.decode(posterior.mean).sample.shape == pictures.shape
     assert vae.decode(posterior.mean, return_dict=False)[0].shape == pictures.shape
     vae.save_pretrained(tmp_path / "one")

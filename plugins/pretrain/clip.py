@@ -33,6 +33,8 @@ from rbctl.plugins.pretrain.weights import halved, write_network
 from rbctl.relations import Relation, load_relation
 
 UNTOLD = -1  # of a look that a text does not speak of
+_SIDE: Any = CLIP_VISION["image_size"]  # in pixels
+_PATCH: Any = CLIP_VISION["patch_size"]
 _COATS, _PLACES = tuple(COATS), tuple(PLACES.values())
 _LIKE = {"plain": "plain", "spots": "spotted", "stripes": "striped", "patches": "patchy"}
 _KEPT = 40  # of 64 patches, while ``_THINNED`` of the training lasts: two thirds of the time, hardly less is learnt
@@ -320,11 +322,9 @@ class ClipPart:
         pixels, looks, relation, background, texts, wrong = self._batch(rng)
         kept = None
         if step < _THINNED * self.steps:
-            order = torch.rand(
-                len(pixels), (CLIP_VISION["image_size"] // CLIP_VISION["patch_size"]) ** 2, generator=generator
-            )
+            order = torch.rand(len(pixels), (_SIDE // _PATCH) ** 2, generator=generator)
             kept = order.argsort(1)[:, :_KEPT].to(self.device)
-        unique = list({said: None for said in (*texts, *wrong)})
+        unique = list(dict.fromkeys((*texts, *wrong)))
         place = {said: number for number, said in enumerate(unique)}
         own = torch.tensor([place[said] for said in texts], device=self.device)
         true = torch.from_numpy(true_of(unique, looks, relation, background, self.symmetric)).to(self.device)
@@ -343,8 +343,8 @@ class ClipPart:
         scenes = np.concatenate((crops[:, 0], whole))
         pictures = np.concatenate((self.portraits.pictures[rows], self.scenes.pictures[scenes]))
         boxes = np.tile(np.array((0.0, 0.0, 1.0, 1.0), np.float32), (self.batch_size, 1))
-        for at, (scene, role) in enumerate(crops, alone):
-            boxes[at] = square(self.boxes[scene, role], float(rng.uniform(0.0, 0.3)))
+        for row, (scene, role) in enumerate(crops, alone):
+            boxes[row] = square(self.boxes[scene, role], float(rng.uniform(0.0, 0.3)))
         for at in np.flatnonzero(rng.random(half) < _CLOSE):
             boxes[at] = _part(boxes[at], rng)
         # Whom a picture shows: in a crop the other one may be seen too, so a text on it is no negative.
@@ -365,7 +365,7 @@ class ClipPart:
             torch.from_numpy(pictures).to(self.device),
             torch.from_numpy(boxes).to(self.device),
             flip,
-            CLIP_VISION["image_size"],
+            _SIDE,
         )
         return pixels, looks, relation, background, texts, wrong
 
@@ -401,7 +401,7 @@ class ClipPart:
             # Every species x every value: one pass over the table answers both.
             table = np.zeros((len(SPECIES), sizes()[part], 4), int)
             table[..., 0], table[..., part] = np.arange(len(SPECIES))[:, None], np.arange(sizes()[part])[None]
-            names = [_article(describe(look, words)[0]) for look in table.reshape(-1, 4)]
+            names = [_article(describe(look, words)[0]) for look in table.reshape(-1, 4).tolist()]
             scores = (portraits @ self.embed_texts(names).T).unflatten(1, table.shape[:2]) * self.temperature()
             found[name] = _share(scores.logsumexp(1).argmax(1), looks[:, part])
             if name == "coat":
@@ -432,7 +432,7 @@ class ClipPart:
         for lot in np.array_split(pictures, max(1, len(pictures) // 64)):
             boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=self.device).expand(len(lot), 4)
             flip = torch.zeros(len(lot), dtype=torch.bool, device=self.device)
-            pixels = cut(torch.from_numpy(lot).to(self.device), boxes, flip, CLIP_VISION["image_size"])
+            pixels = cut(torch.from_numpy(lot).to(self.device), boxes, flip, _SIDE)
             parts.append(normalize(thinned_embedding(self.vision, pixels, None).float(), dim=-1))
         return torch.cat(parts)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn.functional import log_softmax, normalize
 
 from rbctl.plugins.pretrain import renders
@@ -93,6 +93,16 @@ def distillation_loss(student: list[torch.Tensor], teacher: list[torch.Tensor], 
     return torch.stack(costs).mean()
 
 
+class Centre(nn.Module):
+    """Running mean of the teacher's logits."""
+
+    value: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.zeros(_PROTOTYPES))
+
+
 class DinoPart:
     """See :class:`rbctl.plugins.pretrain.loop.Part`."""
 
@@ -106,8 +116,8 @@ class DinoPart:
         self.shown = np.argwhere(self.scenes.mask32.all().mean((-2, -1)) / 255 > _LEAST_SEEN)
         self.student = Student().to(device)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.centre = nn.Module()
-        self.centre.register_buffer("value", torch.zeros(_PROTOTYPES, device=device))
+        self.centre = Centre().to(device)
+        self.plain = (self.student.head.prototypes.weight,)  # their lengths mean nothing
 
     def modules(self) -> dict[str, nn.Module]:
         # The teacher has buffers in place of parameters in a checkpoint, so it hands its tensors out as such.
@@ -119,9 +129,7 @@ class DinoPart:
             self._follow()
         first, second = self._pictures(rng)
         views = [self._view(rng, source, _GLOBAL_SHARE, _GLOBAL) for source in (first, second)]
-        local = [
-            self._view(rng, (first, second)[k % 2], _LOCAL_SHARE, _LOCAL, colour=False) for k in range(_LOCALS)
-        ]
+        local = [self._view(rng, (first, second)[k % 2], _LOCAL_SHARE, _LOCAL, colour=False) for k in range(_LOCALS)]
         with torch.no_grad():
             teacher = list(self.teacher(torch.cat(views)).float().chunk(2))
         student = [*self.student(torch.cat(views)).float().chunk(2)]
@@ -129,6 +137,10 @@ class DinoPart:
         loss = distillation_loss(student, teacher, self.centre.value)
         with torch.no_grad():
             mean = torch.cat(teacher).mean(0)
+            if distributed.is_initialized():  # one centre for all processes
+                mean = mean.cpu() / distributed.get_world_size()
+                distributed.all_reduce(mean)
+                mean = mean.to(self.device)
             self.centre.value.lerp_(mean, 1 - _CENTRE)
             chosen = ((torch.cat(teacher) - self.centre.value) / _TEACHER).softmax(-1).mean(0)
             used = (-(chosen * chosen.clamp(min=1e-9).log()).sum()).exp()  # collapsed where this falls to 1
@@ -141,7 +153,7 @@ class DinoPart:
             teacher.lerp_(student, 1 - _MOMENTUM)
 
     def _pictures(self, rng: np.random.Generator) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-        """Two pictures of each individual with the window that shows it: (pictures (B, 3, H, W), boxes (B, 4)) twice."""
+        """Twice (pictures (B, 3, H, W), boxes (B, 4)) of the same individuals; the boxes show them."""
         each = self.portraits.per_person
         cut_out = self.batch_size // 4
         people = rng.integers(self.portraits.people, size=self.batch_size - cut_out)

@@ -177,27 +177,40 @@ class _State:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        shapes: dict[tuple[int, int], list[str]] = {}
-        for name in self.momenta:
+        moves = self._moves()
+        for name, move in moves.items():
             p = self.parameters[name]
-            shapes.setdefault((p.shape[0], p[0].numel()), []).append(name)
-        for (rows, columns), names in shapes.items():
-            gradients = [g for name in names if (g := self.parameters[name].grad) is not None]
-            momenta = [self.momenta[name] for name in names]
-            torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
-            ahead = torch.stack([g.lerp(m, _MOMENTUM).flatten(1) for g, m in zip(gradients, momenta, strict=True)])
-            size = _ORTHOGONAL_STEP * learning_rate * max(rows, columns) ** 0.5
-            for name, move in zip(names, orthogonalised(ahead), strict=True):
-                p = self.parameters[name]
-                p.mul_(1 - _DECAY * learning_rate).sub_(move.view(p.shape), alpha=size)
+            size = _ORTHOGONAL_STEP * learning_rate * max(p.shape[0], p[0].numel()) ** 0.5
+            p.mul_(1 - _DECAY * learning_rate).sub_(move.view(p.shape), alpha=size)
         self.gradient.zero_()
+
+    def _moves(self) -> dict[str, torch.Tensor]:
+        """The orthogonal steps by name; processes share their making, else a quarter of a training step."""
+        names = list(self.momenta)
+        gradients = [g for name in names if (g := self.parameters[name].grad) is not None]
+        momenta = [self.momenta[name] for name in names]
+        torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
+        flat = torch.zeros(sum(m.numel() for m in momenta), device=self.gradient.device)
+        moves = dict(zip(names, flat.split([m.numel() for m in momenta]), strict=True))
+        mine: dict[tuple[int, int], list[int]] = {}
+        for number in sorted(range(len(names)), key=lambda k: (momenta[k].numel(), names[k]))[rank() :: world_size()]:
+            m = momenta[number]
+            mine.setdefault((m.shape[0], m[0].numel()), []).append(number)
+        for numbers in mine.values():
+            ahead = torch.stack([gradients[k].lerp(momenta[k], _MOMENTUM).flatten(1) for k in numbers])
+            for k, move in zip(numbers, orthogonalised(ahead), strict=True):
+                moves[names[k]].copy_(move.flatten())
+        if distributed.is_initialized():
+            _summed(flat)
+        return moves
 
     def buffers(self) -> dict[str, torch.Tensor]:
         return {f"{prefix}.{name}": b for prefix, m in self.modules.items() for name, b in m.named_buffers()}
 
     @torch.no_grad()
     def average(self, step: int) -> None:
-        averages, parameters = list(self.averages.values()), list(self.parameters.values())
+        averages: list[torch.Tensor] = list(self.averages.values())
+        parameters: list[torch.Tensor] = list(self.parameters.values())
         torch._foreach_lerp_(averages, parameters, 1 - average_decay(step))
 
     @contextlib.contextmanager
@@ -324,7 +337,8 @@ def _train(
                 loss, told = part.loss(step, draws(seed, rank(), step))
             loss.backward()
             if ranks > 1:
-                _average_gradient(state.gradient, ranks)
+                _summed(state.gradient)
+                state.gradient /= ranks
             norm = state.gradient.norm()
             state.gradient.div_(norm.clamp(min=1.0))
             state.step(part.learning_rate * rate(step, steps))
@@ -362,14 +376,14 @@ def _train(
         raise KeyboardInterrupt
 
 
-def _average_gradient(gradient: torch.Tensor, ranks: int) -> None:
-    if gradient.device.type == "cpu":
-        distributed.all_reduce(gradient)
-        gradient /= ranks
+def _summed(values: torch.Tensor) -> None:
+    """Sum over processes, in place."""
+    if values.device.type == "cpu":
+        distributed.all_reduce(values)
         return
-    shared = gradient.cpu()
+    shared = values.cpu()
     distributed.all_reduce(shared)
-    gradient.copy_(shared / ranks)
+    values.copy_(shared)
 
 
 def _anywhere(flag: bool, ranks: int) -> bool:

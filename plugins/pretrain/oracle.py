@@ -122,7 +122,8 @@ class OraclePart:
         names = renders.relations(folder)
         self.symmetric = torch.tensor([load_relation(name).symmetric for name in names], device=device)
         symmetric = tuple(name for name in names if load_relation(name).symmetric)
-        self.oracle = Oracle(OracleConfig(tuple(names), symmetric)).to(device, memory_format=torch.channels_last)
+        self.oracle = Oracle(OracleConfig(tuple(names), symmetric)).to(device)
+        self.oracle.to(memory_format=torch.channels_last)
         vae = self.bundle / "vae"
         self.vae = None
         if (vae / "config.json").is_file():

@@ -6,7 +6,7 @@ unshuffling, so all convolutions work at a quarter of the side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ class _Block(nn.Module):
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]  # it has one
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.first(nn.functional.silu(x))
@@ -94,7 +94,7 @@ class UnshuffleVAE(ModelMixin, ConfigMixin):
 _KINDS = {kind.__name__: kind for kind in (AutoencoderKL, UnshuffleVAE)}
 
 
-def vae_class(config: dict[str, Any], where: object) -> Any:
+def vae_class(config: Mapping[str, Any], where: object) -> Any:
     """The class that ``vae/config.json`` names; without a name AutoencoderKL.
 
     Args:

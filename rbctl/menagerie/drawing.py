@@ -105,9 +105,9 @@ def _union(parts: torch.Tensor, x: torch.Tensor, y: torch.Tensor, smooth: torch.
 
 
 _COUNTS = {"far": 4, "tail": 2, "body": 2, "hind": 3, "crown": 3, "head": 4, "front": 2}
-_PROGRAMS = {
-    1: tuple((0, name, False) for name in LAYERS),
-    # (figure from back to front, layer, only where the flag is set / not set): see Scene.straddle and Scene.embrace
+# (figure from back to front, layer, only where the flag is set / not set): see Scene.straddle and Scene.embrace
+_PROGRAMS: dict[int, tuple[tuple[int, str, str], ...]] = {
+    1: tuple((0, name, "") for name in LAYERS),
     2: (
         (0, "far", ""),
         (1, "far", "straddle"),
@@ -145,8 +145,7 @@ def paint(
     full = [torch.zeros(b, size, size, device=parts.device) for _ in range(n)]
 
     for k in range(n):  # soft shadows on the ground, under everything
-        t = traits[:, k]
-        middle, scale = t[:, -1, None, None], t[:, 9, None, None]
+        middle, scale = traits[:, k, -1, None, None], traits[:, k, 9, None, None]
         feet = parts[:, k, (0, 3)].flatten(1, 2)
         low = torch.where(feet[..., 4] > 0, torch.maximum(feet[..., 1] + feet[..., 4], feet[..., 3] + feet[..., 5]), 0)
         floor = ground[:, 20, None, None] if n > 1 else low.amax(1)[:, None, None]
@@ -241,8 +240,8 @@ def _face(
         colour: Sequence[Any] = ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), _PUPIL, _PUPIL, t[19:22])[k]
         if k < 2:  # a thin dark ring round the white of an eye, which white animals need
             ring = (0.5 - (distance - 0.018 * t[9]) / pixel).clamp(0, 1)
-            rgb = [_mix(c, _PUPIL[i], ring * 0.8) for i, c in enumerate(rgb)]
-        rgb = [_mix(c, colour[i], alpha) for i, c in enumerate(rgb)]
+            rgb = [c + (_PUPIL[i] - c) * ring * 0.8 for i, c in enumerate(rgb)]
+        rgb = [c + (colour[i] - c) * alpha for i, c in enumerate(rgb)]
     return rgb
 
 
@@ -256,7 +255,7 @@ def pack(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
         if scene.background == STUDIO:
             rest = [2.0, 0.0, 0.0, 0.5, 0.5, 1 - floor, 0.0]
         else:
-            rest = [1 - scene.horizon, *scene.hills[:2], scene.sun[0], 1 - scene.sun[1], 1 - floor, 1.0]
+            rest = [1 - scene.horizon, *scene.hills, scene.sun[0], 1 - scene.sun[1], 1 - floor, 1.0]
         flags = [float(scene.straddle), float(scene.embrace)]
         rows.append((np.stack([p for p, _ in packed]), np.stack([q for _, q in packed]), flags, [*place, *rest]))
     parts, traits, flags_, ground = (np.array(column, dtype=np.float32) for column in zip(*rows, strict=True))

@@ -116,12 +116,13 @@ class Reading:
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Reading:
         """The same with every tensor changed."""
-        return dataclasses.replace(self, **{name: change(tensor) for name, tensor in self._tensors().items()})
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self._tensors().items()}
+        return dataclasses.replace(self, **changed)
 
     def turned(self, which: torch.Tensor) -> Reading:
         """Roles exchanged in the pictures where ``which`` (B,) bool is set."""
         names = ("maps", *ATTRIBUTES, "keypoints")
-        changed = {}
+        changed: dict[str, Any] = {}
         for name in names:
             tensor = getattr(self, name)
             mask = which.view(-1, *[1] * (tensor.ndim - 1))
@@ -132,7 +133,7 @@ class Reading:
     def cat(readings: Sequence[Reading]) -> Reading:
         """Several readings as one."""
         names = readings[0]._tensors()
-        joined = {name: torch.cat([getattr(reading, name) for reading in readings]) for name in names}
+        joined: dict[str, Any] = {name: torch.cat([getattr(reading, name) for reading in readings]) for name in names}
         return dataclasses.replace(readings[0], **joined)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
@@ -375,9 +376,11 @@ def load_oracle(folder: Path, device: torch.device | str = "cpu") -> Oracle:
     names = {f.name for f in dataclasses.fields(OracleConfig)}
     if not isinstance(content, dict) or not {"relations", "symmetric"} <= content.keys():
         raise InputError(f"{path}: not the configuration of an oracle; make one with 'rbctl pretrain oracle'")
-    values = {name: value for name, value in content.items() if name in names}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name in names
+    }
     try:
-        oracle = Oracle(OracleConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
+        oracle = Oracle(OracleConfig(**values))
         oracle.load_state_dict({name: t.float() for name, t in read_safetensors(path.with_name(_WEIGHTS))[0].items()})
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: does not fit its weights ({str(error).splitlines()[0]})") from error

@@ -47,7 +47,7 @@ class Scene:
         order: role numbers from back to front.
         straddle: the front figure's far limbs lie behind the other figure.
         embrace: the back figure's near front limb lies over the front figure.
-        horizon, seed_of_hills: of the background.
+        horizon, hills, sun: its height, the phases of its two waves, and where the sun or moon stands.
     """
 
     individuals: tuple[Individual, ...]
@@ -59,7 +59,7 @@ class Scene:
     straddle: bool = False
     embrace: bool = False
     horizon: float = 0.35
-    hills: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    hills: tuple[float, float] = (0.0, 0.0)
     sun: tuple[float, float] = (0.7, 0.85)
 
     def keypoints(self) -> np.ndarray:
@@ -220,7 +220,7 @@ def compose(
         straddle=rule.straddle,
         embrace=rule.embrace,
         horizon=bottom + float(rng.uniform(0.10, 0.24)),
-        hills=tuple(float(v) for v in rng.uniform(0, 6.28, 3)),
+        hills=(float(rng.uniform(0, 6.28)), float(rng.uniform(0, 6.28))),
         sun=(float(rng.uniform(0.12, 0.88)), float(rng.uniform(0.84, 0.92))),
     )
 
