@@ -207,6 +207,20 @@ def test_true_scenes_touch_and_parted_ones_do_not(name: str) -> None:
     assert np.median(near) < limit + 0.01 < min(parted)
 
 
+def test_a_limit_may_hold_the_error_of_who_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    relation, oracle = load_relation("shake_hands"), small()
+    read = oracle.read
+
+    def far_off(pictures: torch.Tensor) -> Reading:
+        told = read(pictures)
+        points = torch.rand(told.keypoints.shape, generator=torch.Generator().manual_seed(0))
+        return dataclasses.replace(told, keypoints=points)
+
+    monkeypatch.setattr(oracle, "read", far_off)
+    assert contact_limit(relation, oracle, count=4) > contact_limit(relation, count=20) + 0.1
+    assert contact_limit(relation, count=20) == contact_limit(relation, count=20)
+
+
 def test_a_relation_without_contacts_has_no_distance() -> None:
     assert contact_distance(reading("chase", (CAT, FOX)), load_relation("chase")).isnan().all()
     assert np.isnan(contact_limit(load_relation("chase")))

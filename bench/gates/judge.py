@@ -83,7 +83,7 @@ class Judge:
         score = oracle.relation_score(reading, relation, groups)
         asked = score.slots if relation.symmetric else torch.arange(2).expand(len(cases), 2)
         if relation.name not in self._limits:
-            self._limits[relation.name] = oracle.contact_limit(relation)
+            self._limits[relation.name] = oracle.contact_limit(relation, self.oracle)
         contact = score.contact.double().numpy()
         touching = np.where(np.isnan(contact), np.nan, contact <= self._limits[relation.name])
         direction = score.direction.double().numpy()

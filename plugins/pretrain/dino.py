@@ -1,8 +1,8 @@
 """Part ``dino``: a second image encoder, trained without words, for evaluation alone.
 
 Self-distillation as in DINO: a student that sees crops predicts what an averaged teacher says of the two largest
-views. Half the time these are of two portraits of one individual, else of one picture (a portrait, or an individual cut
-out of a scene): so it learns to tell individuals by what stays from picture to picture.
+views. These are of one portrait, of two portraits of one individual, or of its portrait and of itself cut out of a
+scene: so it learns to tell individuals by what stays from picture to picture, whatever they do.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _GLOBAL_SHARE, _LOCAL_SHARE = (0.75, 1.0), (0.4, 0.7)  # sides of the views, of 
 _PROTOTYPES, _BOTTLENECK = 512, 64
 _STUDENT, _TEACHER = 0.1, 0.05  # temperatures
 _CENTRE = 0.9
-_MOMENTUM = 0.992
-_SAME_PERSON = 0.5
+_MOMENTUM = 0.985
+_FROM_SCENES, _TWO_PORTRAITS = 0.5, 0.25  # shares of a batch; the rest is two views of one portrait
 _CANDIDATES = 16
 _LEAST_SEEN = 0.02
 
@@ -112,8 +112,9 @@ class DinoPart:
         self.bundle = config.work / "bundle"
         self.scenes, self.portraits = renders.scenes(folder, "all"), renders.portraits(folder)
         self.unseen = renders.scenes(folder, "held_out")
-        self.boxes = self.scenes.boxes.all()
-        self.shown = np.argwhere(self.scenes.mask32.all().mean((-2, -1)) / 255 > _LEAST_SEEN)
+        self.boxes, self.people = self.scenes.boxes.all(), self.scenes.person.all()
+        seen = self.scenes.mask32.all().mean((-2, -1)) / 255 > _LEAST_SEEN
+        self.shown = np.argwhere(seen & (self.people < self.portraits.people))  # others' portraits are not drawn yet
         self.student = Student().to(device)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.centre = Centre().to(device)
@@ -152,24 +153,25 @@ class DinoPart:
         for teacher, student in pairs:
             teacher.lerp_(student, 1 - _MOMENTUM)
 
-    def _pictures(self, rng: np.random.Generator) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    def _pictures(self, rng: np.random.Generator) -> tuple[tuple[torch.Tensor, np.ndarray], ...]:
         """Twice (pictures (B, 3, H, W), boxes (B, 4)) of the same individuals; the boxes show them."""
-        each = self.portraits.per_person
-        cut_out = self.batch_size // 4
-        people = rng.integers(self.portraits.people, size=self.batch_size - cut_out)
-        one = people * each + rng.integers(each, size=len(people))
-        other = people * each + rng.integers(each, size=len(people))
-        other = np.where(rng.random(len(people)) < _SAME_PERSON / 0.75, other, one)
+        each, count = self.portraits.per_person, self.batch_size
+        cut_out, two = round(count * _FROM_SCENES), round(count * _TWO_PORTRAITS)
         crops = self.shown[rng.integers(len(self.shown), size=cut_out)]
-        whole = np.tile(np.array((0.0, 0.0, 1.0, 1.0), np.float32), (len(people), 1))
-        boxes = [square(self.boxes[scene, role], 0.1) for scene, role in crops]
-        windows = np.concatenate((whole, np.array(boxes, np.float32).reshape(-1, 4)))
-        scenes = self.scenes.pictures[crops[:, 0]]
-        first, second = (
-            torch.from_numpy(np.concatenate((self.portraits.pictures[rows], scenes))).to(self.device)
-            for rows in (one, other)
+        people = np.concatenate(
+            (self.people[crops[:, 0], crops[:, 1]], rng.integers(self.portraits.people, size=count - cut_out))
         )
-        return (first, windows), (second, windows)
+        one, other = (people * each + rng.integers(each, size=count) for _ in range(2))
+        other[cut_out + two :] = one[cut_out + two :]
+        frames = np.tile(np.array((0.0, 0.0, 1.0, 1.0), np.float32), (count, 1))
+        windows = frames.copy()
+        for row, (scene, role) in enumerate(crops):
+            windows[row] = square(self.boxes[scene, role], 0.1)
+        first = self.portraits.pictures[one]
+        second = np.concatenate((self.scenes.pictures[crops[:, 0]], self.portraits.pictures[other[cut_out:]]))
+        return tuple(
+            (torch.from_numpy(rows).to(self.device), boxes) for rows, boxes in ((first, frames), (second, windows))
+        )
 
     def _view(
         self,

@@ -417,12 +417,16 @@ class _Stop:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """SIGINT and SIGTERM end the run after the current step, with a checkpoint; a second one ends it at once."""
-    stop = _Stop()
+    """SIGINT and SIGTERM end the run after the current step, with a checkpoint; the same one again ends it at once.
+
+    Ctrl-C under torchrun brings one of each: its own to every process, then torchrun's SIGTERM.
+    """
+    stop, seen = _Stop(), set()
 
     def handle(number: int, _frame: Any) -> None:
-        if stop.requested:
+        if number in seen:
             raise KeyboardInterrupt
+        seen.add(number)
         stop.requested = True
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -224,8 +224,7 @@ def measure(reading: Reading, scenes: renders.Scenes, symmetric: torch.Tensor) -
     directed = right & ((slots[:, 0] == 0) | symmetric.cpu()[relation])
     found = {"relation": _mean(right), "relation_and_direction": _mean(directed)}
     for at, name in enumerate(ATTRIBUTES):
-        told = getattr(reading, name).argmax(-1).gather(1, slots)
-        found[name] = _mean(told == looks[..., at])
+        found[name] = _mean(getattr(reading, name).argmax(-1).gather(1, slots) == looks[..., at])
     rng = np.random.default_rng(0)
     everyone = [one for pair in pairs for one in pair]
     known = []
@@ -233,14 +232,17 @@ def measure(reading: Reading, scenes: renders.Scenes, symmetric: torch.Tensor) -
         rows = []
         for pair in pairs:
             others = rng.choice(len(everyone), _CANDIDATES - 1, replace=False)
-            rows.append([pair[k], *(everyone[n] for n in others)])
+            row = [everyone[n] for n in others]
+            row.insert(int(rng.integers(_CANDIDATES)), pair[k])  # the first wins where the oracle cannot decide
+            rows.append(row)
         chosen = identify(reading, slots[:, k], rows)
         # Another candidate of the very same look is as right.
-        known.append(torch.tensor([_same(row[int(c)], row[0]) for row, c in zip(rows, chosen, strict=True)]))
+        told = [row[int(c)] for row, c in zip(rows, chosen, strict=True)]
+        known.append(torch.tensor([_same(one, pair[k]) for one, pair in zip(told, pairs, strict=True)]))
     found["identity"] = _mean(torch.cat(known))
     keypoints = torch.from_numpy(scenes.keypoints.all())
-    told = reading.keypoints.gather(1, slots[:, :, None, None].expand_as(reading.keypoints))
-    far = (told[..., :2] - keypoints[..., :2]).norm(dim=-1)
+    points = reading.keypoints.gather(1, slots[:, :, None, None].expand_as(reading.keypoints))
+    far = (points[..., :2] - keypoints[..., :2]).norm(dim=-1)
     found["keypoint_error"] = float(far[keypoints[..., 2] == 2].mean())
     masks = torch.from_numpy(scenes.mask32.all()).float() / 255 > 0.5
     maps = reading.maps.gather(1, slots[:, :, None, None].expand(-1, -1, MASK_SIZE, MASK_SIZE)) > 0.5

@@ -566,14 +566,24 @@ def place(points: np.ndarray, species: str, name: str) -> np.ndarray:
     return found * np.array([1.0, -1.0])
 
 
-def contact_limit(relation: Relation, share: float = 0.95, count: int = 200, seed: int = 0) -> float:
+def contact_limit(
+    relation: Relation, oracle: Oracle | None = None, share: float = 0.95, count: int = 64, seed: int = 0
+) -> float:
     """How far apart the touching places of true scenes lie: ``share`` of ``count`` scenes are nearer. nan without any.
 
-    Nothing is rendered. A generated picture whose ``contact_distance`` is larger does not touch.
+    A generated picture whose ``contact_distance`` is larger does not touch.
+
+    Args:
+        oracle: renders the scenes and lets it read them, so that its own error is in the limit; None measures the
+            figures themselves, and renders nothing.
     """
     contacts = scene_rule(relation).contacts
     if not contacts:
         return float("nan")
+    if oracle is not None:
+        drawn = draw_examples([relation], count, seed)
+        reading = oracle.read(drawn.pictures).map(lambda tensor: tensor.cpu())
+        return float(contact_distance(reading, relation, drawn.individuals).quantile(share))
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(count):
