@@ -23,7 +23,13 @@ setup(
     package_dir={"rbctl": "rbctl", **{f"rbctl.{folder}": folder for folder in FOLDERS}},
     package_data={
         "rbctl": ["py.typed", "bundle/mini/*", "bundle/mini/*/*"],
-        "rbctl.recipes": ["*.yaml", "menagerie/*.yaml", "relations/*.yaml"],
+        "rbctl.recipes": [
+            "*.yaml",
+            "menagerie/*.yaml",
+            "relations/*.yaml",
+            "examples/*.txt",
+            "examples/pictures/*.png",
+        ],
     },
     install_requires=[
         "torch>=2.5",

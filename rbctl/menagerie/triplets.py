@@ -14,7 +14,7 @@ from PIL import Image
 
 from rbctl.errors import InputError
 from rbctl.files import read_json, read_jsonl, write_json, write_png
-from rbctl.menagerie import Individual, Scene, compose, draw_individual, portrait, render
+from rbctl.menagerie import BACKGROUNDS, Individual, Scene, compose, draw_individual, portrait, render
 from rbctl.progress import progress
 from rbctl.relations import Relation
 from rbctl.triplets import Triplet, TripletObject
@@ -23,7 +23,7 @@ from rbctl.triplets.keypoints import ABSENT
 from rbctl.triplets.masks import box_of
 
 DRAWN = "drawn.json"  # beside the triplets: what they were drawn from
-_VERSION = 1  # of what the same facts are drawn as
+_VERSION = 2  # of what the same facts are drawn as
 _BATCH = 8  # scenes rendered at once: more need more memory and are no faster
 _SEEN = 0.01  # an individual shows at least this share of the picture, else the scene is composed anew
 _TRIES = 20
@@ -67,7 +67,10 @@ def draw_scenes(
         for number in range(count):
             relation = relations[number % len(relations)]
             rng = np.random.default_rng((seed, number, zlib.crc32(relation.name.encode())))
-            triplets.append(_draw(relation, rng, held_out, size, Path(name) / f"{number}-{relation.name}"))
+            # Places in turn: of six drawn at random half may be nights, and nights are what a LoRA learns then.
+            place = BACKGROUNDS[number % len(BACKGROUNDS)]
+            stem = Path(name) / f"{number}-{relation.name}"
+            triplets.append(_draw(relation, rng, held_out, size, place, stem))
             bar.update()
         write_json(folder / DRAWN, facts)
         write(triplets, folder)
@@ -125,12 +128,14 @@ def _make_room(folder: Path, facts: dict[str, Any]) -> bool:
     return True
 
 
-def _draw(relation: Relation, rng: np.random.Generator, held_out: bool, size: int, stem: Path) -> Triplet:
+def _draw(
+    relation: Relation, rng: np.random.Generator, held_out: bool, size: int, background: str, stem: Path
+) -> Triplet:
     """One triplet, its pictures under names that begin with ``stem``."""
     group = draw_group(relation, rng, held_out)
     alone = render([portrait(one, rng) for one in group], size)
     for _ in range(_TRIES):
-        scene = compose(relation, group, rng)
+        scene = compose(relation, group, rng, background)
         drawn = render([scene], size)
         visible = drawn.visible[0].cpu().numpy()
         if visible.mean(axis=(1, 2)).min() >= _SEEN:
