@@ -91,7 +91,7 @@ def test_image_prompts_colour_their_own_boxes(tmp_path):
         for first, second in (("red", "blue"), ("blue", "red"))
     ]
     (tmp_path / "prompts.txt").write_text("\n".join(lines) + "\n")
-    arguments = ["sample", str(tmp_path / "prompts.txt"), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    arguments = ["sample", str(tmp_path / "prompts.txt"), "--output", str(tmp_path / "out"), "--lora", "none"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]

@@ -312,7 +312,7 @@ def test_parts_run_and_make_a_bundle(work: Path, tmp_path: Path, monkeypatch: py
     refused = CliRunner().invoke(main, ["models", "import", "mini", "--base", str(tmp_path)])
     assert refused.exit_code == 2
     bundle = load("mini", CPU, torch.float32)
-    assert (bundle.name, bundle.resolution, bundle.latent_scale) == ("mini", 128, 8)
+    assert (bundle.name, bundle.resolution, bundle.latent_scale) == ("mini", 128, 4)
     assert bundle.training_schedule()[1] == "v_prediction"
     assert not list((tmp_path / "package").glob(".mini*"))
 
