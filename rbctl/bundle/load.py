@@ -323,7 +323,7 @@ def _from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
             library.set_verbosity_error()
         try:
             return loader.from_pretrained(folder, local_files_only=True, **options)
-        except Exception:
+        except Exception:  # told below of the file that is damaged, else raised again for _told
             for path in sorted(folder.iterdir()):
                 if path.suffix == ".json":
                     read_object(path)
