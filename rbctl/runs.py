@@ -1,14 +1,17 @@
-"""Run folders: who writes in one, and what was run."""
+"""Runs: who writes in a folder, what was run, and how a run is stopped."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import platform
+import signal
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import click
 
 from rbctl import __version__
 from rbctl.errors import InputError
@@ -39,6 +42,36 @@ def claim(folder: Path) -> Iterator[None]:
         for left in (*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}")):  # of runs that were killed
             left.unlink(missing_ok=True)
         yield
+
+
+class Stop:
+    """Whether a signal asked the run to stop."""
+
+    requested = False
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """SIGINT and SIGTERM ask the run to stop after its step, with a checkpoint; the same one again ends it at once.
+
+    Ctrl-C under torchrun brings one of each: its own to every process, then torchrun's SIGTERM.
+    """
+    stop, seen = Stop(), set[int]()
+
+    def handle(number: int, _frame: Any) -> None:
+        if number in seen:
+            raise KeyboardInterrupt
+        seen.add(number)
+        if not stop.requested:
+            click.echo("finishing this step, then saving (again to stop at once)", err=True)
+        stop.requested = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def versions() -> dict[str, str]:

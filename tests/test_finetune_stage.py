@@ -184,17 +184,36 @@ def load_equal(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
+LAUNCHER += ["-m", "rbctl"]
+TWO_ON_CPU = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
 def test_two_processes_make_the_lora_of_one(road: Road) -> None:
     """On drawn triplets with a prior set: only the first process draws them."""
     options = {"data": None, "steps": 4, "prior_count": 3}
     assert road("one", batch_size=4, **options) == 0, road.said()
     arguments = [str(a) for a in road.arguments("two", batch_size=2, device="cpu", **options)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*launcher, "-m", "rbctl", *arguments], env=environment, capture_output=True, text=True)
+    done = subprocess.run([*LAUNCHER, *arguments], env=TWO_ON_CPU, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     same_course(road, "one", "two")
     assert all(row["prior"] > 0 for row in road.losses("two"))
+
+
+def test_control_c_under_torchrun_saves_too(road: Road) -> None:
+    options = {"steps": 30, "checkpoint_every": 0, "device": "cpu"}
+    arguments = [str(a) for a in road.arguments("stopped", **options)]
+    process = subprocess.Popen([*LAUNCHER, *arguments], env=TWO_ON_CPU, stderr=subprocess.DEVNULL, process_group=0)
+    metrics = road.folder / "stopped" / "metrics.jsonl"
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 3):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the launcher and to both processes
+    assert process.wait() != 0
+    assert len(list((road.folder / "stopped" / "checkpoints").iterdir())) == 1
+    done = subprocess.run([*LAUNCHER, *arguments], env=TWO_ON_CPU, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in road.losses("stopped")] == list(range(1, 31))
 
 
 def same_course(road: Road, one: str, other: str) -> None:

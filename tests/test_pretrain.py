@@ -259,9 +259,29 @@ def test_conditions_are_dropped_as_often_as_they_should(work: Path) -> None:
     lengths = [b["tokens"].shape[2] for b in batches]
     assert set(lengths) == {1 + 64, 1 + 64 + 16}
     assert 0.05 < lengths.count(65) / len(lengths) < 0.6
-    timesteps = torch.cat([b["timesteps"] for b in batches])
+
+
+def test_timesteps_are_dense_where_shapes_are_decided_and_rare_nowhere() -> None:
+    timesteps = torch.cat([unet.drawn_timesteps(32, 1000, draws(number)) for number in range(1000)])
     assert (int(timesteps.min()), int(timesteps.max())) == (0, 999)
-    assert float(timesteps.float().mean()) == pytest.approx(499.5, abs=10)
+    shares = torch.histc(timesteps.float(), 10, 0, 1000) / len(timesteps)
+    assert float(shares.min()) > 0.025  # a quarter is uniform
+    assert float(shares[4:7].sum()) > 0.4
+    assert len(unet.drawn_timesteps(1, 1000, draws("one"))) == 1
+
+
+def test_the_joints_loss_reaches_the_middle_of_the_unet(work: Path) -> None:
+    part = unet.build(config(work, unet_batch_size=2), CPU)
+
+    def gradient() -> torch.Tensor:
+        part.unet.zero_grad()
+        part.loss(0, draws("joints"))[0].backward()
+        found: torch.Tensor = part.unet.mid_block.resnets[-1].conv2.weight.grad
+        return found
+
+    with_head = gradient()
+    nn.init.zeros_(part.joint_head.heat.weight)  # a head that listens to nothing passes nothing back
+    assert not torch.allclose(with_head, gradient())
 
 
 def test_image_prompts_reach_the_unet_and_zero_boxes_do_not(work: Path) -> None:

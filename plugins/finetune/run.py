@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from rbctl.plugins.finetune.objective import Schedule, draw, training_loss
 from rbctl.plugins.finetune.preview import preview
 from rbctl.progress import progress
 from rbctl.relations import Relation, load_relation
-from rbctl.runs import RUNS, claim
+from rbctl.runs import RUNS, claim, stop_signals
 from rbctl.triplets import Triplet, data_hash
 from rbctl.triplets.check import check as check_triplets
 
@@ -176,7 +174,7 @@ def _tune(
             state = None if scaler is None else scaler.state_dict()
             checkpoint.save(checkpoints, step, parameters, optimizer, state, config.keep_checkpoints)
 
-    with _stop_signals() as stop, progress(config.steps, f"finetune {relation.name}", initial=start) as bar:
+    with stop_signals() as stop, progress(config.steps, f"finetune {relation.name}", initial=start) as bar:
         if main and config.preview_every and start == 0:
             preview(bundle, unet, stored, config, output / "previews" / "step-000000.png")
         for step in range(start, config.steps):
@@ -237,26 +235,3 @@ def _forgotten(
 ) -> dict[str, Any]:
     gamma = bundle.gamma if config.gamma is None else config.gamma
     return forgetting.measure(bundle.unet, prior, _schedule(bundle, device), config, gamma, bundle.levels)
-
-
-class _Stop:
-    requested = False
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """SIGINT and SIGTERM end the run after the current step, with a checkpoint; a second SIGINT ends it at once."""
-    stop = _Stop()
-
-    def handle(number: int, _frame: Any) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-        click.echo("finishing this step, then saving (again to stop at once)", err=True)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

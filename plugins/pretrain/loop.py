@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import distributed, nn
 
 from rbctl.errors import InputError
 from rbctl.files import append_line, atomic_write, read_jsonl, read_torch, write_jsonl
+from rbctl.runs import stop_signals
 
 WARMUP = 100  # steps
 LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
@@ -328,7 +328,7 @@ def _train(
     begun = last_told = time.monotonic()
     sums: dict[str, Any] = {}
     counted, done = 0, start
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         for step in range(start, steps):
             spent = minutes is not None and time.monotonic() - begun > 60 * minutes
             if _anywhere(stop.requested or spent, ranks):
@@ -409,29 +409,3 @@ def _tell(metrics: Path, step: int, row: Mapping[str, float]) -> None:
     rounded = {name: float(f"{value:.5g}") for name, value in row.items()}
     append_line(metrics, json.dumps({"step": step, **rounded}))
     click.echo(f"step {step}  " + "  ".join(f"{name} {value:g}" for name, value in rounded.items()))
-
-
-class _Stop:
-    requested = False
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """SIGINT and SIGTERM end the run after the current step, with a checkpoint; the same one again ends it at once.
-
-    Ctrl-C under torchrun brings one of each: its own to every process, then torchrun's SIGTERM.
-    """
-    stop, seen = _Stop(), set()
-
-    def handle(number: int, _frame: Any) -> None:
-        if number in seen:
-            raise KeyboardInterrupt
-        seen.add(number)
-        stop.requested = True
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

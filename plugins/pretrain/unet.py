@@ -28,11 +28,13 @@ from rbctl.errors import InputError
 from rbctl.files import write_json, write_png, write_safetensors
 from rbctl.image_prompt import clip_pixels
 from rbctl.menagerie import SPECIES
+from rbctl.menagerie.oracle import POINTS
 from rbctl.pictures import grid
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.architecture import ADAPTER, MODEL_INDEX, SCHEDULER, UNET
 from rbctl.plugins.pretrain.config import PretrainConfig
 from rbctl.plugins.pretrain.loop import draws, rank, world_size
+from rbctl.plugins.pretrain.oracle import keypoint_loss
 from rbctl.plugins.pretrain.weights import halved, write_network
 from rbctl.progress import progress
 from rbctl.resampler import Resampler, ResamplerConfig
@@ -43,7 +45,28 @@ NO_TEXT, NO_IMAGE, NEITHER, NO_GROUNDING = 0.08, 0.08, 0.08, 0.1
 NO_LOCAL = 0.3  # of steps: a batch has local tokens or has none
 JITTER = 0.06  # of the picture, for each side of a box: the boxes of a layout prior are never quite right
 _LEAST_SIDE = 0.1
+_DENSEST = 0.2  # logit of the share of the schedule, 0.55, around which most timesteps are drawn
+_JOINTS = 0.03  # weight of the joints' loss
+_FINER = 2  # heat maps are so much finer than the UNet's middle
 _SHOWN, _MEASURED, _STEPS, _GUIDANCE = 8, 64, 20, 3.0
+
+
+class JointHead(nn.Module):
+    """Tells where the joints of both objects lie from the UNet's middle features. In training alone; not in the bundle.
+
+    Samples of a UNet that has seen few pictures are patchwork: limbs and outlines that belong to no animal. Features
+    that must tell the joints hold whole animals (as in REPA, arXiv 2410.06940, where they must tell DINOv2's features).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, width)
+        self.heat = nn.Conv2d(width, 2 * len(POINTS) * _FINER**2, 1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Middle features (B, width, h, w) -> heat maps (B, 2, 17, 2h * 2w), logits."""
+        heat = nn.functional.pixel_shuffle(self.heat(nn.functional.silu(self.norm(features))), _FINER)
+        return heat.flatten(2).unflatten(1, (2, len(POINTS)))
 
 
 def first_weights(folder: Path) -> None:
@@ -133,6 +156,7 @@ class UNetPart:
         self.resampler = encoder.resampler
         self.unet.requires_grad_(True)
         self.resampler.requires_grad_(True)
+        self.joint_head = JointHead(UNET["block_out_channels"][-1]).to(device)
         self.plain = (self.unet.conv_in.weight, self.unet.conv_out.weight)
         alphas, self.prediction_type = bundle.training_schedule()
         self.alphas = alphas.to(device)
@@ -140,7 +164,7 @@ class UNetPart:
             attention.compile_blocks(self.unet)
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"unet": self.unet, "resampler": self.resampler}
+        return {"unet": self.unet, "resampler": self.resampler, "joint_head": self.joint_head}
 
     def _encode_scenes(self, rows: renders.Scenes) -> dict[str, np.ndarray]:
         found = [self.bundle.encode_pictures(_pixels(rows.pictures[at])) for at in _batches(len(rows))]
@@ -192,25 +216,26 @@ class UNetPart:
         dropped = chance(count)
         no_text = (dropped < NO_TEXT) | ((dropped >= NO_TEXT + NO_IMAGE) & (dropped < NO_TEXT + NO_IMAGE + NEITHER))
         no_image = (dropped >= NO_TEXT) & (dropped < NO_TEXT + NO_IMAGE + NEITHER)
-        # Every timestep's share is drawn from: fewer lucky and unlucky batches than with independent draws.
-        steps = len(self.alphas)
-        timesteps = ((torch.randperm(count, generator=generator) + chance(count)) * steps / count).long()
+        timesteps = drawn_timesteps(count, len(self.alphas), generator)
         return {
             "captions": ["" if gone else self.captions[row] for row, gone in zip(rows, no_text.tolist(), strict=True)],
             "latents": mean + std * torch.randn(mean.shape, generator=generator),
             "noise": torch.randn(mean.shape, generator=generator),
-            "timesteps": timesteps.clamp(max=steps - 1),
+            "timesteps": timesteps,
             "tokens": tokens.float(),
             "boxes": jittered(torch.from_numpy(self.scenes.boxes[rows]), generator),
             "no_image": no_image,
             "no_grounding": chance(count) < NO_GROUNDING,
             "species": torch.from_numpy(self.species[rows]),
+            "keypoints": torch.from_numpy(self.scenes.keypoints[rows]),
         }
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[torch.Tensor, Mapping[str, Any]]:
         drawn = self.draw(generator)
         batch = {name: value.to(self.device) for name, value in drawn.items() if isinstance(value, torch.Tensor)}
         embeds, pooled = self.bundle.encode_prompts(drawn["captions"])
+        middle: list[torch.Tensor] = []
+        hook = self.unet.mid_block.register_forward_hook(lambda _module, _inputs, features: middle.append(features))
         error = self._denoising(
             batch["latents"],
             batch["noise"],
@@ -223,7 +248,9 @@ class UNetPart:
             # No query lies in an all-zero box: such a sample has no image prompt, just as in sampling.
             batch["boxes"] * ~batch["no_image"][:, None, None],
         )
-        return error.mean(), {}
+        hook.remove()
+        joints = keypoint_loss(self.joint_head(middle[0]), batch["keypoints"])
+        return error.mean() + _JOINTS * joints, {"denoising": error.detach().mean(), "joints": joints.detach()}
 
     def _adapter_tokens(
         self, tokens: torch.Tensor, boxes: torch.Tensor, phrases: torch.Tensor, drop: torch.Tensor | None = None
@@ -301,6 +328,22 @@ class UNetPart:
         processors = {p.layer: p for p in self.unet.attn_processors.values() if hasattr(p, "layer")}
         dummies = self.bundle.image_prompt_encoder.dummy_image_tokens
         write_weights(self.folder, self.unet, processors, self.resampler, dummies)
+
+
+def drawn_timesteps(count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
+    """Timesteps (count,) in [0, steps): a quarter uniform, the rest logit-normal, dense where shapes are decided.
+
+    Logit-normal as in Esser et al. 2024 (arXiv 2403.03206, section 3.1). Each law is cut into equal shares and every
+    share is drawn from: fewer lucky and unlucky batches than with independent draws.
+    """
+
+    def shares(number: int) -> torch.Tensor:
+        return (torch.randperm(number, generator=generator) + torch.rand(number, generator=generator)) / number
+
+    uniform = count // 4
+    normal = torch.special.ndtri(shares(count - uniform))
+    times = torch.cat((shares(uniform), torch.sigmoid(_DENSEST + normal)))[torch.randperm(count, generator=generator)]
+    return (times * steps).long().clamp(max=steps - 1)
 
 
 def jittered(boxes: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
