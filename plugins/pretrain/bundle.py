@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import tempfile
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -42,9 +43,12 @@ picture of any person, artist or data set went in. Weights: {licence}.
 | scenes | {easy_scenes} |
 
 It knows ten species, twelve coats and four patterns, and nothing else: a word beyond those is noise to it. It is for
-trying and testing the road in minutes; the pictures say nothing about what a method does to SDXL.
+trying and testing the road in minutes; the pictures say nothing about what a method does to SDXL. How often it is
+right, and what is wrong with its pictures, is measured by `make gates` and told in docs/mini.md of the repository.
 
 ## How it was made
+
+With rbctl at commit {commit}:
 
 {training}
 
@@ -115,9 +119,19 @@ def _card(config: PretrainConfig, size: int) -> str:
         individuals=config.individuals,
         portraits=config.portraits,
         easy_scenes=config.easy_scenes,
+        commit=_commit(),
         training=_training(config),
         recipe=to_yaml("pretrain", config),
     )
+
+
+def _commit() -> str:
+    """The commit whose code runs, as far as git knows."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _training(config: PretrainConfig) -> str:
