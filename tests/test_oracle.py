@@ -14,29 +14,29 @@ from PIL import Image
 from rbctl.errors import InputError
 from rbctl.files import read_safetensors, write_json
 from rbctl.menagerie import COATS, PATTERNS, SPECIES, Individual, compose, draw_individual, render
+from rbctl.menagerie.extension import discriminants, extend, ridge
 from rbctl.menagerie.oracle import (
     ATTRIBUTES,
     POINTS,
-    Examples,
     Oracle,
     OracleConfig,
     Reading,
     as_pixels,
     by_side,
-    contact_distance,
-    contact_limit,
-    discriminants,
-    draw_examples,
-    extend,
-    find_slots,
-    identify,
     load_oracle,
     look,
     peaks,
+    save_oracle,
+)
+from rbctl.menagerie.scoring import (
+    Examples,
+    contact_distance,
+    contact_limit,
+    draw_examples,
+    find_slots,
+    identify,
     place,
     relation_score,
-    ridge,
-    save_oracle,
 )
 from rbctl.relations import load_relation, shipped
 

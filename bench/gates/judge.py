@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from bench.gates.cases import Case, candidates
-from rbctl.menagerie import oracle
-from rbctl.menagerie.oracle import Reading
+from rbctl.menagerie import scoring
+from rbctl.menagerie.extension import extend
+from rbctl.menagerie.oracle import ATTRIBUTES, Reading
 from rbctl.relations import load_relation
 
 EACH = ("species", "coat", "second", "pattern", "identity", "role_identity")  # of each of two individuals
@@ -75,15 +76,15 @@ class Judge:
 
     def extended(self, spoken_to: str) -> Judge:
         """A judge that tells one relation more."""
-        return Judge(oracle.extend(self.oracle, load_relation(spoken_to)))
+        return Judge(extend(self.oracle, load_relation(spoken_to)))
 
     def _of_one(self, reading: Reading, cases: Sequence[Case]) -> Verdicts:
         """Of cases of one relation."""
         relation, groups = cases[0].relation, [case.individuals for case in cases]
-        score = oracle.relation_score(reading, relation, groups)
+        score = scoring.relation_score(reading, relation, groups)
         asked = score.slots if relation.symmetric else torch.arange(2).expand(len(cases), 2)
         if relation.name not in self._limits:
-            self._limits[relation.name] = oracle.contact_limit(relation, self.oracle)
+            self._limits[relation.name] = scoring.contact_limit(relation, self.oracle)
         contact = score.contact.double().numpy()
         touching = np.where(np.isnan(contact), np.nan, contact <= self._limits[relation.name])
         direction = score.direction.double().numpy()
@@ -92,7 +93,7 @@ class Judge:
             direction=np.full_like(direction, np.nan) if relation.symmetric else direction,
             contact=contact,
             touching=touching,
-            **{name: getattr(score, name).numpy() for name in oracle.ATTRIBUTES},
+            **{name: getattr(score, name).numpy() for name in ATTRIBUTES},
             identity=_identified(reading, score.slots, cases),
             role_identity=_identified(reading, asked, cases),
         )
@@ -103,5 +104,5 @@ def _identified(reading: Reading, slots: torch.Tensor, cases: Sequence[Case]) ->
     found = []
     for k in range(2):
         rows, places = zip(*(candidates(case, k) for case in cases), strict=True)
-        found.append(oracle.identify(reading, slots[:, k], list(rows)) == torch.tensor(places))
+        found.append(scoring.identify(reading, slots[:, k], list(rows)) == torch.tensor(places))
     return torch.stack(found, dim=1).numpy()

@@ -24,10 +24,9 @@ from rbctl.menagerie.oracle import (
     RawReading,
     Reading,
     by_side,
-    find_slots,
-    identify,
     save_oracle,
 )
+from rbctl.menagerie.scoring import find_slots, identify
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.config import PretrainConfig
 from rbctl.plugins.pretrain.loop import draws

@@ -2,12 +2,11 @@
 
 It is told neither prompt nor boxes nor individuals. For each of two roles it says where it is, what it looks like and
 where its keypoints lie; and it says which relation holds. In asymmetric relations role 0 is the subject and role 1 the
-object; in symmetric ones role 0 is the one further to the left. Scores are pure functions of what it read.
+object; in symmetric ones role 0 is the one further to the left. :mod:`rbctl.menagerie.scoring` makes scores of it.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,7 @@ from torch.nn.functional import avg_pool2d, interpolate, log_softmax, pixel_shuf
 
 from rbctl.errors import InputError
 from rbctl.files import read_json, read_safetensors, write_json, write_safetensors
-from rbctl.menagerie.drawing import render
-from rbctl.menagerie.figure import TRUNK
-from rbctl.menagerie.individuals import ANATOMY, COATS, PATTERNS, SPECIES, Individual, draw_individual
-from rbctl.menagerie.scenes import Scene, compose, scene_rule
-from rbctl.relations import Relation, load_relation
+from rbctl.menagerie.individuals import COATS, PATTERNS, SPECIES, Individual
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,7 +38,7 @@ POINTS = (
     "near_front_root", "near_front_joint", "near_front_paw", "far_front_root", "far_front_joint", "far_front_paw",
     "near_hind_root", "near_hind_joint", "near_hind_paw", "far_hind_root", "far_hind_joint", "far_hind_paw",
 )  # fmt: skip
-_NOSE, _NECK = POINTS.index("nose"), POINTS.index("neck")
+NOSE, NECK = POINTS.index("nose"), POINTS.index("neck")
 _TURNED = (1, 0, 2, 3, 4, 8, 9, 10, 5, 6, 7, 14, 15, 16, 11, 12, 13)  # AP-10K names the left limb first
 
 
@@ -55,7 +50,7 @@ def by_side(keypoints: torch.Tensor) -> torch.Tensor:
     Args:
         keypoints: (..., 17, C), x first.
     """
-    right = (keypoints[..., _NOSE, 0] > keypoints[..., _NECK, 0])[..., None, None]
+    right = (keypoints[..., NOSE, 0] > keypoints[..., NECK, 0])[..., None, None]
     return torch.where(right, keypoints[..., _TURNED, :], keypoints)
 
 
@@ -398,338 +393,3 @@ def save_oracle(folder: Path, oracle: Oracle) -> None:
         for name, tensor in oracle.state_dict().items()
     }
     write_safetensors(Path(folder) / _WEIGHTS, tensors, {"format": "pt"})
-
-
-# ------------------------------------------------------------------ scores
-
-
-@dataclass(frozen=True)
-class RelationScore:
-    """How well pictures show what they should.
-
-    Attributes:
-        relation: (B,) bool, the relation that was wanted is the likeliest.
-        direction: (B,) bool, who is subject and who is object fits what was wanted; true where there is no telling
-            (symmetric relations, individuals of the same look).
-        slots: (B, 2), the role in which each of the two individuals was found.
-        species, coat, second, pattern: (B, 2) bool, per individual in the order they were given.
-        contact: (B,) distance in picture widths between what must touch; nan where nothing must.
-    """
-
-    relation: torch.Tensor
-    direction: torch.Tensor
-    slots: torch.Tensor
-    species: torch.Tensor
-    coat: torch.Tensor
-    second: torch.Tensor
-    pattern: torch.Tensor
-    contact: torch.Tensor
-
-    @property
-    def right(self) -> torch.Tensor:
-        """(B,) bool: relation and direction."""
-        return self.relation & self.direction
-
-
-Pairs = Sequence[Individual] | Sequence[Sequence[Individual]]
-
-
-def relation_score(reading: Reading, relation: Relation | str, individuals: Pairs) -> RelationScore:
-    """Score pictures against the relation and the individuals they should show.
-
-    Args:
-        individuals: (subject, object), the same in every picture or one pair per picture.
-
-    Raises:
-        InputError: the oracle does not know the relation.
-    """
-    wanted = load_relation(relation) if isinstance(relation, str) else relation
-    pairs = _pairs(reading, individuals)
-    slots = find_slots(reading, individuals)
-    found = reading.relation.argmax(1) == _column(reading, wanted.name)
-    straight = slots[:, 0] == 0
-    correct = {}
-    for at, name in enumerate(ATTRIBUTES):
-        told = getattr(reading, name).argmax(-1).gather(1, slots)
-        correct[name] = told == torch.tensor([[look(one)[at] for one in pair] for pair in pairs], device=told.device)
-    return RelationScore(
-        relation=found,
-        direction=torch.ones_like(straight) if wanted.symmetric else straight,
-        slots=slots,
-        contact=contact_distance(reading, wanted, individuals),
-        **correct,
-    )
-
-
-def find_slots(reading: Reading, individuals: Pairs) -> torch.Tensor:
-    """The roles in which two individuals are found, (B, 2): (0, 1) or (1, 0), whichever fits their looks better."""
-    pairs = _pairs(reading, individuals)
-    scores = torch.stack([_log_likelihood(reading, [pair[k] for pair in pairs]) for k in range(ROLES)], dim=1)
-    # scores: (B, individual, role)
-    turned = scores[:, 0, 1] + scores[:, 1, 0] > scores[:, 0, 0] + scores[:, 1, 1] + 1e-6
-    return torch.stack((turned.long(), 1 - turned.long()), dim=1)
-
-
-def identify(
-    reading: Reading, role: int | torch.Tensor, candidates: Sequence[Individual] | Sequence[Sequence[Individual]]
-) -> torch.Tensor:
-    """Which candidate is seen in a role, (B,) index: the one whose look is likeliest.
-
-    Args:
-        role: of every picture, or (B,) one of each. In a symmetric relation 0 is the left one; ``find_slots`` tells.
-        candidates: the same for every picture, or a list per picture (of equal lengths).
-    """
-    rows = [candidates] * len(reading) if isinstance(candidates[0], Individual) else candidates
-    roles = torch.as_tensor(role, device=reading.relation.device).expand(len(reading))
-    looks = torch.tensor([[look(one) for one in row] for row in rows], device=roles.device)  # type: ignore[arg-type,union-attr]
-    numbers = torch.arange(len(reading), device=roles.device)
-    scores: Any = 0
-    for at, name in enumerate(ATTRIBUTES):
-        scores = scores + getattr(reading, name)[numbers, roles].gather(1, looks[..., at])
-    return scores.argmax(1)
-
-
-def contact_distance(reading: Reading, relation: Relation, individuals: Pairs | None = None) -> torch.Tensor:
-    """Mean distance in picture widths between the places that the relation says must touch, (B,); nan without any.
-
-    Where it is no matter who is who (symmetric relations), the better way round counts.
-
-    Args:
-        individuals: whose bodies they are; None takes the species that the oracle reads.
-    """
-    contacts = scene_rule(relation).contacts if relation.scene is not None else ()
-    result = torch.full((len(reading),), torch.nan)
-    if not contacts:
-        return result
-    points = by_side(reading.keypoints)[..., :2].cpu().numpy()
-    species = reading.species.argmax(-1).cpu()
-    if individuals is not None:
-        pairs, slots = _pairs(reading, individuals), find_slots(reading, individuals).cpu()
-        told = torch.tensor([[SPECIES.index(one.species) for one in pair] for pair in pairs])
-        species = told.gather(1, slots)  # exchanging two is its own inverse
-    for number in range(len(reading)):
-        bodies = [(points[number, role], SPECIES[int(species[number, role])]) for role in range(ROLES)]
-        ways = [bodies, bodies[::-1]] if relation.symmetric else [bodies]
-        result[number] = min(_distance(way, contacts) for way in ways)
-    return result
-
-
-def _distance(bodies: Sequence[tuple[np.ndarray, str]], contacts: Sequence[tuple[str, str]]) -> float:
-    def at(text: str) -> np.ndarray:
-        role, _, name = text.partition(".")
-        return place(*bodies[int(role)], name)
-
-    return float(np.mean([np.linalg.norm(at(a) - at(b)) for a, b in contacts]))
-
-
-def place(points: np.ndarray, species: str, name: str) -> np.ndarray:
-    """A point of a figure as ``Figure.point`` has it, from the keypoints and the species' anatomy.
-
-    Args:
-        points: (17, 2), x and y (down), in the order of ``POINTS``.
-
-    Returns:
-        (2,), x and y down.
-
-    Raises:
-        InputError: no such point can be told from keypoints.
-    """
-    if name in POINTS:
-        return points[POINTS.index(name)]
-    known = ("hips", "shoulders", "middle", "back", "belly", "chest", "rump", "withers")
-    if name not in known:
-        raise InputError(f"contacts: {name!r} cannot be told from keypoints; points: {', '.join((*POINTS, *known))}")
-    anatomy = ANATOMY[species]
-    up_right = points * np.array([1.0, -1.0])  # y up, as figures are built
-    facing = 1.0 if points[_NOSE, 0] > points[_NECK, 0] else -1.0
-    front, hind = (
-        (up_right[POINTS.index(f"near_{end}_root")] + up_right[POINTS.index(f"far_{end}_root")]) / 2
-        for end in ("front", "hind")
-    )
-    # figure.build roots the limbs a little below the spine's ends, the far ones shifted forward.
-    length = max(float(np.linalg.norm(front - hind)), 1e-6)
-    along, unit = (front - hind) / length, length / (TRUNK - 0.06)
-    up = np.array([-along[1], along[0]]) * facing
-    hips = hind - along * 0.04 * unit + up * 0.35 * anatomy.chest * unit
-    shoulders = hips + along * TRUNK * unit
-    middle, girth = (hips + shoulders) / 2, unit * (anatomy.rump + anatomy.chest) / 2
-    found = {
-        "hips": hips,
-        "shoulders": shoulders,
-        "middle": middle,
-        "back": middle + up * girth,
-        "belly": middle - up * girth,
-        "chest": shoulders - up * girth * 0.9,
-        "rump": hips - along * unit * anatomy.rump,
-        "withers": shoulders + up * girth * 0.9,
-    }[name]
-    return found * np.array([1.0, -1.0])
-
-
-def contact_limit(
-    relation: Relation, oracle: Oracle | None = None, share: float = 0.95, count: int = 64, seed: int = 0
-) -> float:
-    """How far apart the touching places of true scenes lie: ``share`` of ``count`` scenes are nearer. nan without any.
-
-    A generated picture whose ``contact_distance`` is larger does not touch.
-
-    Args:
-        oracle: renders the scenes and lets it read them, so that its own error is in the limit; None measures the
-            figures themselves, and renders nothing.
-    """
-    contacts = scene_rule(relation).contacts
-    if not contacts:
-        return float("nan")
-    if oracle is not None:
-        drawn = draw_examples([relation], count, seed)
-        reading = oracle.read(drawn.pictures).map(lambda tensor: tensor.cpu())
-        return float(contact_distance(reading, relation, drawn.individuals).quantile(share))
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(count):
-        scene = compose(relation, [draw_individual(rng) for _ in relation.roles], rng)
-        found.append(np.mean([np.linalg.norm(_point(scene, a) - _point(scene, b)) for a, b in contacts]))
-    return float(np.quantile(found, share))
-
-
-def _point(scene: Scene, text: str) -> np.ndarray:
-    role, _, name = text.partition(".")
-    return scene.figures[int(role)].point(name)
-
-
-def _pairs(reading: Reading, individuals: Pairs) -> list[Sequence[Individual]]:
-    rows: Any = [individuals] * len(reading) if isinstance(individuals[0], Individual) else list(individuals)
-    if len(rows) != len(reading) or any(len(row) != ROLES for row in rows):
-        raise ValueError(f"individuals: two for each of {len(reading)} pictures were expected")
-    return rows
-
-
-def _column(reading: Reading, name: str) -> int:
-    if name not in reading.relations:
-        known = ", ".join(reading.relations)
-        raise InputError(f"relation {name!r}: the oracle does not know it; extend it first (it knows {known})")
-    return reading.relations.index(name)
-
-
-def _log_likelihood(reading: Reading, individuals: Sequence[Individual]) -> torch.Tensor:
-    """Log-probability of one individual per picture in each role, (B, 2)."""
-    looks = torch.tensor([look(one) for one in individuals], device=reading.relation.device)
-    total: Any = 0
-    for at, name in enumerate(ATTRIBUTES):
-        values: torch.Tensor = getattr(reading, name)
-        total = total + values.gather(2, looks[:, at, None, None].expand(-1, ROLES, 1))[..., 0]
-    return total
-
-
-# ------------------------------------------------------------------ new relations
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Fresh renders with what they show.
-
-    Attributes:
-        pictures: uint8 (n, 3, 128, 128).
-        relations: n names.
-        individuals: n pairs, in the order of the roles.
-    """
-
-    pictures: torch.Tensor
-    relations: tuple[str, ...]
-    individuals: tuple[tuple[Individual, ...], ...]
-
-
-def draw_examples(
-    relations: Sequence[Relation], each: int, seed: int = 0, held_out: bool = False, batch: int = 16
-) -> Examples:
-    """``each`` renders of every relation, of individuals drawn anew (with ``held_out``: such as no training shows)."""
-    scenes, names = [], []
-    for at, relation in enumerate(relations):
-        rng = np.random.default_rng((seed, at))
-        for _ in range(each):
-            scenes.append(compose(relation, [draw_individual(rng, held_out) for _ in relation.roles], rng))
-            names.append(relation.name)
-    pictures = [render(scenes[first : first + batch], SIZE).pictures for first in range(0, len(scenes), batch)]
-    return Examples(torch.cat(pictures), tuple(names), tuple(scene.individuals for scene in scenes))
-
-
-def extend(oracle: Oracle, relation: Relation, examples: Examples | None = None, each: int = 40) -> Oracle:
-    """An oracle that also tells a relation it was not trained on; what it says of the others keeps its order.
-
-    Linear discriminants on its features tell the new relation from all others, and a ridge regression on the same
-    features says in which role it sees the new relation's subject.
-
-    Args:
-        examples: renders of every relation it knows and of the new one; None draws ``each`` of them.
-
-    Raises:
-        InputError: it knows the relation already, the relation cannot be drawn, or examples are missing.
-    """
-    if relation.name in oracle.relations:
-        raise InputError(f"relation {relation.name!r}: the oracle knows it already")
-    names = (*oracle.relations, relation.name)
-    if examples is None:
-        known = [load_relation(name) for name in oracle.relations]
-        examples = draw_examples([*known, relation], each)
-    if missing := set(names) - set(examples.relations):
-        raise InputError(f"examples: none of {min(missing)!r}; every relation needs some")
-    reading = oracle.read(examples.pictures).map(lambda tensor: tensor.cpu())
-    labels = torch.tensor([names.index(name) for name in examples.relations])
-    extension = Extension(len(names), reading.features.shape[1])
-    with torch.no_grad():
-        within = reading.features - class_means(reading.features, labels)[labels]
-        extension.mean.copy_(reading.features.mean(0))
-        extension.scale.copy_(1 / within.std(0).clamp(min=1e-2))
-        x = extension.standard(reading.features)
-        weight, bias = discriminants(x, labels)
-        extension.weight.copy_(weight)
-        extension.bias.copy_(bias)
-        if relation.symmetric:
-            # Role 0 is the left one, as everywhere.
-            mine = reading.map(lambda tensor: tensor[labels == len(names) - 1])
-            left = mine.keypoints[..., 0].mean(-1)
-            straight = left[:, 0] <= left[:, 1]
-        else:
-            pairs = [pair for pair, name in zip(examples.individuals, examples.relations, strict=True)]
-            straight = find_slots(reading, pairs)[labels == len(names) - 1, 0] == 0
-        order, order_bias = ridge(x[labels == len(names) - 1], torch.where(straight, 1.0, -1.0))
-        extension.order.copy_(order)
-        extension.order_bias.copy_(order_bias)
-    symmetric = (*oracle.config.symmetric, *((relation.name,) if relation.symmetric else ()))
-    config = dataclasses.replace(oracle.config, added=(*oracle.config.added, relation.name), symmetric=symmetric)
-    extended = copy.deepcopy(oracle)
-    extended.config = config
-    extended.extensions.append(extension.to(oracle.position.device))
-    return extended.requires_grad_(False).eval()
-
-
-def class_means(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(classes, F) means of rows (n, F)."""
-    sums = torch.zeros(int(labels.max()) + 1, x.shape[1]).index_add_(0, labels, x)
-    return sums / labels.bincount()[:, None]
-
-
-def discriminants(x: torch.Tensor, labels: torch.Tensor, shrinkage: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
-    """Linear discriminant analysis: weights (classes, F) and biases (classes,) of log-posteriors, equal priors.
-
-    Args:
-        x: (n, F).
-        labels: (n,), every class from 0 on occurs.
-        shrinkage: of the shared covariance towards a multiple of the identity: rows are few and features many.
-    """
-    means = class_means(x, labels)
-    within = x - means[labels]
-    covariance = within.T @ within / len(x)
-    level = covariance.diagonal().mean()
-    covariance = (1 - shrinkage) * covariance + shrinkage * level * torch.eye(len(covariance))
-    weight = torch.linalg.solve(covariance, means.T).T
-    return weight, -0.5 * (weight * means).sum(1)
-
-
-def ridge(x: torch.Tensor, y: torch.Tensor, strength: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights (F,) and bias () of a ridge regression of y (n,) on x (n, F), penalised by ``strength`` * F."""
-    mean = x.mean(0)
-    centred = x - mean
-    gram = centred @ centred.T + strength * x.shape[1] * torch.eye(len(x))
-    weight = centred.T @ torch.linalg.solve(gram, y - y.mean())
-    return weight, y.mean() - mean @ weight

@@ -1,0 +1,265 @@
+"""Scores of pictures of the embedded world: pure functions of what the oracle read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rbctl.errors import InputError
+from rbctl.menagerie.drawing import render
+from rbctl.menagerie.figure import TRUNK
+from rbctl.menagerie.individuals import ANATOMY, SPECIES, Individual, draw_individual
+from rbctl.menagerie.oracle import ATTRIBUTES, NECK, NOSE, POINTS, ROLES, SIZE, Oracle, Reading, by_side, look
+from rbctl.menagerie.scenes import Scene, compose, scene_rule
+from rbctl.relations import Relation, load_relation
+
+
+@dataclass(frozen=True)
+class RelationScore:
+    """How well pictures show what they should.
+
+    Attributes:
+        relation: (B,) bool, the relation that was wanted is the likeliest.
+        direction: (B,) bool, who is subject and who is object fits what was wanted; true where there is no telling
+            (symmetric relations, individuals of the same look).
+        slots: (B, 2), the role in which each of the two individuals was found.
+        species, coat, second, pattern: (B, 2) bool, per individual in the order they were given.
+        contact: (B,) distance in picture widths between what must touch; nan where nothing must.
+    """
+
+    relation: torch.Tensor
+    direction: torch.Tensor
+    slots: torch.Tensor
+    species: torch.Tensor
+    coat: torch.Tensor
+    second: torch.Tensor
+    pattern: torch.Tensor
+    contact: torch.Tensor
+
+    @property
+    def right(self) -> torch.Tensor:
+        """(B,) bool: relation and direction."""
+        return self.relation & self.direction
+
+
+Pairs = Sequence[Individual] | Sequence[Sequence[Individual]]
+
+
+def relation_score(reading: Reading, relation: Relation | str, individuals: Pairs) -> RelationScore:
+    """Score pictures against the relation and the individuals they should show.
+
+    Args:
+        individuals: (subject, object), the same in every picture or one pair per picture.
+
+    Raises:
+        InputError: the oracle does not know the relation.
+    """
+    wanted = load_relation(relation) if isinstance(relation, str) else relation
+    pairs = _pairs(reading, individuals)
+    slots = find_slots(reading, individuals)
+    found = reading.relation.argmax(1) == _column(reading, wanted.name)
+    straight = slots[:, 0] == 0
+    correct = {}
+    for at, name in enumerate(ATTRIBUTES):
+        told = getattr(reading, name).argmax(-1).gather(1, slots)
+        correct[name] = told == torch.tensor([[look(one)[at] for one in pair] for pair in pairs], device=told.device)
+    return RelationScore(
+        relation=found,
+        direction=torch.ones_like(straight) if wanted.symmetric else straight,
+        slots=slots,
+        contact=contact_distance(reading, wanted, individuals),
+        **correct,
+    )
+
+
+def find_slots(reading: Reading, individuals: Pairs) -> torch.Tensor:
+    """The roles in which two individuals are found, (B, 2): (0, 1) or (1, 0), whichever fits their looks better."""
+    pairs = _pairs(reading, individuals)
+    scores = torch.stack([_log_likelihood(reading, [pair[k] for pair in pairs]) for k in range(ROLES)], dim=1)
+    # scores: (B, individual, role)
+    turned = scores[:, 0, 1] + scores[:, 1, 0] > scores[:, 0, 0] + scores[:, 1, 1] + 1e-6
+    return torch.stack((turned.long(), 1 - turned.long()), dim=1)
+
+
+def identify(
+    reading: Reading, role: int | torch.Tensor, candidates: Sequence[Individual] | Sequence[Sequence[Individual]]
+) -> torch.Tensor:
+    """Which candidate is seen in a role, (B,) index: the one whose look is likeliest.
+
+    Args:
+        role: of every picture, or (B,) one of each. In a symmetric relation 0 is the left one; ``find_slots`` tells.
+        candidates: the same for every picture, or a list per picture (of equal lengths).
+    """
+    rows = [candidates] * len(reading) if isinstance(candidates[0], Individual) else candidates
+    roles = torch.as_tensor(role, device=reading.relation.device).expand(len(reading))
+    looks = torch.tensor([[look(one) for one in row] for row in rows], device=roles.device)  # type: ignore[arg-type,union-attr]
+    numbers = torch.arange(len(reading), device=roles.device)
+    scores: Any = 0
+    for at, name in enumerate(ATTRIBUTES):
+        scores = scores + getattr(reading, name)[numbers, roles].gather(1, looks[..., at])
+    return scores.argmax(1)
+
+
+def contact_distance(reading: Reading, relation: Relation, individuals: Pairs | None = None) -> torch.Tensor:
+    """Mean distance in picture widths between the places that the relation says must touch, (B,); nan without any.
+
+    Where it is no matter who is who (symmetric relations), the better way round counts.
+
+    Args:
+        individuals: whose bodies they are; None takes the species that the oracle reads.
+    """
+    contacts = scene_rule(relation).contacts if relation.scene is not None else ()
+    result = torch.full((len(reading),), torch.nan)
+    if not contacts:
+        return result
+    points = by_side(reading.keypoints)[..., :2].cpu().numpy()
+    species = reading.species.argmax(-1).cpu()
+    if individuals is not None:
+        pairs, slots = _pairs(reading, individuals), find_slots(reading, individuals).cpu()
+        told = torch.tensor([[SPECIES.index(one.species) for one in pair] for pair in pairs])
+        species = told.gather(1, slots)  # exchanging two is its own inverse
+    for number in range(len(reading)):
+        bodies = [(points[number, role], SPECIES[int(species[number, role])]) for role in range(ROLES)]
+        ways = [bodies, bodies[::-1]] if relation.symmetric else [bodies]
+        result[number] = min(_distance(way, contacts) for way in ways)
+    return result
+
+
+def _distance(bodies: Sequence[tuple[np.ndarray, str]], contacts: Sequence[tuple[str, str]]) -> float:
+    def at(text: str) -> np.ndarray:
+        role, _, name = text.partition(".")
+        return place(*bodies[int(role)], name)
+
+    return float(np.mean([np.linalg.norm(at(a) - at(b)) for a, b in contacts]))
+
+
+def place(points: np.ndarray, species: str, name: str) -> np.ndarray:
+    """A point of a figure as ``Figure.point`` has it, from the keypoints and the species' anatomy.
+
+    Args:
+        points: (17, 2), x and y (down), in the order of ``POINTS``.
+
+    Returns:
+        (2,), x and y down.
+
+    Raises:
+        InputError: no such point can be told from keypoints.
+    """
+    if name in POINTS:
+        return points[POINTS.index(name)]
+    known = ("hips", "shoulders", "middle", "back", "belly", "chest", "rump", "withers")
+    if name not in known:
+        raise InputError(f"contacts: {name!r} cannot be told from keypoints; points: {', '.join((*POINTS, *known))}")
+    anatomy = ANATOMY[species]
+    up_right = points * np.array([1.0, -1.0])  # y up, as figures are built
+    facing = 1.0 if points[NOSE, 0] > points[NECK, 0] else -1.0
+    front, hind = (
+        (up_right[POINTS.index(f"near_{end}_root")] + up_right[POINTS.index(f"far_{end}_root")]) / 2
+        for end in ("front", "hind")
+    )
+    # figure.build roots the limbs a little below the spine's ends, the far ones shifted forward.
+    length = max(float(np.linalg.norm(front - hind)), 1e-6)
+    along, unit = (front - hind) / length, length / (TRUNK - 0.06)
+    up = np.array([-along[1], along[0]]) * facing
+    hips = hind - along * 0.04 * unit + up * 0.35 * anatomy.chest * unit
+    shoulders = hips + along * TRUNK * unit
+    middle, girth = (hips + shoulders) / 2, unit * (anatomy.rump + anatomy.chest) / 2
+    found = {
+        "hips": hips,
+        "shoulders": shoulders,
+        "middle": middle,
+        "back": middle + up * girth,
+        "belly": middle - up * girth,
+        "chest": shoulders - up * girth * 0.9,
+        "rump": hips - along * unit * anatomy.rump,
+        "withers": shoulders + up * girth * 0.9,
+    }[name]
+    return found * np.array([1.0, -1.0])
+
+
+def contact_limit(
+    relation: Relation, oracle: Oracle | None = None, share: float = 0.95, count: int = 64, seed: int = 0
+) -> float:
+    """How far apart the touching places of true scenes lie: ``share`` of ``count`` scenes are nearer. nan without any.
+
+    A generated picture whose ``contact_distance`` is larger does not touch.
+
+    Args:
+        oracle: renders the scenes and lets it read them, so that its own error is in the limit; None measures the
+            figures themselves, and renders nothing.
+    """
+    contacts = scene_rule(relation).contacts
+    if not contacts:
+        return float("nan")
+    if oracle is not None:
+        drawn = draw_examples([relation], count, seed)
+        reading = oracle.read(drawn.pictures).map(lambda tensor: tensor.cpu())
+        return float(contact_distance(reading, relation, drawn.individuals).quantile(share))
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        scene = compose(relation, [draw_individual(rng) for _ in relation.roles], rng)
+        found.append(np.mean([np.linalg.norm(_point(scene, a) - _point(scene, b)) for a, b in contacts]))
+    return float(np.quantile(found, share))
+
+
+def _point(scene: Scene, text: str) -> np.ndarray:
+    role, _, name = text.partition(".")
+    return scene.figures[int(role)].point(name)
+
+
+def _pairs(reading: Reading, individuals: Pairs) -> list[Sequence[Individual]]:
+    rows: Any = [individuals] * len(reading) if isinstance(individuals[0], Individual) else list(individuals)
+    if len(rows) != len(reading) or any(len(row) != ROLES for row in rows):
+        raise ValueError(f"individuals: two for each of {len(reading)} pictures were expected")
+    return rows
+
+
+def _column(reading: Reading, name: str) -> int:
+    if name not in reading.relations:
+        known = ", ".join(reading.relations)
+        raise InputError(f"relation {name!r}: the oracle does not know it; extend it first (it knows {known})")
+    return reading.relations.index(name)
+
+
+def _log_likelihood(reading: Reading, individuals: Sequence[Individual]) -> torch.Tensor:
+    """Log-probability of one individual per picture in each role, (B, 2)."""
+    looks = torch.tensor([look(one) for one in individuals], device=reading.relation.device)
+    total: Any = 0
+    for at, name in enumerate(ATTRIBUTES):
+        values: torch.Tensor = getattr(reading, name)
+        total = total + values.gather(2, looks[:, at, None, None].expand(-1, ROLES, 1))[..., 0]
+    return total
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Fresh renders with what they show.
+
+    Attributes:
+        pictures: uint8 (n, 3, 128, 128).
+        relations: n names.
+        individuals: n pairs, in the order of the roles.
+    """
+
+    pictures: torch.Tensor
+    relations: tuple[str, ...]
+    individuals: tuple[tuple[Individual, ...], ...]
+
+
+def draw_examples(
+    relations: Sequence[Relation], each: int, seed: int = 0, held_out: bool = False, batch: int = 16
+) -> Examples:
+    """``each`` renders of every relation, of individuals drawn anew (with ``held_out``: such as no training shows)."""
+    scenes, names = [], []
+    for at, relation in enumerate(relations):
+        rng = np.random.default_rng((seed, at))
+        for _ in range(each):
+            scenes.append(compose(relation, [draw_individual(rng, held_out) for _ in relation.roles], rng))
+            names.append(relation.name)
+    pictures = [render(scenes[first : first + batch], SIZE).pictures for first in range(0, len(scenes), batch)]
+    return Examples(torch.cat(pictures), tuple(names), tuple(scene.individuals for scene in scenes))
