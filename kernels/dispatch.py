@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -36,6 +37,35 @@ def _xformers_why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return _xformers_import()
 
 
+@functools.cache
+def _triton_import() -> str | None:
+    try:
+        import triton  # type: ignore[import-untyped]
+    except ImportError as error:
+        return f"triton cannot be imported ({error})"
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):
+        return f"triton {triton.__version__} is too old, 3.3 is needed"  # tuples as kernel arguments
+    return None
+
+
+def _triton_why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda":
+        return "triton runs on CUDA only"
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"the triton kernel does not take {dtype}"
+    if reason := _triton_import():
+        return reason
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return "triton needs compute capability 8.0"
+    return None
+
+
+def _triton(*arguments: Any) -> torch.Tensor:
+    from rbctl.kernels import fused  # triton is imported when it is used
+
+    return fused.parallel_cross_attention(*arguments)
+
+
 @dataclass(frozen=True)
 class Backend:
     """One way to compute the same thing; ``why_not(device, dtype)`` is None where it can, else the reason."""
@@ -45,10 +75,11 @@ class Backend:
     why_not: Callable[[torch.device, torch.dtype], str | None]
 
 
-# In order of preference. A fused Triton kernel would stand first.
+# In order of preference. triton becomes the first once it has been measured.
 BACKENDS = (
     Backend("sdpa", sdpa.parallel_cross_attention, _always),
     Backend("xformers", memory_efficient.parallel_cross_attention, _xformers_why_not),
+    Backend("triton", _triton, _triton_why_not),
     Backend("eager", eager.parallel_cross_attention, _always),
 )
 

@@ -8,13 +8,34 @@ from typing import NamedTuple
 
 import torch
 
-from rbctl.kernels import ImageMask
+from rbctl.kernels import BoxCells, ImageMask
 
 DUMMY_TOKENS = 4
 
 
+def box_ranges(boxes: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """The columns and rows of a grid that each box touches: floor(x0 w) <= column < ceil(x1 w), rows likewise.
+
+    Args:
+        boxes: (..., 4) relative xyxy, float32. An all-zero box touches none.
+        grid: (h, w).
+
+    Returns:
+        (..., 4) int32, clamped to the grid: first column, first row, end column, end row (exclusive).
+    """
+    h, w = grid
+    x0, y0, x1, y1 = boxes.float().unbind(-1)
+    ends = (
+        (x0 * w).floor().clamp(0, w),
+        (y0 * h).floor().clamp(0, h),
+        (x1 * w).ceil().clamp(0, w),
+        (y1 * h).ceil().clamp(0, h),
+    )
+    return torch.stack(ends, dim=-1).int()
+
+
 def box_cells(boxes: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Which cells of a grid lie in each box: floor(x0 w) <= column < ceil(x1 w), rows likewise.
+    """Which cells of a grid lie in each box, by :func:`box_ranges`.
 
     Args:
         boxes: (..., 4) relative xyxy, float32. An all-zero box holds no cell.
@@ -24,12 +45,11 @@ def box_cells(boxes: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         (..., h * w) bool, row-major.
     """
     h, w = grid
-    boxes = boxes.float()
     columns = torch.arange(w, device=boxes.device)
     rows = torch.arange(h, device=boxes.device)
-    x0, y0, x1, y1 = (boxes[..., i, None] for i in range(4))
-    in_columns = (columns >= (x0 * w).floor()) & (columns < (x1 * w).ceil())
-    in_rows = (rows >= (y0 * h).floor()) & (rows < (y1 * h).ceil())
+    x0, y0, x1, y1 = box_ranges(boxes, grid)[..., None].unbind(-2)
+    in_columns = (columns >= x0) & (columns < x1)
+    in_rows = (rows >= y0) & (rows < y1)
     return (in_rows[..., :, None] & in_columns[..., None, :]).flatten(-2)
 
 
@@ -39,18 +59,30 @@ def latent_grids(latent_size: tuple[int, int], levels: int) -> list[tuple[int, i
     return [(-(-h // 2**level), -(-w // 2**level)) for level in range(levels)]
 
 
-def image_mask(cells: torch.Tensor, tokens_per_object: int, dummies: int) -> ImageMask:
+def image_mask(cells: torch.Tensor, tokens_per_object: int, dummies: int, boxes: BoxCells | None = None) -> ImageMask:
     """Which image tokens each cell may attend to: those of every object whose region holds it.
 
     Args:
         cells: (B, N, Q) bool, region of each object.
         dummies: number of dummy tokens in front, which only cells of no region see; 0 where they are left out.
+        boxes: the same in numbers, where the regions are boxes.
     """
     attend = cells.mT.repeat_interleave(tokens_per_object, dim=-1)  # (B, Q, N * tokens_per_object)
     if dummies:
         background = ~cells.any(1)
         attend = torch.cat((background[..., None].expand(-1, -1, dummies), attend), dim=-1)
-    return ImageMask.build(attend)
+    return ImageMask.build(attend, boxes)
+
+
+def box_mask(boxes: torch.Tensor, grid: tuple[int, int], tokens_per_object: int, dummies: int) -> ImageMask:
+    """:func:`image_mask` where the regions are boxes.
+
+    Args:
+        boxes: (B, N, 4) relative xyxy, float32.
+        grid: (h, w).
+    """
+    numbers = BoxCells(box_ranges(boxes, grid), grid[1], tokens_per_object, dummies)
+    return image_mask(box_cells(boxes, grid), tokens_per_object, dummies, numbers)
 
 
 @dataclass(kw_only=True)
@@ -145,7 +177,7 @@ class ImageBranch:
             scales = subject_scales.to(weights).expand(batch, objects).repeat_interleave(per_object, dim=1)
             weights = torch.cat((weights[:, :dummy_tokens], scales), dim=1)
         dummies = dummy_tokens if background_sees_dummies else 0
-        masks = {h * w: image_mask(box_cells(boxes, (h, w)), per_object, dummies) for h, w in grids}
+        masks = {h * w: box_mask(boxes, (h, w), per_object, dummies) for h, w in grids}
         first = dummy_tokens - dummies
         return cls(
             tokens=tokens[:, first:],
