@@ -29,12 +29,16 @@ def _xformers_import() -> str | None:
     return None
 
 
-def _xformers_why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+def _not_for(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda":
-        return "xformers runs on CUDA only"
+        return f"{name} runs on CUDA only"
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"xformers does not take {dtype}"
-    return _xformers_import()
+        return f"{name} does not take {dtype}"
+    return None
+
+
+def _xformers_why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    return _not_for("xformers", device, dtype) or _xformers_import()
 
 
 @functools.cache
@@ -49,11 +53,7 @@ def _triton_import() -> str | None:
 
 
 def _triton_why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type != "cuda":
-        return "triton runs on CUDA only"
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"the triton kernel does not take {dtype}"
-    if reason := _triton_import():
+    if reason := _not_for("triton", device, dtype) or _triton_import():
         return reason
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return "triton needs compute capability 8.0"

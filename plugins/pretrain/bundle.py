@@ -48,7 +48,8 @@ right, and what is wrong with its pictures, is measured by `make gates` and told
 
 ## How it was made
 
-With rbctl at commit {commit}:
+Put together by rbctl at commit {commit}. Parts may be older, and trained in several legs with other settings than the
+recipe below: docs/mini.md of the repository tells.
 
 {training}
 
