@@ -1,58 +1,114 @@
-"""One attn2 layer's parallel cross-attention at SDXL's shapes: our backends against the form of the official processor.
+"""One attn2 layer at SDXL's two shapes on the CPU: every backend against the official processor's way.
 
-The baseline builds the mask per layer and copies it for every head, computes explicit probabilities for the image
-branch and adds two outputs.
+"attention" is the attention alone; "layer" has the projections too, of which ours keeps those of text and image.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 
-from rbctl.conditioning import box_cells, image_mask
+from bench.official import OfficialConditioning, OfficialCrossAttention
+from bench.official import parallel_cross_attention as official
+from rbctl.attention import ParallelCrossAttention
+from rbctl.conditioning import DUMMY_TOKENS, Conditioning, ImageBranch, box_mask
 from rbctl.kernels import BACKENDS, parallel_cross_attention
 
-CASES = {"sdxl_1024_outer": (64, 10, 64), "sdxl_1024_inner": (32, 20, 64)}  # side of the grid, heads, head width
-BOXES = torch.tensor([[[0.0, 0.2, 0.55, 0.85], [0.45, 0.26, 0.95, 0.9]]])
-TEXT, PER_OBJECT, DUMMIES = 77, 16, 4
+CASES = {"outer": (64, 10), "inner": (32, 20)}  # side of the grid, heads of 64 channels
+WIDTH, TEXT, PER_OBJECT, BATCH, DEEP = 64, 77, 16, 2, 2048
+OBJECTS = {
+    2: [[0.0, 0.2, 0.55, 0.85], [0.45, 0.26, 0.95, 0.9]],
+    4: [[0.0, 0.2, 0.3, 0.85], [0.25, 0.26, 0.55, 0.9], [0.5, 0.1, 0.75, 0.9], [0.7, 0.3, 1.0, 0.95]],
+}
 USABLE = [b.name for b in BACKENDS if b.why_not(torch.device("cpu"), torch.float32) is None]
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
 
 
-def inputs(side: int, heads: int, width: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    image = PER_OBJECT * BOXES.shape[1]
-    lengths = (side * side, TEXT, TEXT, image, image)
-    return [torch.randn(1, heads, length, width, generator=generator) for length in lengths]
+@pytest.fixture(params=[1, 2], ids=lambda n: f"{n} threads" if n > 1 else "1 thread")
+def threads(request: pytest.FixtureRequest) -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
-def official_form(
-    q: torch.Tensor, k_text: torch.Tensor, v_text: torch.Tensor, k_image: torch.Tensor, v_image: torch.Tensor, side: int
-) -> torch.Tensor:
-    heads, width = q.shape[1], q.shape[-1]
-    dummies = torch.zeros(1, heads, DUMMIES, width)
-    k_image, v_image = torch.cat((dummies, k_image), dim=2), torch.cat((dummies, v_image), dim=2)
-    cells = box_cells(BOXES, (side, side))
-    attend = image_mask(cells, PER_OBJECT, DUMMIES).attend.repeat(1, heads, 1, 1)
-    bias = torch.where(attend, 0.0, -10000.0)
-    text = torch.nn.functional.scaled_dot_product_attention(q, k_text, v_text)
-    probabilities = (q @ k_image.mT * width**-0.5 + bias).softmax(-1)
-    probabilities = probabilities.masked_fill(~cells.any(1)[:, None, :, None], 0.0)
-    return text + probabilities @ v_image
+def boxes_of(objects: int) -> torch.Tensor:
+    """(B, N, 4); as in guidance, the first half of the batch has none."""
+    boxes = torch.tensor([OBJECTS[objects]]).repeat(BATCH, 1, 1)
+    boxes[: BATCH // 2] = 0
+    return boxes
 
 
+def named(what: str, case: str, objects: int, dtype: torch.dtype, threads: int) -> str:
+    return f"{what}, {case}, {objects} objects, {str(dtype)[6:]}, {threads} threads"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("objects", OBJECTS)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("form", ["official", *USABLE])
-def test_parallel_cross_attention(benchmark: Any, case: str, form: str) -> None:
-    benchmark.group = f"parallel cross-attention, {case}, float32 on the CPU"
-    side, heads, width = CASES[case]
-    parts = inputs(side, heads, width)
-    mask = image_mask(box_cells(BOXES, (side, side)), PER_OBJECT, 0)
-    truth = official_form(*parts, side)
-    with torch.no_grad():
-        if form == "official":
-            benchmark.pedantic(official_form, (*parts, side), rounds=7, warmup_rounds=1)
-            return
-        torch.testing.assert_close(parallel_cross_attention(*parts, mask, backend=form), truth, rtol=1e-4, atol=1e-5)
-        benchmark.pedantic(parallel_cross_attention, (*parts, mask, form), rounds=7, warmup_rounds=1)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("backend", [name for name in USABLE if name != "eager"])
+def test_attention(
+    compare: Callable[..., Any], backend: str, dtype: torch.dtype, case: str, objects: int, threads: int
+) -> None:
+    side, heads = CASES[case]
+    image = DUMMY_TOKENS + PER_OBJECT * objects
+    generator = torch.Generator().manual_seed(0)
+    # As layers hand them over: heads are a view of (B, tokens, H * d).
+    q, k_text, v_text, k_image, v_image = (
+        torch.randn(BATCH, length, heads, WIDTH, generator=generator).transpose(1, 2).to(dtype)
+        for length in (side * side, TEXT, TEXT, image, image)
+    )
+    boxes = boxes_of(objects)
+    mask = box_mask(boxes, (side, side), PER_OBJECT, 0)
+    k_seen, v_seen = k_image[:, :, DUMMY_TOKENS:], v_image[:, :, DUMMY_TOKENS:] * 0.6
+
+    def ours() -> torch.Tensor:
+        return parallel_cross_attention(q, k_text, v_text, k_seen, v_seen, mask, backend)
+
+    def baseline() -> torch.Tensor:
+        return official(q, k_text, v_text, k_image, v_image, boxes, (side, side))
+
+    torch.testing.assert_close(ours(), baseline(), rtol=0, atol=TOLERANCE[dtype])
+    compare(named(f"attention, {backend}", case, objects, dtype, threads), ours, baseline, memory=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("objects", OBJECTS)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_layer(compare: Callable[..., Any], dtype: torch.dtype, case: str, objects: int, threads: int) -> None:
+    side, heads = CASES[case]
+    channels = heads * WIDTH
+    torch.manual_seed(0)
+    attention = Attention(channels, DEEP, heads=heads, dim_head=WIDTH)
+    processor = ParallelCrossAttention("layer", channels, DEEP)
+    attention.set_processor(processor)
+    attention.to(dtype)
+    hidden, text = torch.randn(BATCH, side * side, channels).to(dtype), torch.randn(BATCH, TEXT, DEEP).to(dtype)
+    tokens = torch.randn(BATCH, DUMMY_TOKENS + PER_OBJECT * objects, DEEP).to(dtype)
+    boxes, empty = boxes_of(objects), torch.zeros(1)
+    cached = Conditioning(
+        prompt_embeds=text,
+        pooled_prompt_embeds=empty,
+        time_ids=empty,
+        image=ImageBranch.build(tokens, boxes, [(side, side)], 0.6),
+    )
+    cached.projected["layer"] = processor.project(attention, text, cached)
+    told = OfficialConditioning(
+        prompt_embeds=text, pooled_prompt_embeds=empty, time_ids=empty, image_tokens=tokens, boxes=boxes, gamma=0.6
+    )
+    other = OfficialCrossAttention(processor)
+
+    def ours() -> torch.Tensor:
+        return processor(attention, hidden, text, conditioning=cached)
+
+    def baseline() -> torch.Tensor:
+        return other(attention, hidden, text, conditioning=told)
+
+    torch.testing.assert_close(ours(), baseline(), rtol=0, atol=TOLERANCE[dtype])
+    compare(named("layer", case, objects, dtype, threads), ours, baseline, memory=True)

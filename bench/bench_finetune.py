@@ -1,4 +1,4 @@
-"""What computing the frozen results once saves: seconds per sample of a run, against re-encoding at every step.
+"""What computing the frozen results once saves: a training step, against re-encoding at every step.
 
 The baseline does what the official script does: it runs the text encoders, the image encoders and the VAE on every
 sample of every step. Both sides run the same loss and backward pass, on a bundle of random weights.
@@ -6,6 +6,7 @@ sample of every step. Both sides run the same loss and backward pass, on a bundl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,12 @@ def re_encoding_step(bundle: Bundle, triplets: list[Triplet], config: FinetuneCo
     return step(bundle, frozen.encode(bundle, chosen, config, RESOLUTION), config, first)
 
 
-@pytest.mark.benchmark(group="finetune: one step of four samples")
-def test_frozen_results_computed_once(benchmark: Any, setting: Any) -> None:
+def test_step(compare: Callable[..., Any], setting: Any) -> None:
     bundle, triplets, config = setting
     results = frozen.encode(bundle, triplets, config, RESOLUTION)
-    benchmark.pedantic(step, (bundle, results, config, 0), rounds=5, warmup_rounds=1)
-    benchmark.extra_info["seconds per sample"] = benchmark.stats.stats.median / BATCH
-
-
-@pytest.mark.benchmark(group="finetune: one step of four samples")
-def test_encoded_again_at_every_step(benchmark: Any, setting: Any) -> None:
-    bundle, triplets, config = setting
-    benchmark.pedantic(re_encoding_step, (bundle, triplets, config, 0), rounds=5, warmup_rounds=1)
-    benchmark.extra_info["seconds per sample"] = benchmark.stats.stats.median / BATCH
+    compare(
+        f"finetune, one step of {BATCH}, encoded once / at every step",
+        lambda: step(bundle, results, config, 0),
+        lambda: re_encoding_step(bundle, triplets, config, 0),
+        rounds=5,
+    )

@@ -9,12 +9,17 @@ from typing import Any
 
 import torch
 
-from rbctl.kernels import eager, memory_efficient, sdpa
+from rbctl.kernels import eager, grouped, memory_efficient, sdpa
 from rbctl.kernels.image_mask import ImageMask
 
 
 def _always(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
+
+
+def _cpu_only(device: torch.device, dtype: torch.dtype) -> str | None:
+    # Elsewhere its many small calls cost more than the mask does.
+    return None if device.type == "cpu" else "grouped is for the CPU"
 
 
 @functools.cache
@@ -78,6 +83,7 @@ class Backend:
 # In order of preference. triton becomes the first once it has been measured.
 BACKENDS = (
     Backend("sdpa", sdpa.parallel_cross_attention, _always),
+    Backend("grouped", grouped.parallel_cross_attention, _cpu_only),
     Backend("xformers", memory_efficient.parallel_cross_attention, _xformers_why_not),
     Backend("triton", _triton, _triton_why_not),
     Backend("eager", eager.parallel_cross_attention, _always),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -30,6 +32,14 @@ class BoxCells:
         return BoxCells(self.ranges.to(device), self.width, self.tokens_per_object, self.dummies)
 
 
+class Group(NamedTuple):
+    """Queries (n,) of some rows of the batch, and all tokens (m,) they may attend to; both int64."""
+
+    rows: slice
+    queries: torch.Tensor
+    tokens: torch.Tensor
+
+
 @dataclass(frozen=True)
 class ImageMask:
     """Built once per prompt and grid, shared by all heads, layers and steps of that grid.
@@ -46,6 +56,7 @@ class ImageMask:
     safe: torch.Tensor
     boxes: BoxCells | None = None
     _biases: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _groups: dict[int, list[Group]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def build(cls, attend: torch.Tensor, boxes: BoxCells | None = None) -> ImageMask:
@@ -68,7 +79,38 @@ class ImageMask:
             self._biases[dtype] = padded[..., :tokens]
         return self._biases[dtype]
 
+    def groups(self, batch: int) -> list[Group]:
+        """Queries that may attend to the same tokens, for consecutive rows of the same mask; found once per batch size.
+
+        Uncovered queries are in none.
+        """
+        if batch not in self._groups:
+            attend = self.attend[:, 0].expand(batch, -1, -1)
+            self._groups[batch] = [
+                Group(slice(start, stop), *group)
+                for start, stop in _runs(attend)
+                for group in _same_tokens(attend[start])
+            ]
+        return self._groups[batch]
+
     def to(self, device: torch.device) -> ImageMask:
         """The same mask on another device."""
         boxes = None if self.boxes is None else self.boxes.to(device)
         return ImageMask(self.attend.to(device), self.covered.to(device), self.safe.to(device), boxes)
+
+
+def _runs(attend: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """First row of each run of equal masks, and the row behind it; ``attend`` (B, Q, M)."""
+    start = 0
+    for row in range(1, len(attend) + 1):
+        if row == len(attend) or not torch.equal(attend[row], attend[start]):
+            yield start, row
+            start = row
+
+
+def _same_tokens(attend: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Queries and tokens of each pattern but the empty one; ``attend`` (Q, M)."""
+    patterns, which = torch.unique(attend, dim=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        if pattern.any():
+            yield (which == number).nonzero()[:, 0], pattern.nonzero()[:, 0]

@@ -21,12 +21,14 @@ from bench.gates.__main__ import main as gates  # noqa: E402
 from bench.gates.cases import CANDIDATES, Case, CaseSet, candidates, draw_cases  # noqa: E402
 from bench.gates.intervals import interval, ratio_of_medians  # noqa: E402
 from bench.gates.judge import Judge  # noqa: E402
+from bench.gates.sampling import Sampler  # noqa: E402
 from bench.gates.sections import Bench, ablations, base, lora, new_relation, oracle, vae  # noqa: E402
-from bench.gates.tuning import Lora  # noqa: E402
+from bench.gates.tuning import Lora, Tuner  # noqa: E402
+from rbctl.bundle.catalogue import resolve  # noqa: E402
 from rbctl.errors import InputError  # noqa: E402
 from rbctl.files import read_yaml  # noqa: E402
 from rbctl.menagerie import COATS, PATTERNS, SPECIES, compose  # noqa: E402
-from rbctl.menagerie.oracle import Oracle, OracleConfig, Reading, look, save_oracle  # noqa: E402
+from rbctl.menagerie.oracle import Oracle, OracleConfig, Reading, load_oracle, look, save_oracle  # noqa: E402
 from rbctl.menagerie.triplets import draw_group  # noqa: E402
 from rbctl.options import find_recipe  # noqa: E402
 from rbctl.relations import load_relation  # noqa: E402
@@ -257,6 +259,26 @@ def test_the_whole_road_on_random_weights(tiny_bundle: Path, tmp_path: Path) -> 
     assert len(made) == len(list((work / "pictures").glob("*.png"))) > 5
     gates([*command, "lora"])  # nothing is made twice
     assert {p: p.stat().st_mtime_ns for p in work.rglob("*.npz")} == made
+
+
+@pytest.mark.slow
+def test_the_bundle_learns_a_relation_that_was_not_there(tmp_path: Path) -> None:
+    """No stand-ins: ``rbctl finetune`` on the YAML of NEW_RELATION, pictures of new individuals, the gate."""
+    bench = Bench(
+        folder=tmp_path,
+        scenes=12,
+        seeds=(0,),
+        verbs=("ride",),
+        easy=("face",),
+        held_out=(),
+        sampler=Sampler("mini", tmp_path, device="cpu"),
+        tuner=Tuner("mini", tmp_path, ("face",), device="cpu", threads=0),
+        judge=Judge(load_oracle(resolve("mini") / "oracle")),
+        easy_each=1,
+    )
+    found = new_relation(bench)
+    assert found["scenes_of_a_verb"] == 12
+    assert all(passed(found).values()), found["gates"]
 
 
 def test_an_unknown_section_is_told(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class SampleConfig:
     batch_size: int = option(4, "Pictures sampled at once; changes the speed and the memory, not the pictures.", min=1)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on CUDA, fp32 on the CPU.")
-    attention: Literal["auto", "eager", "sdpa", "xformers", "triton"] = option(
+    attention: Literal["auto", "eager", "sdpa", "grouped", "xformers", "triton"] = option(
         "auto", "Attention backend; see 'rbctl doctor'."
     )
     compile: bool = option(False, "Compile the UNet's transformer blocks: a slow start, then faster steps.")

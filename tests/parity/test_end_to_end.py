@@ -35,7 +35,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "grouped"])
 def test_sampling_step_by_step(golden: Any, tiny_sdxl: Any, goldens: Any, variant: str, backend: str) -> None:
     g = golden("tiny_sdxl_pipeline")
     t, facts, bundle = g.tensors, g.facts, tiny_sdxl

@@ -17,7 +17,7 @@ from rbctl.conditioning import Conditioning, ImageBranch, PseudoRegions, TextMap
 from rbctl.phrases import token_span
 from rbctl.resampler import Resampler, ResamplerConfig, fourier_embedding
 
-CPU_BACKENDS = ["eager", "sdpa"]
+CPU_BACKENDS = ["eager", "sdpa", "grouped"]
 
 
 def test_resampler(golden: Any) -> None:

@@ -1,0 +1,103 @@
+"""Denoising with the bundle mini: K, V and masks kept, against the official processor's way in the same UNet.
+
+Most of a UNet's time goes elsewhere, so the ratio is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from bench.official import OfficialConditioning, processors
+from rbctl.attention import project_once
+from rbctl.bundle.load import Bundle, load
+from rbctl.conditioning import Conditioning, guided
+from rbctl.denoising import denoise, initial_noise
+
+PICTURES, STEPS = 2, 30
+BOXES = [[0.06, 0.3, 0.53, 0.92], [0.47, 0.3, 0.94, 0.92]]
+
+
+@dataclass
+class Side:
+    """One way to compute: conditioning and attention processors."""
+
+    bundle: Bundle
+    conditioning: Conditioning
+    processors: dict[str, Any]
+
+    def use(self) -> None:
+        self.bundle.unet.set_attn_processor(dict(self.processors))
+
+    @torch.no_grad()
+    def sample(self, steps: int = STEPS) -> torch.Tensor:
+        self.use()
+        self.conditioning.projected.clear()
+        bundle, side = self.bundle, self.bundle.unet.config.sample_size
+        noise = initial_noise(range(PICTURES), bundle.unet.config.in_channels, (side, side))
+        return denoise(bundle.unet, bundle.scheduler(), noise, self.conditioning, steps, torch.full((PICTURES,), 4.0))
+
+
+@pytest.fixture(scope="module")
+def sides() -> tuple[Side, Side]:
+    bundle = load("mini", torch.device("cpu"), torch.float32)
+    side = bundle.unet.config.sample_size
+    torch.manual_seed(0)
+    embeds, pooled = bundle.encode_prompts(["A cat is sitting beside a bear."] * PICTURES)
+    empty, empty_pooled = bundle.encode_prompts([""] * PICTURES)
+    width = bundle.unet.config.cross_attention_dim
+    tokens, boxes = torch.randn(PICTURES, 4 + 16 * 2, width), torch.tensor([BOXES]).repeat(PICTURES, 1, 1)
+    ours = guided(
+        prompt_embeds=embeds,
+        pooled_prompt_embeds=pooled,
+        negative_prompt_embeds=empty,
+        negative_pooled_prompt_embeds=empty_pooled,
+        size=(bundle.resolution, bundle.resolution),
+        latent_size=(side, side),
+        levels=bundle.levels,
+        image_tokens=tokens,
+        boxes=boxes,
+        object_weights=torch.full((PICTURES, 2), bundle.gamma),
+    )
+    told = OfficialConditioning(
+        prompt_embeds=ours.prompt_embeds,
+        pooled_prompt_embeds=ours.pooled_prompt_embeds,
+        time_ids=ours.time_ids,
+        image_tokens=torch.cat((torch.zeros_like(tokens), tokens)),
+        boxes=torch.cat((torch.zeros_like(boxes), boxes)),
+        gamma=bundle.gamma,
+    )
+    return Side(bundle, ours, bundle.unet.attn_processors), Side(bundle, told, processors(bundle.unet))
+
+
+def test_sampling(compare: Callable[..., Any], sides: tuple[Side, Side]) -> None:
+    ours, baseline = sides
+    made, wanted = (side.bundle.decode_latents(side.sample()) for side in sides)
+    torch.testing.assert_close(made, wanted, rtol=0, atol=1e-3)
+    compare(f"sampling mini, {STEPS} steps, {PICTURES} pictures", ours.sample, baseline.sample, rounds=3)
+
+
+@torch.no_grad()
+def test_step(compare: Callable[..., Any], sides: tuple[Side, Side]) -> None:
+    """One call of the UNet; ours has its K and V, as in every step but the first."""
+    latents = torch.randn(2 * PICTURES, sides[0].bundle.unet.config.in_channels, 32, 32)
+
+    def step(side: Side) -> torch.Tensor:
+        side.use()
+        return side.bundle.unet(
+            latents,
+            torch.tensor(500),
+            encoder_hidden_states=side.conditioning.prompt_embeds,
+            cross_attention_kwargs={"conditioning": side.conditioning},
+            added_cond_kwargs=side.conditioning.added_cond_kwargs,
+        ).sample
+
+    ours, baseline = sides
+    ours.use()
+    project_once(ours.bundle.unet, ours.conditioning)
+    torch.testing.assert_close(step(ours), step(baseline), rtol=0, atol=1e-3)
+    compare(f"denoising step mini, {PICTURES} pictures", lambda: step(ours), lambda: step(baseline), rounds=11)

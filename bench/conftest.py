@@ -1,0 +1,135 @@
+"""``compare``: both sides in one run, a ratio, and a failure where it falls below what bench/ratios.yaml holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+HERE = Path(__file__).resolve().parent
+if str(HERE.parent) not in sys.path:  # bench is no part of the distribution
+    sys.path.insert(0, str(HERE.parent))
+
+RATIOS, RESULTS = HERE / "ratios.yaml", HERE / "out" / "results.json"
+SLACK = 0.8  # a ratio may be 20 % below the one recorded
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measurement; ratio = baseline_s / ours_s, each the fastest round; peaks in MB beyond what was held before."""
+
+    name: str
+    ours_s: float
+    baseline_s: float
+    ratio: float
+    peak_ours_mb: float | None = None
+    peak_baseline_mb: float | None = None
+
+
+_DONE = pytest.StashKey[list[Comparison]]()
+_SLOW = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-ratios", action="store_true", help="write the ratios measured to bench/ratios.yaml")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_DONE], config.stash[_SLOW] = [], []
+
+
+@pytest.fixture
+def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Comparison]:
+    """``compare(name, ours, baseline, rounds=7, memory=False)``, both without arguments.
+
+    The sides take turns, so that a machine that slows down meanwhile slows both.
+    """
+
+    def run(
+        name: str, ours: Callable[[], Any], baseline: Callable[[], Any], rounds: int = 7, memory: bool = False
+    ) -> Comparison:
+        peaks = [peak_mb(side) if memory else None for side in (ours, baseline)]  # and a warm-up
+        seconds: list[float] = []
+
+        def other_side() -> None:
+            begun = time.perf_counter()
+            baseline()
+            seconds.append(time.perf_counter() - begun)
+
+        benchmark.pedantic(ours, setup=other_side, rounds=rounds, warmup_rounds=1)
+        fastest, other = benchmark.stats.stats.min, min(seconds[1:])
+        found = Comparison(name, fastest, other, other / fastest, *peaks)
+        benchmark.extra_info.update(dataclasses.asdict(found))
+        request.config.stash[_DONE].append(found)
+        return found
+
+    return run
+
+
+def peak_mb(function: Callable[[], Any]) -> float:
+    """The most memory that PyTorch held at once during a call, beyond what it held before."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    held = peak = 0
+    # The public API sums allocations up; only the raw events tell what was held at once.
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak / 1e6
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    done = session.config.stash[_DONE]
+    if not done:
+        return
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps([dataclasses.asdict(one) for one in done], indent=1) + "\n")
+    recorded = yaml.safe_load(RATIOS.read_text()) if RATIOS.is_file() else {}
+    if session.config.getoption("--record-ratios"):
+        recorded |= {one.name: round(one.ratio, 2) for one in done}
+        RATIOS.write_text(_HEAD + yaml.safe_dump(recorded))
+    slow = session.config.stash[_SLOW]
+    for one in done:
+        if one.ratio < SLACK * recorded.get(one.name, 0):
+            slow.append(f"{one.name}: ratio {one.ratio:.2f}, more than 20 % below the recorded {recorded[one.name]}")
+    if slow and session.exitstatus == 0:
+        session.exitstatus = 1
+
+
+_HEAD = """\
+# baseline seconds / ours of every comparison of `make bench`, which fails where a ratio falls more than 20 % below.
+# Written by: python -m pytest bench --record-ratios
+"""
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    done = config.stash[_DONE]
+    if not done:
+        return
+    terminalreporter.section("ours against the baseline")
+    wide = max(len(one.name) for one in done)
+    write = terminalreporter.write_line
+    write(f"{'':{wide}} {'ours':>10} {'baseline':>10} {'ratio':>7} {'peak':>9} {'baseline':>9}")
+    for one in done:
+        peaks = (f"{'-' if mb is None else f'{mb:.1f} MB':>9}" for mb in (one.peak_ours_mb, one.peak_baseline_mb))
+        seconds = (f"{side * 1e3:7.1f} ms" for side in (one.ours_s, one.baseline_s))
+        write(f"{one.name:{wide}} {' '.join(seconds)} {one.ratio:6.2f}x {' '.join(peaks)}")
+    for line in config.stash[_SLOW]:
+        write(line, red=True)

@@ -1,0 +1,26 @@
+"""For the CPU: queries that may attend to the same image tokens are taken together, so that no mask is needed."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from rbctl.kernels.image_mask import ImageMask
+
+
+def parallel_cross_attention(
+    q: torch.Tensor,
+    k_text: torch.Tensor,
+    v_text: torch.Tensor,
+    k_image: torch.Tensor,
+    v_image: torch.Tensor,
+    mask: ImageMask,
+) -> torch.Tensor:
+    """See :func:`rbctl.kernels.parallel_cross_attention`. Queries of no region cost nothing in the image branch."""
+    out = scaled_dot_product_attention(q, k_text, v_text)
+    if torch.is_grad_enabled() and out.requires_grad:
+        out = out.clone()  # its own backward pass needs the text branch as it is
+    for rows, queries, tokens in mask.groups(q.shape[0]):
+        k, v = (t[rows].index_select(2, tokens) for t in (k_image, v_image))
+        out[rows].index_add_(2, queries, scaled_dot_product_attention(q[rows].index_select(2, queries), k, v))
+    return out
