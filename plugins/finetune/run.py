@@ -72,7 +72,7 @@ def run(config: FinetuneConfig) -> Path | None:
             folder.begin(output, config, facts)
         accelerator.wait_for_everyone()
         own, others = frozen.split(stored, len(triplets))
-        parameters = _tune(config, relation, bundle, own, others, output, accelerator)
+        parameters = tune(config, relation, bundle, own, others, output, accelerator)
         if not main:
             return None
         tensors = {name: parameter.detach().cpu() for name, parameter in parameters.items()}
@@ -117,7 +117,7 @@ def _frozen(
     return bundle, stored
 
 
-def _tune(
+def tune(
     config: FinetuneConfig,
     relation: Relation,
     bundle: Bundle,

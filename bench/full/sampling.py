@@ -1,0 +1,267 @@
+"""Sampling pictures with two individuals: ours, the official processor's way, and plain SDXL."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bench import official
+from bench.full.clocks import Row, gigabytes, once, peak, seconds
+from bench.full.floors import step_floor, text_step_flops
+from bench.full.results import Bench
+from bench.full.sizes import BOXES, GAMMA, GUIDANCE
+from rbctl import attention
+from rbctl.bundle.load import Bundle
+from rbctl.conditioning import Conditioning, guided
+from rbctl.denoising import denoise, initial_noise
+from rbctl.files import write_png
+from rbctl.plugins.sample.config import SampleConfig
+from rbctl.plugins.sample.jobs import Defaults, Job, plan
+from rbctl.plugins.sample.run import ObjectEncoder, sample_batch
+from rbctl.prompts import Prompt, PromptObject
+
+
+def sample_config(bench: Bench) -> SampleConfig:
+    """``rbctl sample`` as it stands, but for the number of steps."""
+    return SampleConfig(
+        prompts=Path("fullsize"),
+        bundle=str(bench.folder),
+        steps=bench.scale.steps,
+        guidance_scale=GUIDANCE,
+        precision=bench.precision,
+    )
+
+
+def jobs(bench: Bench, pictures: int) -> list[Job]:
+    """One prompt with two individuals; their pictures are noise."""
+    rng, names = np.random.default_rng(0), ("cat", "dog")
+    objects = []
+    for name, box in zip(names, BOXES[2], strict=True):
+        path = bench.work / f"{name}.png"
+        write_png(path, Image.fromarray(rng.integers(0, 256, (512, 512, 3), dtype=np.uint8)))
+        objects.append(PromptObject(name=name, image=path, box=box))
+    prompt = Prompt(text="A cat is hugging a dog.", objects=tuple(objects), lora="none", images=pictures)
+    defaults = Defaults(
+        resolution=bench.scale.resolution,
+        gamma=GAMMA,
+        bundle="random",
+        bundle_fingerprint="",
+        base="",
+        local_encoder="",
+        scheduler="EulerDiscreteScheduler",
+        precision=bench.precision,
+    )
+    return plan([prompt], sample_config(bench), defaults, {})
+
+
+@torch.no_grad()
+def encoded(bench: Bench, batch: Sequence[Job]) -> dict[str, Any]:
+    """What ``guided`` wants to know of a batch; individuals are encoded once, as in a run."""
+    bundle, encoder = bench.bundle, ObjectEncoder(bench.bundle, sample_config(bench))
+    embeds, pooled = bundle.encode_prompts([job.text for job in batch])
+    negative, negative_pooled = bundle.encode_prompts([job.negative_prompt for job in batch])
+    boxes = torch.tensor([[thing.box for thing in job.objects] for job in batch], device=bundle.device)
+    phrases = torch.stack([bundle.encode_phrases([thing.name for thing in job.objects]) for job in batch])
+    tokens = torch.cat([encoder(job.objects) for job in batch])
+    return {
+        "prompt_embeds": embeds,
+        "pooled_prompt_embeds": pooled,
+        "negative_prompt_embeds": negative,
+        "negative_pooled_prompt_embeds": negative_pooled,
+        "size": (bench.scale.resolution, bench.scale.resolution),
+        "latent_size": bench.scale.latent_size,
+        "levels": bundle.levels,
+        "image_tokens": bundle.image_prompt_encoder.adapter_tokens(tokens, boxes, phrases),
+        "boxes": boxes,
+        "object_weights": torch.full(boxes.shape[:2], GAMMA, device=bundle.device),
+    }
+
+
+@contextlib.contextmanager
+def processors(unet: Any, others: Any) -> Iterator[None]:
+    """A UNet with other attention processors, for a while."""
+    before = unet.attn_processors
+    unet.set_attn_processor(others)
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(dict(before))
+
+
+Loop = Callable[[int], torch.Tensor]  # number of steps -> latents (B, 4, h, w)
+
+
+class Loops:
+    """The denoising loop of one batch, from the same noise, every way."""
+
+    def __init__(self, bundle: Bundle, inputs: dict[str, Any]) -> None:
+        self.bundle, self.inputs = bundle, inputs
+        pictures = len(inputs["prompt_embeds"])
+        channels = bundle.unet.config.in_channels
+        self.noise = initial_noise(range(pictures), channels, inputs["latent_size"]).to(bundle.device)
+        self.guidance = torch.full((pictures,), GUIDANCE, device=bundle.device)
+
+    def ours(self, backend: str, steps: int) -> torch.Tensor:
+        """As ``rbctl sample`` does it: masks built and K and V projected once, before the first step."""
+        return self._denoise(guided(**self.inputs, backend=backend), steps)
+
+    def official(self, steps: int) -> torch.Tensor:
+        """Masks, K and V at every layer and step."""
+        plain = guided(**{**self.inputs, "image_tokens": None})
+        tokens, boxes = self.inputs["image_tokens"], self.inputs["boxes"]
+        told = official.OfficialConditioning(
+            prompt_embeds=plain.prompt_embeds,
+            pooled_prompt_embeds=plain.pooled_prompt_embeds,
+            time_ids=plain.time_ids,
+            image_tokens=torch.cat((torch.zeros_like(tokens), tokens)),
+            boxes=torch.cat((torch.zeros_like(boxes), boxes)),
+            gamma=GAMMA,
+        )
+        unet = self.bundle.unet
+        with processors(unet, official.processors(unet)):
+            return self._denoise(told, steps)
+
+    def stock(self, steps: int) -> torch.Tensor:
+        """diffusers' own pipeline for SDXL with its own processors: text only."""
+        from diffusers.models.attention_processor import AttnProcessor2_0
+
+        text = {name: value for name, value in self.inputs.items() if name.endswith("prompt_embeds")}
+        height, width = self.inputs["size"]
+        with processors(self.bundle.unet, AttnProcessor2_0()):
+            return self._pipeline(
+                **text,
+                height=height,
+                width=width,
+                num_inference_steps=steps,
+                guidance_scale=GUIDANCE,
+                latents=self.noise.to(self.bundle.dtype),
+                output_type="latent",
+            ).images
+
+    @functools.cached_property
+    def _pipeline(self) -> Any:
+        from diffusers import StableDiffusionXLPipeline
+
+        names = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet")
+        parts = {name: getattr(self.bundle, name) for name in names}
+        pipeline = StableDiffusionXLPipeline(**parts, scheduler=self.bundle.scheduler(), add_watermarker=False)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _denoise(self, conditioning: Conditioning, steps: int) -> torch.Tensor:
+        bundle = self.bundle
+        return denoise(bundle.unet, bundle.scheduler(), self.noise, conditioning, steps, self.guidance)
+
+
+def _time_loop(
+    bench: Bench, loop: Loop, row: Row, pictures: int, flops: float, around: float | None = None
+) -> torch.Tensor:
+    """Fill a row.
+
+    Args:
+        flops: of one row of a step.
+        around: seconds of the batch outside the loop, where they are to be told with it.
+
+    Returns:
+        Latents after two steps.
+    """
+    steps = bench.scale.steps
+    latents, most = peak(lambda: loop(2), bench.device)
+    took = seconds(lambda: loop(steps), bench.device, rounds=2, warm_up=0)
+    if around is not None:
+        row["s/image"] = (around + took) / pictures
+    row["loop s"] = took
+    row["ms/step"] = took / steps * 1e3
+    row["MFU of the loop"] = 2 * pictures * flops * steps / took / bench.rates.flops
+    row.update(gigabytes(most))
+    return latents
+
+
+def measure(bench: Bench) -> None:
+    """Pictures with two individuals: what comes before and after the loop once for all ways, the loop for each."""
+    for pictures in bench.scale.pictures:
+        batch, title = jobs(bench, pictures), f"batch {pictures}"
+        with_individuals, text_alone = _around(bench, batch, title)
+        loops = Loops(bench.bundle, encoded(bench, batch))
+        took = _ours_and_official(bench, loops, title, pictures, with_individuals)
+        with bench.row("sampling", f"{title}, stock diffusers, text only") as row:
+            _time_loop(bench, loops.stock, row, pictures, text_step_flops(bench.scale), text_alone)
+        best = min(took, key=lambda name: took[name]) if took else None
+        with bench.row("sampling", f"{title}, rbctl sample itself, {best}") as row:
+            whole = functools.partial(_whole, bench, batch, best)
+            _, most = peak(whole, bench.device)
+            row["s/image"] = seconds(whole, bench.device, rounds=2, warm_up=0) / pictures
+            row.update(gigabytes(most))
+        if best is not None and pictures == bench.scale.pictures[0]:
+            bench.profile(f"where sampling spends its time: 4 steps of {best}", functools.partial(loops.ours, best, 4))
+
+
+def _around(bench: Bench, batch: Sequence[Job], title: str) -> tuple[float | None, float | None]:
+    """Seconds that a batch takes outside the loop: with its individuals, with its text alone; None where it failed."""
+    bundle, device = bench.bundle, bench.device
+    texts = [text for job in batch for text in (job.text, job.negative_prompt)]
+    latents = torch.randn(len(batch), bundle.unet.config.in_channels, *bench.scale.latent_size, device=device)
+    decode = functools.partial(_decode, bundle, latents)
+    with bench.row("sampling", f"{title}, before and after the loop") as row:
+        row["encoding s"] = seconds(lambda: encoded(bench, batch), device, rounds=2)
+        row["of it text s"] = seconds(lambda: bundle.encode_prompts(texts), device, rounds=2)
+        _, most = peak(decode, device)
+        row["decoding s"] = seconds(decode, device, rounds=2, warm_up=0)
+        row.update(gigabytes(most))
+    if "failed" in row:
+        return None, None
+    return row["encoding s"] + row["decoding s"], row["of it text s"] + row["decoding s"]
+
+
+def _ours_and_official(bench: Bench, loops: Loops, title: str, pictures: int, around: float | None) -> dict[str, float]:
+    """Seconds of our loop by backend; the official processor's way is measured first, to compare with."""
+    took: dict[str, float] = {}
+    flops, baseline, latents = step_floor(bench.scale).flops, None, None
+    with bench.row("sampling", f"{title}, official way") as row:
+        latents = _time_loop(bench, loops.official, row, pictures, flops, around)
+        baseline = row["loop s"]
+    for name in bench.backends:
+        with bench.row("sampling", f"{title}, ours, {name}") as row:
+            found = _time_loop(bench, functools.partial(loops.ours, name), row, pictures, flops, around)
+            took[name] = row["loop s"]
+            if baseline is not None and latents is not None:
+                row["loop x official"] = baseline / took[name]
+                row["from official after 2 steps"] = float((found - latents).norm() / latents.norm())
+    return took
+
+
+def _decode(bundle: Bundle, latents: torch.Tensor) -> None:
+    for one in latents:
+        bundle.decode_latents(one[None])
+
+
+def _whole(bench: Bench, batch: Sequence[Job], backend: str | None) -> None:
+    config = sample_config(bench)
+    sample_batch(bench.bundle, ObjectEncoder(bench.bundle, config), batch, config, backend)
+
+
+def measure_compiled(bench: Bench) -> None:
+    """The loops again, transformer blocks compiled; on the CPU only traced."""
+    unet = bench.bundle.unet
+    attention.compile_blocks(unet, "inductor" if bench.device.type == "cuda" else "eager")
+    for pictures in bench.scale.pictures:
+        loops = Loops(bench.bundle, encoded(bench, jobs(bench, pictures)))
+        ways: dict[str, tuple[Loop, float]] = {
+            f"ours, {name}": (functools.partial(loops.ours, name), step_floor(bench.scale).flops)
+            for name in bench.backends
+            if name != "eager"  # the definition; nobody would compile it
+        }
+        ways["stock diffusers, text only"] = (loops.stock, text_step_flops(bench.scale))
+        for way, (loop, flops) in ways.items():
+            torch._dynamo.reset()  # as in a run that knows one batch size: no program for all of them
+            with bench.row("compiled", f"batch {pictures}, {way}") as row:
+                row["compiling s"] = once(functools.partial(loop, 1), bench.device)
+                _time_loop(bench, loop, row, pictures, flops)
+    bench.drop()
