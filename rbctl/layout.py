@@ -131,11 +131,17 @@ def _centred(box: Sequence[float]) -> Four:
 
 
 def _distance(rows: Sequence[Four], others: Sequence[Sequence[Four]]) -> float:
-    """Squared distance of a layout to the mean of others; 0 where there are none."""
+    """Squared distance of a layout to the mean of others; 0 where there are none.
+
+    Where in the picture the whole of it stands, further left or right, is no matter: two that hug left of the middle
+    would else be mirrored to two that hug right of it, whoever is on which side of whom.
+    """
     if not others:
         return 0.0
     means = [[statistics.fmean(column) for column in zip(*role, strict=True)] for role in zip(*others, strict=True)]
-    return sum((a - b) ** 2 for row, mean in zip(rows, means, strict=True) for a, b in zip(row, mean, strict=True))
+    gaps = [[a - b for a, b in zip(row, mean, strict=True)] for row, mean in zip(rows, means, strict=True)]
+    aside = statistics.fmean(gap[0] for gap in gaps)
+    return sum((gap[0] - aside) ** 2 + sum(g**2 for g in gap[1:]) for gap in gaps)
 
 
 def _inside(row: Four) -> Box:

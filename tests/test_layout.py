@@ -36,6 +36,15 @@ def test_mirrored_triplets_are_mirrored_back() -> None:
     assert prior.boxes()[1] == pytest.approx(right)
 
 
+def test_who_is_on_which_side_counts_not_where_both_are() -> None:
+    """Two close together, left of the middle and then right of it: mirroring would turn them round."""
+    here = [(0.1, 0.2, 0.5, 0.9), (0.2, 0.2, 0.6, 0.9)]
+    there = [(x0 + 0.3, y0, x1 + 0.3, y1) for x0, y0, x1, y1 in here]
+    left, right = LayoutPrior.from_boxes([here, there], ["left", "right"]).boxes()
+    assert left == pytest.approx((0.25, 0.2, 0.65, 0.9))
+    assert right == pytest.approx((0.35, 0.2, 0.75, 0.9))
+
+
 def test_one_triplet_gives_back_its_boxes_and_no_spread() -> None:
     prior = LayoutPrior.from_boxes(TRIPLETS[:1], ["rider", "mount"])
     assert prior.boxes()[0] == pytest.approx(TRIPLETS[0][0])
