@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 FOLDERS = ("plugins", "kernels", "recipes")
-STAGES = ("data", "demo", "finetune", "models", "pretrain", "sample")
+STAGES = ("data", "demo", "distill", "finetune", "models", "pretrain", "sample")
 
 setup(
     name="rbctl",
@@ -25,6 +25,7 @@ setup(
         "rbctl": ["py.typed", "bundle/mini/*", "bundle/mini/*/*"],
         "rbctl.recipes": [
             "*.yaml",
+            "distill/*.yaml",
             "menagerie/*.yaml",
             "relations/*.yaml",
             "examples/*.txt",
@@ -50,8 +51,9 @@ setup(
         "xformers>=0.0.29; sys_platform == 'linux'",
     ],
     extras_require={
+        "distill": ["webdataset>=0.2.86", "pycocotools>=2.0.7"],
         "tensorboard": ["tensorboard"],
-        "test": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis"],
+        "test": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "webdataset", "pycocotools"],
         "lint": ["ruff", "mypy", "types-PyYAML"],
     },
     entry_points={

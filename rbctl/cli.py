@@ -112,6 +112,7 @@ class Stages(click.Group):
 
 @click.group(cls=Stages, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="rbctl")
+@click.option("--local_rank", type=int, hidden=True, expose_value=False)  # deepspeed's launcher adds it
 def main() -> None:
     """Relation-aware personalised image generation.
 

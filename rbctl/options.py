@@ -170,15 +170,18 @@ def _click_parameter(field: dataclasses.Field[Any], annotation: Any) -> _Field:
     return made
 
 
-def find_recipe(name: str) -> Path:
-    """A recipe file by path, or by name among the shipped ones.
+def find_recipe(name: str, stage: str | None = None) -> Path:
+    """A recipe file by path, or by name among the shipped ones, a stage's own (recipes/STAGE/) before the others.
 
     Raises:
         InputError: neither exists; the nearest shipped name is told.
     """
     if os.path.isfile(name):
         return Path(name)
-    shipped = {Path(f.name).stem: f for f in package_files("rbctl.recipes").iterdir() if f.name.endswith(".yaml")}
+    root = package_files("rbctl.recipes")
+    own = root / stage if stage else root
+    folders = (root, own) if own.is_dir() else (root,)
+    shipped = {Path(f.name).stem: f for folder in folders for f in folder.iterdir() if f.name.endswith(".yaml")}
     if name in shipped:
         return Path(str(shipped[name]))
     raise InputError(f"{name}: no such recipe{nearest(name, shipped) or '; shipped: ' + ', '.join(sorted(shipped))}")
@@ -188,7 +191,7 @@ def _load_recipe(ctx: click.Context, param: click.Parameter, value: str | None) 
     """Eager callback of ``--recipe``: its section for this command becomes Click's defaults, types checked."""
     if value is None:
         return
-    path = find_recipe(value)
+    path = find_recipe(value, ctx.command.name)
     content = read_yaml(path)
     recipe = _section(ctx, path, content)
     if ctx.command.name not in content:

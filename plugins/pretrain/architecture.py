@@ -91,7 +91,7 @@ ADAPTER: dict[str, Any] = {
     "local_image_size": 128,
 }
 SCHEDULER = {
-    "_class_name": "DDIMScheduler",
+    "_class_name": "DPMSolverMultistepScheduler",
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -99,13 +99,13 @@ SCHEDULER = {
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
-    "clip_sample": False,
-    "set_alpha_to_one": True,
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
 }
 MODEL_INDEX = {
     "_class_name": "StableDiffusionXLPipeline",
     "force_zeros_for_empty_prompt": False,
-    "scheduler": ["diffusers", "DDIMScheduler"],
+    "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
     "tokenizer": ["transformers", "CLIPTokenizer"],

@@ -1,0 +1,130 @@
+"""Samples cut for student and teacher in worker processes, and put together into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from rbctl.errors import InputError
+from rbctl.image_prompt import CLIP_MEAN, CLIP_STD
+from rbctl.plugins.distill.config import DistillConfig
+from rbctl.plugins.distill.draws import draw_grid
+from rbctl.plugins.distill.grid import cells, crop, enlarged, fit, in_square
+from rbctl.plugins.distill.pictures import Order
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One picture, or several together.
+
+    Attributes:
+        pixels: (B, 3, S, S) uint8, what the student sees.
+        crops: (K, 3, c, c) uint8, what the teacher sees, picture by picture.
+        boxes: per picture (K_b, 4), the crops' cells relative to the student's square.
+        unreadable: names of pictures that were skipped, and why.
+    """
+
+    pixels: torch.Tensor
+    crops: torch.Tensor
+    boxes: list[torch.Tensor]
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+    def pin_memory(self) -> Cut:
+        return Cut(self.pixels.pin_memory(), self.crops.pin_memory(), self.boxes, self.unreadable)
+
+
+def cut(image: Image.Image, number: object, config: DistillConfig, crop_size: int) -> Cut:
+    """Cut a picture into the cells that ``number`` draws.
+
+    Args:
+        crop_size: side of the teacher's crops in pixels.
+    """
+    rows, columns, kept = draw_grid(config.seed, number, config.max_split, config.max_cells)
+    grid = cells(rows, columns)
+    boxes = [grid[index] for index in kept]
+    crops = [fit(crop(image, enlarged(box, config.crop_scale)), crop_size, centred=True) for box in boxes]
+    return Cut(fit(image, config.image_size, centred=False)[None], torch.stack(crops), [in_square(boxes, *image.size)])
+
+
+def together(cuts: Sequence[Cut | InputError]) -> Cut | InputError:
+    """Several cuts as one, or the first error among them."""
+    made = []
+    for one in cuts:
+        if isinstance(one, InputError):
+            return one
+        made.append(one)
+    return Cut(
+        torch.cat([one.pixels for one in made]),
+        torch.cat([one.crops for one in made]),
+        [box for one in made for box in one.boxes],
+        tuple(name for one in made for name in one.unreadable),
+    )
+
+
+def normalised(pixels: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 pixels as CLIP wants them."""
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    return ((pixels.to(device, non_blocking=True).float() / 255 - mean) / std).to(dtype)
+
+
+class Samples(Dataset[Any]):
+    """Sample ``number`` of the order, cut; or why there is none: torch would bury a worker's error in its traceback."""
+
+    def __init__(self, order: Order, config: DistillConfig, crop_size: int) -> None:
+        self.order, self.config, self.crop_size = order, config, crop_size
+
+    def __getitem__(self, number: int) -> Cut | InputError:
+        try:
+            seen = self.order.at(number)
+        except InputError as error:
+            return error
+        made = cut(seen.image, number, self.config, self.crop_size)
+        return Cut(made.pixels, made.crops, made.boxes, seen.unreadable)
+
+
+def numbers(config: DistillConfig, processes: int, rank: int, steps: range) -> Iterator[list[int]]:
+    """The samples of a process, micro-batch after micro-batch: each step's are divided among the processes."""
+    size = config.micro_batch_size
+    for step in steps:
+        for micro in range(config.batch_size // (size * processes)):
+            first = step * config.batch_size + (micro * processes + rank) * size
+            yield list(range(first, first + size))
+
+
+def cell_count(config: DistillConfig, step: int) -> int:
+    """Cells in the whole batch of a step. It depends on the numbers alone, so every process knows it by itself."""
+    first = step * config.batch_size
+    return sum(
+        len(draw_grid(config.seed, number, config.max_split, config.max_cells)[2])
+        for number in range(first, first + config.batch_size)
+    )
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def loader(
+    order: Order, config: DistillConfig, crop_size: int, processes: int, rank: int, steps: range, pin: bool
+) -> Iterator[Cut]:
+    """Micro-batches of a process, cut ahead of their turn in ``config.workers`` processes.
+
+    Raises:
+        InputError: the data cannot be read.
+    """
+    for batch in DataLoader(
+        Samples(order, config, crop_size),
+        batch_sampler=numbers(config, processes, rank, steps),
+        num_workers=config.workers,
+        collate_fn=together,
+        worker_init_fn=_one_thread,
+        pin_memory=pin,
+    ):
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch

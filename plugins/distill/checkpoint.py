@@ -1,0 +1,159 @@
+"""Checkpoints as DeepSpeed writes them, a folder each; one counts once its ``complete.json`` stands.
+
+DeepSpeed's files are pickles: they are read for tensors and DeepSpeed's own few types only, never run as code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import distributed
+
+from rbctl.errors import InputError, reason
+from rbctl.files import read_json, write_json
+from rbctl.plugins.distill.config import DistillConfig
+from rbctl.plugins.distill.launch import World
+
+_COMPLETE, _UNIVERSAL = "complete.json", "universal"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: its folder, the steps done, and how many processes wrote it."""
+
+    folder: Path
+    step: int
+    processes: int
+
+
+def found(folder: Path) -> list[Checkpoint]:
+    """All complete checkpoints, the oldest first.
+
+    Raises:
+        InputError: a ``complete.json`` is damaged.
+    """
+    whole = []
+    for path in sorted(folder.glob(f"step-*/{_COMPLETE}")):
+        told = read_json(path)
+        try:
+            whole.append(Checkpoint(path.parent, int(told["step"]), int(told["processes"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: is damaged; remove {path.parent} and run the same command again") from error
+    return whole
+
+
+def drop_torn(folder: Path) -> None:
+    """Remove what a killed or failed save left."""
+    for path in folder.glob("step-*"):
+        if not (path / _COMPLETE).is_file():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def save(engine: Any, folder: Path, step: int, world: World, keep: int) -> None:
+    """Write a checkpoint with all processes, then drop all but the last ``keep``.
+
+    Raises:
+        InputError: the disk is full, or cannot be written; the checkpoints before it stay as they are.
+    """
+    tag = f"step-{step:07d}"
+    if any(one.step == step for one in found(folder)):
+        return
+    try:
+        engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=True)
+    except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+        shutil.rmtree(folder / tag, ignore_errors=True)
+        raise InputError(
+            f"{folder / tag}: cannot be written ({reason(error)}); the checkpoint before it is good: free some space "
+            "and run the same command again"
+        ) from error
+    distributed.barrier()
+    if world.main:
+        write_json(folder / tag / _COMPLETE, {"step": step, "processes": world.size})
+        for old in found(folder)[:-keep]:
+            (old.folder / _COMPLETE).unlink()  # first, so that a kill leaves no half that counts
+            shutil.rmtree(old.folder, ignore_errors=True)
+    distributed.barrier()
+
+
+def needs_universal(checkpoint: Checkpoint | None, world: World, config: DistillConfig) -> bool:
+    """Whether a checkpoint has to be made a universal one: another number of processes divided it."""
+    return checkpoint is not None and config.zero_stage > 0 and checkpoint.processes != world.size
+
+
+def restore(engine: Any, checkpoint: Checkpoint, world: World, universal: bool) -> None:
+    """Load a checkpoint into the engine, with all processes.
+
+    Raises:
+        InputError: it is damaged, or of another model.
+    """
+    folder, optimizer = checkpoint.folder, engine.optimizer
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    if universal:
+        if world.main and not (folder / _UNIVERSAL / _COMPLETE).is_file():
+            click.echo(f"{folder}: {checkpoint.processes} processes wrote it; dividing it for {world.size}", err=True)
+            _make_universal(folder)
+        distributed.barrier()
+        folder = folder / _UNIVERSAL
+    try:
+        with _only_tensors():
+            loaded, _ = engine.load_checkpoint(
+                str(folder.parent), tag=folder.name, load_module_strict=False, load_lr_scheduler_states=False
+            )
+    except Exception as error:  # DeepSpeed and torch raise all sorts on a damaged file
+        raise InputError(f"{folder}: cannot be taken up ({reason(error)}); begin anew with --no-resume") from error
+    if loaded is None:
+        raise InputError(f"{folder}: cannot be taken up; begin anew with --no-resume")
+    if universal:
+        # DeepSpeed (0.19) gives all groups the first one's settings, and with ZeRO-3 one step counter together, which
+        # then counts once for each group.
+        for group, decay in zip(optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        for state in optimizer.optimizer.state.values():
+            state["step"] = torch.tensor(float(checkpoint.step))
+
+
+def _make_universal(folder: Path) -> None:
+    from deepspeed.checkpoint import ds_to_universal
+
+    work = folder / _UNIVERSAL
+    shutil.rmtree(work, ignore_errors=True)
+    arguments = argparse.Namespace(
+        input_folder=str(folder),
+        output_folder=str(work),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with contextlib.redirect_stdout(sys.stderr), _only_tensors():  # it prints, and stdout is for results
+        ds_to_universal.main(arguments)
+    write_json(work / _COMPLETE, {})
+
+
+@contextlib.contextmanager
+def _only_tensors() -> Iterator[None]:
+    """Let torch.load take nothing but tensors and the few types that DeepSpeed puts beside them."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+        if before is not None:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before

@@ -1,0 +1,150 @@
+"""Student and teacher, and the DeepSpeed engine around the student."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rbctl.device import DTYPES
+from rbctl.errors import InputError, reason
+from rbctl.plugins.distill.config import DistillConfig
+from rbctl.plugins.distill.launch import World
+from rbctl.plugins.distill.tower import Student, Tower
+
+
+def micro_steps(config: DistillConfig, processes: int) -> int:
+    """Micro-steps per optimizer step.
+
+    Raises:
+        InputError: the batch cannot be divided among the processes; numbers of them that fit are told.
+    """
+    micros, rest = divmod(config.batch_size, config.micro_batch_size)
+    if rest:
+        raise InputError(
+            f"--batch-size {config.batch_size}: is no multiple of --micro-batch-size {config.micro_batch_size}"
+        )
+    if micros % processes:
+        fit = ", ".join(str(n) for n in range(1, micros + 1) if micros % n == 0)
+        raise InputError(
+            f"--batch-size {config.batch_size} in micro-batches of {config.micro_batch_size} cannot be divided among "
+            f"{processes} processes; start {fit} of them, or change the sizes"
+        )
+    return micros // processes
+
+
+def deepspeed_config(config: DistillConfig, processes: int, precision: str, universal: bool = False) -> dict[str, Any]:
+    """DeepSpeed's configuration.
+
+    Args:
+        precision: fp32 or bf16, of parameters and gradients; the optimizer keeps fp32 copies of the trained ones.
+        universal: the checkpoint to take up is a universal one.
+    """
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload != "none":
+        zero["offload_optimizer"] = {"device": config.offload, "pin_memory": True}
+    if config.offload == "nvme":
+        zero["offload_optimizer"]["nvme_path"] = str(config.nvme_path)
+    return {
+        "train_batch_size": config.batch_size,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": micro_steps(config, processes),
+        "gradient_clipping": config.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": precision == "bf16"},
+        "checkpoint": {"load_universal": universal},
+        "steps_per_print": 2**31,
+    }
+
+
+def build_teacher(tower: Tower, weights: Mapping[str, torch.Tensor], device: torch.device, precision: str) -> Any:
+    """The frozen CLIP, whole on every device, outside of ZeRO."""
+    return _filled(tower, {k: v.to(device, DTYPES[precision], copy=True) for k, v in weights.items()}).eval()
+
+
+def _filled(tower: Tower, weights: Mapping[str, torch.Tensor]) -> Any:
+    with torch.device("meta"):
+        visual = tower.build()
+    visual.load_state_dict(weights, assign=True)
+    return visual.requires_grad_(False)
+
+
+def build_student(
+    tower: Tower, weights: Mapping[str, torch.Tensor], trained: frozenset[str], config: DistillConfig, settings: Any
+) -> Student:
+    """The student with its starting weights; with ``--zero-init``, divided as it is built.
+
+    Args:
+        settings: DeepSpeed's configuration.
+    """
+    if config.zero_init:
+        import deepspeed
+
+        with deepspeed.zero.Init(config_dict_or_path=settings):
+            visual = tower.build()
+        for name, parameter in visual.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.data.copy_(weights[name])
+    else:
+        visual = _filled(tower, {name: tensor.clone() for name, tensor in weights.items()})
+    for name, parameter in visual.named_parameters():
+        parameter.requires_grad_(name in trained)
+    student = Student(visual, config.gradient_checkpointing)
+    if config.zero_stage == 3:
+        student.register_external()
+    return student.train()
+
+
+def start_engine(student: Student, tower: Tower, config: DistillConfig, settings: Any) -> Any:
+    """DeepSpeed's engine over the student.
+
+    Raises:
+        InputError: DeepSpeed refuses the settings on this machine.
+    """
+    import deepspeed
+
+    shapes = tower.shapes()  # ZeRO-3 leaves parameters without a shape of their own
+    groups: dict[bool, list[Any]] = {True: [], False: []}
+    for name, parameter in student.visual.named_parameters():
+        if parameter.requires_grad:
+            groups[len(shapes[name]) >= 2].append(parameter)
+    kind: Any = torch.optim.AdamW
+    if config.offload != "none":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        kind = DeepSpeedCPUAdam
+    parameters = [
+        {"params": groups[True], "weight_decay": config.weight_decay},
+        {"params": groups[False], "weight_decay": 0.0},
+    ]
+    try:
+        optimizer = kind(parameters, lr=config.learning_rate)
+        return deepspeed.initialize(model=student, optimizer=optimizer, config=settings)[0]
+    except (AssertionError, ValueError, deepspeed.ops.op_builder.builder.CUDAMismatchException) as error:
+        raise InputError(f"--zero-stage {config.zero_stage}: DeepSpeed refuses it here ({reason(error)})") from error
+
+
+def consolidated(engine: Any, world: World) -> dict[str, torch.Tensor]:
+    """The student's weights by name, float32 on the CPU; empty on all processes but the first.
+
+    Gathered one by one, so that no device ever holds them all.
+    """
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in engine.module.visual.named_parameters():
+        divided = hasattr(parameter, "ds_id")
+        with deepspeed.zero.GatheredParameters([parameter]) if divided else contextlib.nullcontext():
+            value = parameter.data
+            # The optimizer's own copy is finer than the bf16 parameter.
+            finer = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+            if world.main:
+                tensors[name] = (value if finer is None else finer).detach().float().cpu().clone()
+            del value, finer
+    gc.collect()
+    return tensors

@@ -1,0 +1,234 @@
+"""How well the student's regions say what the teacher's crops say, on pictures that nothing was trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+
+from rbctl.bundle.convert import check_tensors, read_local_encoder
+from rbctl.errors import InputError, reason
+from rbctl.files import write_png
+from rbctl.pictures import grid
+from rbctl.plugins.distill.batches import Cut, cut, normalised, together
+from rbctl.plugins.distill.config import DistillConfig
+from rbctl.plugins.distill.grid import fit, in_square
+from rbctl.plugins.distill.launch import World, total
+from rbctl.plugins.distill.objective import crop_embeddings, region_cosines
+from rbctl.plugins.distill.pictures import Pictures
+from rbctl.plugins.distill.tower import Tower
+
+PROMPT = "a photo of a {}."  # what a label's text embedding is of
+_VOCABULARY = 49408  # of open_clip's own tokenizer
+_TILE = 224  # pixels of a picture in the sheet of features
+
+
+@dataclass(frozen=True)
+class Held:
+    """Some held-out pictures together.
+
+    Attributes:
+        wanted: (K, C), what the teacher says of the crops.
+        regions: per picture (R_b, 4), boxes with labels.
+        labels: (sum of R_b,).
+        counted: whether they count, or only keep this process in step with the others.
+    """
+
+    cut: Cut
+    wanted: torch.Tensor
+    regions: list[torch.Tensor]
+    labels: torch.Tensor
+    counted: bool
+
+
+class HeldOut:
+    """The evaluation of a run. What the teacher says is asked once; each process keeps its part of the pictures.
+
+    Args:
+        indices: of the pictures to evaluate on.
+        texts: (L, C), embeddings of the labels, or None where there are none.
+
+    Raises:
+        InputError: none of the pictures can be read.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        indices: Sequence[int],
+        teacher: Any,
+        texts: torch.Tensor | None,
+        config: DistillConfig,
+        crop_size: int,
+        world: World,
+        device: torch.device,
+    ) -> None:
+        self.pictures, self.indices, self.config, self.device = pictures, list(indices), config, device
+        self.texts = None if texts is None else texts.to(device)
+        self.held: list[Held] = []
+        # ZeRO-3 gathers parameters with all processes, so all make as many calls.
+        rounds = math.ceil(len(self.indices) / (world.size * config.micro_batch_size))
+        for turn in range(rounds):
+            start = (turn * world.size + world.rank) * config.micro_batch_size
+            mine = self.indices[start : start + config.micro_batch_size]
+            self.held.append(self._hold(mine or self.indices[:1], bool(mine), teacher, crop_size))
+        if not total(sum(one.counted * len(one.wanted) for one in self.held), device):
+            raise InputError(f"{pictures.folder}: none of the {len(self.indices)} held-out pictures can be read")
+
+    def _hold(self, indices: Sequence[int], counted: bool, teacher: Any, crop_size: int) -> Held:
+        cuts: list[Cut] = []
+        boxes: list[torch.Tensor] = []
+        labels: list[int] = []
+        for index in indices:
+            try:
+                image = self.pictures.read(index)
+            except InputError as error:
+                click.echo(f"skipped: {error}", err=True)
+                continue
+            name = self.pictures.files[index]
+            cuts.append(cut(image, name, self.config, crop_size))
+            known = self.pictures.regions.get(name)
+            boxes.append(in_square(known.boxes if known else (), *image.size))
+            labels.extend(known.labels if known else ())
+        if not cuts:
+            cuts, counted = [cut(Image.new("RGB", (64, 64)), "", self.config, crop_size)], False
+            boxes = [torch.zeros(0, 4)]
+        batch = together(cuts)
+        assert isinstance(batch, Cut)
+        dtype = next(teacher.parameters()).dtype
+        wanted = crop_embeddings(teacher, normalised(batch.crops, self.device, dtype))
+        return Held(batch, wanted, boxes, torch.tensor(labels, dtype=torch.long, device=self.device), counted)
+
+    @torch.no_grad()
+    def measure(self, student: Any, dtype: torch.dtype) -> dict[str, float]:
+        """Mean cosine over all regions; and where there are labels, their accuracy, mean over the labels that occur.
+
+        Args:
+            student: the engine, or anything called like :class:`~rbctl.plugins.distill.tower.Student`.
+        """
+        summed = torch.zeros(2, dtype=torch.float64, device=self.device)
+        labels = 0 if self.texts is None else len(self.texts)
+        right, seen = (torch.zeros(labels, dtype=torch.float64, device=self.device) for _ in range(2))
+        for one in self.held:
+            boxes = [torch.cat(pair).to(self.device) for pair in zip(one.cut.boxes, one.regions, strict=True)]
+            features = student(normalised(one.cut.pixels, self.device, dtype), boxes)
+            if not one.counted:
+                continue
+            of_cells = torch.cat(
+                [
+                    torch.arange(len(cells) + len(regions)) < len(cells)
+                    for cells, regions in zip(one.cut.boxes, one.regions, strict=True)
+                ]
+            ).to(self.device)
+            cosines = region_cosines(features[of_cells], one.wanted)
+            summed += torch.stack([cosines.double().sum(), torch.tensor(float(len(cosines)), device=self.device)])
+            if self.texts is not None and len(one.labels):
+                said = (normalize(features[~of_cells].float(), dim=-1) @ self.texts.T).argmax(-1)
+                right += torch.bincount(one.labels[said == one.labels], minlength=labels)
+                seen += torch.bincount(one.labels, minlength=labels)
+        torch.distributed.all_reduce(summed)
+        found = {"region_cosine": float(summed[0] / summed[1])}
+        if self.texts is not None:
+            both = torch.stack([right, seen])
+            torch.distributed.all_reduce(both)
+            right, seen = both
+            if seen.any():
+                found["region_accuracy"] = float((right[seen > 0] / seen[seen > 0]).mean())
+        return found
+
+    def draw(self, student: Any, teacher: Any, dtype: torch.dtype, path: Path, write: bool) -> None:
+        """Draw the local tokens of some held-out pictures before (the teacher's) and after (the student's).
+
+        All processes call it; ``write`` on one of them.
+        """
+        from rbctl.local_encoder import dense_features
+
+        shown: list[Image.Image] = []
+        before: list[torch.Tensor] = []
+        after: list[torch.Tensor] = []
+        for index in self.indices[: self.config.pca_pictures]:
+            try:
+                image = self.pictures.read(index)
+            except InputError:
+                continue
+            square = fit(image, self.config.image_size, centred=False)[None]
+            with torch.no_grad():
+                own = next(teacher.parameters()).dtype
+                maps = [
+                    dense_features(teacher, normalised(square, self.device, own), project=False)[0],
+                    student(normalised(square, self.device, dtype), None, False)[0],
+                ]
+            rows, columns = (math.ceil(s / max(image.size) * maps[0].shape[-1]) for s in (image.height, image.width))
+            shown.append(image)
+            for kept, features in zip((before, after), maps, strict=True):
+                kept.append(features[:, :rows, :columns].float().cpu())
+        if not write or not shown:
+            return
+        tiles = zip(shown, pca_pictures(before), pca_pictures(after), strict=True)
+        captions = [text for image in shown for text in ("picture", "local tokens before", "after")]
+        write_png(path, grid([_tile(part) for row in tiles for part in row], 3, captions))
+
+
+def pca_pictures(maps: Sequence[torch.Tensor]) -> list[Image.Image]:
+    """The three strongest components of feature maps (C, h, w) as red, green and blue, one basis for all of them."""
+    flat = torch.cat([one.flatten(1).T for one in maps]).double()
+    centred = flat - flat.mean(0)
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
+    basis = vectors[:, -3:].flip(-1)
+    strongest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    parts = centred @ (basis * strongest.sign())  # a component's sign is arbitrary
+    low, high = parts.quantile(0.02, dim=0), parts.quantile(0.98, dim=0)
+    colours = ((parts - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).mul(255).round().byte()
+    split = colours.split([one[0].numel() for one in maps])
+    return [Image.fromarray(part.reshape(*one.shape[1:], 3).numpy()) for part, one in zip(split, maps, strict=True)]
+
+
+def _tile(image: Image.Image) -> Image.Image:
+    """A picture, or a map of few cells, on a square of the sheet."""
+    scale = _TILE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    smooth = image.width > _TILE or image.height > _TILE
+    square = Image.new("RGB", (_TILE, _TILE), "white")
+    square.paste(image.convert("RGB").resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST))
+    return square
+
+
+def text_embeddings(tower: Tower, labels: Sequence[str]) -> torch.Tensor:
+    """What the CLIP's text tower says of labels, (L, C) of unit length.
+
+    Raises:
+        InputError: the weights have no text tower, or it needs a tokenizer that is not at hand.
+    """
+    import open_clip
+    from open_clip.model import CLIPTextCfg, _build_text_tower  # type: ignore[import-not-found,unused-ignore]
+
+    mend = "take --weights of a whole CLIP, or leave the annotations out"
+    if tower.weights is None:
+        raise InputError(f"--evaluation-annotations: labels need a text tower, and the weights are random; {mend}")
+    state = read_local_encoder(tower.weights)
+    if "token_embedding.weight" not in state:
+        raise InputError(f"{tower.weights}: has no text tower for the labels; {mend}")
+    config = tower.config.get("text_cfg", {})
+    if "hf_tokenizer_name" in config or config.get("vocab_size", _VOCABULARY) != _VOCABULARY:
+        raise InputError(f"{tower.weights}: its text tower has a tokenizer of its own, which is not at hand; {mend}")
+    try:
+        with torch.device("meta"):
+            text = _build_text_tower(
+                tower.config["embed_dim"], CLIPTextCfg(**config), tower.config.get("quick_gelu", False)
+            )
+    except Exception as error:  # open_clip checks no value, so a garbled one can fail anywhere in it
+        raise InputError(f"{tower.name}: its text tower cannot be built ({reason(error)}); {mend}") from error
+    own = {name: tensor for name, tensor in state.items() if not name.startswith(("visual.", "logit_"))}
+    check_tensors(tower.weights, own, {name: tuple(tensor.shape) for name, tensor in text.state_dict().items()})
+    text.load_state_dict({name: tensor.float() for name, tensor in own.items()}, assign=True)
+    text.attn_mask = text.build_causal_mask()  # no part of the weights, so it is still on the meta device
+    tokens = open_clip.SimpleTokenizer(context_length=text.context_length)
+    with torch.no_grad():
+        return normalize(text.eval()(tokens([PROMPT.format(label) for label in labels])).float(), dim=-1)

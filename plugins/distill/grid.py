@@ -1,0 +1,58 @@
+"""Geometry of the pictures: cells of a grid, the student's padded square, the teacher's crops.
+
+Pixel sizes are rounded as the official data set does, so that its pictures come out the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+Box = tuple[float, float, float, float]  # xyxy
+
+
+def cells(rows: int, columns: int) -> list[Box]:
+    """Relative boxes of a grid, row by row."""
+    return [(x / columns, y / rows, (x + 1) / columns, (y + 1) / rows) for y in range(rows) for x in range(columns)]
+
+
+def in_square(boxes: Sequence[Box], width: int, height: int) -> torch.Tensor:
+    """Relative boxes of a picture (width x height pixels), relative to its padded square; (K, 4)."""
+    longer = max(width, height)
+    scale = torch.tensor([width, height, width, height], dtype=torch.float64) / longer
+    return (torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4) * scale).float()
+
+
+def enlarged(box: Box, scale: float) -> Box:
+    """A relative box, ``scale`` times as wide and high around its centre, cut off at the picture's edge."""
+    if scale <= 1:
+        return box
+    x0, y0, x1, y1 = box
+    dx, dy = (x1 - x0) * (scale - 1) / 2, (y1 - y0) * (scale - 1) / 2
+    return max(x0 - dx, 0.0), max(y0 - dy, 0.0), min(x1 + dx, 1.0), min(y1 + dy, 1.0)
+
+
+def crop(image: Image.Image, box: Box) -> Image.Image:
+    """The part of a picture in a relative box; one pixel at least."""
+    w, h = image.size
+    left, top, right, bottom = round(box[0] * w), round(box[1] * h), round(box[2] * w), round(box[3] * h)
+    left, top = min(left, w - 1), min(top, h - 1)
+    return image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+
+
+def fit(image: Image.Image, size: int, centred: bool) -> torch.Tensor:
+    """Scale the longer side to ``size`` (bicubic) and pad with black: uint8 (3, size, size).
+
+    Args:
+        centred: pad on both sides (the teacher's crops, an odd pixel right and below), or right and below only.
+    """
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    resized = torch.from_numpy(np.array(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)))
+    left, top = ((size - width) // 2, (size - height) // 2) if centred else (0, 0)
+    square = torch.zeros(3, size, size, dtype=torch.uint8)
+    square[:, top : top + height, left : left + width] = resized.permute(2, 0, 1)
+    return square

@@ -1,0 +1,306 @@
+"""Where pictures come from: a folder, COCO, or WebDataset shards; and in which order they are seen.
+
+A picture that cannot be read is replaced by the next one of the order, and its name is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image, ImageOps
+
+from rbctl.errors import InputError, reason
+from rbctl.files import read_image, read_json
+from rbctl.plugins.distill.draws import permutation
+from rbctl.plugins.distill.grid import Box
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+_IN_A_ROW = 100  # unreadable pictures, after which nothing in the data can be one
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture of the order, and those before it that could not be read: their names and why."""
+
+    name: str
+    image: Image.Image
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+
+class Order(Protocol):
+    """Which picture is sample ``number``."""
+
+    @property
+    def count(self) -> int | None:
+        """Pictures of an epoch; None where nobody counted them."""
+
+    def at(self, number: int) -> Seen: ...
+
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Boxes of a picture, relative, and the number of each one's label."""
+
+    boxes: tuple[Box, ...] = ()
+    labels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures on a disk.
+
+    Attributes:
+        files: relative to ``folder``.
+        regions: by file, where the data has boxes and labels; ``label_names`` are their words.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    regions: Mapping[str, Regions] = field(default_factory=dict)
+    label_names: tuple[str, ...] = ()
+
+    def read(self, index: int) -> Image.Image:
+        """Picture ``index``.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return read_image(self.folder / self.files[index])
+
+    def fingerprint(self) -> str:
+        """Tells data apart by the pictures' names."""
+        return hashlib.sha256("\n".join(self.files).encode()).hexdigest()
+
+
+def find_pictures(folder: Path, annotations: Path | None = None) -> Pictures:
+    """All pictures below a folder, or those that a COCO json names.
+
+    Raises:
+        InputError: there is no folder or no picture, or the json is not COCO's.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of pictures")
+    if annotations is not None:
+        return _coco(folder, annotations)
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = sorted(str(path.relative_to(folder)) for path in paths)
+    if not files:
+        raise InputError(f"{folder}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
+    return Pictures(folder, tuple(files))
+
+
+def _coco(folder: Path, annotations: Path) -> Pictures:
+    read_json(annotations)  # a missing or torn file is told in our words
+    try:
+        from pycocotools.coco import COCO
+    except ImportError as error:
+        raise InputError("--annotations: needs pycocotools; pip install 'rbctl[distill]'") from error
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # it prints, and stdout is for results
+            coco = COCO(str(annotations))
+        categories = {c["id"]: number for number, c in enumerate(coco.dataset.get("categories", ()))}
+        names = tuple(str(c["name"]) for c in coco.dataset.get("categories", ()))
+        pictures = {picture["file_name"]: picture for picture in coco.imgs.values()}
+        regions = {
+            name: _regions(picture, coco.imgToAnns.get(picture["id"], ()), categories)
+            for name, picture in pictures.items()
+        }
+    except (AssertionError, KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{annotations}: not a COCO json of pictures and boxes ({reason(error)})") from error
+    if not pictures:
+        raise InputError(f"{annotations}: names no pictures")
+    first = min(pictures)
+    if not (folder / first).is_file():
+        raise InputError(f"{annotations}: names {first!r}, which is not in {folder}")
+    return Pictures(folder, tuple(sorted(pictures)), regions, names)
+
+
+def _regions(picture: Mapping[str, Any], annotations: Any, categories: Mapping[int, int]) -> Regions:
+    width, height = picture["width"], picture["height"]
+    boxes, labels = [], []
+    for one in annotations:
+        if "bbox" not in one or one.get("iscrowd"):
+            continue
+        x, y, w, h = one["bbox"]
+        if w >= 1 and h >= 1:
+            boxes.append((x / width, y / height, min((x + w) / width, 1.0), min((y + h) / height, 1.0)))
+            labels.append(categories[one["category_id"]])
+    return Regions(tuple(boxes), tuple(labels))
+
+
+def split(pictures: Pictures, held_out: int, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and to evaluate on, drawn by the seed.
+
+    Raises:
+        InputError: too few pictures for both.
+    """
+    count = len(pictures.files)
+    if count <= held_out:
+        raise InputError(
+            f"{pictures.folder}: {count} pictures, of which --held-out {held_out} leaves none to train on; lower it"
+        )
+    order = permutation(seed, "held-out", 0, count).tolist()
+    return sorted(order[held_out:]), sorted(order[:held_out])
+
+
+@dataclass
+class FolderOrder:
+    """Every epoch a new permutation of the pictures."""
+
+    pictures: Pictures
+    indices: list[int]
+    seed: int
+
+    @property
+    def count(self) -> int:
+        return len(self.indices)
+
+    def at(self, number: int) -> Seen:
+        """Sample ``number``.
+
+        Raises:
+            InputError: a hundred pictures in a row cannot be read.
+        """
+        unreadable: list[tuple[str, str]] = []
+        for further in range(min(_IN_A_ROW, self.count)):
+            epoch, position = divmod(number + further, self.count)
+            index = self.indices[int(permutation(self.seed, "order", epoch, self.count)[position])]
+            try:
+                return Seen(self.pictures.files[index], self.pictures.read(index), tuple(unreadable))
+            except InputError as error:
+                unreadable.append((self.pictures.files[index], str(error)))
+        raise InputError(f"{len(unreadable)} pictures in a row cannot be read, the first: {unreadable[0][1]}")
+
+    def fingerprint(self) -> str:
+        return self.pictures.fingerprint()
+
+
+def find_shards(data: str) -> list[str] | None:
+    """The shards that ``--data`` names, or None where it names a folder of pictures.
+
+    Raises:
+        InputError: a pattern that names no shard.
+    """
+    folder = Path(data)
+    if folder.is_dir():
+        return sorted(str(path) for path in folder.glob("*.tar")) or None
+    if ".tar" not in data:
+        return None
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError as error:
+        raise InputError("--data: shards need webdataset; pip install 'rbctl[distill]'") from error
+    shards = list(expand_urls(data))
+    for shard in shards:
+        if ":" not in shard and not os.path.isfile(shard):  # an address or a pipe is tried when its turn comes
+            raise InputError(f"--data: no such shard {shard}")
+    if not shards:
+        raise InputError(f"--data {data}: names no shard")
+    return shards
+
+
+@dataclass
+class ShardOrder:
+    """Shards, dealt anew to a fixed number of streams at every epoch; sample n is in stream n % streams.
+
+    Within a shard the order is the shard's own. A stream is read forwards only, in the process that asks: what lies
+    between two samples asked for is passed over undecoded, and so is what a run taken up again has seen already.
+    """
+
+    shards: list[str]
+    seed: int
+    streams: int
+    _open: dict[int, _Stream] = field(default_factory=dict, repr=False)
+
+    @property
+    def count(self) -> None:
+        return None
+
+    def at(self, number: int) -> Seen:
+        """Sample ``number``; of one stream, never one before the last.
+
+        Raises:
+            InputError: a shard cannot be read, or a hundred pictures in a row cannot.
+        """
+        stream, position = number % self.streams, number // self.streams
+        if stream not in self._open or self._open[stream].position > position:
+            self._open[stream] = _Stream(self._samples(stream))
+        self._open[stream].advance(position)
+        unreadable: list[tuple[str, str]] = []
+        for further in range(_IN_A_ROW):
+            name, content = self._open[stream].peek(further)
+            try:
+                return Seen(name, _decoded(content), tuple(unreadable))
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                unreadable.append((name, f"{name}: not a readable picture ({reason(error)})"))
+        raise InputError(f"{_IN_A_ROW} pictures in a row cannot be read, the first: {unreadable[0][1]}")
+
+    def _samples(self, stream: int) -> Iterator[tuple[str, bytes]]:
+        """Name and bytes of every picture of a stream, epoch after epoch."""
+        from webdataset.pipeline import DataPipeline
+        from webdataset.shardlists import SimpleShardList
+        from webdataset.tariterators import tarfile_to_samples
+
+        epoch = 0
+        while True:
+            dealt = permutation(self.seed, "shards", epoch, len(self.shards))[stream :: self.streams].tolist()
+            found = False
+            for shard in (self.shards[index] for index in dealt):
+                try:
+                    for sample in DataPipeline(SimpleShardList([shard]), tarfile_to_samples()):
+                        for extension, content in sample.items():
+                            if f".{extension.lower()}" in SUFFIXES:
+                                found = True
+                                yield f"{shard}/{sample['__key__']}.{extension}", content
+                except Exception as error:  # whatever tar, decompression or network raise
+                    raise InputError(f"{shard}: cannot be read as a WebDataset shard ({reason(error)})") from error
+            if not found:
+                raise InputError(f"{self.shards[dealt[0]]}: no pictures in the shards of its stream")
+            epoch += 1
+
+    def fingerprint(self) -> str:
+        names = [os.path.basename(shard) for shard in self.shards]
+        return hashlib.sha256("\n".join([*names, str(self.streams)]).encode()).hexdigest()
+
+
+class _Stream:
+    """A stream's samples from a position on; those looked at ahead are kept until their turn comes."""
+
+    def __init__(self, samples: Iterator[tuple[str, bytes]]) -> None:
+        self.samples, self.position, self.ahead = samples, 0, deque[tuple[str, bytes]]()
+
+    def advance(self, position: int) -> None:
+        while self.position < position:
+            if self.ahead:
+                self.ahead.popleft()
+            else:
+                next(self.samples)
+            self.position += 1
+
+    def peek(self, further: int) -> tuple[str, bytes]:
+        while len(self.ahead) <= further:
+            self.ahead.append(next(self.samples))
+        return self.ahead[further]
+
+
+def _decoded(content: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(content)) as opened:
+        opened.load()
+        return ImageOps.exif_transpose(opened).convert("RGB")
+
+
+def shard_order(shards: list[str], seed: int, batch_size: int) -> ShardOrder:
+    """As many streams as pictures in a batch, or the next smaller divisor of it that the shards suffice for."""
+    streams = max(n for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= len(shards))
+    return ShardOrder(shards, seed, streams)
