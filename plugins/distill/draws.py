@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 
 import torch
 
-
-def generator(*key: object) -> torch.Generator:
-    """A CPU generator seeded by the key."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+from rbctl.draws import generator
 
 
 @functools.lru_cache(maxsize=2)  # of an epoch and the next

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import torch
 
-
-def generator(*key: object) -> torch.Generator:
-    """A CPU generator seeded by the key."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+from rbctl.draws import generator
 
 
 def triplet_of(seed: int, number: int, count: int, kind: str = "order") -> int:

@@ -13,12 +13,12 @@ import torch
 
 from rbctl.bundle.load import Bundle
 from rbctl.conditioning import DUMMY_TOKENS
+from rbctl.draws import generator
 from rbctl.errors import InputError
 from rbctl.files import read_safetensors, write_safetensors
 from rbctl.image_prompt import clip_pixels
 from rbctl.phrases import token_span
 from rbctl.plugins.finetune.config import FinetuneConfig
-from rbctl.plugins.finetune.draws import generator
 from rbctl.progress import progress
 from rbctl.triplets import Triplet, geometry
 

@@ -10,8 +10,9 @@ import torch
 
 from rbctl import losses
 from rbctl.conditioning import Conditioning, ImageBranch, TextMaps, latent_grids
+from rbctl.draws import generator
 from rbctl.plugins.finetune.config import FinetuneConfig
-from rbctl.plugins.finetune.draws import generator, prior_number, triplet_of
+from rbctl.plugins.finetune.draws import prior_number, triplet_of
 
 
 @dataclass(frozen=True)
