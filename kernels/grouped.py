@@ -20,7 +20,10 @@ def parallel_cross_attention(
     out = scaled_dot_product_attention(q, k_text, v_text)
     if torch.is_grad_enabled() and out.requires_grad:
         out = out.clone()  # its own backward pass needs the text branch as it is
-    for rows, queries, tokens in mask.groups(q.shape[0]):
+    groups = mask.groups(q.shape[0])
+    if not groups and (k_image.requires_grad or v_image.requires_grad):
+        out = out + 0 * (k_image.sum() + v_image.sum())  # a gradient of zero, not none: DDP waits for every parameter's
+    for rows, queries, tokens in groups:
         k, v = (t[rows].index_select(2, tokens) for t in (k_image, v_image))
         out[rows].index_add_(2, queries, scaled_dot_product_attention(q[rows].index_select(2, queries), k, v))
     return out
