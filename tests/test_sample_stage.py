@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -148,6 +149,41 @@ def test_the_same_pixels_whatever_the_batch(place: Path, tiny_bundle: Path, monk
     for number, job in enumerate(jobs):
         alone = stage.sample_batch(bundle, encoder, [job], config, None)
         assert (alone[0] - together[number]).abs().max() / 2 < 1e-3  # in [0, 1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory on the GPU is what --lowvram saves")
+def test_lowvram_on_a_gpu(sample: Any, tmp_path: Path) -> None:
+    peaks = []
+    for name, flags in (("plain", ()), ("low", ("--lowvram",))):
+        torch.cuda.reset_peak_memory_stats()
+        assert sample("prompts.txt", "--output", tmp_path / name, "--precision", "fp32", *flags).exit_code == 0
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[1] < peaks[0]
+    plain, low = (np.asarray(Image.open(tmp_path / name / "grid.png"), int) for name in ("plain", "low"))
+    assert np.abs(plain - low).max() <= 1
+
+
+def test_lowvram_has_on_the_device_only_what_works(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every network's moves, on a made-up device: the meta device has no memory, so ours only counts."""
+    bundle = load(str(tiny_bundle), torch.device("cpu"), torch.float32, lowvram=True)
+    bundle.device = torch.device("meta")
+    there: set[str] = set()
+    for part in ("text_encoder", "text_encoder_2", "image_prompt_encoder", "unet", "vae"):
+
+        def to(device: object, part: str = part) -> None:
+            (there.discard if str(device) == "cpu" else there.add)(part)
+            assert len(there) <= 2
+
+        monkeypatch.setattr(getattr(bundle, part), "to", to)
+    for wanted in (("unet",), ("text_encoder", "text_encoder_2"), ("image_prompt_encoder",), ("vae",), ("vae",)):
+        bundle.place(*wanted)
+        assert there == set(wanted)
+
+
+def test_lowvram_gives_the_same_pictures(sample: Any, tmp_path: Path) -> None:
+    for name, flags in (("plain", ()), ("low", ("--lowvram",))):
+        assert sample("prompts.txt", "--output", tmp_path / name, *flags).exit_code == 0
+    assert pixels(tmp_path / "plain") == pixels(tmp_path / "low")
 
 
 def test_what_is_made_stays(sample: Any, place: Path, tmp_path: Path) -> None:

@@ -52,6 +52,9 @@ class SampleConfig:
     attention: Literal["auto", "eager", "sdpa", "grouped", "xformers", "triton"] = option(
         "auto", "Attention backend; see 'rbctl doctor'."
     )
+    lowvram: bool = option(
+        False, "Only the networks at work lie on the GPU, and large pictures are decoded in tiles: less memory, slower."
+    )
     compile: bool = option(False, "Compile the UNet's transformer blocks: a slow start, then faster steps.")
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -118,7 +119,7 @@ def _sample(jobs: Sequence[Job], config: SampleConfig, loras: dict[str, LoraFile
     device = pick_device(config.device)
     dtype = DTYPES[pick_precision(config.precision, device)]
     backend = pick_attention(config.attention, device, dtype)
-    bundle = load(config.bundle, device, dtype, local_encoder=config.local_tokens != "none")
+    bundle = load(config.bundle, device, dtype, local_encoder=config.local_tokens != "none", lowvram=config.lowvram)
     names = {path: f"lora{number}" for number, path in enumerate(loras)}
     for path, file in loras.items():
         lora.attach(bundle.unet, file, names[path])
@@ -130,14 +131,32 @@ def _sample(jobs: Sequence[Job], config: SampleConfig, loras: dict[str, LoraFile
             click.echo(f"{job.record['source']}: too long for the text encoders; its end is not read", err=True)
         if config.pseudo_mask_step:
             _spans(bundle, job)  # what is wrong with one is told before the first picture
-    with progress(len(jobs), "sample", unit="picture") as bar:
+
+    def finish(batch: Sequence[Job], latents: torch.Tensor) -> None:
+        with torch.cuda.stream(stream):
+            made = denoising.to_pictures(decode(bundle, batch, latents))
+        for job, picture in zip(batch, made, strict=True):
+            pictures.save_png(picture, output / job.file_name, _parameters(job), job.record)
+        bar.update(len(batch))
+
+    # While a GPU denoises a batch, the one before is decoded and written; a CPU has no time to share.
+    stream = torch.cuda.Stream(device) if device.type == "cuda" and not config.lowvram else None
+    with progress(len(jobs), "sample", unit="picture") as bar, ThreadPoolExecutor(max_workers=1) as thread:
+        before: Future[None] | None = None
         for batch in _batches(jobs, config.batch_size):
             first = batch[0]
             lora.use(bundle.unet, names[first.lora] if first.lora else None, first.lora_weight)
-            made = denoising.to_pictures(sample_batch(bundle, encoder, batch, config, backend))
-            for job, picture in zip(batch, made, strict=True):
-                pictures.save_png(picture, output / job.file_name, _parameters(job), job.record)
-            bar.update(len(batch))
+            latents = denoise_batch(bundle, encoder, batch, config, backend)
+            if stream is None:
+                finish(batch, latents)
+                continue
+            stream.wait_stream(torch.cuda.current_stream(device))
+            latents.record_stream(stream)
+            if before:
+                before.result()  # one batch at most waits, and what is wrong with a picture is told
+            before = thread.submit(finish, batch, latents)
+        if before:
+            before.result()
 
 
 def _batches(jobs: Sequence[Job], size: int) -> Iterable[Sequence[Job]]:
@@ -178,7 +197,14 @@ class ObjectEncoder:
 def sample_batch(
     bundle: Bundle, encoder: ObjectEncoder, batch: Sequence[Job], config: SampleConfig, backend: str | None
 ) -> torch.Tensor:
-    """Decoded pictures (B, 3, H, W) of jobs of one kind, roughly in [-1, 1]."""
+    """Pictures (B, 3, H, W) of jobs of one kind, roughly in [-1, 1]."""
+    return decode(bundle, batch, denoise_batch(bundle, encoder, batch, config, backend))
+
+
+def denoise_batch(
+    bundle: Bundle, encoder: ObjectEncoder, batch: Sequence[Job], config: SampleConfig, backend: str | None
+) -> torch.Tensor:
+    """Scaled latents (B, C, h, w) of jobs of one kind."""
     device = bundle.device
     first = batch[0]
     latent_size = (first.height // bundle.latent_scale, first.width // bundle.latent_scale)
@@ -204,7 +230,8 @@ def sample_batch(
         conditioning.pseudo = _pseudo_regions(bundle, batch, config.pseudo_mask_step, negative is not None)
     noise = denoising.initial_noise([job.seed for job in batch], bundle.unet.config.in_channels, latent_size)
     scales = torch.tensor([job.guidance_scale for job in batch], device=device)
-    latents = denoising.denoise(
+    bundle.place("unet")
+    return denoising.denoise(
         bundle.unet,
         bundle.scheduler(),
         noise.to(device),
@@ -212,6 +239,14 @@ def sample_batch(
         first.steps,
         scales if negative is not None else None,
     )
+
+
+def decode(bundle: Bundle, batch: Sequence[Job], latents: torch.Tensor) -> torch.Tensor:
+    """Pictures (B, 3, H, W) of scaled latents.
+
+    Raises:
+        InputError: one came out as NaN or infinite values.
+    """
     # One at a time: decoding is where the memory of large pictures peaks.
     decoded = torch.cat([bundle.decode_latents(one[None]) for one in latents])
     for job, picture in zip(batch, decoded, strict=True):
@@ -238,15 +273,17 @@ def _image_inputs(
     most = max(len(job.objects) for job in batch)
     boxes = torch.zeros(len(batch), most, 4, device=bundle.device)
     weights = torch.zeros(len(batch), most, device=bundle.device)
+    phrases = [bundle.encode_phrases([thing.name for thing in job.objects]) for job in batch]
+    bundle.place("image_prompt_encoder")
     rows = []
     for row, job in enumerate(batch):
         count = len(job.objects)
         boxes[row, :count] = torch.tensor([thing.box for thing in job.objects])
         scales = [job.scale if thing.subject_scale is None else thing.subject_scale for thing in job.objects]
         weights[row, :count] = torch.tensor(scales)
-        phrases = bundle.encode_phrases([thing.name for thing in job.objects])
         tokens = encoder(job.objects)
-        rows.append(bundle.image_prompt_encoder.adapter_tokens(tokens, boxes[row, None, :count], phrases[None])[0])
+        named = phrases[row][None]
+        rows.append(bundle.image_prompt_encoder.adapter_tokens(tokens, boxes[row, None, :count], named)[0])
     longest = max(row.shape[0] for row in rows)
     padded = [torch.cat((row, row.new_zeros(longest - row.shape[0], row.shape[1]))) for row in rows]
     return torch.stack(padded), boxes, weights

@@ -44,6 +44,9 @@ def _told(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be loaded ({reason(error)})") from error
 
 
+_NETWORKS = ("text_encoder", "text_encoder_2", "image_prompt_encoder", "unet", "vae")
+
+
 @dataclass
 class Bundle:
     """Frozen networks of one base model, in eval mode on one device.
@@ -51,6 +54,7 @@ class Bundle:
     Attributes:
         gamma: weight of the image branch that the adapter was trained for.
         clip_image_size, local_image_size: pixels at which image prompts are shown to the two encoders.
+        lowvram: the networks lie in main memory and come to the device when they are needed (see ``place``).
     """
 
     folder: Path
@@ -67,6 +71,7 @@ class Bundle:
     gamma: float
     clip_image_size: int
     local_image_size: int
+    lowvram: bool = False
 
     @property
     def name(self) -> str:
@@ -86,6 +91,14 @@ class Bundle:
     def levels(self) -> int:
         """Number of resolutions in the UNet."""
         return len(self.unet.config.block_out_channels)
+
+    def place(self, *parts: str) -> None:
+        """Where the card is small: these networks onto the device, all others off it. Elsewhere they are there."""
+        if not self.lowvram:
+            return
+        for part in sorted(_NETWORKS, key=parts.__contains__):  # room is made first
+            if network := getattr(self, part):
+                network.to(self.device if part in parts else "cpu")
 
     def drop_encoders(self) -> None:
         """Let the text and image encoders go, and their memory with them."""
@@ -126,6 +139,7 @@ class Bundle:
             (B, 77, D), the second-to-last hidden states of both text encoders side by side; and (B, P), the projected
             pooled output of the second.
         """
+        self.place("text_encoder", "text_encoder_2")
         hidden, pooled = [], None
         for tokenizer, encoder in (
             (self.tokenizer, self.text_encoder),
@@ -140,6 +154,7 @@ class Bundle:
 
     def encode_phrases(self, phrases: Sequence[str]) -> torch.Tensor:
         """Pooled output of the first text encoder, (R, 768 in SDXL): what the resampler knows of an object's name."""
+        self.place("text_encoder", "text_encoder_2")
         with torch.no_grad():
             return self.text_encoder(self._token_ids(self.tokenizer, phrases)).pooler_output
 
@@ -153,6 +168,7 @@ class Bundle:
 
     def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pictures (B, 3, H, W) in [-1, 1] -> mean and standard deviation of their scaled latents (B, C, h, w)."""
+        self.place("vae")
         with torch.no_grad():
             posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
         shift, factor = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
@@ -160,6 +176,7 @@ class Bundle:
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), roughly in [-1, 1]."""
+        self.place("vae")
         shift, factor = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
         with torch.no_grad():
             return self.vae.decode(latents.to(self.vae.dtype) / factor + shift).sample
@@ -171,6 +188,7 @@ def load(
     dtype: torch.dtype,
     local_encoder: bool = True,
     encoders: bool = True,
+    lowvram: bool = False,
 ) -> Bundle:
     """Load the networks of a bundle, frozen and in eval mode. The VAE stays float32: SDXL's overflows in half.
 
@@ -178,6 +196,8 @@ def load(
         name_or_folder: a name of the catalogue, or a folder of the same layout.
         local_encoder: load the CLIPSelf encoder; False runs without local tokens.
         encoders: load the text and image encoders; False where their results are at hand already.
+        lowvram: the networks stay in main memory until ``Bundle.place`` calls them, and large pictures are decoded in
+            tiles.
 
     Raises:
         InputError: the bundle is not there, or a part of it is missing or damaged; the mend is told.
@@ -224,11 +244,14 @@ def load(
         gamma=config.scale,
         clip_image_size=config.clip_image_size,
         local_image_size=config.local_image_size,
+        lowvram=lowvram,
     )
     bundle.scheduler()  # told now, not when the sampling begins
     for network in (unet, vae, encoder, bundle.text_encoder, bundle.text_encoder_2):
         if network is not None:
-            network.requires_grad_(False).eval().to(device)
+            network.requires_grad_(False).eval().to("cpu" if lowvram else device)
+    if lowvram and hasattr(vae, "enable_tiling"):
+        vae.enable_tiling()  # diffusers decodes in tiles only what is larger than the VAE was made for
     return bundle
 
 
