@@ -25,7 +25,9 @@ setup(
         "rbctl": ["py.typed", "bundle/mini/*", "bundle/mini/*/*"],
         "rbctl.recipes": [
             "*.yaml",
+            "benchmarks/*.yaml",
             "distill/*.yaml",
+            "generate/*.txt",
             "menagerie/*.yaml",
             "relations/*.yaml",
             "examples/*.txt",

@@ -1,0 +1,39 @@
+"""Stage ``generate``: a relation -> raw triplets, pictures of pairs in the relation and of each of them alone."""
+
+import click
+
+from rbctl.options import config_options
+from rbctl.plugins.generate.config import GenerateConfig
+
+
+@click.command("generate")
+@config_options(GenerateConfig)
+def command(config: GenerateConfig) -> None:
+    """Make raw triplets of a relation: a target picture of a pair in it, and a neutral picture of each individual.
+
+    Out: a folder with raw.jsonl, set.json, the pictures and grid.png, which 'rbctl annotate' takes. The same command
+    again makes only what is missing.
+
+    \b
+    miniature   draws the triplets in the embedded world
+    openai      asks the OpenAI images API; the key is read from OPENAI_API_KEY, --budget bounds what is spent
+    diffusers   runs a local text-to-image pipeline; nothing holds identities between its pictures
+
+    \b
+      rbctl generate --relation ride -n 6
+      rbctl generate --relation ride -n 6 --engine openai --estimate
+      rbctl generate --relation ride -n 6 --engine openai --quality high --budget 3
+      rbctl generate --relation ride -n 6 --engine diffusers --model sdxl --pairs pets.txt
+    """
+    if config.estimate:
+        from rbctl.plugins.generate.run import estimate
+
+        click.echo(estimate(config))
+        return
+    from rbctl.plugins.generate.run import run
+
+    click.echo(run(config))
+
+
+# The one short flag; options are otherwise named after their fields.
+next(param for param in command.params if param.name == "number").opts.insert(0, "-n")

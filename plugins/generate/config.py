@@ -1,0 +1,69 @@
+"""Options of ``rbctl generate``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rbctl.options import option
+
+OPENAI_MODEL = "gpt-image-2.5-sunburst"
+OPENAI_SIDE = 1024  # pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """What to make, with which engine, and for how much."""
+
+    relation: str = option(..., "Relation: the name of a shipped one, or the path of a YAML file.")
+    number: int = option(6, "Triplets of the set.", min=1, max=10_000)
+    output: Path | None = option(None, "Folder of the set. [default: runs/generate/RELATION]")
+    engine: Literal["miniature", "openai", "diffusers"] = option("miniature", "Who makes the pictures.")
+    seed: int = option(0, "Seed of who is paired with whom and, but for openai, of the pictures.", min=0, max=2**31)
+    size: str | None = option(
+        None, "Pixels, WIDTHxHEIGHT. [default: miniature 128x128, openai 1024x1024, diffusers the pipeline's]"
+    )
+    pairs: Path | None = option(
+        None, "Who is in the pictures of openai and diffusers: a text file, one 'cat, dog' a line. [default: shipped]"
+    )
+    estimate: bool = option(False, "Print the prompts, the number of pictures and their cost, and stop.")
+
+    model: str | None = option(
+        None, f"openai: its name, by default {OPENAI_MODEL}; diffusers: a bundle's name or a pipeline's folder."
+    )
+    quality: Literal["low", "medium", "high", "xhigh", "max"] = option("medium", "Quality, for openai.")
+    price: float | None = option(
+        None, "US dollars that a picture of openai costs, in place of the built-in table: prices change.", min=0
+    )
+    budget: float = option(5.0, "US dollars that a set of openai may cost in all; inf for no bound.", min=0)
+    max_pictures: int | None = option(None, "Pictures that openai may be asked for, for this set in all.", min=1)
+    max_refusals: int = option(10, "Stop once so many prompts of the set have been refused.", min=1)
+    timeout: float = option(300.0, "Seconds to wait for an answer of openai.", min=0.1, max=3600)
+    retries: int = option(5, "Times that openai is asked again after a failure, with growing pauses.", min=0, max=100)
+
+    steps: int | None = option(None, "Denoising steps of diffusers. [default: the pipeline's]", min=1, max=1000)
+    guidance_scale: float | None = option(
+        None, "Classifier-free guidance of diffusers. [default: the pipeline's]", min=0, max=100
+    )
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run diffusers.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on CUDA, fp32 on the CPU.")
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not re.fullmatch(r"[1-9]\d{1,3}x[1-9]\d{1,3}", self.size):
+            raise ValueError(f"--size {self.size}: WIDTHxHEIGHT was expected, as 1024x1024")
+        if self.engine == "miniature" and self.width != self.height:
+            raise ValueError(f"--size {self.size}: the embedded world is square; give 128x128 or the like")
+        if self.engine == "diffusers" and self.model is None:
+            raise ValueError("--engine diffusers: give --model, a bundle's name or the folder of a pipeline")
+
+    @property
+    def width(self) -> int | None:
+        """Pixels; None leaves it to the engine."""
+        return None if self.size is None else int(self.size.split("x")[0])
+
+    @property
+    def height(self) -> int | None:
+        """Pixels; None leaves it to the engine."""
+        return None if self.size is None else int(self.size.split("x")[1])

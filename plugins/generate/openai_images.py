@@ -1,0 +1,181 @@
+"""Engine ``openai``: the OpenAI images API, or a server that speaks like it (OPENAI_BASE_URL).
+
+The target comes from ``images.generate``; each individual alone from ``images.edit`` with the earlier pictures of the
+triplet as references, so that identities hold. After rate limits, server errors, timeouts and cut connections the
+client itself asks again; after an answer without a readable picture this module does.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from rbctl.errors import InputError, reason
+from rbctl.plugins.generate.config import GenerateConfig
+from rbctl.plugins.generate.painting import Refused
+from rbctl.plugins.generate.prices import prices_of
+from rbctl.plugins.generate.responses import Account
+
+try:
+    import openai
+except ImportError as error:
+    raise InputError("--engine openai: needs the package openai; pip install 'rbctl[openai]'") from error
+
+KEY = "OPENAI_API_KEY"
+
+_REFUSED = {"moderation_blocked", "content_policy_violation", "content_filter", "safety_violation"}
+_NO_CREDIT = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds, as the client's own
+
+
+class OpenAIImages:
+    """A painter (``painting.Painter``) behind an API that is paid for."""
+
+    sees_references = True
+
+    def __init__(self, config: GenerateConfig, folder: Path) -> None:
+        """Read the key and what the set has cost so far; nothing is asked yet.
+
+        Raises:
+            InputError: there is no usable key, or no price.
+        """
+        self._prices = prices_of(config)
+        self._account = Account(folder, config.budget, config.max_pictures)
+        self._key = _key()
+        self._retries = config.retries
+        self._client = openai.OpenAI(api_key=self._key, max_retries=config.retries, timeout=config.timeout)
+        self._options: dict[str, Any] = {
+            "model": self._prices.model,
+            "size": f"{self._prices.width}x{self._prices.height}",
+            "quality": self._prices.quality,
+        }
+        # Only this model has to be told to look closely at references: older ones cannot, newer ones always do.
+        close = self._prices.model.startswith("gpt-image-1.5")
+        self._close: dict[str, Any] = {"input_fidelity": "high"} if close else {}
+        self.name = f"openai {self._prices.model}"
+
+    @property
+    def spent(self) -> float:
+        """US dollars that the set has cost in all, as far as prices are known."""
+        return self._account.spent
+
+    def paint(self, prompt: str, references: Sequence[Path], candidate: int, index: int) -> Image.Image:
+        """See ``painting.Painter``."""
+        picture = str(candidate) if index == 0 else f"{candidate}-{index - 1}"
+        for attempt in range(self._retries + 1):
+            if attempt:
+                time.sleep(min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE))
+            self._account.check(self._prices.ahead(len(references)))
+            answer, request_id = self._ask(prompt, references)
+            image, trouble = _picture(answer)
+            self._keep(picture, prompt, references, answer, request_id, trouble)
+            if image is not None:
+                return image
+        raise InputError(
+            f"{self._client.base_url.host}: {self._retries + 1} answers for picture {picture} could not be used, the "
+            f"last one: {trouble}; what exists is kept, the same command goes on"
+        )
+
+    def _ask(self, prompt: str, references: Sequence[Path]) -> tuple[Any, str | None]:
+        """One request: the answer's JSON, None where it is none, and the server's name for the request."""
+        images = self._client.images.with_raw_response
+        try:
+            if references:
+                files = [(path.name, path.read_bytes(), "image/png") for path in references]
+                raw = images.edit(image=files, prompt=prompt, n=1, output_format="png", **self._close, **self._options)
+            else:
+                raw = images.generate(prompt=prompt, n=1, output_format="png", **self._options)
+        except openai.OpenAIError as error:
+            raise self._told(error) from error
+        try:
+            return json.loads(raw.text), raw.request_id
+        except ValueError:
+            return None, raw.request_id
+
+    def _keep(
+        self,
+        picture: str,
+        prompt: str,
+        references: Sequence[Path],
+        answer: Any,
+        request_id: str | None,
+        trouble: str,
+    ) -> None:
+        usage = answer.get("usage") if isinstance(answer, dict) else None
+        cost = self._prices.billed(usage, len(references))
+        row = {
+            "picture": picture,
+            "request_id": request_id,
+            "prompt": prompt,
+            "references": [path.name for path in references],
+            **self._options,
+            "cost": cost,
+            "trouble": trouble,
+            "response": _without_pictures(answer),
+        }
+        self._account.keep(picture, self._without_key(json.dumps(row, indent=2, ensure_ascii=False) + "\n"), cost)
+
+    def _told(self, error: openai.OpenAIError) -> Exception:
+        """A refusal of the prompt, or what ends the run in one line."""
+        body = getattr(error, "body", None)
+        said = body.get("message") if isinstance(body, dict) else None
+        message = self._without_key(str(said) if said else reason(error))
+        host, kept = self._client.base_url.host, "what exists is kept, the same command goes on"
+        code = str(getattr(error, "code", None) or "")
+        if code in _REFUSED:
+            return Refused(code, message)
+        if code in _NO_CREDIT:
+            return InputError(f"{host}: the quota has ended ({message}); {kept} once there is credit")
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            return InputError(f"{KEY}: {host} refuses it ({message}); {kept} with a valid one")
+        if isinstance(error, openai.APIStatusError) and error.status_code < 500 and error.status_code not in (408, 429):
+            told = f"{message} (HTTP {error.status_code})"
+            return InputError(f"{host}: {told}; see --model, --size and --quality; {kept}")
+        return InputError(f"{host}: no answer after {self._retries + 1} tries ({message}); {kept}")
+
+    def _without_key(self, text: str) -> str:
+        """Servers have been seen to repeat the key in what they say."""
+        return text.replace(self._key, f"[{KEY}]")
+
+
+def _key() -> str:
+    key = os.environ.get(KEY, "").strip()
+    if not key:
+        raise InputError(f"{KEY}: is not set; export the key of your account, it is read from nowhere else")
+    if not key.isascii() or not key.isprintable() or any(mark in key for mark in " \"'\\"):
+        raise InputError(f"{KEY}: holds characters that no key has; export it again")
+    return key
+
+
+def _picture(answer: Any) -> tuple[Image.Image | None, str]:
+    """The picture of an answer, or what is wrong with it."""
+    try:
+        encoded = answer["data"][0]["b64_json"]
+        image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
+        image.load()
+    except (TypeError, KeyError, IndexError):
+        return None, "not JSON" if answer is None else "no picture in it"
+    except binascii.Error as error:
+        return None, f"its picture is no base64 ({reason(error)})"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return None, f"its picture cannot be read ({reason(error)})"
+    return image.convert("RGB"), ""
+
+
+def _without_pictures(answer: Any) -> Any:
+    if not isinstance(answer, dict) or not isinstance(answer.get("data"), list):
+        return answer
+    data = [
+        {key: value for key, value in item.items() if key != "b64_json"} if isinstance(item, dict) else item
+        for item in answer["data"]
+    ]
+    return {**answer, "data": data}

@@ -1,0 +1,260 @@
+"""Raw triplets: a target picture and a picture of each individual in it, not annotated yet.
+
+A raw set is a folder with ``raw.jsonl``, one triplet a line, and ``set.json``, which says where the set comes from::
+
+    {"file_name": "0.png", "text": "A red cat is hugging a blue bear.", "predicate": "is hugging", "objects": [
+        {"name": "red cat", "role": "left", "image": "images/0-0.png"}, ...]}
+
+Paths are relative to the folder. ``text``, ``predicate`` and ``role`` may be empty or left out. Without ``raw.jsonl``
+the names of the pictures tell: ``3.jpg`` is a target, ``3-cat.jpg`` and ``3-polar_bear.jpg`` a cat and a bear in it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rbctl.errors import InputError
+from rbctl.files import read_json, read_text, write_json, write_jsonl
+from rbctl.options import nearest
+
+RAW = "raw.jsonl"
+SET = "set.json"
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_KEYS = ("file_name", "text", "predicate", "objects")
+_OBJECT_KEYS = ("name", "role", "image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawObject:
+    """One individual of a raw triplet.
+
+    Attributes:
+        name: the words for it, "polar bear"; no two of a triplet have the same.
+        role: its part in the relation, "rider"; empty where nobody has told.
+        image: a picture of it alone.
+    """
+
+    name: str
+    role: str = ""
+    image: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawTriplet:
+    """A target picture and the pictures of the individuals in it.
+
+    Attributes:
+        id: its name in the set, the target's path in the folder without the suffix.
+        target: the picture that shows the relation.
+        text: its caption; empty where nobody has told.
+        predicate: the words of the caption that say the relation; empty where nobody has told.
+        objects: one or more; in the order of the relation's roles where those are told.
+    """
+
+    id: str
+    target: Path
+    text: str = ""
+    predicate: str = ""
+    objects: tuple[RawObject, ...]
+
+
+def read_raw(folder: Path) -> tuple[RawTriplet, ...]:
+    """Read a raw set: by its ``raw.jsonl``, or by the names of its pictures. Pictures are looked for, not opened.
+
+    Raises:
+        InputError: there is no such folder or nothing in it; a line is wrong (FILE:LINE and field are named); two
+            objects of a triplet have the same name; pictures are missing (all are named).
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of raw triplets")
+    triplets = _listed(folder) if (folder / RAW).exists() else _named(folder)
+    if not triplets:
+        raise InputError(
+            f"{folder}: holds no raw triplet; a line of {RAW} makes one, or pictures named 3.jpg, 3-cat.jpg, 3-bear.jpg"
+        )
+    return triplets
+
+
+def write_raw(folder: Path, triplets: Iterable[RawTriplet]) -> None:
+    """Write ``raw.jsonl`` anew, atomically. The pictures lie in the folder already and stay as they are.
+
+    Raises:
+        InputError: the folder cannot be written.
+        ValueError: a picture lies outside of the folder.
+    """
+    rows = [
+        {
+            "file_name": triplet.target.relative_to(folder).as_posix(),
+            "text": triplet.text,
+            "predicate": triplet.predicate,
+            "objects": [
+                {"name": thing.name, "role": thing.role, "image": thing.image.relative_to(folder).as_posix()}
+                for thing in triplet.objects
+            ],
+        }
+        for triplet in triplets
+    ]
+    write_jsonl(folder / RAW, rows)
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """What ``set.json`` says: ``origin`` (the engine, "miniature"), ``relation`` (its name), facts of that engine.
+
+    Returns:
+        an empty dictionary where there is no such file, as in a folder of one's own pictures.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = folder / SET
+    if not path.exists():
+        return {}
+    facts = read_json(path)
+    if not isinstance(facts, dict):
+        raise InputError(f"{path}: a JSON object was expected")
+    for key in ("origin", "relation"):
+        if not isinstance(facts.get(key, ""), str):
+            raise InputError(f"{path}: {key}: words were expected, not {facts[key]!r}")
+    return facts
+
+
+def write_origin(folder: Path, origin: str, relation: str, **facts: Any) -> None:
+    """Write ``set.json``, atomically; ``facts`` are what else the engine tells of the set, as JSON can hold it."""
+    write_json(folder / SET, {"origin": origin, "relation": relation, **facts})
+
+
+def _listed(folder: Path) -> tuple[RawTriplet, ...]:
+    """The triplets of ``raw.jsonl``."""
+    path, triplets, missing = folder / RAW, list[RawTriplet](), list[str]()
+    # Not splitlines(): JSON strings may hold U+2028 and its like, which end no line of the file.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: not valid JSON ({getattr(error, 'msg', None) or error})") from error
+        triplet = _triplet(folder, row, where)
+        if any(other.id == triplet.id for other in triplets):
+            raise InputError(f"{where}: file_name: a line above has {triplet.id!r} too; give each its own target")
+        _check_names(triplet, where)
+        wanted = [triplet.target, *(thing.image for thing in triplet.objects)]
+        missing += [f"{picture.relative_to(folder)} (line {number})" for picture in wanted if not picture.is_file()]
+        triplets.append(triplet)
+    if missing:
+        raise InputError(f"{path}: missing pictures: {', '.join(missing)}; bring them, or drop the lines")
+    return tuple(triplets)
+
+
+def _triplet(folder: Path, row: Any, where: str) -> RawTriplet:
+    _check_keys(row, _KEYS, where, "")
+    target = _picture(folder, row, "file_name", where, "")
+    objects = row.get("objects")
+    if not isinstance(objects, list) or not objects:
+        raise InputError(f"{where}: objects: a list of at least one was expected, each with name, role and image")
+    for k, thing in enumerate(objects):
+        _check_keys(thing, _OBJECT_KEYS, where, f"objects[{k}]")
+    return RawTriplet(
+        id=target.relative_to(folder).with_suffix("").as_posix(),
+        target=target,
+        text=_words(row, "text", where, ""),
+        predicate=_words(row, "predicate", where, ""),
+        objects=tuple(
+            RawObject(
+                name=_words(thing, "name", where, f"objects[{k}].", needed=True),
+                role=_words(thing, "role", where, f"objects[{k}]."),
+                image=_picture(folder, thing, "image", where, f"objects[{k}]."),
+            )
+            for k, thing in enumerate(objects)
+        ),
+    )
+
+
+def _check_keys(row: Any, keys: Sequence[str], where: str, field: str) -> None:
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: {f'{field}: ' if field else ''}a JSON object was expected, not {row!r}")
+    for key in row:
+        if key not in keys:
+            named = f"{field}.{key}" if field else key
+            raise InputError(f"{where}: no field {named}{nearest(key, keys) or '; fields: ' + ', '.join(keys)}")
+
+
+def _words(row: dict[str, Any], key: str, where: str, prefix: str, needed: bool = False) -> str:
+    value = row.get(key)
+    if value is None and not needed:
+        return ""
+    if not isinstance(value, str) or (needed and not value.strip()):
+        told = "is missing" if value is None else f"words were expected, not {value!r}"
+        raise InputError(f"{where}: {prefix}{key}: {told}")
+    return value.strip()
+
+
+def _picture(folder: Path, row: dict[str, Any], key: str, where: str, prefix: str) -> Path:
+    name = _words(row, key, where, prefix, needed=True)
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{where}: {prefix}{key}: {name!r} leaves the folder; paths are relative and stay inside")
+    if path.suffix.lower() not in _SUFFIXES:
+        raise InputError(f"{where}: {prefix}{key}: {name!r} is no picture's name; known are {', '.join(_SUFFIXES)}")
+    return folder / path
+
+
+def _named(folder: Path) -> tuple[RawTriplet, ...]:
+    """The triplets that the names of the pictures tell.
+
+    The target of a picture is the shortest other name that begins it: ``3-cat`` has ``3``, and so has ``3-cat-b``.
+    """
+    pictures = sorted(
+        (path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")),
+        key=lambda path: _natural(path.name),
+    )
+    stems = {path.stem for path in pictures}
+    targets: list[Path] = []
+    parts: dict[str, list[RawObject]] = {}
+    for path in pictures:
+        starts = (path.stem[: hyphen.start()] for hyphen in re.finditer("-", path.stem))
+        target = next((start for start in starts if start in stems), None)
+        if target is None:
+            targets.append(path)
+            continue
+        name = path.stem[len(target) + 1 :].replace("_", " ").strip()
+        if not name:
+            raise InputError(f"{path}: a name was expected behind the hyphen, as in {target}-cat{path.suffix}")
+        parts.setdefault(target, []).append(RawObject(name=name, image=path))
+    seen: dict[str, Path] = {}
+    for path in targets:
+        if (other := seen.setdefault(path.stem, path)) is not path:
+            raise InputError(f"{folder}: two targets {path.stem!r}: {other.name} and {path.name}; remove or rename one")
+    if alone := [path.name for path in targets if path.stem not in parts]:
+        raise InputError(
+            f"{folder}: no picture of an individual goes with {', '.join(alone)}; a target 3.jpg needs 3-cat.jpg or "
+            "the like, a 3-cat.jpg needs its target 3.jpg; other pictures belong elsewhere"
+        )
+    triplets = tuple(RawTriplet(id=path.stem, target=path, objects=tuple(parts[path.stem])) for path in targets)
+    for triplet in triplets:
+        _check_names(triplet, str(triplet.target))
+    return triplets
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts 2.jpg before 10.jpg."""
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name.lower())]
+
+
+def _check_names(triplet: RawTriplet, where: str) -> None:
+    """Raises InputError when two objects of a triplet have the same name; both pictures are named."""
+    seen: dict[str, RawObject] = {}
+    for thing in triplet.objects:
+        other = seen.setdefault(" ".join(thing.name.lower().split()), thing)
+        if other is not thing:
+            raise InputError(
+                f"{where}: two objects are called {thing.name!r}, {other.image.name} and {thing.image.name}; "
+                "give each a name of its own, as 'red cat' and 'blue cat'"
+            )
