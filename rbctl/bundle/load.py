@@ -1,4 +1,4 @@
-"""Load a bundle: all frozen networks of a base model. The only place that calls ``from_pretrained``."""
+"""Load a bundle: all frozen networks of a base model."""
 
 from __future__ import annotations
 

@@ -1,0 +1,88 @@
+"""Backend ``vitpose``: keypoints by ViTPose or ViTPose++ of transformers.
+
+ViTPose++ has an expert for each data set it was trained on; number 3 is believed to be AP-10K's (animals), 0 is COCO's
+(people). One head draws 17 heat maps, whose meaning is the expert's: look at the first results with ``--review``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rbctl.errors import InputError
+from rbctl.plugins.annotate.backends.loading import network, processor
+from rbctl.plugins.annotate.config import AnnotateConfig
+from rbctl.triplets.keypoints import KEYPOINTS
+
+EXPERTS = {"ap10k": 3, "coco": 0}
+
+# COCO's 17 keypoints of people, and which of them each of ours is: a person's neck lies between the shoulders, and
+# what would be the root of a tail between the hips.
+COCO = (
+    "nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder", "left elbow",
+    "right elbow", "left wrist", "right wrist", "left hip", "right hip", "left knee", "right knee", "left ankle",
+    "right ankle",
+)  # fmt: skip
+_PERSON = {
+    "neck": ("left shoulder", "right shoulder"),
+    "root of tail": ("left hip", "right hip"),
+    "left front paw": ("left wrist",),
+    "right front paw": ("right wrist",),
+    "left back paw": ("left ankle",),
+    "right back paw": ("right ankle",),
+}
+
+
+def from_coco(keypoints: np.ndarray) -> np.ndarray:
+    """A person's keypoints (..., 17, 3) in COCO's order -> in ours; of two in one the lesser confidence counts."""
+    rows = []
+    for name in KEYPOINTS:
+        parts = keypoints[..., [COCO.index(part) for part in _PERSON.get(name, (name,))], :]
+        rows.append(np.concatenate((parts[..., :2].mean(-2), parts[..., 2:].min(-2)), axis=-1))
+    return np.stack(rows, axis=-2)
+
+
+class Keypoints:
+    """See :class:`rbctl.plugins.annotate.steps.Keypoints`; the confidence is the height of a heat map's peak."""
+
+    present_from, visible_from = 0.1, 0.3
+
+    def __init__(self, folder: Path, config: AnnotateConfig, device: torch.device) -> None:
+        from transformers import AutoImageProcessor, VitPoseForPoseEstimation
+
+        self.model = network(VitPoseForPoseEstimation, folder, device)
+        self.processor = processor(AutoImageProcessor, folder)
+        self.order, self.batch_size = config.vitpose_order, config.batch_size
+        experts = getattr(self.model.config.backbone_config, "num_experts", 1)
+        chosen = EXPERTS[self.order] if config.vitpose_expert is None else config.vitpose_expert
+        if experts > 1 and chosen >= experts:
+            raise InputError(f"--vitpose-expert {chosen}: the model in {folder} has experts 0 to {experts - 1}")
+        if experts <= 1 and config.vitpose_expert is not None:
+            raise InputError(f"--vitpose-expert: the model in {folder} has no experts; it is no ViTPose++")
+        self.expert = chosen if experts > 1 else None
+
+    def __call__(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
+        found = []
+        for image, rows in zip(images, boxes, strict=True):
+            parts = [self._read(image, rows[k : k + self.batch_size]) for k in range(0, len(rows), self.batch_size)]
+            found.append(np.concatenate(parts))
+        return found
+
+    def _read(self, image: Image.Image, boxes: np.ndarray) -> np.ndarray:
+        # ViTPose counts pixels at their centres, we at their corners: half a pixel apart.
+        corner = boxes[:, :2] * image.size - 0.5
+        pixels = [np.concatenate((corner, (boxes[:, 2:] - boxes[:, :2]) * image.size), axis=1).tolist()]
+        inputs = self.processor(images=[image], boxes=pixels, return_tensors="pt").to(self.model.device)
+        if self.expert is not None:
+            inputs["dataset_index"] = torch.full((len(boxes),), self.expert, device=self.model.device)
+        with torch.no_grad():
+            output = self.model(**inputs)
+        (people,) = self.processor.post_process_pose_estimation(output, boxes=pixels)
+        xy = np.stack([one["keypoints"].numpy() for one in people])
+        confidence = np.stack([one["scores"].numpy() for one in people]).reshape(len(people), -1, 1)
+        keypoints = np.concatenate(((xy + 0.5) / image.size, confidence.clip(0, 1)), axis=-1)
+        return from_coco(keypoints) if self.order == "coco" else keypoints

@@ -1,0 +1,80 @@
+"""Options of ``rbctl annotate``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rbctl.options import nearest, option
+
+STEPS = ("boxes", "masks", "keypoints", "identity", "captions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotateConfig:
+    """What to annotate, with which models, and how strictly."""
+
+    folder: Path = option(..., "Folder of raw triplets.", argument=True)
+    relation: str | None = option(
+        None, "Relation of the triplets, a name or a YAML file: gives prompts, predicate and roles where they lack."
+    )
+    backend: tuple[str, ...] = option(
+        (), "STEP=NAME, as keypoints=vitpose; once a step. [default: by the set's origin]"
+    )
+    drop_failed: bool = option(False, "Leave triplets that fail a quality gate, or cannot be annotated, out.")
+    review: bool = option(False, "Write review.html, to look at and correct what was found, and stop.")
+    apply: Path | None = option(None, "Take in corrections.json, as the review page saves it, and stop.")
+    json: bool = option(False, "Print the report as JSON for a program to read.")
+
+    bundle: str | None = option(
+        None, "Bundle whose oracle and CLIP image tower are used. [default: mini in the embedded world, else sdxl]"
+    )
+    grounding_dino: Path | None = option(None, "Folder of Grounding DINO.")
+    owlv2: Path | None = option(None, "Folder of OWLv2.")
+    sam: Path | None = option(None, "Folder of SAM.")
+    vitpose: Path | None = option(None, "Folder of ViTPose or ViTPose++.")
+    llava: Path | None = option(None, "Folder of LLaVA.")
+    vitpose_expert: int | None = option(
+        None, "Expert of ViTPose++: 3 is AP-10K's (animals), 0 is COCO's (people). [default: by --vitpose-order]", min=0
+    )
+    vitpose_order: Literal["ap10k", "coco"] = option("ap10k", "Which 17 keypoints ViTPose's heatmaps are.")
+
+    box_threshold: float = option(0.3, "Least score of a box.", min=0, max=1)
+    box_overlap: float = option(0.7, "Two boxes with a larger intersection over union are one.", min=0, max=1)
+    present_from: float | None = option(
+        None, "Least confidence of a keypoint that is not absent. [default: the backend's]", min=0, max=1
+    )
+    visible_from: float | None = option(
+        None, "Least confidence of a keypoint that is not occluded. [default: the backend's]", min=0, max=1
+    )
+
+    min_similarity: float | None = option(
+        None, "Gate: least similarity of an individual to its image prompt. [default: the backend's]", min=-1, max=1
+    )
+    min_margin: float = option(0.05, "Gate: by how much the matching must be better than the next best.", min=0, max=1)
+    min_pose_change: float = option(
+        0.1, "Gate: how far the keypoints of one individual or more must move, in units of its size.", min=0, max=2
+    )
+    min_keypoints: int = option(6, "Gate: keypoints visible of an individual, per picture.", min=0, max=17)
+
+    batch_size: int = option(8, "Pictures at once; changes the speed and the memory, not the result.", min=1)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for text in self.backend:
+            step, _, name = text.partition("=")
+            if step not in STEPS:
+                raise ValueError(f"--backend {text}: no step {step!r}{nearest(step, STEPS)}; steps: {', '.join(STEPS)}")
+            if not name:
+                raise ValueError(f"--backend {text}: the form is STEP=NAME, as in keypoints=vitpose")
+            if step in seen:
+                raise ValueError(f"--backend {text}: a step has one backend, and {step} has one already")
+            seen.add(step)
+        if self.review and self.apply:
+            raise ValueError("--review and --apply: one at a time")
+
+    def backend_of(self, step: str) -> str | None:
+        """The backend that was asked for, None where none was."""
+        return dict(text.split("=", 1) for text in self.backend).get(step)

@@ -1,0 +1,313 @@
+"""Benchmarks as data: a YAML file names the kind of layout, where its pictures lie, and what is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import string
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
+
+from rbctl.errors import InputError
+from rbctl.files import read_json, read_text, read_yaml
+from rbctl.options import nearest
+from rbctl.plugins.eval import world
+from rbctl.plugins.eval.case import Case, CaseObject
+from rbctl.plugins.eval.metrics import PROFILES
+from rbctl.relations import load_relation, shipped
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+KEYS = {
+    "dreambench": ("live", "subjects"),
+    "customconcept101": ("file",),
+    "scenes": ("subjects", "scenes"),
+    "menagerie": ("relations", "cases", "seed"),
+}
+_COMMON = ("name", "kind", "profiles", "data", "source")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Cases and where they come from.
+
+    Attributes:
+        path: of the YAML.
+        profiles: that score it unless others are asked for.
+        source: one line for the report.
+        left_out: cases left out for lack of pictures.
+    """
+
+    name: str
+    path: Path
+    profiles: tuple[str, ...]
+    cases: tuple[Case, ...]
+    source: str = ""
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of a benchmark is wanted.
+
+    Attributes:
+        data: folder of the pictures, instead of the YAML's.
+        relations: only these (names, or for drawn benchmarks paths of YAML files too); empty for all.
+        cases: a relation, where the benchmark draws them.
+        partial: leave cases without pictures out.
+        drawn: where drawn pictures go.
+    """
+
+    data: Path | None = None
+    relations: tuple[str, ...] = ()
+    cases: int | None = None
+    partial: bool = False
+    drawn: Path = field(default_factory=lambda: Path("drawn"))
+
+
+def find_benchmark(name: str) -> Path:
+    """A benchmark's YAML by path, or by name among the shipped ones.
+
+    Raises:
+        InputError: neither is there; the nearest name is told.
+    """
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise InputError(f"{name}: no such benchmark file")
+        return Path(name)
+    folder = package_files("rbctl.recipes") / "benchmarks"
+    found = {Path(f.name).stem: Path(str(f)) for f in folder.iterdir() if f.name.endswith(".yaml")}
+    if name not in found:
+        raise InputError(f"--bench {name}: no such benchmark{nearest(name, found) or '; ' + ', '.join(sorted(found))}")
+    return found[name]
+
+
+def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
+    """All cases that are wanted, with their pictures checked.
+
+    Raises:
+        InputError: the YAML or its lists are wrong, or pictures are missing (all are named).
+    """
+    path = find_benchmark(name)
+    content = read_yaml(path)
+    kind = content.get("kind")
+    if kind not in KEYS:
+        raise InputError(f"{path}: kind: {kind!r}; one of {', '.join(KEYS)}")
+    known = (*_COMMON, *KEYS[kind])
+    for key in content:
+        if key not in known:
+            raise InputError(f"{path}: no key {key!r}{nearest(str(key), known) or '; keys: ' + ', '.join(known)}")
+    profiles = tuple(content.get("profiles", ("relationbench",)))
+    for profile in profiles:
+        if profile not in PROFILES:
+            raise InputError(f"{path}: profiles: no {profile!r}{nearest(str(profile), PROFILES)}")
+    if kind == "menagerie":
+        cases = world.draw_cases(
+            [load_relation(r) for r in wanted.relations or content.get("relations", ())],
+            wanted.cases or int(content.get("cases", 24)),
+            int(content.get("seed", 0)),
+            wanted.drawn,
+            wanted.relations or tuple(content.get("relations", ())),
+        )
+    else:
+        data = wanted.data or (path.parent / content["data"] if content.get("data") else None)
+        if data is None:
+            raise InputError(f"{path}: says not where its pictures lie; give their folder with --data")
+        if not data.is_dir():
+            raise InputError(f"--data {data}: no such folder")
+        cases = _READERS[kind](path, content, data)
+        if wanted.relations:
+            groups = sorted({case.group for case in cases})
+            for relation in wanted.relations:
+                if relation not in groups:
+                    raise InputError(f"--relations {relation}: not in {path}{nearest(relation, groups)}")
+            cases = tuple(case for case in cases if case.group in wanted.relations)
+    here, missing = _present(cases)
+    if missing and not wanted.partial:
+        raise InputError(
+            f"{path}: {len(missing)} pictures are missing: {', '.join(map(str, missing))}; "
+            "put them there, or leave their cases out with --partial"
+        )
+    if not here:
+        raise InputError(f"{path}: no case is left, the pictures of all are missing; give their folder with --data")
+    return Benchmark(
+        name=str(content.get("name", path.stem)),
+        path=path,
+        profiles=profiles,
+        cases=here,
+        source=str(content.get("source", "")),
+        left_out=len(cases) - len(here),
+    )
+
+
+def _present(cases: Sequence[Case]) -> tuple[tuple[Case, ...], list[Path]]:
+    """Cases whose pictures are all there, and the pictures that are not."""
+    needed = dict.fromkeys(thing.image for case in cases for thing in case.objects)
+    missing = [path for path in needed if not path.is_file()]
+    absent = set(missing)
+    return tuple(c for c in cases if not any(thing.image in absent for thing in c.objects)), missing
+
+
+def pictures_in(folder: Path) -> tuple[Path, ...]:
+    """The pictures of a folder by name; the folder itself stands for them where there are none."""
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES) if folder.is_dir() else []
+    return tuple(found)
+
+
+def subject(name: str, words: str, folder: Path, role: str = "") -> CaseObject:
+    """A subject whose real pictures lie in a folder; the first is its image prompt."""
+    real = pictures_in(folder)
+    return CaseObject(name=words, image=real[0] if real else folder, references=real, subject=name, role=role)
+
+
+# --- DreamBench ----------------------------------------------------------------------------------------------------
+
+_PROMPT = re.compile(r"^\s*'(.+)'\.format\(unique_token, class_token\)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class DreamBenchLists:
+    """What prompts_and_classes.txt says.
+
+    Attributes:
+        classes: class word by subject.
+        objects, live: the two prompt lists, with {} for the class word, the rare token left out.
+    """
+
+    classes: dict[str, str]
+    objects: tuple[str, ...]
+    live: tuple[str, ...]
+
+
+def read_dreambench_lists(path: Path) -> DreamBenchLists:
+    """Read the official prompts_and_classes.txt.
+
+    Raises:
+        InputError: a section is missing.
+    """
+    text = read_text(path)
+    head, _, rest = text.partition("Object Prompts")
+    objects, _, live = rest.partition("Live Subject Prompts")
+    rows = [line.split(",") for line in head.splitlines() if line.count(",") == 1]
+    classes = {name.strip(): word.strip() for name, word in rows if name.strip() != "subject_name"}
+    lists = [tuple(_plain_prompt(p) for p in _PROMPT.findall(part)) for part in (objects, live)]
+    if not (classes and all(lists)):
+        raise InputError(f"{path}: not DreamBench's prompts_and_classes.txt (classes, object prompts, live prompts)")
+    return DreamBenchLists(classes, *lists)
+
+
+def _plain_prompt(template: str) -> str:
+    return " ".join(template.replace("{0}", "").replace("{1}", "{}").split())
+
+
+def _dreambench(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, ...]:
+    lists = read_dreambench_lists(data / "prompts_and_classes.txt")
+    living, only = content.get("live", ()), content.get("subjects")
+    cases = []
+    for name, word in lists.classes.items():
+        if only and name not in only:
+            continue
+        group = "live" if word in living else "object"
+        for number, prompt in enumerate(lists.live if group == "live" else lists.objects):
+            who = subject(name, word, data / name)
+            cases.append(Case(id=f"{name}-{number:02}", text=prompt.format(word), objects=(who,), group=group))
+    return tuple(cases)
+
+
+# --- CustomConcept101 ----------------------------------------------------------------------------------------------
+
+
+def _customconcept101(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, ...]:
+    source = data / str(content.get("file", "dataset.json"))
+    listed = read_json(source)
+    if not isinstance(listed, list) or not listed:
+        raise InputError(f"{source}: a list of concepts was expected")
+    cases: list[Case] = []
+    for number, entry in enumerate(listed):
+        parts = entry if isinstance(entry, list) else [entry]
+        try:
+            concepts = [part for part in parts if "class_prompt" in part]
+            folders = [str(part["instance_data_dir"]).removeprefix("./") for part in concepts]
+            words = [str(part["class_prompt"]) for part in concepts]
+            # A single concept names its own prompts; a pair's stand in an entry beside the two.
+            key = "prompt_filename" if len(parts) == 1 else "prompt_filename_compose"
+            (prompts,) = (part[key] for part in parts if key in part)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{source}: entry {number + 1} is no concept of CustomConcept101") from error
+        things = tuple(
+            subject(Path(folder).name, word, data / folder) for folder, word in zip(folders, words, strict=True)
+        )
+        lines = [line.strip() for line in read_text(data / prompts).splitlines() if line.strip()]
+        names = "+".join(thing.subject for thing in things)
+        for k, line in enumerate(lines):
+            cases.append(Case(id=f"{number:03}-{names}-{k:02}", text=line.format(*words), objects=things, group=names))
+    return tuple(cases)
+
+
+# --- scenes with a cast --------------------------------------------------------------------------------------------
+
+
+def _scenes(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, ...]:
+    subjects, scenes = content.get("subjects"), content.get("scenes")
+    if not isinstance(subjects, dict) or not isinstance(scenes, list):
+        raise InputError(f"{path}: subjects (a mapping) and scenes (a list) were expected; docs/eval.md shows them")
+    cases = []
+    for number, scene in enumerate(scenes, 1):
+        where = f"{path}: scene {number}"
+        roles, casts, text = (scene.get(key) for key in ("roles", "casts", "scene"))
+        if not (isinstance(text, str) and isinstance(roles, list) and isinstance(casts, list)):
+            raise InputError(f"{where}: scene, roles and casts were expected")
+        places = [p for _, p, _, _ in string.Formatter().parse(text) if p is not None]
+        if sorted(places) != sorted(roles):
+            raise InputError(f"{where}: {text!r} must hold each of {', '.join(f'{{{r}}}' for r in roles)} once")
+        relation = str(scene.get("relation", ""))
+        for cast in casts:
+            if not isinstance(cast, list) or len(cast) != len(roles):
+                raise InputError(f"{where}: casts: {cast!r} for roles {', '.join(roles)}")
+            for who in cast:
+                if who not in subjects:
+                    raise InputError(f"{where}: no subject {who!r}{nearest(str(who), subjects)}")
+            things = tuple(
+                subject(who, str(subjects[who]), data / who, role) for who, role in zip(cast, roles, strict=True)
+            )
+            words = {thing.role: thing.name for thing in things}
+            cases.append(
+                Case(
+                    id=f"{number:02}-{'+'.join(cast)}",
+                    text=_with_articles(text, words).format(**words),
+                    objects=things,
+                    predicate=str(scene.get("predicate", "")),
+                    relation=relation,
+                    spoken_to=relation if relation in shipped() else "",
+                    group=relation,
+                )
+            )
+    return tuple(cases)
+
+
+def _with_articles(text: str, words: dict[str, str]) -> str:
+    """ "A {x}" becomes "An {x}" where the word in that place asks for it."""
+    for place, word in words.items():
+        if word[:1].lower() in tuple("aeiou"):
+            text = re.sub(rf"\b([Aa]) (?={{{place}}})", r"\1n ", text)
+    return text
+
+
+_READERS: dict[str, Callable[[Path, dict[str, Any], Path], tuple[Case, ...]]] = {
+    "dreambench": _dreambench,
+    "customconcept101": _customconcept101,
+    "scenes": _scenes,
+}
+
+
+def of_relations(cases: Iterable[Case], names: Iterable[str]) -> tuple[Case, ...]:
+    """The cases of some relations."""
+    wanted = set(names)
+    return tuple(case for case in cases if case.relation in wanted)
+
+
+def numbered(cases: Sequence[Case]) -> tuple[Case, ...]:
+    """The cases with seeds that count up where none is given."""
+    return tuple(dataclasses.replace(case, seed=case.seed or 1000 + k) for k, case in enumerate(cases))

@@ -1,0 +1,78 @@
+"""What is asked for and what came of it: cases of a benchmark, and pictures of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rbctl.menagerie.individuals import Individual
+from rbctl.relations import Box
+
+
+@dataclass(frozen=True)
+class CaseObject:
+    """One subject of a case.
+
+    Attributes:
+        name: the words for it in the prompt.
+        image: the image prompt.
+        references: its real pictures, the image prompt among them.
+        subject: who it is, across cases; another subject is another individual.
+    """
+
+    name: str
+    image: Path
+    references: tuple[Path, ...] = ()
+    subject: str = ""
+    role: str = ""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the embedded world knows of a case: who is in it, and its own drawing of it."""
+
+    individuals: tuple[Individual, ...]
+    picture: Path
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt with image prompts.
+
+    Attributes:
+        text: the prompt as it is scored, without any rare token.
+        predicate: explicit words of the relation; "" where they are to be found in the text.
+        relation: name, "" where there is none.
+        spoken_to: the relation as other stages are told of it, a name or a YAML's path; "" where they know none.
+        group: what breakdowns go by, a relation or a prompt list.
+    """
+
+    id: str
+    text: str
+    objects: tuple[CaseObject, ...] = ()
+    predicate: str = ""
+    relation: str = ""
+    spoken_to: str = ""
+    group: str = ""
+    seed: int = 0
+    truth: Truth | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A result.
+
+    Attributes:
+        run: whose.
+        boxes: per object of the case, where it is; None for one that was looked for and not found. None for all:
+            nobody says.
+        found: whether the boxes tell where objects were found, rather than where they were asked for.
+        seed: of the sampling, where it is known.
+    """
+
+    run: str
+    path: Path
+    case: Case
+    boxes: tuple[Box | None, ...] | None = None
+    found: bool = False
+    seed: int | None = None

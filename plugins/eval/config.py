@@ -1,0 +1,78 @@
+"""Options of ``rbctl eval``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rbctl.options import option
+
+Profile = Literal["cc101", "dreambench", "dreambench++", "relationbench", "crops"]
+
+_NAME = re.compile(r"[\w.+-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What to score, against what, and by which encoders."""
+
+    runs: tuple[Path, ...] = option((), "Folders of pictures (metadata.jsonl or metadata.csv).", argument=True)
+    bench: str | None = option(None, "Benchmark: a name of recipes/benchmarks, or a YAML file.")
+    data: Path | None = option(None, "Folder of the benchmark's pictures. [default: what its YAML says]")
+    run: tuple[str, ...] = option((), "NAME=FOLDER: pictures of another method or model, scored beside; repeatable.")
+    lora: tuple[str, ...] = option((), "[NAME:]RELATION=PATH: sample the benchmark with this LoRA; repeatable.")
+    base: bool = option(True, "With --bench, sample the base model too.")
+    relations: tuple[str, ...] = option((), "Relations of the benchmark. [default: those of --lora, else all of it]")
+    cases: int | None = option(None, "Cases a relation, where the benchmark draws them. [default: its own]", min=1)
+    partial: bool = option(False, "Leave out cases whose pictures are not there, and count them.")
+    bundle: str = option("mini", "What is sampled with, and whose encoders score: a name or a folder.")
+    clip: Path | None = option(None, "CLIP that scores: folder of transformers or open_clip. [default: the bundle's]")
+    dino: Path | None = option(
+        None, "DINO that scores: folder of transformers. [default: with the bundle's CLIP, its own]"
+    )
+    dinov2: Path | None = option(None, "DINOv2 that scores: folder of transformers.")
+    profile: tuple[Profile, ...] = option((), "Metrics; repeatable. [default: the benchmark's, else relationbench]")
+    oracle: Path | None = option(None, "Oracle of the embedded world. [default: the bundle's, else that of mini]")
+    output: Path | None = option(None, "Where report and samples go. [default: runs/eval/NAME]")
+    cache: Path | None = option(None, "Where features are kept. [default: runs/eval/features]")
+    images: int = option(1, "Pictures sampled of each case, with seeds that count up.", min=1, max=1000)
+    steps: int | None = option(None, "Denoising steps of the samples. [default: the bundle's]", min=1, max=1000)
+    batch_size: int = option(16, "Pictures encoded at once; changes nothing but speed and memory.", min=1)
+    seed: int = option(0, "Of the bootstrap and the tests.", min=0)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
+    show: int = option(24, "Cases whose pictures the report shows.", min=0)
+    json: bool = option(False, "Print JSON for a program to read.")
+
+    def __post_init__(self) -> None:
+        if not self.bench and not self.runs:
+            raise ValueError("give a folder of pictures, or --bench NAME")
+        if not self.bench:
+            for name in ("lora", "run", "relations", "cases", "data"):
+                if getattr(self, name):
+                    raise ValueError(f"--{name}: needs --bench")
+        elif self.runs:
+            raise ValueError(f"{self.runs[0]}: with --bench name it as --run NAME={self.runs[0]}")
+        for given in self.run:
+            name, equals, folder = given.partition("=")
+            if not (equals and folder and _NAME.fullmatch(name)):
+                raise ValueError(f"--run {given}: write NAME=FOLDER")
+        for given in self.lora:
+            before, equals, path = given.partition("=")
+            names = before.split(":")
+            if not (equals and path and len(names) <= 2 and all(_NAME.fullmatch(name) for name in names)):
+                raise ValueError(f"--lora {given}: write RELATION=PATH or NAME:RELATION=PATH")
+
+    def loras(self) -> dict[str, dict[str, Path]]:
+        """By run, the LoRA of each relation."""
+        found: dict[str, dict[str, Path]] = {}
+        for given in self.lora:
+            before, _, path = given.partition("=")
+            name, _, relation = before.rpartition(":")
+            found.setdefault(name or "lora", {})[relation] = Path(path)
+        return found
+
+    def folders(self) -> dict[str, Path]:
+        """By run, the folder of ``--run``."""
+        return {name: Path(folder) for name, _, folder in (given.partition("=") for given in self.run)}

@@ -1,0 +1,275 @@
+"""Encoders that score: CLIP and DINO from a bundle or a model folder, each with the preparation that belongs to it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rbctl.bundle import hashes
+from rbctl.bundle.catalogue import contents, read_object
+from rbctl.errors import InputError, reason
+from rbctl.image_prompt import CLIP_MEAN, CLIP_STD, clip_pixels
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
+
+Prepare = Callable[[Image.Image], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen network from pictures, and perhaps texts, to features.
+
+    Attributes:
+        name: clip, dino or dinov2.
+        folder: where it was loaded from.
+        hash: names weights, configuration and preparation, wherever they lie.
+        preparation: what is done to a picture before, in words.
+        images: (B, 3, H, W) -> (B, D).
+        texts: B texts -> (B, D); None where it reads none.
+    """
+
+    name: str
+    folder: Path
+    hash: str
+    preparation: str
+    prepare: Prepare
+    images: Callable[[torch.Tensor], torch.Tensor]
+    texts: Callable[[Sequence[str]], torch.Tensor] | None
+    device: torch.device
+
+    def facts(self) -> dict[str, str]:
+        """What a report says of it."""
+        return {"folder": str(self.folder), "hash": self.hash, "preparation": self.preparation}
+
+
+def shorter_side(resize: int, crop: int, mean: Sequence[float], std: Sequence[float]) -> Prepare:
+    """Shorter side to ``resize`` pixels (bicubic), the middle ``crop`` x ``crop`` of it, normalised; (3, crop, crop).
+
+    As torchvision's Resize, CenterCrop, ToTensor and Normalize on a PIL picture, which the published scores used.
+    """
+    from torchvision import transforms
+
+    steps = transforms.Compose(
+        [
+            transforms.Resize(resize, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(crop),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
+
+    def prepare(image: Image.Image) -> torch.Tensor:
+        prepared: torch.Tensor = steps(image.convert("RGB"))
+        return prepared
+
+    return prepare
+
+
+def load_clip(folder: Path, device: torch.device) -> Encoder:
+    """CLIP from a bundle, a folder of transformers, or one of open_clip.
+
+    Raises:
+        InputError: the folder holds none of them, or is damaged.
+    """
+    if (folder / "clip_vision").is_dir():
+        return _bundle_clip(folder, device)
+    if (folder / "open_clip_config.json").is_file():
+        return _open_clip(folder, device)
+    _check(folder, "CLIP")
+    from transformers import AutoTokenizer, CLIPModel
+
+    model, tokenizer = _pretrained(CLIPModel, folder), _pretrained(AutoTokenizer, folder)
+    _frozen(model, device)
+    size = int(model.config.vision_config.image_size)
+    longest = int(model.config.text_config.max_position_embeddings)
+
+    def images(pixels: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = model.visual_projection(model.vision_model(pixels).pooler_output)
+        return projected
+
+    def texts(lines: Sequence[str]) -> torch.Tensor:
+        tokens = _tokens(tokenizer, lines, longest).to(device)
+        projected: torch.Tensor = model.text_projection(model.text_model(**tokens).pooler_output)
+        return projected
+
+    preparation = f"shorter side {size} bicubic, centre crop {size}"
+    prepare = shorter_side(size, size, CLIP_MEAN, CLIP_STD)
+    return Encoder("clip", folder, _hash(folder, preparation), preparation, prepare, images, texts, device)
+
+
+def load_dino(folder: Path, name: str, device: torch.device) -> Encoder:
+    """DINO or DINOv2 from a folder of transformers: the class token after the last norm.
+
+    Args:
+        folder: a model's own, or a bundle with a ``dino/``; the latter's pictures are prepared as its image prompts.
+
+    Raises:
+        InputError: the folder holds no such model, or is damaged.
+    """
+    from transformers import AutoModel
+
+    own = (folder / "clip_vision").is_dir()
+    folder = folder / "dino" if own else folder
+    _check(folder, name)
+    # DINO ships no pooler, and none is used here.
+    config = read_object(folder / "config.json")
+    extra = {"add_pooling_layer": False} if config.get("model_type") == "vit" else {}
+    model = _pretrained(AutoModel, folder, **extra)
+    _frozen(model, device)
+    if not isinstance(getattr(model.config, "image_size", None), int):
+        raise InputError(f"{folder}: a {config.get('model_type')!r} is no vision transformer; give DINO or DINOv2")
+    size = int(config.get("crop_size") or model.config.image_size)
+    # DINOv2's position embeddings are stored for 518 pixels, but it is scored at 224 as DINO is.
+    size = 224 if size > 224 else size
+
+    def images(pixels: torch.Tensor) -> torch.Tensor:
+        token: torch.Tensor = model(pixels).last_hidden_state[:, 0]
+        return token
+
+    if own:
+        preparation, prepare = _own(size)
+    else:
+        resize = round(size * 256 / 224)
+        preparation = f"shorter side {resize} bicubic, centre crop {size}"
+        prepare = shorter_side(resize, size, IMAGENET_MEAN, IMAGENET_STD)
+    return Encoder(name, folder, _hash(folder, preparation), preparation, prepare, images, None, device)
+
+
+def _bundle_clip(folder: Path, device: torch.device) -> Encoder:
+    """A bundle's image encoder and its second text encoder: CLIP-bigG's two towers in SDXL."""
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+
+    vision = _pretrained(CLIPVisionModelWithProjection, folder / "clip_vision")
+    text = _pretrained(CLIPTextModelWithProjection, folder / "text_encoder_2")
+    tokenizer = _pretrained(CLIPTokenizer, folder / "tokenizer_2")
+    widths = vision.config.projection_dim, text.config.projection_dim
+    if widths[0] != widths[1]:
+        raise InputError(f"{folder}: its encoders share no space ({widths[0]} and {widths[1]} wide); give --clip")
+    for tower in (vision, text):
+        _frozen(tower, device)
+    longest = int(text.config.max_position_embeddings)
+
+    def images(pixels: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = vision(pixels).image_embeds
+        return projected
+
+    def texts(lines: Sequence[str]) -> torch.Tensor:
+        projected: torch.Tensor = text(_tokens(tokenizer, lines, longest)["input_ids"].to(device)).text_embeds
+        return projected
+
+    preparation, prepare = _own(int(vision.config.image_size))
+    digest = _hash(folder, preparation, ("clip_vision", "text_encoder_2", "tokenizer_2"))
+    return Encoder("clip", folder, digest, preparation, prepare, images, texts, device)
+
+
+def _open_clip(folder: Path, device: torch.device) -> Encoder:
+    import open_clip
+
+    name = f"local-dir:{folder}"
+    with _told(folder):
+        model = open_clip.create_model(name, device=device)
+        tokenizer = open_clip.get_tokenizer(name)
+    _frozen(model, device)
+    side: Any = model.visual.image_size
+    size = int(side[0] if isinstance(side, tuple | list) else side)
+    mean, std = (getattr(model.visual, f"image_{what}", None) for what in ("mean", "std"))
+
+    def images(pixels: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = model.encode_image(pixels)
+        return found
+
+    def texts(lines: Sequence[str]) -> torch.Tensor:
+        found: torch.Tensor = model.encode_text(tokenizer(list(lines)).to(device))
+        return found
+
+    preparation = f"shorter side {size} bicubic, centre crop {size}"
+    prepare = shorter_side(size, size, mean or CLIP_MEAN, std or CLIP_STD)
+    return Encoder("clip", folder, _hash(folder, preparation), preparation, prepare, images, texts, device)
+
+
+def _own(size: int) -> tuple[str, Prepare]:
+    """A bundle's own preparation of image prompts: squeezed to a square."""
+
+    def prepare(image: Image.Image) -> torch.Tensor:
+        return clip_pixels([image], size)[0]
+
+    return f"as the bundle's image prompts: square of 512, then {size}, bicubic", prepare
+
+
+def _tokens(tokenizer: Any, lines: Sequence[str], longest: int) -> Any:
+    return tokenizer(list(lines), padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
+
+
+def _frozen(model: Any, device: torch.device) -> None:
+    model.requires_grad_(False).eval().to(device)
+
+
+def _check(folder: Path, name: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no {name} here; give a model folder with config.json and its weights")
+    if not any(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
+        raise InputError(f"{folder}: config.json without weights; put model.safetensors beside it")
+
+
+def _pretrained(loader: Any, folder: Path, **options: Any) -> Any:
+    """``loader.from_pretrained`` of a local folder, silent; weights that its file lacks are an error."""
+    import transformers
+
+    report = {} if "Tokenizer" in loader.__name__ else {"output_loading_info": True, "dtype": torch.float32}
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with _told(folder):
+            loaded = loader.from_pretrained(folder, local_files_only=True, **report, **options)
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+    if not report:
+        return loaded
+    model, info = loaded
+    if info["missing_keys"]:
+        raise InputError(
+            f"{folder}: weights do not fit config.json ({len(info['missing_keys'])} missing: "
+            f"{min(info['missing_keys'])})"
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """What foreign loaders raise of a damaged folder, as one line."""
+    level = logging.root.level
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.root.setLevel(logging.ERROR)
+            yield
+    except Exception as error:  # loaders pass on what theirs raise
+        raise InputError(f"{folder}: cannot be loaded ({reason(error)})") from error
+    finally:
+        logging.root.setLevel(level)
+
+
+def _hash(folder: Path, preparation: str, parts: Sequence[str] | None = None) -> str:
+    """SHA-256 over the folder's files, or those of some parts, and the preparation."""
+    paths = [path for path in contents(folder) if parts is None or Path(path).parts[0] in parts]
+    keep = [path for path in paths if path.endswith((".json", ".safetensors", ".bin", ".pt", ".txt", ".model"))]
+    facts = [hashes.file_hashes(folder, keep), preparation]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def as_array(features: torch.Tensor) -> np.ndarray:
+    """(B, D) as float32 on the CPU."""
+    return features.detach().float().cpu().numpy()

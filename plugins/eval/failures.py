@@ -1,0 +1,74 @@
+"""What is wrong with a picture, by name: from the oracle in the embedded world, else from features in boxes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rbctl.plugins.eval.metrics import Features, cosine
+from rbctl.plugins.eval.world import Verdict
+
+MISSING, DUPLICATE, SWAP = "missing object", "duplicate", "identity swap"
+RELATION, DIRECTION, CONTACT, COPY = "wrong relation", "wrong direction", "no contact", "copy-paste"
+TYPES = (MISSING, DUPLICATE, SWAP, RELATION, DIRECTION, CONTACT, COPY)
+
+Found = dict[str, bool | None]  # by type; None: not known
+
+
+def of_verdict(verdict: Verdict) -> Found:
+    """Failures that the oracle sees. Who plays which part is known only where the relation is right and nobody is
+    missing or wears the other's coat."""
+    right = verdict.relation and verdict.direction is not None and not any(verdict.missing) and not verdict.swapped
+    return {
+        MISSING: any(verdict.missing),
+        DUPLICATE: verdict.duplicate,
+        SWAP: verdict.swapped,
+        RELATION: not verdict.relation,
+        DIRECTION: not verdict.direction if right else None,
+        CONTACT: None if verdict.touching is None else not verdict.touching,
+        COPY: None,
+    }
+
+
+def of_crops(crops: Sequence[Features | None], prompts: Sequence[Features], found: bool) -> Found:
+    """Failures by what the boxes hold.
+
+    Args:
+        crops: (D,) per object, of what its box holds; None where it was not found.
+        prompts: (D,) per object, of its image prompt.
+        found: the boxes tell where objects were found. Boxes that were asked for, which may overlap and hold a part of
+            another object or nothing, say only whether each object is in its own place rather than another's.
+    """
+    told: Found = dict.fromkeys(TYPES)
+    if found:
+        told[MISSING] = any(crop is None for crop in crops)
+    seen = [crop for crop in crops if crop is not None]
+    if len(seen) < 2 or len(seen) < len(crops):
+        return told
+    table = cosine(np.stack(seen), np.stack(list(prompts)))
+    nearest = table.argmax(axis=1)
+    if found:
+        told[DUPLICATE] = len(set(nearest.tolist())) < len(nearest)
+    told[SWAP] = best_match(table) != tuple(range(len(table)))
+    return told
+
+
+def best_match(table: NDArray[np.float64]) -> tuple[int, ...]:
+    """Which image prompt each object is taken for when every prompt is taken once and the sum is largest.
+
+    Args:
+        table: (N, N) likeness of object and image prompt, N up to 8. Ties go to the order as it is.
+    """
+    rows = range(len(table))
+    return max(itertools.permutations(rows), key=lambda order: sum(float(table[k, order[k]]) for k in rows))
+
+
+def likeness(parts: Sequence[Features | None], prompts: Sequence[Features]) -> float | None:
+    """How alike the part of a result that is most so is to its image prompt; None where nothing was found."""
+    found = [
+        float(cosine(part[None], own[None])[0, 0]) for part, own in zip(parts, prompts, strict=True) if part is not None
+    ]
+    return max(found, default=None)

@@ -1,0 +1,163 @@
+"""Features of pictures, parts of pictures and texts, kept on disk by content: nothing is encoded twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rbctl.errors import InputError
+from rbctl.files import read_image, read_safetensors, sha256, write_safetensors
+from rbctl.plugins.eval import processes
+from rbctl.plugins.eval.encoders import Encoder, as_array
+from rbctl.progress import progress
+from rbctl.relations import Box
+
+_KEPT_EVERY = 512  # items between two files: what an interrupted run may lose
+Item = tuple[Path, Box | None]  # a picture, or the part of it in a box
+
+
+@dataclass
+class Digests:
+    """SHA-256 of pictures by path, each taken once."""
+
+    known: dict[Path, str] = field(default_factory=dict)
+
+    def __call__(self, path: Path) -> str:
+        if path not in self.known:
+            self.known[path] = sha256(path)
+        return self.known[path]
+
+
+@dataclass
+class FeatureStore:
+    """Features of one encoder.
+
+    Files lie under ``folder`` / the encoder's hash, and are only ever added, so that several processes may write there.
+
+    Attributes:
+        batch_size: items encoded at once.
+    """
+
+    folder: Path
+    encoder: Encoder
+    digests: Digests
+    batch_size: int = 16
+    _known: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    _read: set[Path] = field(default_factory=set, repr=False)
+
+    def images(self, items: Iterable[Item]) -> list[np.ndarray]:
+        """(D,) of every item, in their order.
+
+        Raises:
+            InputError: pictures cannot be read; all of them are named. What was encoded stays.
+        """
+        listed = list(items)
+        keys = [self._key(item) for item in listed]
+        waiting = dict(zip(keys, listed, strict=True))
+        self._fill(waiting, self._encode_images)
+        return [self._known[key] for key in keys]
+
+    def texts(self, lines: Sequence[str]) -> list[np.ndarray]:
+        """(D,) of every text, in their order."""
+        keys = ["text:" + hashlib.sha256(line.encode()).hexdigest() for line in lines]
+        self._fill(dict(zip(keys, lines, strict=True)), self._encode_texts)
+        return [self._known[key] for key in keys]
+
+    def _key(self, item: Item) -> str:
+        path, box = item
+        part = "" if box is None else ":" + ",".join(f"{v:.5f}" for v in box)
+        return self.digests(path) + part
+
+    @property
+    def _place(self) -> Path:
+        return self.folder / self.encoder.hash[:20]
+
+    def _load(self) -> None:
+        for path in sorted(self._place.glob("*.safetensors")):
+            if path not in self._read:
+                self._read.add(path)
+                self._known.update({key: tensor.numpy() for key, tensor in read_safetensors(path)[0].items()})
+
+    def _fill(self, wanted: dict[str, Any], encode: Callable[[list[Any]], list[np.ndarray]]) -> None:
+        if self._known.keys() >= wanted.keys():
+            return
+        count, rank = processes.count_and_rank()
+        self._load()
+        processes.wait()  # all see the same files before one of them adds any
+        waiting = sorted(key for key in wanted if key not in self._known)
+        if share := waiting[rank::count]:
+            self._encode(share, wanted, encode)
+        if count > 1:
+            processes.wait()
+            self._load()
+
+    def _encode(self, keys: list[str], wanted: dict[str, Any], encode: Callable[[list[Any]], list[np.ndarray]]) -> None:
+        fresh: dict[str, np.ndarray] = {}
+        damaged: list[str] = []
+        with progress(len(keys), self.encoder.name, unit="item") as bar:
+            for first in range(0, len(keys), self.batch_size):
+                batch = keys[first : first + self.batch_size]
+                items = [wanted[key] for key in batch]
+                try:
+                    found = encode(items)
+                except _Unreadable as error:
+                    damaged += error.args[0]
+                    continue
+                fresh.update(zip(batch, found, strict=True))
+                bar.update(len(batch))
+                if len(fresh) >= _KEPT_EVERY:
+                    self._keep(fresh)
+                    fresh = {}
+        self._keep(fresh)
+        if damaged:
+            raise InputError(f"{len(damaged)} pictures cannot be read: {'; '.join(damaged)}")
+
+    def _keep(self, fresh: dict[str, np.ndarray]) -> None:
+        if not fresh:
+            return
+        self._known.update(fresh)
+        name = hashlib.sha256("".join(sorted(fresh)).encode()).hexdigest()[:16]
+        path = self._place / f"{name}.safetensors"
+        write_safetensors(path, {key: torch.from_numpy(value.copy()) for key, value in fresh.items()}, {"format": "pt"})
+        self._read.add(path)
+
+    @torch.no_grad()
+    def _encode_images(self, items: list[Item]) -> list[np.ndarray]:
+        pictures, damaged = [], []
+        for path, box in items:
+            try:
+                image = read_image(path)
+            except InputError as error:
+                damaged.append(str(error))
+                continue
+            pictures.append(self.encoder.prepare(image if box is None else crop(image, box)))
+        if damaged:
+            raise _Unreadable(damaged)
+        return list(as_array(self.encoder.images(torch.stack(pictures).to(self.encoder.device))))
+
+    @torch.no_grad()
+    def _encode_texts(self, lines: list[str]) -> list[np.ndarray]:
+        assert self.encoder.texts is not None
+        return list(as_array(self.encoder.texts(lines)))
+
+
+class _Unreadable(Exception):
+    """Pictures of a batch that cannot be read: their messages."""
+
+
+def crop(image: Image.Image, box: Box) -> Image.Image:
+    """The smallest square that holds a box, moved into the frame (a long box is cut at the frame's shorter side)."""
+    x0, y0, x1, y1 = (v * side for v, side in zip(box, (*image.size, *image.size), strict=True))
+    side = min(max(x1 - x0, y1 - y0, 1.0), *image.size)
+    left = min(max((x0 + x1 - side) / 2, 0.0), image.width - side)
+    top = min(max((y0 + y1 - side) / 2, 0.0), image.height - side)
+    corner = round(left), round(top)
+    length = max(round(side), 1)
+    return image.crop((*corner, corner[0] + length, corner[1] + length))

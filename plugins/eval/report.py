@@ -1,0 +1,353 @@
+"""The report: one self-contained HTML page, the same in Markdown, and the table of the terminal."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rbctl.files import read_image
+from rbctl.plugins.eval.failures import TYPES
+from rbctl.plugins.eval.scores import TRUTH, Row
+
+_THUMBNAIL = 144  # pixels, longer side
+_COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#8e5aa8", "#b08900", "#4d4d4d")
+_EXTREMES = 4  # best and worst pictures of a run
+_PLOT = 420.0, 300.0, 46.0  # width, height and margin of the scatter
+
+
+# --- numbers -------------------------------------------------------------------------------------------------------
+
+
+def number(value: float | None) -> str:
+    """Short enough for a table: 28.9, 0.754; "-" for None."""
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def cell(found: dict[str, Any] | None) -> str:
+    """``28.9 [27.1, 30.2]``"""
+    if found is None or found.get("mean") is None:
+        return "-"
+    return f"{number(found['mean'])} [{number(found['low'])}, {number(found['high'])}]"
+
+
+def _mark(content: dict[str, Any], run: str, column: str) -> str:
+    """ "*" for the highest mean, "**" where it differs from every other run."""
+    winner = content["winners"][column]
+    if not winner or run not in winner["runs"]:
+        return ""
+    return "**" if winner["significant"] else "*"
+
+
+def table(content: dict[str, Any], part: dict[str, Any] | None = None, bounds: bool = True) -> list[list[str]]:
+    """Header and rows of the metric table: runs, then floors and ceilings.
+
+    Args:
+        part: the cells of one group instead of all.
+    """
+    columns = content["columns"]
+    names = [facts["name"] for facts in columns.values()]
+    repeated = {name for name in names if names.count(name) > 1}
+    head = [f["name"] if f["name"] not in repeated else f"{f['name']} ({f['profile']})" for f in columns.values()]
+    rows = [["run", "n", *head]]
+    for run, cells in (part or content["table"]).items():
+        marks = [_mark(content, run, column) if part is None else "" for column in columns]
+        most = max((found["n"] for found in cells.values()), default=0)
+        shown = [cell(cells[column]) + mark for column, mark in zip(columns, marks, strict=True)]
+        rows.append([f"{run} (ceiling)" if run == TRUTH else run, str(most), *shown])
+    if bounds:
+        for bound, words in (("ceiling", "real pictures, same subject"), ("floor", "another subject, other words")):
+            cells_ = [cell((content["bounds"].get(column) or {}).get(bound)) for column in columns]
+            if any(text != "-" for text in cells_):
+                rows.append([words, "", *cells_])
+    return rows
+
+
+def failure_table(content: dict[str, Any]) -> list[list[str]]:
+    """Header and rows: by run, how many pictures fail in which way, of those where it is known."""
+    rows = [["run", *TYPES]]
+    for run, counts in content["failures"].items():
+        told = [counts[name] for name in TYPES]
+        rows.append([run, *(f"{t['count']}/{t['known']}" if t["known"] else "not known" for t in told)])
+    return rows
+
+
+def rank_line(content: dict[str, Any]) -> str:
+    """How CLIP-R ranks pictures beside the oracle; "" where there is no oracle."""
+    found = content["rank_correlation"].get("all")
+    if not found:
+        return ""
+    if found["rho"] is None:
+        return "CLIP-R against the oracle: no rank correlation, one of them does not vary."
+    parts = [f"{group} {number(v['rho'])}" for group, v in content["rank_correlation"]["by_group"].items()]
+    interval = f"{number(found['rho'])} [{number(found['low'])}, {number(found['high'])}]"
+    return (
+        f"CLIP-R against the oracle's probability of the relation: rank correlation {interval} within relations "
+        f"(n = {found['n']}; {', '.join(parts)})."
+    )
+
+
+def terminal(content: dict[str, Any]) -> str:
+    """The table as plain text, failures and rank correlation under it."""
+    parts = [_aligned(table(content)), _aligned(failure_table(content)), rank_line(content), _LEGEND]
+    return "\n\n".join(part for part in parts if part)
+
+
+_LEGEND = (
+    "Means over cases with 95 % bootstrap intervals. * highest mean, ** and different from every other run (paired "
+    "sign-flip test, p < 0.05, not corrected)."
+)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join("  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+# --- Markdown ------------------------------------------------------------------------------------------------------
+
+
+def markdown(content: dict[str, Any], rows: Sequence[Row]) -> str:
+    """The report without pictures."""
+    bench = content["benchmark"]
+    parts = [f"# {_title(content)}", bench["source"], _markdown_table(table(content)), _LEGEND, rank_line(content)]
+    for group, cells in content["groups"].items():
+        parts += [f"## {group}", _markdown_table(table(content, cells, bounds=False))]
+    parts += ["## Failures", _markdown_table(failure_table(content))]
+    parts += ["## Best and worst"]
+    for run, (best, worst) in extremes(rows, content).items():
+        for words, some in (("best", best), ("worst", worst)):
+            parts.append(
+                f"{run}, {words}: " + "; ".join(f"`{r.picture.path.name}` {r.picture.case.text}" for r in some)
+            )
+    if content["left_out"]:
+        parts += ["## Left out", "\n".join(f"- {line}" for line in content["left_out"])]
+    parts += ["## What was run", _markdown_table(_facts_table(content))]
+    parts += ["## Columns", _markdown_table(_column_table(content))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    escaped = [[text.replace("|", "\\|") for text in row] for row in rows]
+    lines = [escaped[0], ["---"] * len(rows[0]), *escaped[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _title(content: dict[str, Any]) -> str:
+    return content["benchmark"]["name"] or " and ".join(content["runs"])
+
+
+def _column_table(content: dict[str, Any]) -> list[list[str]]:
+    rows = [["column", "profile", "definition", "model"]]
+    return rows + [[f["name"], f["profile"], f["definition"], f["hash"][:16]] for f in content["columns"].values()]
+
+
+def _facts_table(content: dict[str, Any]) -> list[list[str]]:
+    bench = content["benchmark"]
+    rows = [["what", "value"], ["cases", f"{bench['cases']} ({_said(bench['groups'])})"]]
+    if bench["seeds"]:
+        rows.append(["seeds", f"{bench['seeds'][0]} to {bench['seeds'][-1]} ({len(bench['seeds'])})"])
+    for run, facts in content["runs"].items():
+        rows.append([f"run {run}", f"{facts['pictures']} pictures in {facts['folder']}; {_said(facts['made_with'])}"])
+    for name, facts in content["encoders"].items():
+        rows.append([name, f"{facts['folder']}, {facts['hash'][:16]}; {facts['preparation']}"])
+    rows.append(["predicates from", _said(content["predicates"])])
+    rows.append(["recipe", _said({k: v for k, v in content["recipe"].items() if v not in (None, [], False)})])
+    rows.append(["versions", _said(content["versions"])])
+    return rows
+
+
+def _said(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{key or 'no relation'}: {_shortened(value)}" for key, value in facts.items())
+
+
+def _shortened(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else f"{text[:16]}..."
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+
+def standing(rows: Sequence[Row], content: dict[str, Any]) -> dict[int, float]:
+    """How well a picture stands among all, by the number of its row: the mean of its standardised scores."""
+    found: dict[int, list[float]] = {k: [] for k in range(len(rows))}
+    for column in content["columns"]:
+        values = np.array([np.nan if (v := row.scores[column]) is None else v for row in rows])
+        known = np.isfinite(values)
+        spread = values[known].std() if known.any() else 0.0
+        if spread > 0:
+            for k in np.flatnonzero(known):
+                found[int(k)].append(float((values[k] - values[known].mean()) / spread))
+    return {k: float(np.mean(values)) if values else 0.0 for k, values in found.items()}
+
+
+def extremes(rows: Sequence[Row], content: dict[str, Any]) -> dict[str, tuple[list[Row], list[Row]]]:
+    """By run its best and its worst pictures."""
+    stand = standing(rows, content)
+    found = {}
+    for run in content["runs"]:
+        own = sorted((k for k, row in enumerate(rows) if row.picture.run == run), key=lambda k: -stand[k])
+        if run != TRUTH:
+            found[run] = [rows[k] for k in own[:_EXTREMES]], [rows[k] for k in own[::-1][:_EXTREMES]]
+    return found
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A picture in the scatter, in the plot's own coordinates."""
+
+    x: float
+    y: float
+    colour: str
+    title: str
+
+
+def scatter(rows: Sequence[Row], content: dict[str, Any]) -> dict[str, Any] | None:
+    """Likeness to the image prompts against the relation's score; None where either is missing.
+
+    Returns:
+        dots, the axes' names and ends, and a colour for each run.
+    """
+    likeness = _first(content, "DINO", "CLIP-I", "DINO crop", "CLIP-I crop")
+    relation = _first(content, "CLIP-R", "CLIP-T")
+    judged = any(row.verdict is not None for row in rows)
+    if not likeness or not (relation or judged):
+        return None
+
+    def relation_score(row: Row) -> float | None:
+        if judged:
+            return None if row.verdict is None else row.verdict.probability
+        return row.scores[relation] if relation else None
+
+    points = [(row, row.scores[likeness], relation_score(row)) for row in rows]
+    known = [(row, x, y) for row, x, y in points if x is not None and y is not None]
+    if not known:
+        return None
+    spans = [(min(v), max(v)) for v in ([x for _, x, _ in known], [y for _, _, y in known])]
+    (x0, x1), (y0, y1) = [(low, high if high > low else low + 1) for low, high in spans]
+    width, height, margin = _PLOT
+    colours = {run: _COLOURS[k % len(_COLOURS)] for k, run in enumerate(content["runs"])}
+    dots = [
+        Dot(
+            round(margin + (x - x0) / (x1 - x0) * (width - 2 * margin), 1),
+            round(height - margin - (y - y0) / (y1 - y0) * (height - 2 * margin), 1),
+            colours[row.picture.run],
+            f"{row.picture.run}: {row.picture.case.text} ({number(x)}, {number(y)})",
+        )
+        for row, x, y in known
+    ]
+    return {
+        "dots": dots,
+        "colours": colours,
+        "x": (content["columns"][likeness]["name"], number(x0), number(x1)),
+        "y": (
+            "oracle: probability of the relation" if judged else content["columns"][relation]["name"],
+            number(y0),
+            number(y1),
+        ),
+        "width": width,
+        "height": height,
+        "margin": margin,
+    }
+
+
+def _first(content: dict[str, Any], *names: str) -> str | None:
+    for name in names:
+        for column, facts in content["columns"].items():
+            if facts["name"] == name:
+                return str(column)
+    return None
+
+
+def html(content: dict[str, Any], rows: Sequence[Row], show: int) -> str:
+    """The report as one page; its pictures are in it.
+
+    Args:
+        show: cases whose pictures are shown; they are spread over the groups.
+    """
+    from jinja2 import Environment, select_autoescape
+
+    template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
+        title=_title(content),
+        content=content,
+        table=table(content),
+        groups={group: table(content, cells, bounds=False) for group, cells in content["groups"].items()},
+        failures=failure_table(content),
+        rank=rank_line(content),
+        legend=_LEGEND,
+        facts=_facts_table(content),
+        columns=_column_table(content),
+        tests=_test_table(content),
+        plot=scatter(rows, content),
+        extremes={
+            run: {"best": [_card(row, content) for row in best], "worst": [_card(row, content) for row in worst]}
+            for run, (best, worst) in extremes(rows, content).items()
+        },
+        cases=_grids(rows, content, show),
+    )
+
+
+def _test_table(content: dict[str, Any]) -> list[list[str]]:
+    rows = [["column", "a", "b", "a - b", "p", "cases"]]
+    for column, tests in content["tests"].items():
+        for t in tests:
+            if t["p"] is not None:
+                difference = {"mean": t["difference"], "low": t["low"], "high": t["high"]}
+                rows.append([column, t["a"], t["b"], cell(difference), f"{t['p']:.3g}", str(t["cases"])])
+    return rows
+
+
+def _card(row: Row, content: dict[str, Any]) -> dict[str, Any]:
+    """A picture with what is said of it."""
+    names = [(facts["name"], row.scores[column]) for column, facts in content["columns"].items()]
+    return {
+        "run": row.picture.run,
+        "image": thumbnail(row.picture.path),
+        "scores": ", ".join(f"{name} {number(value)}" for name, value in names if value is not None),
+        "failures": [name for name, there in row.failures.items() if there],
+        "text": row.picture.case.text,
+    }
+
+
+def _grids(rows: Sequence[Row], content: dict[str, Any], show: int) -> list[dict[str, Any]]:
+    """Cases with image prompts and every run's pictures; as many of each group as of the others."""
+    by_group: dict[str, list[str]] = {}
+    by_case: dict[str, list[Row]] = {}
+    for row in rows:
+        case = row.picture.case
+        if case.id not in by_case:
+            by_group.setdefault(case.group, []).append(case.id)
+        by_case.setdefault(case.id, []).append(row)
+    turns = [
+        ids[k] for k in range(max(map(len, by_group.values()), default=0)) for ids in by_group.values() if k < len(ids)
+    ]
+    return [
+        {
+            "id": name,
+            "text": by_case[name][0].picture.case.text,
+            "predicate": by_case[name][0].predicate,
+            "prompts": [(t.name, thumbnail(t.image)) for t in by_case[name][0].picture.case.objects],
+            "cards": [_card(row, content) for row in by_case[name]],
+        }
+        for name in turns[:show]
+    ]
+
+
+def thumbnail(path: Path) -> str:
+    """A picture as a small JPEG in a data address."""
+    image = read_image(path)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BICUBIC)
+    encoded = io.BytesIO()
+    image.save(encoded, format="JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()

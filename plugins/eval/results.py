@@ -1,0 +1,215 @@
+"""Pictures of any origin: a folder's metadata.jsonl or metadata.csv -> pictures, each with the case it answers."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os.path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rbctl.errors import InputError
+from rbctl.files import read_jsonl, read_text
+from rbctl.options import nearest
+from rbctl.plugins.eval.case import Case, CaseObject, Picture
+from rbctl.plugins.eval.features import Digests
+from rbctl.relations import Box, check_box
+
+_COLUMNS = {
+    "file_name": "the picture",
+    "text": "the prompt",
+    "image_prompts": "pictures of the subjects, ';' between",
+    "names": "what the prompt calls them, ';' between",
+    "boxes": "where they were found, 'x0 y0 x1 y1', ';' between, nothing for one that is missing",
+    "predicate": "words of the relation",
+    "relation": "its name",
+    "case": "the benchmark's case",
+    "seed": "of the sampling",
+}
+_SAME = {"image": "file_name", "prompt": "text"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a folder's metadata.
+
+    Attributes:
+        objects: (name, image prompt) pairs.
+        found: the boxes tell where objects were found, not where they were asked for.
+    """
+
+    file: Path
+    text: str
+    objects: tuple[tuple[str, Path], ...] = ()
+    boxes: tuple[Box | None, ...] | None = None
+    found: bool = False
+    predicate: str = ""
+    relation: str = ""
+    case: str = ""
+    seed: int | None = None
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The pictures of a folder (metadata.jsonl, else metadata.csv) or of a CSV file; all of them are there.
+
+    Raises:
+        InputError: there is no list of pictures, a line of it is wrong, or pictures are missing (all are named).
+    """
+    table = folder if folder.suffix.lower() == ".csv" else folder / "metadata.csv"
+    listed = folder / "metadata.jsonl"
+    if listed.is_file():
+        rows = [_from_record(listed, number, row) for number, row in enumerate(read_jsonl(listed), 1)]
+    elif table.is_file():
+        rows = _from_csv(table)
+    else:
+        raise InputError(f"{folder}: no metadata.jsonl or metadata.csv; write a CSV with file_name,text,image_prompts")
+    if not rows:
+        raise InputError(f"{folder}: lists no picture")
+    needed = dict.fromkeys(path for row in rows for path in (row.file, *(image for _, image in row.objects)))
+    if missing := [str(path) for path in needed if not path.is_file()]:
+        raise InputError(f"{folder}: {len(missing)} pictures are missing: {', '.join(missing)}")
+    return rows
+
+
+def _from_record(path: Path, number: int, row: Mapping[str, Any]) -> Row:
+    where = f"{path}:{number}"
+    try:
+        things = row.get("objects") or ()
+        given = [thing.get("box") for thing in things]
+        return Row(
+            file=path.parent / str(row["file_name"]),
+            text=str(row["text"]),
+            objects=tuple((str(thing["name"]), _near(path.parent, str(thing["image"]))) for thing in things),
+            boxes=tuple(None if box is None else check_box(box) for box in given) if any(given) else None,
+            found="boxes_from" not in row,
+            predicate="" if "fingerprint" in row else str(row.get("predicate") or ""),
+            relation=str(row.get("relation") or ""),
+            case=str(row.get("case") or ""),
+            seed=row.get("seed"),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: not a picture's record ({error!r}); docs/eval.md shows the form") from error
+
+
+def _near(folder: Path, given: str) -> Path:
+    """A path as it stands, or relative to the folder of its list."""
+    return folder / given if os.path.isfile(folder / given) or not os.path.isfile(given) else Path(given)
+
+
+def _from_csv(path: Path) -> list[Row]:
+    reader = csv.DictReader(io.StringIO(read_text(path)), restkey="", restval="")
+    names = [_SAME.get(name.strip(), name.strip()) for name in reader.fieldnames or ()]
+    for name in names:
+        if name not in _COLUMNS:
+            raise InputError(
+                f"{path}: no column {name!r}{nearest(name, _COLUMNS) or '; columns: ' + ', '.join(_COLUMNS)}"
+            )
+    if not {"file_name", "text"} <= set(names):
+        raise InputError(f"{path}: the columns file_name and text were expected in its first line")
+    reader.fieldnames = names
+    rows = []
+    for row in reader:
+        where = f"{path}:{reader.line_num}"
+        images = _split(row.get("image_prompts"))
+        called = _split(row.get("names")) or [""] * len(images)
+        if len(called) != len(images):
+            raise InputError(f"{where}: {len(called)} names for {len(images)} image prompts")
+        boxes = _boxes(where, row.get("boxes"), len(images))
+        seed = str(row.get("seed") or "").strip()
+        if seed and not seed.lstrip("-").isdigit():
+            raise InputError(f"{where}: seed: {seed!r} is not a whole number")
+        rows.append(
+            Row(
+                file=path.parent / row["file_name"].strip(),
+                text=row["text"].strip(),
+                objects=tuple((n, _near(path.parent, image)) for n, image in zip(called, images, strict=True)),
+                boxes=boxes,
+                found=True,
+                predicate=(row.get("predicate") or "").strip(),
+                relation=(row.get("relation") or "").strip(),
+                case=(row.get("case") or "").strip(),
+                seed=int(seed) if seed else None,
+            )
+        )
+    return rows
+
+
+def _split(value: str | None) -> list[str]:
+    return [part.strip() for part in value.split(";")] if value and value.strip() else []
+
+
+def _boxes(where: str, value: str | None, count: int) -> tuple[Box | None, ...] | None:
+    if not value or not value.strip():
+        return None
+    parts = [part.split() for part in value.split(";")]
+    try:
+        boxes = tuple(check_box(part) if part else None for part in parts)
+    except ValueError as error:
+        raise InputError(f"{where}: boxes: {error}") from error
+    if len(boxes) != count:
+        raise InputError(f"{where}: {len(boxes)} boxes for {count} image prompts; leave a missing one's place empty")
+    return boxes
+
+
+def as_cases(run: str, rows: Sequence[Row], digests: Digests) -> list[Picture]:
+    """Pictures whose cases are their own prompts: the same text and image prompts are the same case in every run."""
+    found = []
+    for row in rows:
+        things = tuple(
+            CaseObject(name=name, image=image, references=(image,), subject=digests(image))
+            for name, image in row.objects
+        )
+        case = Case(
+            id=_key(row.text, [image for _, image in row.objects], digests)[:12],
+            text=row.text,
+            objects=things,
+            predicate=row.predicate,
+            relation=row.relation,
+            group=row.relation,
+        )
+        found.append(Picture(run, row.file, case, row.boxes, row.found, row.seed))
+    return found
+
+
+def of_cases(
+    run: str, rows: Sequence[Row], cases: Sequence[Case], digests: Digests, where: Path, partial: bool
+) -> tuple[list[Picture], int]:
+    """Pictures of a benchmark's cases, found by the column ``case``, else by prompt and image prompts.
+
+    Returns:
+        The pictures in the order of the cases, and how many cases have none.
+
+    Raises:
+        InputError: a picture belongs to no case, or (unless ``partial``) cases have no picture; all are named.
+    """
+    by_id = {case.id: case for case in cases}
+    by_key = {_key(case.text, [thing.image for thing in case.objects], digests): case for case in cases}
+    found: dict[str, list[Picture]] = {}
+    strange = []
+    for row in rows:
+        named = by_id.get(row.case)
+        case = named if row.case else by_key.get(_key(row.text, [image for _, image in row.objects], digests))
+        if case is None:
+            strange.append(row.file.name)
+            continue
+        boxes = row.boxes if row.boxes is None or len(row.boxes) == len(case.objects) else None
+        found.setdefault(case.id, []).append(Picture(run, row.file, case, boxes, row.found, row.seed))
+    if strange and not partial:
+        raise InputError(
+            f"{where}: {len(strange)} pictures belong to no case of the benchmark: {', '.join(strange)}; name it "
+            "in the column 'case', or leave them out with --partial"
+        )
+    without = [case.id for case in cases if case.id not in found]
+    if without and not partial:
+        raise InputError(
+            f"{where}: pictures of {len(without)} cases are missing: {', '.join(without)}; make them, or leave these "
+            "cases out with --partial"
+        )
+    return [picture for case in cases for picture in found.get(case.id, ())], len(without)
+
+
+def _key(text: str, images: Sequence[Path], digests: Digests) -> str:
+    return hashlib.sha256("\0".join([" ".join(text.split()), *map(digests, images)]).encode()).hexdigest()

@@ -1,0 +1,218 @@
+"""The work of ``rbctl eval``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from rbctl.bundle.catalogue import resolve
+from rbctl.bundle.load import fingerprint
+from rbctl.errors import InputError
+from rbctl.files import read_jsonl, write_json, write_jsonl, write_text
+from rbctl.menagerie.oracle import load_oracle
+from rbctl.options import as_plain, write_recipe
+from rbctl.plugins.eval import processes, report, results
+from rbctl.plugins.eval.benchmarks import Benchmark, Wanted, load_benchmark, numbered, of_relations
+from rbctl.plugins.eval.case import Case, Picture
+from rbctl.plugins.eval.config import EvalConfig
+from rbctl.plugins.eval.encoders import Encoder, load_clip, load_dino
+from rbctl.plugins.eval.features import Digests, FeatureStore
+from rbctl.plugins.eval.metrics import PROFILES
+from rbctl.plugins.eval.predicates import parser
+from rbctl.plugins.eval.sampling import sample
+from rbctl.plugins.eval.scores import TRUTH, Row, Scorer
+from rbctl.plugins.eval.world import Judge
+from rbctl.runs import RUNS, claim, versions, write_record
+
+_MADE_WITH = (
+    "bundle",
+    "bundle_fingerprint",
+    "lora_hash",
+    "lora_weight",
+    "steps",
+    "guidance_scale",
+    "scheduler",
+    "scale",
+    "local_tokens",
+    "precision",
+    "boxes_from",
+)
+
+
+def run(config: EvalConfig) -> str:
+    """Sample what is missing, score, write the report; returns what the terminal shows."""
+    name = Path(config.bench).stem if config.bench else _run_names(config.runs)[0]
+    output = config.output or RUNS / "eval" / name
+    first = processes.count_and_rank()[1] == 0
+    with claim(output) if first else contextlib.nullcontext():
+        if not first:
+            processes.wait()  # until the first one has drawn and sampled what is missing
+        digests = Digests()
+        bench = _benchmark(config, output)
+        pictures, left_out = _bench_pictures(config, bench, output, digests) if bench else _given(config, digests)
+        if first:
+            processes.wait()
+        scorer = _scorer(config, bench, digests, pictures)
+        rows = scorer.rows(pictures)
+        if not first:
+            return ""
+        content = _content(config, bench, scorer, rows, left_out)
+        write_recipe(output / "recipe.yaml", "eval", config)
+        write_record(output, seed=config.seed, encoders=content["encoders"])
+        write_json(output / "scores.json", content)
+        write_jsonl(output / "pictures.jsonl", [row.facts() for row in rows])
+        write_text(output / "report.md", report.markdown(content, rows))
+        write_text(output / "report.html", report.html(content, rows, config.show))
+    for line in content["left_out"]:
+        click.echo(f"left out: {line}", err=True)
+    if config.json:
+        return json.dumps(content, indent=2, ensure_ascii=False)
+    return f"{report.terminal(content)}\n{output / 'report.html'}"
+
+
+def _run_names(folders: Sequence[Path]) -> list[str]:
+    """Names for folders, short and different from each other."""
+    names = [folder.resolve().stem if folder.suffix == ".csv" else folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [f"{folder.resolve().parent.name}/{name}" for folder, name in zip(folders, names, strict=True)]
+    return [f"{name} ({k})" if names.count(name) > 1 else name for k, name in enumerate(names, 1)]
+
+
+def _benchmark(config: EvalConfig, output: Path) -> Benchmark | None:
+    if config.bench is None:
+        return None
+    relations = config.relations or tuple(dict.fromkeys(r for loras in config.loras().values() for r in loras))
+    wanted = Wanted(config.data, relations, config.cases, config.partial, output / "bench")
+    return load_benchmark(config.bench, wanted)
+
+
+def _bench_pictures(
+    config: EvalConfig, bench: Benchmark, output: Path, digests: Digests
+) -> tuple[list[Picture], dict[str, int]]:
+    """Pictures of every run on the benchmark's cases, sampled where they are not there, and cases without one."""
+    cases = numbered(bench.cases)
+    given, loras = config.folders(), config.loras()
+    names = [*(["base"] if config.base else []), *loras]
+    for name in [*names, *given]:
+        if [*names, *given].count(name) > 1 or name == TRUTH:
+            raise InputError(f"run {name!r}: the name is taken; choose another")
+    folders = {name: results.read_rows(folder) for name, folder in given.items()}  # told before anything is sampled
+    flags = ["--bundle", config.bundle, "--device", config.device]
+    flags += ["--images", str(config.images), *(["--steps", str(config.steps)] if config.steps else [])]
+    pictures: list[Picture] = []
+    left_out: dict[str, int] = {}
+    for name in names:
+        own = loras.get(name, {})
+        asked = of_relations(cases, own) if own else cases
+        if not asked:
+            raise InputError(f"--lora: the benchmark has no case of {', '.join(own)}")
+        place = output / "samples" / name
+        if processes.count_and_rank()[1] == 0:
+            sample(name, asked, own, place, flags)
+        found, _ = results.of_cases(name, results.read_rows(place), asked, digests, place, partial=False)
+        pictures += found
+    for name, rows in folders.items():
+        found, without = results.of_cases(name, rows, cases, digests, given[name], config.partial)
+        pictures += found
+        left_out |= {name: without} if without else {}
+    if not pictures:
+        raise InputError("nothing to score: give --lora, --run NAME=FOLDER, or leave --base as it is")
+    pictures += [Picture(TRUTH, case.truth.picture, case) for case in cases if case.truth]
+    return pictures, left_out
+
+
+def _given(config: EvalConfig, digests: Digests) -> tuple[list[Picture], dict[str, int]]:
+    found: list[Picture] = []
+    for name, folder in zip(_run_names(config.runs), config.runs, strict=True):
+        found += results.as_cases(name, results.read_rows(folder), digests)
+    return found, {}
+
+
+def _scorer(config: EvalConfig, bench: Benchmark | None, digests: Digests, pictures: Sequence[Picture]) -> Scorer:
+    device = processes.own_device(config.device)
+    profiles = config.profile or (bench.profiles if bench else ("relationbench",))
+    needed = {metric.encoder for profile in profiles for metric in PROFILES[profile]}
+    found = _encoders(config, device)
+    stores = {
+        name: FeatureStore(config.cache or RUNS / "eval" / "features", encoder, digests, config.batch_size)
+        for name, encoder in found.items()
+        if name in needed or name == "dino"
+    }
+    judge, digest = None, ""
+    if any(picture.case.truth for picture in pictures):
+        folder = config.oracle or resolve(config.bundle) / "oracle"
+        if not folder.is_dir() and config.oracle is None:
+            folder = resolve("mini") / "oracle"
+        judge = Judge(load_oracle(folder, device))
+        digest = fingerprint(folder)
+    return Scorer(stores, profiles, judge, digest, config.seed)
+
+
+def _encoders(config: EvalConfig, device: torch.device) -> dict[str, Encoder]:
+    clip = _folder(config.clip) if config.clip else resolve(config.bundle)
+    found = {"clip": load_clip(clip, device)}
+    if config.dino:
+        found["dino"] = load_dino(_folder(config.dino), "dino", device)
+    elif config.clip is None and (clip / "dino" / "config.json").is_file():
+        found["dino"] = load_dino(clip, "dino", device)
+    if config.dinov2:
+        found["dinov2"] = load_dino(_folder(config.dinov2), "dinov2", device)
+    return found
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; give a model folder with config.json and its weights")
+    return path
+
+
+def _content(
+    config: EvalConfig, bench: Benchmark | None, scorer: Scorer, rows: Sequence[Row], left_out: dict[str, int]
+) -> dict[str, Any]:
+    runs = list(dict.fromkeys(row.picture.run for row in rows))
+    cases: dict[str, Case] = {row.picture.case.id: row.picture.case for row in rows}
+    content = scorer.content(rows, runs)
+    content["left_out"] += [f"{run}: {count} cases have no picture" for run, count in left_out.items()]
+    if bench and bench.left_out:
+        content["left_out"].append(f"{bench.left_out} cases whose subjects have no pictures here")
+    if silent := content["predicates"].get("none"):
+        content["left_out"].append(f"CLIP-R of {silent} of {len(cases)} prompts, which say no relation")
+    if parser() is None:
+        content["left_out"].append(
+            "spaCy: not installed, predicates come from the lexicon alone (pip install 'rbctl[eval]')"
+        )
+    return {
+        "benchmark": {
+            "name": bench.name if bench else None,
+            "source": bench.source if bench else "pictures as they were given",
+            "cases": len(cases),
+            "groups": dict(Counter(case.group for case in cases.values())),
+            "seeds": sorted({row.picture.seed for row in rows if row.picture.seed is not None}),
+        },
+        "runs": {run: _facts([row for row in rows if row.picture.run == run]) for run in runs},
+        "encoders": {name: store.encoder.facts() for name, store in scorer.stores.items()},
+        **content,
+        "recipe": as_plain(config),
+        "versions": versions(),
+    }
+
+
+def _facts(rows: Sequence[Row]) -> dict[str, Any]:
+    """What a run's pictures were made with, as far as their folder tells."""
+    folder = rows[0].picture.path.parent
+    metadata = folder / "metadata.jsonl"
+    names = {row.picture.path.name for row in rows}
+    records = [r for r in read_jsonl(metadata) if r.get("file_name") in names] if metadata.is_file() else []
+    made: dict[str, Any] = {}
+    for key in _MADE_WITH:
+        values = list(dict.fromkeys(str(record[key]) for record in records if record.get(key) is not None))
+        if values:
+            made[key] = values[0] if len(values) == 1 else values
+    return {"folder": str(folder), "pictures": len(rows), "made_with": made}

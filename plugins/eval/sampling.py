@@ -1,0 +1,68 @@
+"""Pictures of a benchmark's cases by the command ``rbctl sample``; what lies there already is not made again."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from rbctl.errors import InputError
+from rbctl.files import write_text
+from rbctl.plugins.eval.case import Case
+from rbctl.relations import shipped
+
+_ROUTINE = re.compile(r": (no relation|relation \S+), (base model|LoRA )")  # a line of every prompt
+
+
+def prompts(cases: Sequence[Case], loras: Mapping[str, Path]) -> dict[str, Any]:
+    """The cases as a prompts file of ``rbctl sample``.
+
+    Args:
+        loras: per relation its LoRA; the base model draws all others.
+    """
+    entries = []
+    for case in cases:
+        lora = loras.get(case.relation)
+        entry: dict[str, Any] = {
+            "text": case.text.replace("{", "{{").replace("}", "}}"),
+            "objects": [{"name": thing.name, "image": str(thing.image.resolve())} for thing in case.objects],
+            "seed": case.seed,
+            "lora": str(lora.resolve()) if lora else "none",
+        }
+        if case.spoken_to:
+            own = case.spoken_to not in shipped()
+            entry["relation"] = str(Path(case.spoken_to).resolve()) if own else case.spoken_to
+        entries.append(entry)
+    return {"prompts": entries}
+
+
+def sample(name: str, cases: Sequence[Case], loras: Mapping[str, Path], output: Path, flags: Sequence[str]) -> None:
+    """Sample the cases into ``output``.
+
+    Raises:
+        InputError: the command failed; its last line is told.
+    """
+    for path in loras.values():
+        if not path.is_file():
+            raise InputError(f"--lora {path}: no such file")
+    file = output.parent / f"{name}.yaml"
+    write_text(file, yaml.safe_dump(prompts(cases, loras), sort_keys=False, allow_unicode=True))
+    command = [sys.executable, "-m", "rbctl", "sample", str(file), "--output", str(output), *flags]
+    click.echo(f"{name}: {len(cases)} pictures, {output}", err=True)
+    last = ""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stderr is not None
+        for line in process.stderr:  # told one line late: the last one is the error where there is one
+            if last and not _ROUTINE.search(last):
+                click.echo(last, err=True)
+            last = line.strip() or last
+    if process.returncode == 130:
+        raise KeyboardInterrupt
+    if process.returncode:
+        raise InputError(f"rbctl sample {file}: {last.removeprefix('Error: ')}")

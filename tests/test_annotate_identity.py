@@ -1,0 +1,65 @@
+"""Which individual of a scene is which image prompt: scenes of the embedded world, image prompts in any order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rbctl.bundle.catalogue import resolve
+from rbctl.menagerie import compose, portrait, render
+from rbctl.menagerie.triplets import draw_group
+from rbctl.plugins.annotate.backends import clip, oracle
+from rbctl.plugins.annotate.config import AnnotateConfig
+from rbctl.plugins.annotate.identity import match
+from rbctl.relations import load_relation, shipped
+
+DRAWABLE = [name for name in shipped() if load_relation(name).scene is not None]
+SEEN = 0.01  # an individual covers this share of a scene at least, as in drawn triplets
+
+
+def picture(pixels: torch.Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def right(count: int, identity: oracle.Identity | clip.Identity) -> int:
+    """In how many of ``count`` scenes, of all relations in turn, everybody is told from the other."""
+    config, cpu = AnnotateConfig(folder=Path("x")), torch.device("cpu")
+    folder = resolve("mini") / "oracle"
+    boxes, masks = oracle.Boxes(folder, config, cpu), oracle.Masks(folder, config, cpu)
+    rng = np.random.default_rng(11)
+    good = 0
+    for number in range(count):
+        relation = load_relation(DRAWABLE[number % len(DRAWABLE)])
+        group = draw_group(relation, rng)
+        visible = np.zeros((2, 1, 1), bool)
+        while visible.mean(axis=(1, 2)).min() < SEEN:
+            drawn = render([compose(relation, group, rng)], 128)
+            visible = drawn.visible[0].numpy()
+        order = rng.permutation(2)
+        prompts = [picture(p) for p in render([portrait(group[k], rng) for k in order], 128).pictures]
+        scene = picture(drawn.pictures[0])
+        looks = []
+        for images, names in (([scene], [("a", "b")]), (prompts, [("a",), ("b",)])):
+            found = masks(images, [one.boxes for one in boxes(images, names)])
+            looks.append((found, identity(images, found)))
+        (((seen,), (there,)), (_, alone)) = looks
+        matched = match(np.concatenate(alone) @ there.T)
+        overlap = [[(mask & true).sum() for true in visible] for mask in seen]
+        good += all(np.argmax(overlap[matched.found[k]]) == order[k] for k in range(2))
+    return good
+
+
+def test_by_what_the_oracle_reads() -> None:
+    identity = oracle.Identity(resolve("mini") / "oracle", AnnotateConfig(folder=Path("x")), torch.device("cpu"))
+    assert right(17, identity) == 17
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [oracle, clip])
+def test_a_hundred_scenes(kind) -> None:
+    folder = resolve("mini") / ("oracle" if kind is oracle else "clip_vision")
+    assert right(100, kind.Identity(folder, AnnotateConfig(folder=Path("x")), torch.device("cpu"))) >= 99

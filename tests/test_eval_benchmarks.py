@@ -1,0 +1,203 @@
+"""Benchmarks as data: the official lists read completely, our own YAML, and what is wrong with either."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from rbctl.errors import InputError
+from rbctl.plugins.eval.benchmarks import Wanted, find_benchmark, load_benchmark, read_dreambench_lists
+from rbctl.plugins.eval.config import EvalConfig
+from rbctl.plugins.eval.sampling import prompts
+from rbctl.prompts import read_prompts
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+DREAMBENCH, CC101 = SHARED / "dreambench" / "dataset", SHARED / "customconcept101"
+
+needs_dreambench = pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="DreamBench is not beside this checkout")
+needs_cc101 = pytest.mark.skipif(not CC101.is_dir(), reason="CustomConcept101 is not beside this checkout")
+
+
+def picture(path: Path, size: tuple[int, int] = (8, 8)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, "red").save(path)
+    return path
+
+
+@needs_dreambench
+def test_dreambench_lists() -> None:
+    lists = read_dreambench_lists(DREAMBENCH / "prompts_and_classes.txt")
+    assert (len(lists.classes), len(lists.objects), len(lists.live)) == (30, 25, 25)
+    assert lists.classes["grey_sloth_plushie"] == "stuffed animal"
+    assert lists.objects[0] == lists.live[0] == "a {} in the jungle"
+    assert "a {} wearing a santa hat" in lists.live
+    assert "a {} wearing a santa hat" not in lists.objects
+
+
+@needs_dreambench
+def test_dreambench_of_the_subjects_that_are_here() -> None:
+    bench = load_benchmark("dreambench", Wanted(data=DREAMBENCH, partial=True))
+    here = {folder.name for folder in DREAMBENCH.iterdir() if folder.is_dir()}
+    assert {case.objects[0].subject for case in bench.cases} == here
+    assert len(bench.cases) == 25 * len(here)
+    assert bench.left_out == 25 * (30 - len(here))
+    # the rare token is gone, pets take the live prompts, all real pictures count
+    dog = [case for case in bench.cases if case.objects[0].subject == "dog"]
+    assert {case.group for case in dog} == {"live"}
+    assert dog[11].text == "a dog wearing a santa hat"
+    assert len(dog[0].objects[0].references) == 5
+    assert {case.group for case in bench.cases if case.objects[0].name == "teapot"} == {"object"}
+
+
+@needs_dreambench
+def test_missing_subjects_are_told_all_at_once() -> None:
+    with pytest.raises(InputError, match="18 pictures are missing") as told:
+        load_benchmark("dreambench", Wanted(data=DREAMBENCH))
+    assert all(name in str(told.value) for name in ("backpack_dog", "can", "vase", "--partial"))
+
+
+@needs_cc101
+@pytest.mark.parametrize("file", ["dataset.json", "dataset_multiconcept.json"])
+def test_customconcept101(tmp_path: Path, file: str) -> None:
+    """With stand-ins for its pictures, every concept and prompt of the lists is a case."""
+    import json
+
+    content = json.loads((CC101 / file).read_text())
+    for entry in content:
+        for part in entry if isinstance(entry, list) else [entry]:
+            if "instance_data_dir" in part:
+                picture(tmp_path / part["instance_data_dir"] / "0.jpg")
+    for name in (file, "prompts"):
+        (tmp_path / name).symlink_to(CC101 / name)
+    bench = load_benchmark("customconcept101" if file == "dataset.json" else "customconcept101-multi", Wanted(tmp_path))
+    multi = file != "dataset.json"
+    assert len({case.id.split("-")[0] for case in bench.cases}) == len(content) == 101
+    lines = {
+        prompt: len([line for line in (CC101 / prompt).read_text().splitlines() if line.strip()])
+        for prompt in {entry[-1]["prompt_filename_compose"] if multi else entry["prompt_filename"] for entry in content}
+    }
+    wanted = sum(
+        lines[entry[-1]["prompt_filename_compose"] if multi else entry["prompt_filename"]] for entry in content
+    )
+    assert len(bench.cases) == wanted
+    assert all(len(case.objects) == (2 if multi else 1) for case in bench.cases)
+    assert not [case.text for case in bench.cases if re.search(r"[{}<>]", case.text)]
+    with pytest.raises(InputError, match=r"pictures are missing: .*benchmark_dataset"):
+        load_benchmark(str(find_benchmark("customconcept101")), Wanted(CC101))
+
+
+def test_relationbench_db_has_25_scenes_of_four(tmp_path: Path) -> None:
+    content = yaml.safe_load(find_benchmark("relationbench-db").read_text())
+    for name in content["subjects"]:
+        picture(tmp_path / name / "00.jpg")
+    bench = load_benchmark("relationbench-db", Wanted(data=tmp_path))
+    assert len(bench.cases) == len({case.id for case in bench.cases}) == 100
+    assert set(Counter(case.group for case in bench.cases).values()) == {4}
+    assert Counter(len(case.objects) for case in bench.cases) == {1: 56, 2: 44}
+    assert all(case.predicate for case in bench.cases)
+    hugs = [case for case in bench.cases if case.relation == "hug"]
+    assert {case.spoken_to for case in hugs} == {"hug"}
+    assert [thing.role for thing in hugs[0].objects] == ["first", "second"]
+    assert hugs[0].text == "A plushie bear is hugging a cat in front of the mountain."
+    only = load_benchmark("relationbench-db", Wanted(data=tmp_path, relations=("hug", "carry")))
+    assert {case.group for case in only.cases} == {"hug", "carry"}
+
+
+@pytest.mark.skipif(not (SHARED / "relationbench").is_dir(), reason="RelationBench's list is not beside this checkout")
+def test_relationbench_db_keeps_the_scenes_of_the_list() -> None:
+    import json
+
+    listed = json.loads((SHARED / "relationbench" / "prompts.json").read_text())
+    ours = yaml.safe_load(find_benchmark("relationbench-db").read_text())["scenes"]
+    for number, scene in enumerate(ours):
+        verb = scene["predicate"].split()[:2][-1]
+        assert all(verb in entry["prompt"] for entry in listed[4 * number : 4 * number + 4])
+
+
+SCENE = """\
+name: mine
+kind: scenes
+data: pictures
+subjects: {ape: ape, toy: toy car}
+scenes:
+  - scene: A {driver} is driving a {car}.
+    predicate: is driving
+    relation: drive
+    roles: [driver, car]
+    casts: [[ape, toy]]
+"""
+
+
+def test_a_benchmark_of_ones_own(tmp_path: Path) -> None:
+    for name in ("ape", "toy"):
+        picture(tmp_path / "pictures" / name / "a.png")
+    path = tmp_path / "mine.yaml"
+    path.write_text(SCENE)
+    (case,) = load_benchmark(str(path), Wanted()).cases
+    assert case.text == "An ape is driving a toy car."
+    assert (case.predicate, case.relation, case.spoken_to) == ("is driving", "drive", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("kind: scenes", "kind: scene"), "kind: 'scene'"),
+        (("name: mine", "nane: mine"), "no key 'nane'; did you mean 'name'"),
+        (("[[ape, toy]]", "[[ape, tay]]"), "no subject 'tay'; did you mean 'toy'"),
+        (("[[ape, toy]]", "[[ape]]"), "casts"),
+        (("{car}", "{cart}"), "must hold each of {driver}, {car}"),
+        (("data: pictures", "data: nowhere"), "no such folder"),
+        (("data: pictures\n", ""), "give their folder with --data"),
+    ],
+)
+def test_what_is_wrong_with_a_benchmark(tmp_path: Path, change: tuple[str, str], said: str) -> None:
+    for name in ("ape", "toy"):
+        picture(tmp_path / "pictures" / name / "a.png")
+    path = tmp_path / "mine.yaml"
+    path.write_text(SCENE.replace(*change))
+    with pytest.raises(InputError, match=re.escape(said)):
+        load_benchmark(str(path), Wanted())
+
+
+def test_a_benchmark_that_is_not_there() -> None:
+    with pytest.raises(InputError, match="did you mean 'relationbench-mini'"):
+        find_benchmark("relationbench-mni")
+
+
+def test_the_embedded_world_draws_the_same_cases_again(tmp_path: Path) -> None:
+    few = load_benchmark("relationbench-mini", Wanted(relations=("hug",), cases=1, drawn=tmp_path))
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
+    more = load_benchmark("relationbench-mini", Wanted(relations=("hug",), cases=2, drawn=tmp_path))
+    assert more.cases[0] == few.cases[0]
+    assert {path: path.stat().st_mtime_ns for path in files} == files  # what was drawn stays
+    truth = more.cases[1].truth
+    assert truth is not None
+    assert truth.picture.is_file()
+    assert all(one.held_out for one in truth.individuals)
+    assert len({thing.image for thing in more.cases[1].objects}) == 2
+    assert more.cases[1].objects[0].name in more.cases[1].text
+
+
+def test_cases_are_prompts_that_the_sample_stage_reads(tmp_path: Path) -> None:
+    bench = load_benchmark("relationbench-mini", Wanted(relations=("ride",), cases=1, drawn=tmp_path / "bench"))
+    lora = tmp_path / "ride.safetensors"
+    lora.touch()
+    for loras, wanted in (({}, "none"), ({"ride": lora}, str(lora))):
+        (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(prompts(bench.cases, loras)))
+        (prompt,) = read_prompts(tmp_path / "prompts.yaml")
+        case = bench.cases[0]
+        assert (prompt.text, prompt.seed, prompt.relation, prompt.lora) == (case.text, case.seed, "ride", wanted)
+        assert [thing.image for thing in prompt.objects] == [thing.image for thing in case.objects]
+
+
+def test_runs_of_the_command_line() -> None:
+    config = EvalConfig(
+        bench="relationbench-mini", lora=("ride=a.st", "no_kml:ride=b.st", "no_kml:hug=c=d.st"), run=("x=out/x",)
+    )
+    assert config.loras() == {"lora": {"ride": Path("a.st")}, "no_kml": {"ride": Path("b.st"), "hug": Path("c=d.st")}}
+    assert config.folders() == {"x": Path("out/x")}

@@ -1,0 +1,379 @@
+"""``rbctl eval``: pictures in, scores and report out."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from rbctl.cli import main
+from rbctl.files import read_image, read_json, read_jsonl
+from rbctl.menagerie import Individual, Scene, compose
+from rbctl.menagerie.triplets import pictures
+from rbctl.plugins.eval.case import Case
+from rbctl.plugins.eval.world import draw_cases
+from rbctl.relations import load_relation
+
+CASES = 2
+KINDS = ("true", "swapped", "other", "missing", "twice", "coats", "pasted")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def rbctl(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Pictures of the same cases, right and wrong in known ways, a folder each, and the evaluation of them all."""
+
+    folder: Path
+    cases: tuple[Case, ...]
+    result: Result
+
+    @property
+    def content(self) -> dict[str, Any]:
+        found: dict[str, Any] = read_json(self.folder / "out" / "scores.json")
+        return found
+
+    def rows(self, run: str) -> list[dict[str, Any]]:
+        return [row for row in read_jsonl(self.folder / "out" / "pictures.jsonl") if row["run"] == run]
+
+    def arguments(self, kinds: Sequence[str] = KINDS) -> list[object]:
+        runs = [part for kind in kinds for part in ("--run", f"{kind}={self.folder / kind}")]
+        which = ["--relations", "ride", "--cases", CASES, "--no-base", "--cache", self.folder / "features"]
+        return ["eval", "--bench", "relationbench-mini", *which, *runs]
+
+
+def wrong(case: Case, kind: str, number: int) -> Scene:
+    """A scene that fails a case in one way."""
+    assert case.truth
+    one, two = case.truth.individuals
+    rng = np.random.default_rng((5, number))
+    relation = load_relation("stand_next_to" if kind == "other" else case.relation)
+    coats = [
+        dataclasses.replace(a, **{n: getattr(b, n) for n in ("coat", "second", "pattern")})
+        for a, b in ((one, two), (two, one))
+    ]
+    shown: list[Individual] = {"swapped": [two, one], "twice": [one, one], "coats": coats}.get(kind, [one, two])
+    scene = compose(relation, shown, rng)
+    if kind == "missing":
+        scene = dataclasses.replace(
+            scene, individuals=(one,), figures=scene.figures[:1], order=(0,), straddle=False, embrace=False
+        )
+    return scene
+
+
+def pasted(case: Case) -> Image.Image:
+    """The image prompts themselves, side by side."""
+    sheet = Image.new("RGB", (128, 128), (237, 237, 235))
+    for k, thing in enumerate(case.objects):
+        sheet.paste(read_image(thing.image).resize((64, 64), Image.Resampling.BICUBIC), (64 * k, 32))
+    return sheet
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    cases = draw_cases([load_relation("ride")], CASES, 0, folder / "out" / "bench", ["ride"])
+    for kind in KINDS:
+        (folder / kind).mkdir()
+        rows = []
+        for number, case in enumerate(cases):
+            if kind == "pasted":
+                image = pasted(case)
+            elif kind == "true":
+                assert case.truth
+                image = read_image(case.truth.picture)
+            else:
+                (image,) = pictures([wrong(case, kind, number)], 128)
+            image.save(folder / kind / f"{number}.png")
+            rows.append({"image": f"{number}.png", "prompt": case.text, "case": case.id})
+        with (folder / kind / "metadata.csv").open("w", newline="") as file:
+            table = csv.DictWriter(file, ["image", "prompt", "case"])
+            table.writeheader()
+            table.writerows(rows)
+    made = World(folder, cases, None)  # type: ignore[arg-type]
+    result = rbctl(*made.arguments(), "--output", folder / "out", "--profile", "relationbench", "--profile", "crops")
+    assert result.exit_code == 0, result.output
+    return dataclasses.replace(made, result=result)
+
+
+@pytest.mark.parametrize(
+    ("kind", "there", "absent"),
+    [
+        (
+            "true",
+            (),
+            ("missing object", "duplicate", "wrong relation", "wrong direction", "no contact", "identity swap"),
+        ),
+        ("swapped", ("wrong direction",), ("missing object", "duplicate", "wrong relation", "no contact")),
+        ("other", ("wrong relation", "no contact"), ("missing object", "duplicate")),
+        ("missing", ("missing object",), ("duplicate",)),
+        ("twice", ("missing object", "duplicate"), ()),
+        ("coats", ("identity swap",), ("missing object", "duplicate", "wrong relation")),
+        ("pasted", ("wrong relation", "copy-paste"), ("missing object",)),
+    ],
+)
+def test_failures_are_named(world: World, kind: str, there: tuple[str, ...], absent: tuple[str, ...]) -> None:
+    for row in world.rows(kind):
+        for name in there:
+            assert row["failures"][name] is True, (row["case"], name)
+        for name in absent:
+            assert not row["failures"][name], (row["case"], name)
+
+
+def test_the_oracle_stands_beside_the_fields_scores(world: World) -> None:
+    table = world.content["table"]
+    for run in ("true", "truth"):
+        assert {
+            name: table[run][f"oracle {name}"]["mean"] for name in ("relation", "direction", "contact", "identity")
+        } == {
+            "relation": 1,
+            "direction": 1,
+            "contact": 1,
+            "identity": 1,
+        }
+    assert table["swapped"]["oracle direction"]["mean"] == 0
+    assert table["other"]["oracle relation"]["mean"] == 0
+    assert table["true"]["relationbench CLIP-R"]["mean"] > table["other"]["relationbench CLIP-R"]["mean"]
+    assert table["true"]["relationbench CLIP-T"]["mean"] > table["swapped"]["relationbench CLIP-T"]["mean"]
+    assert world.content["rank_correlation"]["all"]["rho"] > 0
+    assert world.content["rank_correlation"]["all"]["n"] == CASES * len(KINDS)  # the truth is no method's picture
+
+
+def test_every_number_says_what_it_is(world: World) -> None:
+    content = world.content
+    for cells in content["table"].values():
+        for column, cell in cells.items():
+            assert cell["n"] == CASES
+            assert cell["low"] <= cell["mean"] <= cell["high"]
+            assert re.fullmatch("[0-9a-f]{16}", cell["prompt_hash"])
+            assert content["columns"][column]["profile"] in ("oracle", "relationbench", "crops")
+            assert re.fullmatch("[0-9a-f]{64}", content["columns"][column]["hash"])
+    assert any("DINO" in line and "--dino" in line for line in content["left_out"])
+    bounds = content["bounds"]["relationbench CLIP-I"]
+    assert bounds["ceiling"]["mean"] > bounds["floor"]["mean"]
+
+
+class Page(HTMLParser):
+    """Cells of the tables and what a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.fetched: list[str] = []
+        self._open = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._open = tag == "td"
+        if tag in ("img", "script", "link", "iframe"):
+            self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self.cells.append(data)
+            self._open = False
+
+
+def test_the_report_says_what_the_json_says(world: World) -> None:
+    page = Page()
+    text = (world.folder / "out" / "report.html").read_text()
+    page.feed(text)
+    markdown = (world.folder / "out" / "report.md").read_text()
+    for run, cells in world.content["table"].items():
+        for cell in cells.values():
+            mean = f"{cell['mean']:.1f}" if abs(cell["mean"]) >= 10 else f"{cell['mean']:.3f}"
+            assert any(shown.startswith(f"{mean} [") for shown in page.cells), (run, mean)
+            assert f"{mean} [" in markdown
+            assert f"{mean} [" in world.result.stdout
+    assert "rank correlation" in world.result.stdout
+    assert page.fetched
+    assert all(address.startswith("data:image/jpeg;base64,") for address in page.fetched)  # nothing from elsewhere
+    assert "<circle" in text
+    assert "http://" not in text
+    assert "https://" not in text
+
+
+def test_the_same_again_encodes_nothing_and_says_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rbctl.plugins.eval.features import FeatureStore
+
+    monkeypatch.setattr(FeatureStore, "_encode", None)
+    kinds = ("swapped", "true")  # another order, and batches of another size
+    result = rbctl(*world.arguments(kinds), "--output", world.folder / "out", "--batch-size", 3, "--json")
+    assert result.exit_code == 0, result.output
+    again, before = json.loads(result.stdout)["table"], world.content["table"]
+    for run in kinds:
+        for column, cell in again[run].items():
+            assert cell == before[run][column]
+
+
+# --- pictures of any origin ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    """Two pictures of different sizes, with image prompts and boxes, told by a CSV."""
+    folder, rng = tmp_path / "theirs", np.random.default_rng(0)
+    folder.mkdir()
+    for name, size in (("a.png", (90, 60)), ("b.jpg", (128, 128)), ("cat.png", (64, 64)), ("dog.png", (80, 70))):
+        Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(folder / name)
+    write_csv(
+        folder,
+        [
+            ["a.png", "A cat is riding a dog.", "cat.png;dog.png", "cat;dog", "0 0 0.5 1; 0.5 0 1 1"],
+            ["b.jpg", "a cat in the snow", "cat.png", "cat", ""],
+        ],
+    )
+    return folder
+
+
+def write_csv(folder: Path, rows: list[list[str]]) -> None:
+    with (folder / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "prompt", "image_prompts", "names", "boxes"], *rows])
+
+
+def score(tmp_path: Path, *folders: object) -> Result:
+    return rbctl("eval", *folders, "--output", tmp_path / "out", "--cache", tmp_path / "features", "--json")
+
+
+def test_pictures_told_by_a_csv(given: Path, tmp_path: Path) -> None:
+    result = score(tmp_path, given, given / "metadata.csv")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    first, second = content["runs"]
+    assert content["table"][first] == content["table"][second]  # a folder, or the CSV itself
+    cells = content["table"][first]
+    assert cells["relationbench CLIP-T"]["n"] == 2
+    assert cells["relationbench CLIP-R"]["n"] == 1  # "a cat in the snow" says no relation
+    assert any("CLIP-R of 1 of 2 prompts" in line for line in content["left_out"])
+    rows = read_jsonl(tmp_path / "out" / "pictures.jsonl")
+    assert (rows[0]["predicate"], rows[1]["predicate"]) == ("is riding", "")
+    assert rows[0]["failures"]["missing object"] is False
+    assert rows[0]["failures"]["wrong direction"] is None
+    assert rows[1]["failures"]["missing object"] is None
+    assert "not known" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("pictures", "2 pictures are missing: .*a.png.*dog.png"),
+        ("unreadable", "1 pictures cannot be read: .*b.jpg"),
+        ("column", "no column 'promt'; did you mean 'prompt'|no column 'promt'"),
+        ("boxes", "metadata.csv:2: 1 boxes for 2 image prompts"),
+        ("names", "metadata.csv:2: 1 names for 2 image prompts"),
+        ("empty", "lists no picture"),
+        ("nothing", "no metadata.jsonl or metadata.csv"),
+    ],
+)
+def test_bad_input_is_one_line(given: Path, tmp_path: Path, change: str, said: str) -> None:
+    table = given / "metadata.csv"
+    if change == "pictures":
+        (given / "a.png").unlink()
+        (given / "dog.png").unlink()
+    elif change == "unreadable":
+        (given / "b.jpg").write_bytes(b"no picture")
+    elif change == "column":
+        table.write_text(table.read_text().replace("prompt,", "promt,", 1))
+    elif change == "boxes":
+        table.write_text(table.read_text().replace("0 0 0.5 1; 0.5 0 1 1", "0 0 0.5 1"))
+    elif change == "names":
+        table.write_text(table.read_text().replace("cat;dog", "cat"))
+    elif change == "empty":
+        write_csv(given, [])
+    else:
+        table.unlink()
+    result = score(tmp_path, given)
+    assert result.exit_code == 2
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error")]
+    assert len(lines) == 1
+    assert re.search(said, lines[0]), lines[0]
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give a folder of pictures, or --bench NAME"),
+        (["x", "--bench", "relationbench-mini"], "name it as --run NAME=x"),
+        (["x", "--lora", "ride=a"], "--lora: needs --bench"),
+        (["--bench", "relationbench-mini", "--lora", "ride"], "write RELATION=PATH"),
+        (["--bench", "relationbench-mini", "--run", "a b=x"], "write NAME=FOLDER"),
+        (["--bench", "relationbench-mnii"], "did you mean 'relationbench-mini'"),
+        (["--bench", "dreambench"], "give their folder with --data"),
+        (["x", "--clip", "nowhere"], "no metadata.jsonl"),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, arguments: list[str], said: str) -> None:
+    result = rbctl("eval", *arguments, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_a_run_must_have_a_picture_of_every_case(world: World, tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    (few / "0.png").write_bytes((world.folder / "true" / "0.png").read_bytes())
+    (few / "metadata.csv").write_text(f"image,prompt,case\n0.png,x,{world.cases[0].id}\n")
+    arguments = [*world.arguments(()), "--run", f"few={few}", "--output", world.folder / "out-few"]
+    result = rbctl(*arguments)
+    assert result.exit_code == 2
+    assert f"pictures of 1 cases are missing: {world.cases[1].id}" in result.stderr
+    result = rbctl(*arguments, "--partial", "--json")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    assert content["table"]["few"]["oracle relation"]["n"] == 1
+    assert "few: 1 cases have no picture" in content["left_out"]
+
+
+@pytest.mark.slow
+def test_sampling_what_is_missing(tmp_path: Path) -> None:
+    arguments = ["eval", "--bench", "relationbench-mini", "--relations", "ride", "--cases", 2, "--steps", 3]
+    arguments += ["--output", tmp_path / "out", "--cache", tmp_path / "features", "--json"]
+    result = rbctl(*arguments)
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    assert list(content["runs"]) == ["base", "truth"]
+    assert content["runs"]["base"]["made_with"]["steps"] == "3"
+    assert content["table"]["base"]["relationbench CLIP-R"]["n"] == 2
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "samples" / "base").glob("a-*.png")}
+    assert len(made) == 2
+    again = rbctl(*arguments)
+    assert json.loads(again.stdout)["table"] == content["table"]
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_encoding(given: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rbctl"]
+    command += ["eval", str(given), "--output", str(tmp_path / "two"), "--cache", str(tmp_path / "other"), "--json"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert told.returncode == 0, told.stderr[-2000:]
+    together, alone = (json.loads(text)["table"] for text in (told.stdout, score(tmp_path, given).stdout))
+    assert together.keys() == alone.keys()
+    for run, cells in alone.items():
+        assert together[run].keys() == cells.keys()
+        for column, cell in cells.items():
+            for part in ("mean", "low", "high", "n"):  # scores are 100 x cos: this is 1e-6 of a cosine
+                assert together[run][column][part] == pytest.approx(cell[part], abs=1e-4)
