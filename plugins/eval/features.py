@@ -117,7 +117,7 @@ class FeatureStore:
                     fresh = {}
         self._keep(fresh)
         if damaged:
-            raise InputError(f"{len(damaged)} pictures cannot be read: {'; '.join(damaged)}")
+            raise InputError(f"{len(damaged)} pictures cannot be read: {'; '.join(sorted(damaged))}")
 
     def _keep(self, fresh: dict[str, np.ndarray]) -> None:
         if not fresh:
