@@ -73,31 +73,41 @@ def _triton(*arguments: Any) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to compute the same thing; ``why_not(device, dtype)`` is None where it can, else the reason."""
+    """One way to compute the same thing.
+
+    Attributes:
+        why_not: called with device and dtype; None where it can be used, else the reason.
+        plain_only: never the default with gradients (its backward pass is slower than that of the next) or under
+            torch.compile (its loops over groups of queries break the program).
+    """
 
     name: str
     call: Callable[..., torch.Tensor]
     why_not: Callable[[torch.device, torch.dtype], str | None]
+    plain_only: bool = False
 
 
 # In order of preference. triton becomes the first once it has been measured.
 BACKENDS = (
+    Backend("grouped", grouped.parallel_cross_attention, _cpu_only, plain_only=True),
     Backend("sdpa", sdpa.parallel_cross_attention, _always),
-    Backend("grouped", grouped.parallel_cross_attention, _cpu_only),
     Backend("xformers", memory_efficient.parallel_cross_attention, _xformers_why_not),
     Backend("triton", _triton, _triton_why_not),
     Backend("eager", eager.parallel_cross_attention, _always),
 )
 
 
-def choose(device: torch.device, dtype: torch.dtype, requested: str | None = None) -> Backend:
+def choose(device: torch.device, dtype: torch.dtype, requested: str | None = None, plain: bool = True) -> Backend:
     """The first usable backend, or the requested one.
+
+    Args:
+        plain: neither gradients nor torch.compile are wanted.
 
     Raises:
         ValueError: the requested backend does not exist, or cannot serve this device and dtype; the reason is told.
     """
     if requested is None:
-        return next(backend for backend in BACKENDS if backend.why_not(device, dtype) is None)
+        return next(b for b in BACKENDS if b.why_not(device, dtype) is None and (plain or not b.plain_only))
     for backend in BACKENDS:
         if backend.name == requested:
             if reason := backend.why_not(device, dtype):
@@ -136,4 +146,6 @@ def parallel_cross_attention(
     Returns:
         (B, H, Q, d) in the dtype of ``q``.
     """
-    return choose(q.device, q.dtype, backend).call(q, k_text, v_text, k_image, v_image, mask)
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k_text, v_text, k_image, v_image))
+    plain = not learns and not torch.compiler.is_compiling()
+    return choose(q.device, q.dtype, backend, plain).call(q, k_text, v_text, k_image, v_image, mask)

@@ -85,7 +85,9 @@ def test_an_unusable_backend_says_why() -> None:
         choose(torch.device("cpu"), torch.float32, "xformers")
     with pytest.raises(ValueError, match="no attention backend"):
         choose(torch.device("cpu"), torch.float32, "flash")
-    assert choose(torch.device("cpu"), torch.float32).name == "sdpa"
+    assert choose(torch.device("cpu"), torch.float32).name == "grouped"
+    assert choose(torch.device("cpu"), torch.float32, plain=False).name == "sdpa"  # gradients, torch.compile
+    assert choose(torch.device("cpu"), torch.float32, "grouped", plain=False).name == "grouped"
 
 
 @given(st.integers(1, 40), st.integers(1, 40), boxes_in)
