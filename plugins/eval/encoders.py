@@ -18,8 +18,9 @@ from PIL import Image
 
 from rbctl.bundle import hashes
 from rbctl.bundle.catalogue import contents, read_object
-from rbctl.errors import InputError, reason
+from rbctl.errors import InputError
 from rbctl.image_prompt import CLIP_MEAN, CLIP_STD, clip_pixels
+from rbctl.pretrained import from_pretrained, network, told
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
@@ -90,7 +91,7 @@ def load_clip(folder: Path, device: torch.device) -> Encoder:
     _check(folder, "CLIP")
     from transformers import AutoTokenizer, CLIPModel
 
-    model, tokenizer = _pretrained(CLIPModel, folder), _pretrained(AutoTokenizer, folder)
+    model, tokenizer = network(CLIPModel, folder, torch.float32), from_pretrained(AutoTokenizer, folder)
     _frozen(model, device)
     size = int(model.config.vision_config.image_size)
     longest = int(model.config.text_config.max_position_embeddings)
@@ -126,7 +127,7 @@ def load_dino(folder: Path, name: str, device: torch.device) -> Encoder:
     # DINO ships no pooler, and none is used here.
     config = read_object(folder / "config.json")
     extra = {"add_pooling_layer": False} if config.get("model_type") == "vit" else {}
-    model = _pretrained(AutoModel, folder, **extra)
+    model = network(AutoModel, folder, torch.float32, **extra)
     _frozen(model, device)
     if not isinstance(getattr(model.config, "image_size", None), int):
         raise InputError(f"{folder}: a {config.get('model_type')!r} is no vision transformer; give DINO or DINOv2")
@@ -151,9 +152,9 @@ def _bundle_clip(folder: Path, device: torch.device) -> Encoder:
     """A bundle's image encoder and its second text encoder: CLIP-bigG's two towers in SDXL."""
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
-    vision = _pretrained(CLIPVisionModelWithProjection, folder / "clip_vision")
-    text = _pretrained(CLIPTextModelWithProjection, folder / "text_encoder_2")
-    tokenizer = _pretrained(CLIPTokenizer, folder / "tokenizer_2")
+    vision = network(CLIPVisionModelWithProjection, folder / "clip_vision", torch.float32)
+    text = network(CLIPTextModelWithProjection, folder / "text_encoder_2", torch.float32)
+    tokenizer = from_pretrained(CLIPTokenizer, folder / "tokenizer_2")
     widths = vision.config.projection_dim, text.config.projection_dim
     if widths[0] != widths[1]:
         raise InputError(f"{folder}: its encoders share no space ({widths[0]} and {widths[1]} wide); give --clip")
@@ -178,7 +179,7 @@ def _open_clip(folder: Path, device: torch.device) -> Encoder:
     import open_clip
 
     name = f"local-dir:{folder}"
-    with _told(folder):
+    with told(folder), _quiet():
         model = open_clip.create_model(name, device=device)
         tokenizer = open_clip.get_tokenizer(name)
     _frozen(model, device)
@@ -223,41 +224,15 @@ def _check(folder: Path, name: str) -> None:
         raise InputError(f"{folder}: config.json without weights; put model.safetensors beside it")
 
 
-def _pretrained(loader: Any, folder: Path, **options: Any) -> Any:
-    """``loader.from_pretrained`` of a local folder, silent; weights that its file lacks are an error."""
-    import transformers
-
-    report = {} if "Tokenizer" in loader.__name__ else {"output_loading_info": True, "dtype": torch.float32}
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        with _told(folder):
-            loaded = loader.from_pretrained(folder, local_files_only=True, **report, **options)
-    finally:
-        transformers.utils.logging.set_verbosity(verbosity)
-    if not report:
-        return loaded
-    model, info = loaded
-    if info["missing_keys"]:
-        raise InputError(
-            f"{folder}: weights do not fit config.json ({len(info['missing_keys'])} missing: "
-            f"{min(info['missing_keys'])})"
-        )
-    return model
-
-
 @contextlib.contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """What foreign loaders raise of a damaged folder, as one line."""
+def _quiet() -> Iterator[None]:
+    """open_clip tells all that it does to the root logger."""
     level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            logging.root.setLevel(logging.ERROR)
             yield
-    except Exception as error:  # loaders pass on what theirs raise
-        raise InputError(f"{folder}: cannot be loaded ({reason(error)})") from error
     finally:
         logging.root.setLevel(level)
 

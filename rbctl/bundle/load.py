@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,22 +25,10 @@ from rbctl.bundle.convert import (
     read_open_clip_config,
 )
 from rbctl.conditioning import DUMMY_TOKENS
-from rbctl.errors import InputError, reason
-from rbctl.files import read_safetensors, read_torch
+from rbctl.errors import InputError
 from rbctl.image_prompt import ImagePromptEncoder
+from rbctl.pretrained import from_pretrained, network, told
 from rbctl.resampler import Resampler, ResamplerConfig
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Whatever a damaged file makes foreign code raise, as one line that names the file."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # loaders pass on what theirs raise: no list of types would hold for their next version
-        raise InputError(f"{path}: cannot be loaded ({reason(error)})") from error
-
 
 _NETWORKS = ("text_encoder", "text_encoder_2", "image_prompt_encoder", "unet", "vae")
 
@@ -97,8 +83,8 @@ class Bundle:
         if not self.lowvram:
             return
         for part in sorted(_NETWORKS, key=parts.__contains__):  # room is made first
-            if network := getattr(self, part):
-                network.to(self.device if part in parts else "cpu")
+            if module := getattr(self, part):
+                module.to(self.device if part in parts else "cpu")
 
     def drop_encoders(self) -> None:
         """Let the text and image encoders go, and their memory with them."""
@@ -114,7 +100,7 @@ class Bundle:
         """
         from diffusers import schedulers
 
-        with _told(self.folder / "scheduler" / "scheduler_config.json"):
+        with told(self.folder / "scheduler" / "scheduler_config.json"):
             kind = getattr(schedulers, self.scheduler_config.get("_class_name", "EulerDiscreteScheduler"))
             return kind.from_config(self.scheduler_config)
 
@@ -128,7 +114,7 @@ class Bundle:
 
         keep = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"}
         keep |= {"prediction_type", "rescale_betas_zero_snr"}
-        with _told(self.folder / "scheduler" / "scheduler_config.json"):
+        with told(self.folder / "scheduler" / "scheduler_config.json"):
             schedule = DDPMScheduler(**{k: v for k, v in self.scheduler_config.items() if k in keep})
         return schedule.alphas_cumprod, schedule.config.prediction_type
 
@@ -214,14 +200,14 @@ def load(
         raise InputError(f"{folder}: the bundle has no local encoder; add one, or run with --local-tokens none")
 
     def part(loader: Any, name: str, wanted: torch.dtype = dtype) -> Any:
-        return _network(loader, folder / name, wanted)
+        return network(loader, folder / name, wanted)
 
     tokenizers = [_tokenizer(CLIPTokenizer, folder, number) for number in ("", "_2")]
     scheduler_config = read_object(folder / "scheduler" / "scheduler_config.json")
     unet = part(UNet2DConditionModel, "unet")
     vae_config = folder / "vae" / "config.json"
     vae = part(vae_class(read_object(vae_config), vae_config), "vae", torch.float32)
-    with _told(folder / "ms_adapter_config.json"), torch.device("meta"):
+    with told(folder / "ms_adapter_config.json"), torch.device("meta"):
         resampler = Resampler(config.resampler)
     dummies = _load_adapter(folder, unet, resampler)
     encoder = None
@@ -247,9 +233,9 @@ def load(
         lowvram=lowvram,
     )
     bundle.scheduler()  # told now, not when the sampling begins
-    for network in (unet, vae, encoder, bundle.text_encoder, bundle.text_encoder_2):
-        if network is not None:
-            network.requires_grad_(False).eval().to("cpu" if lowvram else device)
+    for module in (unet, vae, encoder, bundle.text_encoder, bundle.text_encoder_2):
+        if module is not None:
+            module.requires_grad_(False).eval().to("cpu" if lowvram else device)
     if lowvram and hasattr(vae, "enable_tiling"):
         vae.enable_tiling()  # diffusers decodes in tiles only what is larger than the VAE was made for
     return bundle
@@ -332,50 +318,9 @@ def _adapter_config(folder: Path) -> _AdapterConfig:
     )
 
 
-def _from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
-    """``loader.from_pretrained``, silent; what it fails with is told of the file that is damaged."""
-    import diffusers
-    import transformers
-
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
-    before = [library.get_verbosity() for library in libraries]
-    transformers.utils.logging.disable_progress_bar()
-    with _told(folder), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for library in libraries:
-            library.set_verbosity_error()
-        try:
-            return loader.from_pretrained(folder, local_files_only=True, **options)
-        except Exception:  # told below of the file that is damaged, else raised again for _told
-            for path in sorted(folder.iterdir()):
-                if path.suffix == ".json":
-                    read_object(path)
-                elif path.suffix == ".safetensors":
-                    read_safetensors(path)
-                elif path.suffix == ".bin":
-                    read_torch(path)
-            raise
-        finally:
-            for library, verbosity in zip(libraries, before, strict=True):
-                library.set_verbosity(verbosity)
-
-
-def _network(loader: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """One network of diffusers or transformers; either would draw weights that its file lacks at random."""
-    name = "dtype" if loader.__module__.startswith("transformers") else "torch_dtype"
-    options = {name: dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    network, report = _from_pretrained(loader, folder, **options)
-    lacks = [*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])]
-    if lacks:
-        raise InputError(
-            f"{folder}: weights do not fit config.json ({len(lacks)} missing or of other shapes: {min(lacks)})"
-        )
-    return network
-
-
 def _tokenizer(loader: Any, folder: Path, number: str) -> Any:
     """A CLIP tokenizer that cuts and pads texts to what its text encoder reads."""
-    tokenizer = _from_pretrained(loader, folder / f"tokenizer{number}")
+    tokenizer = from_pretrained(loader, folder / f"tokenizer{number}")
     path = folder / f"text_encoder{number}" / "config.json"
     positions = _whole_number(path, read_object(path), "max_position_embeddings", 77)
     if tokenizer.model_max_length != positions:
@@ -412,7 +357,7 @@ def _load_local_encoder(folder: Path) -> nn.Module:
     if not weights.is_file():
         weights = folder / "epoch_6.pt"
     config = read_open_clip_config(path) if path.is_file() else default_open_clip_config()
-    with _told(path), torch.device("meta"):  # names and shapes; the file's own tensors become the weights
+    with told(path), torch.device("meta"):  # names and shapes; the file's own tensors become the weights
         visual = _build_vision_tower(
             config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), config.get("quick_gelu", False)
         )

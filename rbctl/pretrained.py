@@ -1,0 +1,75 @@
+"""``from_pretrained`` of diffusers and transformers: local folders alone, silent, one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rbctl.bundle.catalogue import read_object
+from rbctl.errors import InputError, reason
+from rbctl.files import read_safetensors, read_torch
+
+
+@contextlib.contextmanager
+def told(path: Path, kind: str = "") -> Iterator[None]:
+    """Whatever a damaged file makes foreign code raise, as one line that names the file, and as what it was loaded."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # loaders pass on what theirs raise: no list of types would hold for their next version
+        raise InputError(f"{path}: cannot be loaded{f' as {kind}' if kind else ''} ({reason(error)})") from error
+
+
+def from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
+    """``loader.from_pretrained``, silent.
+
+    Raises:
+        InputError: what it fails with, told of the file that is damaged.
+    """
+    import diffusers
+    import transformers
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [library.get_verbosity() for library in libraries]
+    transformers.utils.logging.disable_progress_bar()
+    with told(folder, loader.__name__), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for library in libraries:
+            library.set_verbosity_error()
+        try:
+            return loader.from_pretrained(folder, local_files_only=True, **options)
+        except Exception:  # told below of the file that is damaged, else raised again for ``told``
+            for path in sorted(folder.iterdir()):
+                if path.suffix == ".json":
+                    read_object(path)
+                elif path.suffix == ".safetensors":
+                    read_safetensors(path)
+                elif path.suffix == ".bin" and not options.get("use_safetensors"):
+                    read_torch(path)
+            raise
+        finally:
+            for library, verbosity in zip(libraries, before, strict=True):
+                library.set_verbosity(verbosity)
+
+
+def network(loader: Any, folder: Path, dtype: torch.dtype, **options: Any) -> Any:
+    """One network; either library would draw weights that its file lacks at random.
+
+    Raises:
+        InputError: a file is missing or damaged, or holds not all of the weights.
+    """
+    name = "dtype" if loader.__module__.startswith("transformers") else "torch_dtype"
+    options |= {name: dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = from_pretrained(loader, folder, **options)
+    lacks = [*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])]
+    if lacks:
+        raise InputError(
+            f"{folder}: weights do not fit config.json ({len(lacks)} missing or of other shapes: {min(lacks)})"
+        )
+    return model
