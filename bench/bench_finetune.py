@@ -42,7 +42,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[Trip
 
 def step(bundle: Bundle, results: dict[str, torch.Tensor], config: FinetuneConfig, first: int) -> float:
     alphas, prediction_type = bundle.training_schedule()
-    batch = draw(results, range(first, first + BATCH), config.seed, len(alphas), bundle.device)
+    batch = draw(results, range(first, first + BATCH), config, len(alphas), bundle.device)
     loss, _ = training_loss(bundle.unet, batch, Schedule(alphas, prediction_type), config, bundle.gamma, bundle.levels)
     loss.backward()
     return float(loss.detach())

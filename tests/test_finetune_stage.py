@@ -487,7 +487,7 @@ def test_prior_samples_cost_denoising_alone(stored: Any) -> None:
 
     def loss(number: int, **options: Any) -> tuple[float, dict[str, torch.Tensor]]:
         config = FinetuneConfig(relation="hug", **options)
-        batch = objective.draw(own, [number], 0, len(alphas), "cpu", prior, config.prior_share)
+        batch = objective.draw(own, [number], config, len(alphas), "cpu", prior)
         total, parts = objective.training_loss(bundle.unet, batch, schedule, config, 0.6, bundle.levels)
         return float(total.detach()), parts
 
@@ -542,3 +542,16 @@ def test_pictures_of_the_base_model_as_prior(road: Road, triplets: Path, tmp_pat
     assert forgotten(road, "run")["scenes"] == 2
     next(made.glob("a-cat*.png")).unlink()
     refused(road, "sample into the folder again", prior=made)
+
+
+def test_timesteps_follow_the_law_asked_for() -> None:
+    def drawn(**given: Any) -> torch.Tensor:
+        config, chance = FinetuneConfig(relation="ride", **given), torch.Generator().manual_seed(0)
+        return torch.stack([objective.drawn_timestep(config, 1000, chance) for _ in range(4000)]).double()
+
+    uniform, normal = drawn(), drawn(timestep_sampling="logit_normal", logit_mean=0.5, logit_std=0.8)
+    assert abs(uniform.mean() - 499.5) < 20 and abs(uniform.std() - 288.7) < 10
+    logits = torch.logit((normal + 0.5) / 1000)
+    assert abs(logits.mean() - 0.5) < 0.05 and abs(logits.std() - 0.8) < 0.05
+    extreme = drawn(timestep_sampling="logit_normal", logit_mean=5.0, logit_std=5.0)
+    assert extreme.max() == 999 and extreme.min() >= 0

@@ -54,6 +54,12 @@ class FinetuneConfig:
     random_flip: bool = option(True, "Mirror whole triplets in the further draws.")
     max_zoom: float = option(1.15, "Largest random zoom of the target in the further draws.", min=1.0, max=4.0)
 
+    timestep_sampling: Literal["uniform", "logit_normal"] = option(
+        "uniform", "Law of the timesteps (paper: uniform); logit_normal draws fewer of the first and last."
+    )
+    logit_mean: float = option(0.0, "Mean of the logit of timestep / all timesteps, for logit_normal.", min=-5, max=5)
+    logit_std: float = option(1.0, "Standard deviation of that logit.", min=0.01, max=5)
+
     kml_weight: float = option(1e-3, "Weight of the keypoint matching loss (paper 1e-3; official code 0.1).", min=0.0)
     kml_max_timestep: int = option(
         999, "KML counts at timesteps up to this (paper: all; official code: 333).", min=0, max=999

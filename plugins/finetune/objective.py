@@ -47,36 +47,42 @@ _PER_TRIPLET = ("prompt_embeds", "pooled_prompt_embeds", "predicate_span")
 def draw(
     frozen: Mapping[str, torch.Tensor],
     numbers: Sequence[int],
-    seed: int,
+    config: FinetuneConfig,
     timesteps: int,
     device: Any,
     prior: Mapping[str, torch.Tensor] | None = None,
-    prior_share: float = 0.0,
 ) -> MicroBatch:
-    """The samples of these numbers. All that is random is a function of (seed, number).
+    """The samples of these numbers. All that is random is a function of (config.seed, number).
 
     Args:
         frozen, prior: of the relation's triplets and of the prior set; see :mod:`rbctl.plugins.finetune.frozen`.
         timesteps: how many the schedule has.
-        prior_share: share of the samples that comes from the prior set, where there is one.
     """
     rows: list[dict[str, torch.Tensor]] = []
     for number in numbers:
-        chance = generator(seed, "sample", number)
-        is_prior, which = prior_number(number, prior_share if prior else 0.0)
+        chance = generator(config.seed, "sample", number)
+        is_prior, which = prior_number(number, config.prior_share if prior else 0.0)
         source = prior if prior and is_prior else frozen
         triplets, draws = source["boxes"].shape[:2]
-        triplet = triplet_of(seed, which, triplets, "prior order" if is_prior else "order")
+        triplet = triplet_of(config.seed, which, triplets, "prior order" if is_prior else "order")
         version = int(torch.randint(draws, (1,), generator=chance))
         row = _row(source, triplet, version)
         row["own"] = torch.tensor(float(not is_prior))
-        row["timestep"] = torch.randint(timesteps, (), generator=chance)
+        row["timestep"] = drawn_timestep(config, timesteps, chance)
         row["noise"] = torch.randn(row["latents_mean"].shape, generator=chance)
         for kind in ("latents", "prompt_latents"):
             mean, std = row.pop(f"{kind}_mean"), row.pop(f"{kind}_std")
             row[kind] = mean + std * torch.randn(mean.shape, generator=chance)
         rows.append(row)
     return _stacked(rows, device, with_prior=prior is not None)
+
+
+def drawn_timestep(config: FinetuneConfig, timesteps: int, chance: torch.Generator) -> torch.Tensor:
+    """One timestep in [0, timesteps), int64 (). Logit-normal: Esser et al. 2024 (arXiv 2403.03206, section 3.1)."""
+    if config.timestep_sampling == "uniform":
+        return torch.randint(timesteps, (), generator=chance)
+    share = torch.sigmoid(config.logit_mean + config.logit_std * torch.randn((), generator=chance))
+    return (share * timesteps).long().clamp(max=timesteps - 1)
 
 
 def draw_fixed(frozen: Mapping[str, torch.Tensor], pairs: Sequence[tuple[int, int]], device: Any) -> MicroBatch:

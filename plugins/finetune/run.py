@@ -185,7 +185,7 @@ def tune(
             for micro in range(config.gradient_accumulation):
                 first = ((step * config.gradient_accumulation + micro) * ranks + rank) * config.batch_size
                 numbers = range(first, first + config.batch_size)
-                batch = draw(stored, numbers, config.seed, timesteps, device, prior, config.prior_share)
+                batch = draw(stored, numbers, config, timesteps, device, prior)
                 last = micro == config.gradient_accumulation - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(model):
                     loss, parts = training_loss(model, batch, schedule, config, gamma, bundle.levels)
