@@ -550,8 +550,11 @@ def test_timesteps_follow_the_law_asked_for() -> None:
         return torch.stack([objective.drawn_timestep(config, 1000, chance) for _ in range(4000)]).double()
 
     uniform, normal = drawn(), drawn(timestep_sampling="logit_normal", logit_mean=0.5, logit_std=0.8)
-    assert abs(uniform.mean() - 499.5) < 20 and abs(uniform.std() - 288.7) < 10
+    assert abs(uniform.mean() - 499.5) < 20
+    assert abs(uniform.std() - 288.7) < 10
     logits = torch.logit((normal + 0.5) / 1000)
-    assert abs(logits.mean() - 0.5) < 0.05 and abs(logits.std() - 0.8) < 0.05
+    assert abs(logits.mean() - 0.5) < 0.05
+    assert abs(logits.std() - 0.8) < 0.05
     extreme = drawn(timestep_sampling="logit_normal", logit_mean=5.0, logit_std=5.0)
-    assert extreme.max() == 999 and extreme.min() >= 0
+    assert extreme.max() == 999
+    assert extreme.min() >= 0
