@@ -21,6 +21,7 @@ from rbctl.errors import InputError
 from rbctl.files import read_json, write_json
 from rbctl.layout import LayoutPrior
 from rbctl.menagerie.triplets import draw_scenes, spoken
+from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.relations import Box, Relation, load_relation
 from rbctl.triplets import load as load_triplets
 from rbctl.triplets.folder import METADATA, write
@@ -32,6 +33,9 @@ VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {
     "no_local_tokens": (("--local-tokens", "none"), "none"),
     "no_relation_data": (("--prior", "drawn"), ""),
 }
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(FinetuneConfig)}
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,9 @@ class Tuner:
         arguments = ["--relation", spoken_to, "--bundle", self.bundle, "--seed", str(seed), "--device", self.device]
         arguments += ["--triplets", str(self.triplets), *self.flags, *VARIANTS[variant][0], *data]
         recipe = resolved("finetune", *arguments)
-        rules = hashlib.sha256(json.dumps([recipe, repr(relation)], sort_keys=True, default=str).encode()).hexdigest()
+        # Only what differs from the defaults: a new option of finetune makes no LoRA old.
+        told = {name: value for name, value in recipe.items() if value != _DEFAULTS.get(name)}
+        rules = hashlib.sha256(json.dumps([told, repr(relation)], sort_keys=True, default=str).encode()).hexdigest()
         output = self.folder / "loras" / "-".join(filter(None, (relation.name, variant, f"s{seed}", rules[:8], again)))
         record = output / "timed.json"
         if not record.is_file():
