@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import statistics
@@ -16,6 +17,7 @@ Four = tuple[float, float, float, float]
 
 _SMALLEST = 1 / 16  # a box narrower than this would hold hardly a cell of the coarsest latent grid
 _MARGIN = 0.05
+_SAME = 0.5  # IoU above which two boxes hardly tell whose place is where
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +71,16 @@ class LayoutPrior:
         return cls(tuple(roles), tuple(mean), tuple(spread))
 
     def boxes(self) -> tuple[Box, ...]:
-        """N boxes, relative xyxy, inside [0, 1] and of some area."""
-        return tuple(_inside(row) for row in self.mean)
+        """N boxes, relative xyxy, inside [0, 1] and of some area; none nearly the same as another.
+
+        Two that hug share most of their boxes, and what lies in both is painted as both: one body of two colours. So
+        where two boxes have an IoU above 0.5, each ends at the middle of the other.
+        """
+        found = [_inside(row) for row in self.mean]
+        for k, j in itertools.combinations(range(len(found)), 2):
+            if _iou(found[k], found[j]) > _SAME:
+                found[k], found[j] = _told_apart(found[k], found[j])
+        return tuple(found)
 
     def to_json(self) -> str:
         """One line for a file's metadata; the same prior gives the same text."""
@@ -142,6 +152,23 @@ def _distance(rows: Sequence[Four], others: Sequence[Sequence[Four]]) -> float:
     gaps = [[a - b for a, b in zip(row, mean, strict=True)] for row, mean in zip(rows, means, strict=True)]
     aside = statistics.fmean(gap[0] for gap in gaps)
     return sum((gap[0] - aside) ** 2 + sum(g**2 for g in gap[1:]) for gap in gaps)
+
+
+def _iou(a: Box, b: Box) -> float:
+    wide, high = (max(0.0, min(a[k + 2], b[k + 2]) - max(a[k], b[k])) for k in (0, 1))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return wide * high / (sum(areas) - wide * high)
+
+
+def _told_apart(a: Box, b: Box) -> tuple[Box, Box]:
+    """Each box up to the other's middle, along the axis on which their middles are further apart."""
+    middles = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in (a, b)]
+    axis = max((0, 1), key=lambda k: abs(middles[0][k] - middles[1][k]))
+    rows = [list(a), list(b)]
+    first, last = sorted((0, 1), key=lambda k: middles[k][axis])
+    rows[first][axis + 2] = min(rows[first][axis + 2], middles[last][axis])
+    rows[last][axis] = max(rows[last][axis], middles[first][axis])
+    return _four(rows[0]), _four(rows[1])
 
 
 def _inside(row: Four) -> Box:

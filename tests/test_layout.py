@@ -40,9 +40,22 @@ def test_who_is_on_which_side_counts_not_where_both_are() -> None:
     """Two close together, left of the middle and then right of it: mirroring would turn them round."""
     here = [(0.1, 0.2, 0.5, 0.9), (0.2, 0.2, 0.6, 0.9)]
     there = [(x0 + 0.3, y0, x1 + 0.3, y1) for x0, y0, x1, y1 in here]
-    left, right = LayoutPrior.from_boxes([here, there], ["left", "right"]).boxes()
-    assert left == pytest.approx((0.25, 0.2, 0.65, 0.9))
-    assert right == pytest.approx((0.35, 0.2, 0.75, 0.9))
+    left, right = LayoutPrior.from_boxes([here, there], ["left", "right"]).mean
+    assert left == pytest.approx((0.45, 0.55, 0.4, 0.7))
+    assert right == pytest.approx((0.55, 0.55, 0.4, 0.7))
+
+
+def test_boxes_that_are_nearly_the_same_are_told_apart() -> None:
+    def boxes(*rows: tuple[float, float, float, float]) -> list[tuple[float, ...]]:
+        return [tuple(round(v, 4) for v in box) for box in LayoutPrior.from_boxes([rows], ["a", "b"]).boxes()]
+
+    left, right = (0.1, 0.2, 0.5, 0.9), (0.2, 0.2, 0.6, 0.9)
+    assert boxes(left, right) == [(0.1, 0.2, 0.4, 0.9), (0.3, 0.2, 0.6, 0.9)]
+    assert boxes(right, left) == [(0.3, 0.2, 0.6, 0.9), (0.1, 0.2, 0.4, 0.9)]
+    upper, lower = (0.2, 0.1, 0.9, 0.5), (0.2, 0.2, 0.9, 0.6)
+    assert boxes(upper, lower) == [(0.2, 0.1, 0.9, 0.4), (0.2, 0.3, 0.9, 0.6)]
+    rider, mount = (0.3, 0.1, 0.7, 0.7), (0.1, 0.4, 0.9, 0.9)
+    assert boxes(rider, mount) == [rider, mount]
 
 
 def test_one_triplet_gives_back_its_boxes_and_no_spread() -> None:
