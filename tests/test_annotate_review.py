@@ -23,7 +23,21 @@ from rbctl.triplets.check import check
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt install chromium)")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skips where there is no Chromium, or none that starts."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed (Debian: apt install chromium)")
+    blank = tmp_path_factory.mktemp("chromium") / "blank.html"
+    blank.write_text("<p>started</p>")
+    try:
+        started = chromium(blank, blank.parent / "profile", "--dump-dom")
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"chromium does not start here: {error}")
+    if "started" not in started:
+        pytest.skip("chromium shows no page here")
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +219,7 @@ def chromium(page: Path, profile: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-@needs_chromium
+@pytest.mark.usefixtures("browser")
 def test_dragging_hiding_and_dropping_in_a_browser(native: Path, tmp_path: Path) -> None:
     assert annotate(native, "--review").exit_code == 0
     played = native / "played.html"
@@ -225,7 +239,7 @@ def test_dragging_hiding_and_dropping_in_a_browser(native: Path, tmp_path: Path)
     assert lines(native / "metadata.jsonl")[0]["objects"][0]["target_keypoints"][int(number)] == point
 
 
-@needs_chromium
+@pytest.mark.usefixtures("browser")
 def test_the_page_is_drawn(native: Path, tmp_path: Path) -> None:
     """Masks and skeletons have the objects' colours, and lie over the pictures."""
     assert annotate(native, "--review").exit_code == 0

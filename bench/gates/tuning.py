@@ -95,8 +95,8 @@ class Tuner:
         arguments = ["--relation", spoken_to, "--bundle", self.bundle, "--seed", str(seed), "--device", self.device]
         arguments += ["--triplets", str(self.triplets), *self.flags, *VARIANTS[variant][0], *data]
         recipe = resolved("finetune", *arguments)
-        # Only what differs from the defaults: a new option of finetune makes no LoRA old.
-        told = {name: value for name, value in recipe.items() if value != _DEFAULTS.get(name)}
+        # Only what differs from the defaults: a new option of finetune makes no LoRA old. The bundle names the folder.
+        told = {n: value for n, value in recipe.items() if value != _DEFAULTS.get(n) and n not in ("bundle", "data")}
         rules = hashlib.sha256(json.dumps([told, repr(relation)], sort_keys=True, default=str).encode()).hexdigest()
         output = self.folder / "loras" / "-".join(filter(None, (relation.name, variant, f"s{seed}", rules[:8], again)))
         record = output / "timed.json"
