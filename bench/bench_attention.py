@@ -43,6 +43,18 @@ def boxes_of(objects: int) -> torch.Tensor:
     return boxes
 
 
+def inputs(case: str, objects: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """q, k_text, v_text, k_image, v_image as layers hand them over (heads are a view of (B, tokens, H * d)), boxes."""
+    side, heads = CASES[case]
+    image = DUMMY_TOKENS + PER_OBJECT * objects
+    generator = torch.Generator().manual_seed(0)
+    drawn = (
+        torch.randn(BATCH, length, heads, WIDTH, generator=generator).transpose(1, 2).to(dtype)
+        for length in (side * side, TEXT, TEXT, image, image)
+    )
+    return *drawn, boxes_of(objects)
+
+
 def named(what: str, case: str, objects: int, dtype: torch.dtype, threads: int) -> str:
     return f"{what}, {case}, {objects} objects, {str(dtype)[6:]}, {threads} threads"
 
@@ -55,15 +67,8 @@ def named(what: str, case: str, objects: int, dtype: torch.dtype, threads: int) 
 def test_attention(
     compare: Callable[..., Any], backend: str, dtype: torch.dtype, case: str, objects: int, threads: int
 ) -> None:
-    side, heads = CASES[case]
-    image = DUMMY_TOKENS + PER_OBJECT * objects
-    generator = torch.Generator().manual_seed(0)
-    # As layers hand them over: heads are a view of (B, tokens, H * d).
-    q, k_text, v_text, k_image, v_image = (
-        torch.randn(BATCH, length, heads, WIDTH, generator=generator).transpose(1, 2).to(dtype)
-        for length in (side * side, TEXT, TEXT, image, image)
-    )
-    boxes = boxes_of(objects)
+    side, _ = CASES[case]
+    q, k_text, v_text, k_image, v_image, boxes = inputs(case, objects, dtype)
     mask = box_mask(boxes, (side, side), PER_OBJECT, 0)
     k_seen, v_seen = k_image[:, :, DUMMY_TOKENS:], v_image[:, :, DUMMY_TOKENS:] * 0.6
 
@@ -75,6 +80,23 @@ def test_attention(
 
     torch.testing.assert_close(ours(), baseline(), rtol=0, atol=TOLERANCE[dtype])
     compare(named(f"attention, {backend}", case, objects, dtype, threads), ours, baseline, memory=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("objects", OBJECTS)
+@pytest.mark.parametrize("case", CASES)
+def test_floor(compare: Callable[..., Any], case: str, objects: int, threads: int) -> None:
+    """The text branch by PyTorch's own attention: what would be left if the image branch cost nothing."""
+    q, k_text, v_text, k_image, v_image, boxes = inputs(case, objects, torch.float32)
+    side, _ = CASES[case]
+
+    def ours() -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k_text, v_text)
+
+    def baseline() -> torch.Tensor:
+        return official(q, k_text, v_text, k_image, v_image, boxes, (side, side))
+
+    compare(named("floor, text alone", case, objects, torch.float32, threads), ours, baseline)
 
 
 @torch.no_grad()
