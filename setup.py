@@ -26,6 +26,7 @@ setup(
         "rbctl.plugins.eval": ["*.jinja"],
         "rbctl.recipes": [
             "*.yaml",
+            "ablations/*.yaml",
             "benchmarks/*.yaml",
             "distill/*.yaml",
             "generate/*.txt",

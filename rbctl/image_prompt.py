@@ -14,6 +14,7 @@ from rbctl.local_encoder import local_tokens
 from rbctl.resampler import Resampler
 
 LocalTokens = Literal["own", "first_image", "none"]
+Injection = Literal["concat", "replace", "add"]
 
 IMAGE_PROMPT_SIZE = 512  # every image prompt is first resized to this square, as the official code does
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -57,7 +58,12 @@ class ImagePromptEncoder(nn.Module):
         self.local_splits = local_splits
 
     def object_tokens(
-        self, pixels: torch.Tensor, local_pixels: torch.Tensor | None, mode: LocalTokens = "own"
+        self,
+        pixels: torch.Tensor,
+        local_pixels: torch.Tensor | None,
+        mode: LocalTokens = "own",
+        splits: int | None = None,
+        injection: Injection = "concat",
     ) -> torch.Tensor:
         """CLIP's second-to-last hidden states, then the local tokens.
 
@@ -65,17 +71,28 @@ class ImagePromptEncoder(nn.Module):
             pixels: (R, 3, H, W) at the image encoder's size.
             local_pixels: (R, 3, H', W') at the local encoder's size; not read where ``mode`` is "none".
             mode: "own" local tokens of each picture; "first_image" as the official code has it; "none".
+            splits: pool them over a grid of so many by so many; None for the bundle's own, 4, so that there are 16.
+            injection: "concat" puts them behind CLIP's tokens (the paper's way); "replace" in the place of all but the
+                class token; "add" adds each to CLIP's patches in its cell.
 
         Returns:
-            (R, 1 + patches [+ 16], C).
+            (R, 1 + patches [+ splits**2], C); (R, 1 + splits**2, C) for "replace".
         """
         tokens = self.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
         if mode == "none":
             return tokens
         if self.local_encoder is None or local_pixels is None:
             raise ValueError("local tokens need a local encoder and local_pixels; mode='none' leaves them out")
-        local = local_tokens(self.local_encoder, local_pixels, self.local_splits, mode == "first_image")
-        return torch.cat((tokens, local.to(tokens.dtype)), dim=1)
+        splits = splits or self.local_splits
+        local = local_tokens(self.local_encoder, local_pixels, splits, mode == "first_image").to(tokens.dtype)
+        if injection == "concat":
+            return torch.cat((tokens, local), dim=1)
+        if injection == "replace":
+            return torch.cat((tokens[:, :1], local), dim=1)
+        side = round((tokens.shape[1] - 1) ** 0.5)
+        cell = torch.arange(side, device=local.device) * splits // side
+        rows = local.unflatten(1, (splits, splits)).transpose(1, 2)  # they come column by column
+        return torch.cat((tokens[:, :1], tokens[:, 1:] + rows[:, cell][:, :, cell].flatten(1, 2)), dim=1)
 
     def adapter_tokens(
         self,

@@ -1,12 +1,27 @@
 """Stage ``eval``: pictures of individuals in a relation -> scores with intervals, and a report."""
 
+from typing import Any
+
 import click
 
 from rbctl.options import config_options
 from rbctl.plugins.eval.config import EvalConfig
 
 
-@click.command("eval")
+class _Eval(click.Command):
+    """The command, and behind the word ``ablate`` another; a folder of that name is ``./ablate``."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args[:1] == ["ablate"]:
+            from rbctl.plugins.eval.ablate import command as ablate
+
+            return ablate.make_context(f"{info_name} ablate", args[1:], parent=parent, **extra)
+        return super().make_context(info_name, args, parent=parent, **extra)
+
+
+@click.command("eval", cls=_Eval)
 @config_options(EvalConfig)
 def command(config: EvalConfig) -> None:
     """Score pictures in folders RUNS, or sample a benchmark and score that.
@@ -23,6 +38,7 @@ def command(config: EvalConfig) -> None:
 
     \b
     Profiles: cc101, dreambench, dreambench++, relationbench, crops; docs/eval.md defines them.
+    'rbctl eval ablate RECIPE' trains, samples and scores variants of the method: 'rbctl eval ablate --help'.
     """
     from rbctl.plugins.eval.run import run
 

@@ -1,0 +1,60 @@
+"""``rbctl eval ablate``: a recipe of variants -> LoRAs, pictures and scores of each, and tables that compare them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+
+@click.command("ablate")
+@click.argument("recipe")
+@click.option("--output", type=click.Path(path_type=Path), help="Where all of it goes. [default: runs/ablate/NAME]")
+@click.option("--relations", multiple=True, help="Instead of the recipe's relations; repeatable.")
+@click.option("--seeds", multiple=True, type=click.IntRange(0), help="Instead of the recipe's seeds; repeatable.")
+@click.option("--cases", type=click.IntRange(1), help="Cases a relation, instead of the recipe's.")
+@click.option("--bundle", help="Base model, instead of the recipe's.")
+@click.option(
+    "--dino",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="DINO that scores: a folder. [default: the bundle's own]",
+)
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes at once.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to run."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done and what is there already, and stop.")
+def command(
+    recipe: str,
+    output: Path | None,
+    relations: tuple[str, ...],
+    seeds: tuple[int, ...],
+    cases: int | None,
+    bundle: str | None,
+    dino: Path | None,
+    jobs: int,
+    device: Literal["auto", "cpu", "cuda"],
+    as_json: bool,
+    dry_run: bool,
+) -> None:
+    """Train, sample and score the variants of RECIPE, a YAML file or the name of a shipped one.
+
+    Every variant is tuned on every relation with every seed and sampled on the same cases, in the same boxes, with the
+    same noise. Out, in runs/ablate/NAME: tables.md and tables.json, with intervals and paired differences to the full
+    method. The same command again makes only what is missing. docs/ablations.md tells the recipe's fields.
+
+    \b
+      rbctl eval ablate paper --dry-run
+      rbctl eval ablate recipes/ablations/paper.yaml --jobs 2
+      rbctl eval ablate mine.yaml --relations ride --seeds 0 --seeds 1 --cases 8
+    """
+    from rbctl.plugins.eval.ablate.recipe import read
+
+    given = {"relations": list(relations), "seeds": list(seeds), "cases": cases, "bundle": bundle}
+    ablation = read(recipe, {key: value for key, value in given.items() if value})
+    from rbctl.plugins.eval.ablate import run  # heavy: a wrong recipe is told before it is loaded
+
+    work = run.Work(ablation, output or run.ABLATIONS / ablation.path.stem, jobs, device, dino)
+    click.echo(work.plan() if dry_run else work.run(as_json))

@@ -1,0 +1,188 @@
+"""Scores of variants -> the tables: a row a variant, a column a metric, 95 % intervals, and differences to the full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rbctl.plugins.eval import report
+from rbctl.plugins.eval.ablate.recipe import Ablation, Variant
+from rbctl.plugins.eval.intervals import interval, paired
+from rbctl.plugins.eval.scores import Column
+
+COLOUR = "oracle colour"
+_SIGNIFICANT = 0.05
+_LEGEND = (
+    "Means over cases (a case's pictures of all seeds are averaged first) with 95 % bootstrap intervals over cases. "
+    f"* differs from the full method on the same cases, paired sign-flip test, p < {_SIGNIFICANT}, not corrected."
+)
+
+Scored = Mapping[str, Any]  # a cell's scores.json
+
+
+def columns(found: Sequence[Column]) -> dict[str, Any]:
+    """What is said of every column; the oracle's main colours stand behind its other answers."""
+    facts = {column.id: column.facts() for column in found}
+    own = {name: told for name, told in facts.items() if told["profile"] == "oracle"}
+    if own:
+        said = "share of the individuals whose main colour is right, by the embedded world's oracle"
+        own[COLOUR] = {**next(iter(own.values())), "name": "colour", "definition": said}
+    return {**own, **facts}
+
+
+def content(ablation: Ablation, scored: Mapping[str, Sequence[Scored]]) -> dict[str, Any]:
+    """Everything that the tables say, as plain data.
+
+    Args:
+        scored: by key of the variant, the scores of its cells.
+    """
+    rows = {key: [row for cell in cells for row in cell["rows"]] for key, cells in scored.items()}
+    first = next(iter(scored.values()))[0]
+    shown = {c: facts for c, facts in first["columns"].items() if any(_values(some, c) for some in rows.values())}
+    full = rows[ablation.full.key]
+    names = _names(ablation.variants)
+    return {
+        "recipe": ablation.path.name,
+        "bench": ablation.bench,
+        "bundle": ablation.bundle,
+        "relations": list(ablation.relations),
+        "seeds": list(ablation.seeds),
+        "cases": ablation.cases,
+        "full": names[ablation.full.key],
+        "columns": shown,
+        "left_out": first["lacking"],
+        "variants": {
+            names[key]: {
+                "changes": variant.changes,
+                "finetune": variant.finetune,
+                "sample": variant.sample,
+                "cells": {c: _cell(rows[key], c) for c in shown},
+                "minus_full": {c: _difference(rows[key], full, c) for c in shown},
+            }
+            for key, variant in ablation.variants.items()
+        },
+        "tables": [
+            {"name": t.name, "title": t.title, "note": t.note, "rows": {k: names[v] for k, v in t.rows.items()}}
+            for t in ablation.tables
+        ],
+    }
+
+
+def _names(variants: Mapping[str, Variant]) -> dict[str, str]:
+    """A name for each key; two variants of one label (in two tables) are told apart by their keys."""
+    labels = [variant.name for variant in variants.values()]
+    return {key: v.name if labels.count(v.name) == 1 else f"{v.name} ({key})" for key, v in variants.items()}
+
+
+def _values(rows: Iterable[Mapping[str, Any]], column: str) -> dict[str, float]:
+    """Mean over the seeds, by case."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if (value := row["scores"].get(column)) is not None:
+            found.setdefault(row["case"], []).append(value)
+    return {case: float(np.mean(values)) for case, values in sorted(found.items())}
+
+
+def _cell(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
+    parts = {
+        f"by_{key}": {
+            str(part): _rounded(float(np.mean(list(values.values()))))
+            for part in dict.fromkeys(row[key] for row in rows)
+            if (values := _values([row for row in rows if row[key] == part], column))
+        }
+        for key in ("relation", "seed")
+    }
+    return {**_plain(interval(list(_values(rows, column).values()))), **parts}
+
+
+def _difference(rows: Sequence[Mapping[str, Any]], full: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
+    one, other = _values(rows, column), _values(full, column)
+    both = [case for case in one if case in other]
+    return _plain(paired([one[case] for case in both], [other[case] for case in both]))
+
+
+def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _rounded(value) for key, value in found.items()}
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 5) if isinstance(value, float) else value
+
+
+# --- words ---------------------------------------------------------------------------------------------------------
+
+
+def _rows(found: Mapping[str, Any], table: Mapping[str, Any]) -> list[list[str]]:
+    """Header and rows of one table."""
+    rows = [["variant", "cases", *(facts["name"] for facts in found["columns"].values())]]
+    for label, name in table["rows"].items():
+        variant = found["variants"][name]
+        cells = []
+        for column in found["columns"]:
+            p = variant["minus_full"][column]["p"]
+            mark = "*" if name != found["full"] and p is not None and p < _SIGNIFICANT else ""
+            cells.append(report.cell(variant["cells"][column]) + mark)
+        most = max(cell["cases"] for cell in variant["cells"].values())
+        rows.append([label, str(most), *cells])
+    return rows
+
+
+def _differences(found: Mapping[str, Any], table: Mapping[str, Any]) -> list[list[str]]:
+    """Header and rows: what every variant has more than the full method, on the same cases."""
+    rows = [["minus the full method", *(facts["name"] for facts in found["columns"].values())]]
+    for label, name in table["rows"].items():
+        if name != found["full"]:
+            told = found["variants"][name]["minus_full"]
+            cells = [{**told[column], "mean": told[column]["difference"]} for column in found["columns"]]
+            rows.append([label, *map(report.cell, cells)])
+    return rows
+
+
+def _spread(found: Mapping[str, Any]) -> list[list[str]]:
+    """Header and rows: the first column's mean in every relation and with every seed."""
+    first = next(iter(found["columns"]))
+    parts = ("by_relation", "by_seed")
+    told = {name: [variant["cells"][first][part] for part in parts] for name, variant in found["variants"].items()}
+    heads = [[*by] for by in next(iter(told.values()))]
+    rows = [["variant", *heads[0], *(f"seed {seed}" for seed in heads[1])]]
+    return rows + [[name, *(report.number(v) for by in some for v in by.values())] for name, some in told.items()]
+
+
+def _what(found: Mapping[str, Any]) -> str:
+    return (
+        f"Bundle {found['bundle']}, {found['bench']}, {found['cases']} cases of each relation "
+        f"({', '.join(found['relations'])}), LoRAs of seeds {', '.join(map(str, found['seeds']))}."
+    )
+
+
+def _title(table: Mapping[str, Any]) -> str:
+    return f"{table['name']}: {table['title']}" if table["title"] else str(table["name"])
+
+
+def terminal(found: Mapping[str, Any]) -> str:
+    """The tables as plain text."""
+    parts = []
+    for table in found["tables"]:
+        parts += [_title(table), report._aligned(_rows(found, table)), table["note"]]
+    return "\n\n".join(part for part in [*parts, _what(found), _LEGEND] if part)
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The tables, the differences, and what every column is."""
+    parts = [f"# Ablations: {found['recipe']}", _what(found), _LEGEND]
+    for table in found["tables"]:
+        parts += [f"## {_title(table)}", report._markdown_table(_rows(found, table)), table["note"]]
+        if len(differences := _differences(found, table)) > 1:
+            parts.append(report._markdown_table(differences))
+    first = next(iter(found["columns"].values()))["name"]
+    parts += [f"## Column {first!r} by relation and seed", report._markdown_table(_spread(found))]
+    told = [["column", "profile", "definition", "model"]]
+    told += [[f["name"], f["profile"], f["definition"], f["hash"][:16]] for f in found["columns"].values()]
+    parts += [
+        "## Columns",
+        report._markdown_table(told),
+        "\n".join(f"- left out: {line}" for line in found["left_out"]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,0 +1,298 @@
+"""``rbctl eval ablate``: variants trained, sampled and scored by the stages themselves, and the tables of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner, Result
+from torch import nn
+
+from rbctl.cli import main
+from rbctl.errors import InputError
+from rbctl.files import read_json
+from rbctl.image_prompt import ImagePromptEncoder
+from rbctl.plugins.eval.ablate import run, tables
+from rbctl.plugins.eval.ablate.recipe import Ablation, Table, read
+from rbctl.plugins.eval.ablate.stages import Step, run_steps
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TINY: dict[str, Any] = {
+    "relations": ["ride"],
+    "seeds": [0],
+    "cases": 1,
+    "finetune": {"steps": 2, "batch_size": 1, "augmentation_draws": 1, "triplets": 2, "prior": "none"},
+    "sample": {"steps": 2},
+    "tables": [
+        {"name": "A", "title": "parts", "rows": {"full": {}, "without KML": {"finetune": {"kml_weight": 0}}}},
+        {
+            "name": "B",
+            "note": "Some words.",
+            "rows": {"0": {"finetune": {"kml_weight": 0.0}}, "1e-3": {"finetune": {"kml_weight": "1e-3"}}},
+        },
+    ],
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **changes}, sort_keys=False))
+    return path
+
+
+def ablate(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["eval", "ablate", *map(str, arguments)], catch_exceptions=False)
+
+
+def wait_for(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    begun = time.monotonic()
+    while not there():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() - begun < 300
+        time.sleep(0.05)
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """An ablation that was interrupted while its second variant was sampled, then taken up again."""
+
+    recipe: Path
+    output: Path
+    stopped: subprocess.CompletedProcess[str]
+    plan: str
+    result: Result
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return dict(read_json(self.output / "tables.json"))
+
+    def files(self, pattern: str) -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in self.output.glob(pattern)}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    folder = tmp_path_factory.mktemp("ablate")
+    recipe, output = write(folder), folder / "out"
+    command = [sys.executable, "-m", "rbctl", "eval", "ablate", str(recipe), "--output", str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: len(list(output.glob("pictures/*/log.txt"))) == 2, process)
+        process.send_signal(signal.SIGINT)
+        said, told = process.communicate(timeout=300)
+    stopped = subprocess.CompletedProcess(command, process.returncode, said, told)
+    plan = ablate(recipe, "--output", output, "--dry-run").stdout
+    return Done(recipe, output, stopped, plan, ablate(recipe, "--output", output))
+
+
+def test_an_interruption_keeps_what_is_finished(done: Done) -> None:
+    assert done.stopped.returncode == 130
+    assert "the same command again goes on" in done.stopped.stderr
+    assert "Traceback" not in done.stopped.stderr
+    # Two variants, though each stands in both tables: 0 is 0.0, and 1e-3 the default.
+    assert "2 tables, 2 variants on ride with seeds 0; 1 cases" in done.plan
+    assert "to do: 0 of 2 finetunings, 1 of 2 pictures, 2 of 2 scorings" in done.plan
+    assert len(done.files("loras/*/lora.safetensors")) == 2
+
+
+def test_the_tables(done: Done) -> None:
+    assert done.result.exit_code == 0, done.result.output
+    content = done.content
+    assert list(content["variants"]) == ["full", "without KML"]
+    first, second = content["tables"]
+    assert first["rows"] == {"full": "full", "without KML": "without KML"}
+    assert second["rows"] == {"0": "without KML", "1e-3": "full"}
+    names = [facts["name"] for facts in content["columns"].values()]
+    assert {"relation", "direction", "contact", "identity", "colour", "CLIP-T", "CLIP-R", "CLIP-I"} <= {*names}
+    markdown = (done.output / "tables.md").read_text()
+    for name, variant in content["variants"].items():
+        for column, cell in variant["cells"].items():
+            assert cell["cases"] == 1
+            assert cell["by_seed"] == {"0": cell["mean"]}
+            difference = cell["mean"] - content["variants"]["full"]["cells"][column]["mean"]
+            assert variant["minus_full"][column]["difference"] == pytest.approx(difference, abs=2e-5)
+        row = [line for line in markdown.splitlines() if line.startswith(f"| {name} | 1 | ")]
+        assert len(row) == 1
+        assert row[0].count("[") == len(names)
+    assert content["variants"]["full"]["cells"] != content["variants"]["without KML"]["cells"]
+    for words in ("A: parts", "Some words.", "tables.md"):
+        assert words in done.result.stdout
+
+
+def test_boxes_and_noise_are_the_same_for_all(done: Done) -> None:
+    prompts = [yaml.safe_load(path.read_text())["prompts"] for path in done.output.glob("pictures/*.yaml")]
+    one, other = ([{k: v for k, v in entry.items() if k != "lora"} for entry in some] for some in prompts)
+    assert one == other
+    assert all(thing["box"] for thing in one[0]["objects"])
+    assert prompts[0][0]["lora"] != prompts[1][0]["lora"]
+
+
+def test_the_same_again_makes_what_is_missing_alone(done: Done) -> None:
+    before, made = done.content, done.files("*/*/*.safetensors")
+    scored, other = sorted(done.output.glob("pictures/*/scores.json"))
+    kept = done.files(f"{other.parent.relative_to(done.output)}/*")
+    scored.unlink()
+    (done.output / "tables.json").unlink()
+    result = ablate(done.recipe, "--output", done.output, "--jobs", 2, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == done.content == before
+    assert done.files("*/*/*.safetensors") == made
+    assert done.files(f"{other.parent.relative_to(done.output)}/*") == kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"relations": ["rde"]}, "did you mean 'ride'"),
+        ({"seeds": 3}, "seeds: a list of whole numbers"),
+        ({"bench": "relationbench-mini", "table": []}, "no key 'table'; did you mean 'tables'?"),
+        ({"tables": [{"name": "A", "rows": {"x": {"finetne": {}}}}]}, "A: x: no key 'finetne'"),
+        (
+            {"tables": [{"name": "A", "rows": {"x": {"finetune": {"kml_wieght": 0}}}}]},
+            "tiny.yaml: A: x: finetune: no option 'kml_wieght'; did you mean 'kml_weight'?",
+        ),
+        ({"tables": [{"name": "A", "rows": {"x": {"sample": {"steps": 0}}}}]}, "A: x: sample: steps: 0 is not in"),
+        ({"tables": [{"name": "A", "rows": {"x": {"finetune": {"seed": 0}}}}]}, "the ablation sets it"),
+        ({"tables": [{"name": "A", "rows": {"x": {"data": "none"}}}]}, "data: 'none'; one of relation, unrelated"),
+        ({"sample": {"guidance": 1}}, "the full method: sample: no option 'guidance'"),
+    ],
+)
+def test_a_bad_recipe_is_one_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    result = ablate(write(tmp_path, **changes), "--output", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert said in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_there_is_told_before_anything_runs(tmp_path: Path) -> None:
+    assert "no such recipe; did you mean 'paper'?" in ablate("papr").stderr
+    arguments = ("--output", tmp_path / "out", "--dry-run")
+    result = ablate(write(tmp_path, bench="relationbench-mnii"), *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "did you mean 'relationbench-mini'" in result.stderr
+    assert "does not exist" in ablate(write(tmp_path), *arguments, "--dino", tmp_path / "nowhere").stderr
+
+
+def test_the_shipped_recipe_and_what_flags_change(tmp_path: Path) -> None:
+    ablation = read("paper", {"relations": ["hug"], "seeds": [4, 5]})
+    assert ablation.relations == ("hug",)
+    assert [table.name for table in ablation.tables] == ["Table 4", "Table 6", "Table 7"]
+    weights = [ablation.variants[key].finetune["kml_weight"] for key in ablation.tables[1].rows.values()]
+    assert weights == [1e-2, 1e-3, 1e-4]
+    assert {table.rows.get(label) for table, label in zip(ablation.tables, ("full", "lambda 1e-3"), strict=False)} == {
+        ablation.full.key
+    }
+    work = run.Work(ablation, tmp_path)
+    assert len({cell.tuned for cell in work.cells}) == 2 * len(ablation.variants)
+
+
+def test_a_variant_that_differs_in_sampling_alone_is_not_trained_again(tmp_path: Path) -> None:
+    rows = {"slow": {"sample": {"steps": 3}}, "inverted": {"finetune": {"learning_rate": 1e-5}}}
+    ablation = read(str(write(tmp_path, tables=[{"name": "A", "rows": rows}])), {})
+    full, slow, inverted = run.Work(ablation, tmp_path).cells
+    assert slow.tuned == full.tuned != inverted.tuned
+    assert len({full.shown, slow.shown, inverted.shown}) == 3
+
+
+def test_unrelated_triplets_say_one_relation_and_show_another(tmp_path: Path) -> None:
+    from rbctl.triplets import load
+
+    rows = {"x": {"data": "unrelated"}}
+    ablation = read(str(write(tmp_path, tables=[{"name": "A", "rows": rows}])), {})
+    work = run.Work(ablation, tmp_path)
+    said = load(work._unrelated(work.cells[1]))
+    shown = load(next(tmp_path.glob("unrelated/*-shown")))
+    assert len(said) == TINY["finetune"]["triplets"]
+    for ours, theirs in zip(said, shown, strict=True):
+        assert "rid" in ours.prompt
+        assert "rid" not in theirs.prompt
+        assert [thing.role for thing in ours.objects] == ["rider", "mount"]
+
+
+def test_a_failed_command_is_told_with_its_log_and_stops_no_other(tmp_path: Path) -> None:
+    ended: list[str] = []
+    steps = [
+        Step(("finetune", "--relatoin", "ride"), tmp_path / "a" / "log.txt", ended.append),
+        Step(("finetune", "--relation", "ride", "--dry-run"), tmp_path / "b" / "log.txt", ended.append),
+    ]
+    with pytest.raises(InputError, match=r"1 of 2 failed.*rbctl finetune: .*--relatoin.* \(log: .*a/log.txt\)"):
+        run_steps(steps, 2, "finetune")
+    assert len(ended) == 1
+    assert ended[0].startswith("finetune:")
+
+
+def test_means_and_differences() -> None:
+    """Seeds are averaged within a case; a difference is that of the same cases."""
+
+    def cell(seed: int, values: dict[str, float | None]) -> dict[str, Any]:
+        rows = [{"case": c, "relation": "ride", "seed": seed, "scores": {"m": v}} for c, v in values.items()]
+        facts = {"name": "m", "profile": "p", "definition": "d", "hash": "h"}
+        return {"columns": {"m": facts}, "lacking": [], "rows": rows}
+
+    full = run.Variant("full", {}, {}, {}, "relation")
+    other = run.Variant("other", {"data": "x"}, {"a": 1}, {}, "relation")
+    table = Table("T", "", "", {"full": full.key, "without": other.key})
+    ablation = Ablation(Path("r.yaml"), "b", "mini", ("ride",), (0, 1), 3, {v.key: v for v in (full, other)}, (table,))
+    scored = {
+        full.key: [cell(0, {"a": 1.0, "b": 0.0, "c": 1.0}), cell(1, {"a": 1.0, "b": 1.0, "c": None})],
+        other.key: [cell(0, {"a": 0.0, "b": 0.0, "c": None}), cell(1, {"a": 0.0, "b": 0.0, "c": None})],
+    }
+    found = tables.content(ablation, scored)
+    cells = found["variants"]["full"]["cells"]["m"]
+    assert cells["mean"] == pytest.approx((1 + 0.5 + 1) / 3, abs=1e-5)
+    assert cells["by_seed"] == {"0": pytest.approx(2 / 3, abs=1e-5), "1": 1.0}
+    difference = found["variants"]["other"]["minus_full"]["m"]
+    assert (difference["difference"], difference["cases"], difference["p"]) == (-0.75, 2, 0.5)
+
+
+def test_a_folder_named_ablate_is_still_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ablate").mkdir()
+    result = CliRunner().invoke(main, ["eval", "./ablate"])
+    assert result.exit_code == 2
+    assert "ablate: no metadata.jsonl" in result.stderr
+    assert "RECIPE" in ablate("--help").stdout
+    assert (
+        "Usage: rbctl eval [OPTIONS] [RUNS]" in CliRunner().invoke(main, ["eval", "--help"], prog_name="rbctl").stdout
+    )
+
+
+class _Clip(nn.Module):
+    """The one thing that is read of an image encoder: (R, 1 + 4 * 4, C) of which all are zero."""
+
+    def forward(self, pixels: torch.Tensor, output_hidden_states: bool) -> Any:
+        return type("Output", (), {"hidden_states": [torch.zeros(len(pixels), 17, 3), None]})
+
+
+@pytest.mark.parametrize("splits", [2, 4, 8])
+def test_local_tokens_of_other_grids_and_other_ways_in(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def numbered(visual: Any, pixels: torch.Tensor, splits: int, first_image: bool) -> torch.Tensor:
+        return torch.arange(1.0, splits**2 + 1).reshape(1, -1, 1).expand(len(pixels), -1, 3)
+
+    monkeypatch.setattr("rbctl.image_prompt.local_tokens", numbered)
+    encoder = ImagePromptEncoder(_Clip(), nn.Identity(), nn.Identity(), torch.zeros(4, 3))  # type: ignore[arg-type]
+    pixels = torch.zeros(2, 3, 8, 8)
+    ways = {way: encoder.object_tokens(pixels, pixels, "own", splits, way) for way in ("concat", "replace", "add")}
+    local = torch.arange(1.0, splits**2 + 1)
+    assert ways["concat"].shape == (2, 17 + splits**2, 3)
+    assert torch.equal(ways["concat"][1, 17:, 0], local)
+    assert ways["replace"].shape == (2, 1 + splits**2, 3)
+    # A patch takes the token of its cell: those come column by column, patches row by row.
+    patches = ways["add"][0, 1:, 0].unflatten(0, (4, 4))
+    grid = local.unflatten(0, (splits, splits)).T
+    for row in range(4):
+        for column in range(4):
+            assert patches[row, column] == grid[row * splits // 4, column * splits // 4]
+    assert ways["add"].shape == (2, 17, 3)
+    assert float(ways["add"][:, 0].abs().max()) == 0
