@@ -1,8 +1,8 @@
-"""The relation LoRA: a few low-rank matrices on attn2, and its file."""
+"""LoRAs, a few low-rank matrices on attention layers (the relation LoRA: on attn2 alone), and their file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from rbctl.errors import InputError, reason
 from rbctl.files import read_safetensors, write_safetensors
 
 TARGETS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+ATTENTION = tuple(target.replace("attn2", layer) for layer in ("attn1", "attn2") for target in TARGETS)
 ADAPTER = "relation"
 
 LoraFormat = Literal["diffusers", "kohya"]
@@ -38,19 +39,24 @@ class LoraFile:
     rank: int
 
 
-def add(unet: Any, rank: int, alpha: float, seed: int, name: str = ADAPTER) -> None:
-    """Add a trainable relation LoRA in float32 to a UNet: A gaussian with standard deviation 1 / rank, B zero."""
+def split(given: str) -> list[str]:
+    """The paths of "A,B"; a comma belongs to the path where that is a file."""
+    return [given] if Path(given).is_file() else [part.strip() for part in given.split(",") if part.strip()]
+
+
+def add(unet: Any, rank: int, alpha: float, seed: int, name: str = ADAPTER, targets: Sequence[str] = TARGETS) -> None:
+    """Add a trainable LoRA in float32 to a UNet: A gaussian with standard deviation 1 / rank, B zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet.add_adapter(_config(rank, alpha), adapter_name=name)
+        unet.add_adapter(_config(rank, alpha, targets), adapter_name=name)
     for parameter in named_parameters(unet, name).values():
         parameter.data = parameter.data.float()
 
 
-def _config(rank: int, alpha: float) -> Any:
+def _config(rank: int, alpha: float, targets: Sequence[str]) -> Any:
     from peft import LoraConfig
 
-    return LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(TARGETS))
+    return LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
 
 
 def state(unet: Any, name: str = ADAPTER) -> dict[str, torch.Tensor]:
@@ -123,7 +129,7 @@ def read(path: Path) -> LoraFile:
     """Read a LoRA in diffusers', peft's or kohya's naming (sd-scripts' own block names for SDXL too).
 
     Raises:
-        InputError: not a LoRA for a UNet's attn2 layers, or a tensor is not finite.
+        InputError: not a LoRA for a UNet's attention, or a tensor is not finite.
     """
     from diffusers.utils import convert_unet_state_dict_to_peft
 
@@ -152,16 +158,17 @@ def read(path: Path) -> LoraFile:
 
 
 def attach(unet: Any, file: LoraFile, name: str) -> None:
-    """Load a LoRA into a UNet under ``name``; :func:`use` switches it on.
+    """Load a LoRA on attn2, or on attn1 and attn2, into a UNet under ``name``; :func:`use` switches it on.
 
     Raises:
         InputError: its layers or shapes are not this UNet's.
     """
     from peft.utils import set_peft_model_state_dict
 
+    targets = ATTENTION if any(".attn1." in key for key in file.tensors) else TARGETS
     for key, value in file.tensors.items():
         module, side = key.removesuffix(".weight").rsplit(".", 1)
-        if not module.endswith(TARGETS):
+        if not module.endswith(targets):
             raise InputError(f"{file.path}: trains {module!r}; a relation LoRA is on {', '.join(TARGETS)} alone")
         try:
             weight = unet.get_submodule(module)
@@ -172,7 +179,7 @@ def attach(unet: Any, file: LoraFile, name: str) -> None:
         if size != (weight.shape[1] if side == "lora_A" else weight.shape[0]):
             shapes = f"{tuple(value.shape)} on a layer of {tuple(weight.shape)}"
             raise InputError(f"{file.path}: made for another base; {key!r} is {shapes}")
-    unet.add_adapter(_config(file.rank, file.rank), adapter_name=name)
+    unet.add_adapter(_config(file.rank, file.rank, targets), adapter_name=name)
     expected = state(unet, name).keys()
     if missing := sorted(expected - file.tensors.keys()):
         unet.delete_adapters(name)
@@ -183,11 +190,12 @@ def attach(unet: Any, file: LoraFile, name: str) -> None:
             parameter.requires_grad_(False)
 
 
-def use(unet: Any, name: str | None, weight: float = 1.0) -> None:
-    """Switch on one attached LoRA at a weight, or none of them."""
-    if name is None:
+def use(unet: Any, name: str | Sequence[str] | None, weight: float = 1.0) -> None:
+    """Switch on one attached LoRA at a weight, several at the same one, or none of them."""
+    if not name:
         if getattr(unet, "peft_config", None):
             unet.disable_adapters()
         return
+    names = [name] if isinstance(name, str) else list(name)
     unet.enable_adapters()
-    unet.set_adapters([name], [weight])
+    unet.set_adapters(names, [weight] * len(names))

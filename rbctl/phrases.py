@@ -1,7 +1,8 @@
-"""Where a phrase stands among the tokens of a prompt."""
+"""Where a phrase stands in a prompt, and among its tokens."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,18 @@ _TRAILING = ".!?,:"
 
 def _bare(word: str) -> str:
     return word[:-1] if word and word[-1] in _TRAILING else word
+
+
+def replaced(prompt: str, phrases: Sequence[str], words: str) -> str | None:
+    """The prompt with ``words`` in the first place of the longest of the phrases that it holds; None without one.
+
+    Phrases are found as whole words, whatever their case.
+    """
+    for phrase in sorted(phrases, key=len, reverse=True):
+        found = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", prompt, re.IGNORECASE)
+        if found:
+            return prompt[: found.start()] + words + prompt[found.end() :]
+    return None
 
 
 def token_span(tokenizer: Any, prompt: str, phrase: str) -> tuple[int, int]:

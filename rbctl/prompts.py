@@ -6,11 +6,12 @@ A line of prompts.txt::
 
 ``{name: picture}`` marks an object; ``{{`` and ``}}`` are plain braces; lines that start with # are comments. Options
 are kohya's (``--n`` negative prompt, ``--w --h`` size, ``--d`` seed, ``--l`` guidance scale, ``--s`` steps) and ours
-(``--relation --lora PATH[:WEIGHT] --box x0,y0,x1,y1 --scale --subject-scale a,b --images``); ``--box`` is given once
-per object, in their order. A value runs to the next option; it may be quoted. A YAML file has a list ``prompts`` of
-mappings with the fields of ``Prompt`` (objects inline in ``text`` or as a list ``objects``) and may have ``defaults``.
+(``--relation --lora PATH[:WEIGHT] --embedding PATH[:TOKEN] --box x0,y0,x1,y1 --scale --subject-scale a,b --images``);
+``--box`` is given once per object, in their order. A value runs to the next option; it may be quoted. A YAML file has
+a list ``prompts`` of mappings with the fields of ``Prompt`` (objects inline in ``text`` or as a list ``objects``) and
+may have ``defaults``.
 
-Paths of pictures, and of a LoRA or relation file where one lies there, are relative to the prompts file.
+Paths of pictures, and of a LoRA, embedding or relation file where one lies there, are relative to the prompts file.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Prompt:
         objects: N objects; either all have a box or none has.
         width, height: pixels, multiples of 8.
         relation: a shipped relation's name, or the path of a relation file.
-        lora: path of a relation LoRA. ``lora_weight``: of this one, or of the one the stage finds.
+        lora: paths of LoRAs with commas between. ``lora_weight``: of these, or of the one the stage finds.
+        embedding: learned embeddings, PATH[:TOKEN] with commas between.
         scale: weight of the image branch (gamma).
         images: number of pictures, with seeds from ``seed`` on.
         source: where it stands, "folder/prompts.txt:3".
@@ -74,6 +76,7 @@ class Prompt:
     relation: str | None = None
     lora: str | None = None
     lora_weight: float | None = None
+    embedding: str | None = None
     scale: float | None = None
     images: int | None = None
     source: str = ""
@@ -139,6 +142,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "relation": _filled,
     "lora": _filled,
     "lora_weight": _real(-10, 10),
+    "embedding": _filled,
     "scale": _scale,
     "images": _whole(1, 10_000),
 }
@@ -304,9 +308,9 @@ def _build(
     checked = {
         key: _checked(_CHECKS[key], v, where, shown.get(key, key)) for key, v in values.items() if key in _CHECKS
     }
-    for field in ("lora", "relation"):
-        if field in checked and os.path.isfile(folder / checked[field]):
-            checked[field] = str(folder / checked[field])
+    for field in ("lora", "embedding", "relation"):
+        if field in checked:
+            checked[field] = _near(folder, checked[field])
     if "relation" in checked:
         try:
             relation = load_relation(checked["relation"])
@@ -328,6 +332,18 @@ def _build(
         for entry, box, scale in zip(objects, boxes, scales, strict=True)
     )
     return Prompt(text=text, objects=built, source=where, **checked)
+
+
+def _near(folder: Path, given: str) -> str:
+    """Paths with commas between, those of files in ``folder`` made whole; a token's ":<name>" stays."""
+    if os.path.isfile(folder / given):
+        return str(folder / given)
+
+    def whole(part: str) -> str:
+        path = part.partition(":<")[0]
+        return str(folder / path) + part[len(path) :] if os.path.isfile(folder / path) else part
+
+    return ",".join(whole(part.strip()) for part in given.split(","))
 
 
 def _per_object(

@@ -20,11 +20,18 @@ def command(config: FinetuneConfig) -> None:
     SDXL, let the base model make it: rbctl sample ordinary.txt --bundle sdxl --lora none, then --prior
     runs/sample/ordinary.
 
+    --method learns something else on the same bundle, to compare with: an embedding of the relation (ReVersion) or of
+    one subject (Textual Inversion), or a subject's DreamBooth LoRA. docs/baselines.md tells of them.
+
     \b
       rbctl finetune --relation ride
       rbctl finetune --relation hug --data triplets/hug --recipe paper --prior runs/sample/ordinary
+      rbctl finetune --method textual_inversion --data pictures/rex --class-noun dog --recipe textual_inversion
     """
-    from rbctl.plugins.finetune.run import run
+    if config.method == "relation_lora":
+        from rbctl.plugins.finetune.run import run
+    else:
+        from rbctl.plugins.finetune.baselines import run
 
     if path := run(config):
         click.echo(path)

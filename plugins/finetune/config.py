@@ -16,7 +16,9 @@ EASY = ("stand_next_to", "sit_beside", "lie_beside", "hide_behind", "jump_over",
 class FinetuneConfig:
     """What to tune, on what, and how."""
 
-    relation: str = option(..., "Relation: a shipped name (ride, hug, ...) or the path of a relation's YAML.")
+    relation: str | None = option(
+        None, "Relation: a shipped name (ride, hug, ...) or the path of a relation's YAML; needed to learn one."
+    )
     data: Path | None = option(
         None, "Folder of triplets, ours or in the official layout. [default: drawn by the embedded world]"
     )
@@ -54,8 +56,10 @@ class FinetuneConfig:
     random_flip: bool = option(True, "Mirror whole triplets in the further draws.")
     max_zoom: float = option(1.15, "Largest random zoom of the target in the further draws.", min=1.0, max=4.0)
 
-    timestep_sampling: Literal["uniform", "logit_normal"] = option(
-        "uniform", "Law of the timesteps (paper: uniform); logit_normal draws fewer of the first and last."
+    timestep_sampling: Literal["uniform", "logit_normal", "cosine"] = option(
+        "uniform",
+        "Law of the timesteps (paper: uniform); logit_normal draws fewer of the first and last, cosine more of the "
+        "last (ReVersion).",
     )
     logit_mean: float = option(0.0, "Mean of the logit of timestep / all timesteps, for logit_normal.", min=-5, max=5)
     logit_std: float = option(1.0, "Standard deviation of that logit.", min=0.01, max=5)
@@ -75,6 +79,12 @@ class FinetuneConfig:
     local_tokens: Literal["own", "first_image", "none"] = option(
         "own", "Local tokens: each object's own, the first object's for all (official code), or none."
     )
+    local_grid: int | None = option(
+        None, "Local tokens are pooled over a grid of so many by so many. [default: the bundle's, 4]", min=1, max=16
+    )
+    local_injection: Literal["concat", "replace", "add"] = option(
+        "concat", "Local tokens come behind CLIP's (paper), in the place of its patches, or are added to them."
+    )
     gamma: float | None = option(None, "Weight of the image branch. [default: the bundle's, 0.6 for SDXL]", min=0.0)
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
@@ -91,6 +101,24 @@ class FinetuneConfig:
     preview_steps: int = option(30, "Denoising steps of a preview.", min=1)
     format: Literal["diffusers", "kohya"] = option("diffusers", "Names in the LoRA file; kohya for A1111 and ComfyUI.")
     tensorboard: bool = option(False, "Also write tensorboard logs (pip install tensorboard).")
+
+    method: Literal["relation_lora", "relation_inversion", "textual_inversion", "dreambooth_lora"] = option(
+        "relation_lora", "What is learned; all but the first are baselines (docs/baselines.md)."
+    )
+    class_noun: str | None = option(None, "What the subject of a baseline is: cat.")
+    token: str | None = option(
+        None, "What a prompt calls it. [default: <RELATION>, <CLASS_NOUN>; for dreambooth_lora sks, before the noun]"
+    )
+    caption: str | None = option(
+        None, "Caption of a subject's pictures, {} for what it is called. [default: 'a photo of {}' and its like]"
+    )
+    vectors: int = option(1, "Vectors of an embedding, in each text encoder.", min=1, max=32)
+    initializer: str | None = option(
+        None, "Words whose vectors an embedding begins with. [default: 'and' for a relation, as ReVersion; CLASS_NOUN]"
+    )
+    steering_weight: float = option(
+        0.01, "Weight of ReVersion's loss that keeps a relation's embedding among the prepositions.", min=0.0
+    )
 
     def __post_init__(self) -> None:
         if self.resolution is not None and self.resolution % 8:

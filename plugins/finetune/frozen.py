@@ -23,7 +23,7 @@ from rbctl.progress import progress
 from rbctl.triplets import Triplet, geometry
 
 # Fields that change what the frozen networks are shown.
-_KEYED = ("seed", "resolution", "augmentation_draws", "random_flip", "max_zoom", "local_tokens")
+_KEYED = ("seed", "resolution", "augmentation_draws", "random_flip", "max_zoom", "local_tokens", "local_grid", "local_injection")
 
 
 def key(config: FinetuneConfig, made_from: Mapping[str, Any], resolution: int, dtype: torch.dtype) -> str:
@@ -141,9 +141,8 @@ def _encode_draw(
     boxes = torch.from_numpy(target.boxes).float()
     encoder = bundle.image_prompt_encoder
     phrases = bundle.encode_phrases([thing.name for thing in triplet.objects])
-    tokens = encoder.adapter_tokens(
-        encoder.object_tokens(pixels, local, config.local_tokens), boxes[None].to(bundle.device), phrases[None]
-    )
+    seen = encoder.object_tokens(pixels, local, config.local_tokens, config.local_grid, config.local_injection)
+    tokens = encoder.adapter_tokens(seen, boxes[None].to(bundle.device), phrases[None])
     target_points = torch.from_numpy(target.keypoints).float()
     image_points = torch.from_numpy(np.concatenate([square.keypoints for square in squares])).float()
     return {

@@ -78,9 +78,16 @@ def draw(
 
 
 def drawn_timestep(config: FinetuneConfig, timesteps: int, chance: torch.Generator) -> torch.Tensor:
-    """One timestep in [0, timesteps), int64 (). Logit-normal: Esser et al. 2024 (arXiv 2403.03206, section 3.1)."""
+    """One timestep in [0, timesteps), int64 ().
+
+    Logit-normal: Esser et al. 2024 (arXiv 2403.03206, section 3.1). Cosine: p(t) ~ 1 - cos(pi t / T) / 2, ReVersion's
+    importance sampling (arXiv 2303.13495, section 4.3).
+    """
     if config.timestep_sampling == "uniform":
         return torch.randint(timesteps, (), generator=chance)
+    if config.timestep_sampling == "cosine":
+        weights = 1 - torch.cos(torch.pi * torch.arange(timesteps) / timesteps) / 2
+        return torch.multinomial(weights, 1, generator=chance)[0]
     share = torch.sigmoid(config.logit_mean + config.logit_std * torch.randn((), generator=chance))
     return (share * timesteps).long().clamp(max=timesteps - 1)
 
@@ -133,16 +140,21 @@ class Predicted(NamedTuple):
     conditioning: Conditioning
 
 
+def noised(batch: MicroBatch, schedule: Schedule) -> tuple[torch.Tensor, torch.Tensor]:
+    """The UNet's input, and what its output should be; (B, C, h, w) float32."""
+    latents, noise = batch.latents, batch.noise
+    abar = schedule.alphas_cumprod[batch.timesteps]
+    signal, sigma = abar.sqrt()[:, None, None, None], (1 - abar).sqrt()[:, None, None, None]
+    noisy = signal * latents + sigma * noise
+    return noisy, noise if schedule.prediction_type == "epsilon" else signal * noise - sigma * latents
+
+
 def predict(
     unet: Any, batch: MicroBatch, schedule: Schedule, config: FinetuneConfig, gamma: float, levels: int
 ) -> Predicted:
     """Call the UNet on a micro-batch; all latents (B, C, h, w) float32."""
-    latents, noise, data = batch.latents, batch.noise, batch.frozen
-    abar = schedule.alphas_cumprod[batch.timesteps]
-    signal, sigma = abar.sqrt()[:, None, None, None], (1 - abar).sqrt()[:, None, None, None]
-    noisy = signal * latents + sigma * noise
-    target = noise if schedule.prediction_type == "epsilon" else signal * noise - sigma * latents
-
+    latents, data = batch.latents, batch.frozen
+    noisy, target = noised(batch, schedule)
     grids = latent_grids((latents.shape[-2], latents.shape[-1]), levels)
     conditioning = Conditioning(
         prompt_embeds=data["prompt_embeds"],

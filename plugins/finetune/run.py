@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +13,30 @@ import torch
 from rbctl import attention, lora
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.load import Bundle, fingerprint, load, summary
-from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
+from rbctl.device import DTYPES
 from rbctl.errors import InputError
-from rbctl.files import append_line
-from rbctl.plugins.finetune import checkpoint, folder, forgetting, frozen, material
+from rbctl.plugins.finetune import folder, forgetting, frozen, material
 from rbctl.plugins.finetune.config import FinetuneConfig
+from rbctl.plugins.finetune.loop import accelerated, train
 from rbctl.plugins.finetune.lora_file import metadata
 from rbctl.plugins.finetune.objective import Schedule, draw, training_loss
 from rbctl.plugins.finetune.preview import preview
-from rbctl.progress import progress
 from rbctl.relations import Relation, load_relation
-from rbctl.runs import RUNS, claim, stop_signals
+from rbctl.runs import RUNS, claim
 from rbctl.triplets import Triplet, data_hash
 from rbctl.triplets.check import check as check_triplets
 
 
 def run(config: FinetuneConfig) -> Path | None:
     """Tune the LoRA; returns its path (None on all ranks but the first)."""
-    from accelerate import Accelerator
-
+    if config.relation is None:
+        raise InputError("--relation: say which, a shipped name (ride, hug, ...) or the path of a relation's YAML")
     relation = load_relation(config.relation)
     output = config.output or RUNS / "finetune" / relation.name
     found = material.find(config, relation, output)
     base = resolve(config.bundle)
     resolution = config.resolution or summary(base).resolution
-    device = pick_device(config.device)
-    precision = pick_precision(config.precision, device)
-    if precision == "fp16" and device.type == "cpu":
-        raise InputError("--precision fp16: training in fp16 needs CUDA; take bf16 or fp32")
-    pick_attention(config.attention, device, DTYPES[precision])
-    accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
-        cpu=device.type == "cpu",
-        log_with="tensorboard" if config.tensorboard else None,
-        project_dir=str(output),
-    )
+    accelerator, precision = accelerated(config, output)
     main = accelerator.is_main_process
     facts: dict[str, Any] = {
         "bundle": fingerprint(base),
@@ -126,15 +113,12 @@ def tune(
     output: Path,
     accelerator: Any,
 ) -> dict[str, torch.nn.Parameter]:
-    """The training loop; returns the LoRA's parameters.
+    """Train a relation LoRA on the frozen results; returns its parameters.
 
     Args:
         stored, prior: frozen results of the relation's triplets and of the prior set.
     """
-    from diffusers.optimization import get_scheduler
-
-    main, device = accelerator.is_main_process, accelerator.device
-    unet = bundle.unet
+    device, unet = accelerator.device, bundle.unet
     lora.add(unet, config.rank, config.alpha, config.seed)
     parameters = lora.named_parameters(unet)
     if config.gradient_checkpointing:
@@ -142,86 +126,17 @@ def tune(
     if config.compile:
         attention.compile_blocks(unet)
     unet.train()
-    optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    rates = get_scheduler(
-        config.lr_scheduler,
-        optimizer,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=config.steps,
-    )
-    rate_of = rates.lr_lambdas[0]
-
-    checkpoints = output / "checkpoints"
-    start, scaler_state = checkpoint.restore(checkpoints, parameters, optimizer)
-    if start > config.steps:
-        raise InputError(f"{output}: {start} steps are done, more than --steps {config.steps}; choose another --output")
-    model, prepared = accelerator.prepare(unet, optimizer)
-    scaler = accelerator.scaler
-    if scaler is not None and scaler_state:
-        scaler.load_state_dict(scaler_state)
-
     schedule, gamma = _schedule(bundle, device), bundle.gamma if config.gamma is None else config.gamma
     timesteps = len(schedule.alphas_cumprod)
-    ranks, rank = accelerator.num_processes, accelerator.process_index
-    metrics = output / "metrics.jsonl"
-    if main:
-        folder.cut_metrics(metrics, start)
-    if config.tensorboard:
-        accelerator.init_trackers(output.name)
 
-    def save(step: int) -> None:
-        if main:
-            state = None if scaler is None else scaler.state_dict()
-            checkpoint.save(checkpoints, step, parameters, optimizer, state, config.keep_checkpoints)
+    def loss_of(prepared: Any, numbers: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        batch = draw(stored, numbers, config, timesteps, device, prior)
+        return training_loss(prepared, batch, schedule, config, gamma, bundle.levels)
 
-    with stop_signals() as stop, progress(config.steps, f"finetune {relation.name}", initial=start) as bar:
-        if main and config.preview_every and start == 0:
-            preview(bundle, unet, stored, config, output / "previews" / "step-000000.png")
-        for step in range(start, config.steps):
-            begun = time.perf_counter()
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * rate_of(step)
-            totals: dict[str, torch.Tensor] = {}
-            for micro in range(config.gradient_accumulation):
-                first = ((step * config.gradient_accumulation + micro) * ranks + rank) * config.batch_size
-                numbers = range(first, first + config.batch_size)
-                batch = draw(stored, numbers, config, timesteps, device, prior)
-                last = micro == config.gradient_accumulation - 1
-                with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                    loss, parts = training_loss(model, batch, schedule, config, gamma, bundle.levels)
-                    accelerator.backward(loss / config.gradient_accumulation)
-                for name, value in {"loss": loss.detach(), **parts}.items():
-                    totals[name] = totals.get(name, torch.zeros_like(value)) + value / config.gradient_accumulation
-            norm = accelerator.clip_grad_norm_(parameters.values(), config.max_grad_norm or math.inf)
-            prepared.step()
-            prepared.zero_grad()
-            done = step + 1
-            row = {name: float(accelerator.reduce(value, "mean")) for name, value in totals.items()}
-            if scaler is None and not all(map(math.isfinite, row.values())):
-                raise InputError(f"{output}: the loss became NaN at step {done}; lower --learning-rate")
-            row |= {"grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"]}
-            row["seconds"] = round(time.perf_counter() - begun, 4)
-            if device.type == "cuda":
-                row["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-            if main:
-                try:
-                    append_line(metrics, json.dumps({"step": done, **row}))
-                except InputError:
-                    save(done)
-                    raise
-            accelerator.log(row, step=done)
-            bar.set_postfix(loss=f"{row['loss']:.4f}", kml=f"{row['kml']:.3f}", refresh=False)
-            bar.update()
-            # A signal may reach one rank alone; all have to stop at the same step.
-            stopping = bool(accelerator.reduce(torch.tensor(float(stop.requested), device=device), "sum") > 0)
-            if stopping or done == config.steps or (config.checkpoint_every and done % config.checkpoint_every == 0):
-                save(done)
-            if main and config.preview_every and done % config.preview_every == 0:
-                preview(bundle, unet, stored, config, output / "previews" / f"step-{done:06d}.png")
-            if stopping and done < config.steps:
-                raise KeyboardInterrupt
-    if config.tensorboard:
-        accelerator.end_training()
+    def show(path: Path) -> None:
+        preview(bundle, unet, stored, config, path)
+
+    train(config, relation.name, unet, parameters, loss_of, output, accelerator, show)
     return parameters
 
 

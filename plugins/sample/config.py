@@ -21,7 +21,14 @@ class SampleConfig:
     output: Path | None = option(None, "Folder of the pictures. [default: runs/sample/NAME]")
     relation: str | None = option(None, "Relation of prompts that name none. [default: the one their words express]")
     lora: str | None = option(
-        None, "Relation LoRA, PATH; 'none' samples the base model. [default: runs/finetune/RELATION/lora.safetensors]"
+        None,
+        "LoRA, PATH or several with commas between; 'none' samples the base model. "
+        "[default: runs/finetune/RELATION/lora.safetensors]",
+    )
+    embedding: tuple[str, ...] = option(
+        (),
+        "Learned embedding, PATH[:TOKEN], of prompts that name none; repeatable. Where a prompt does not say its "
+        "token, it takes the place of the words it stands for. Then no LoRA is taken unless it is named.",
     )
     lora_weight: float = option(1.0, "Weight of that LoRA; a negative one leads away from it.", min=-10, max=10)
     allow_other_base: bool = option(
@@ -41,6 +48,12 @@ class SampleConfig:
     )
     local_tokens: Literal["own", "first_image", "none"] = option(
         "own", "Local tokens: each object's own, the first object's for all (official code), or none."
+    )
+    local_grid: int | None = option(
+        None, "Local tokens are pooled over a grid of so many by so many. [default: the bundle's, 4]", min=1, max=16
+    )
+    local_injection: Literal["concat", "replace", "add"] = option(
+        "concat", "Local tokens come behind CLIP's (paper), in the place of its patches, or are added to them."
     )
     pseudo_mask_step: int = option(
         0, "From this step on the objects' text-attention maps replace the boxes; 0 keeps the boxes.", min=0

@@ -6,16 +6,19 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from rbctl import layout
+from rbctl import embeddings, layout, lora
+from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
 from rbctl.files import sha256
 from rbctl.layout import LayoutPrior
 from rbctl.lora import LoraFile
+from rbctl.phrases import replaced
 from rbctl.plugins.sample.config import SampleConfig
 from rbctl.prompts import Prompt, PromptObject
 from rbctl.relations import Relation, find_relation, load_relation, shipped
@@ -29,7 +32,9 @@ class Job:
     Attributes:
         objects: each with its box.
         scale: gamma, the weight of an object's image tokens unless it has its own ``subject_scale``.
-        lora: path, None for the base model.
+        lora: path, or several with commas between; None for the base model.
+        words: the text as the text encoders are given it, learned tokens in their places.
+        embeddings: what those tokens stand for.
         prompt_number: which prompt of the file, from 1.
         file_name: from the text, the seed and the fingerprint alone: another prompt's picture never has it, and this
             one's keeps it wherever its line moves.
@@ -51,12 +56,15 @@ class Job:
     prompt_number: int
     file_name: str
     record: dict[str, Any]
+    words: str
+    embeddings: tuple[Embedding, ...] = ()
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Jobs of one kind can be sampled in one batch."""
         plain = not self.objects
-        return self.lora, self.lora_weight, self.width, self.height, self.steps, self.guidance_scale == 1, plain
+        text = self.lora, self.lora_weight, self.embeddings
+        return *text, self.width, self.height, self.steps, self.guidance_scale == 1, plain
 
 
 @dataclass(frozen=True)
@@ -86,14 +94,14 @@ def relation_of(prompt: Prompt, config: SampleConfig) -> tuple[Relation | None, 
 
 
 def lora_of(prompt: Prompt, relation: Relation | None, config: SampleConfig) -> tuple[str | None, float]:
-    """Path and weight of the prompt's LoRA; None for the base model.
+    """Path (several with commas between) and weight of the prompt's LoRA; None for the base model.
 
     Raises:
         InputError: the relation has no LoRA in the runs folder, or the file named is not there.
     """
     given = prompt.lora or config.lora
     weight = _first(prompt.lora_weight, 1.0 if prompt.lora else config.lora_weight)
-    if given == "none" or (given is None and relation is None):
+    if given == "none" or (given is None and (relation is None or embeddings_of(prompt, config))):
         return None, 1.0
     if given is None:
         assert relation is not None
@@ -104,20 +112,71 @@ def lora_of(prompt: Prompt, relation: Relation | None, config: SampleConfig) -> 
                 f"run 'rbctl finetune --relation {relation.name}', name one with --lora, or take --lora none"
             )
         return str(path), weight
-    if not Path(given).is_file():
-        raise InputError(f"{prompt.source}: no LoRA file {given}; give its path, or --lora none for the base model")
+    for part in lora.split(given):
+        if not Path(part).is_file():
+            raise InputError(f"{prompt.source}: no LoRA file {part}; give its path, or --lora none for the base model")
     return given, weight
 
 
-def plan(prompts: Sequence[Prompt], config: SampleConfig, defaults: Defaults, loras: dict[str, LoraFile]) -> list[Job]:
-    """All jobs in order. ``loras`` holds every LoRA file of :func:`lora_of` by path."""
+def embeddings_of(prompt: Prompt, config: SampleConfig) -> tuple[str, ...]:
+    """PATH[:TOKEN] of every embedding of the prompt."""
+    given = (prompt.embedding,) if prompt.embedding else config.embedding
+    return tuple(part.strip() for value in given for part in value.split(","))
+
+
+def words_of(prompt: Prompt, spoken: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """The prompt with each learned token in it: where it stands, else in place of the words that it stands for.
+
+    Args:
+        spoken: tokens, and for each the words that it stands for.
+
+    Raises:
+        InputError: the prompt has no place for a token.
+    """
+    text = prompt.text
+    for token, words in spoken:
+        if token in text or token in (prompt.negative_prompt or ""):
+            continue
+        said = replaced(text, words, token)
+        if said is None:
+            others = "".join(f", {word!r}" for word in words)
+            raise InputError(f"{prompt.source}: says none of {token!r}{others}; write {token} where it belongs")
+        text = said
+    return text
+
+
+def plan(
+    prompts: Sequence[Prompt],
+    config: SampleConfig,
+    defaults: Defaults,
+    loras: dict[str, LoraFile],
+    learned: Mapping[str, Embedding] = MappingProxyType({}),
+) -> list[Job]:
+    """All jobs in order.
+
+    Args:
+        loras: every LoRA file of :func:`lora_of` by path.
+        learned: every embedding of :func:`embeddings_of`, by how it was named.
+
+    Raises:
+        InputError: a prompt has no place for what was learned for it.
+    """
     jobs = []
     digests = {thing.image: sha256(thing.image) for prompt in prompts for thing in prompt.objects}
     lora_digests = {path: sha256(Path(path)) for path in loras}
+    learned_digests = {given: sha256(embedding.path) for given, embedding in learned.items() if embedding.path}
     for number, prompt in enumerate(prompts, 1):
         relation, _ = relation_of(prompt, config)
         path, weight = lora_of(prompt, relation, config)
-        boxes, boxes_from = _boxes(prompt, relation, loras[path] if path else None)
+        parts = lora.split(path) if path else []
+        files = [loras[part] for part in parts]
+        named = embeddings_of(prompt, config)
+        tokens = tuple(learned[given] for given in named)
+        if len({embedding.token for embedding in tokens}) < len(tokens):
+            raise InputError(f"{prompt.source}: two embeddings have the same token; give one its own, PATH:<name>")
+        subjects = [(f.metadata["rbctl.instance"], embeddings.words_of(f.metadata)) for f in files if _is_subject(f)]
+        words = words_of(prompt, [*((e.token, e.words) for e in tokens), *subjects])
+        boxes, boxes_from = _boxes(prompt, relation, files)
         objects = tuple(dataclasses.replace(o, box=box) for o, box in zip(prompt.objects, boxes, strict=True))
         facts: dict[str, Any] = {
             "text": prompt.text,
@@ -141,8 +200,8 @@ def plan(prompts: Sequence[Prompt], config: SampleConfig, defaults: Defaults, lo
                 ],
                 "predicate": relation.predicate if relation else None,
                 "boxes_from": boxes_from,
-                "lora_hash": lora_digests.get(path or ""),
-                "lora_base": loras[path].metadata.get("rbctl.base") if path else None,
+                "lora_hash": ",".join(lora_digests[part] for part in parts) or None,
+                "lora_base": files[0].metadata.get("rbctl.base") if files else None,
                 "bundle": defaults.bundle,
                 "bundle_fingerprint": defaults.bundle_fingerprint,
                 "scheduler": defaults.scheduler,
@@ -151,6 +210,14 @@ def plan(prompts: Sequence[Prompt], config: SampleConfig, defaults: Defaults, lo
                 "pseudo_mask_step": config.pseudo_mask_step,
                 "source": prompt.source,
             }
+            if words != prompt.text:
+                record["words"] = words
+            if (config.local_grid, config.local_injection) != (None, "concat"):
+                record |= {"local_grid": config.local_grid, "local_injection": config.local_injection}
+            if named:  # only then: pictures without any keep their fingerprints
+                record["embeddings"] = [
+                    {"path": given, "token": learned[given].token, "hash": learned_digests[given]} for given in named
+                ]
             record["fingerprint"] = _fingerprint(record)
             jobs.append(
                 Job(
@@ -160,6 +227,8 @@ def plan(prompts: Sequence[Prompt], config: SampleConfig, defaults: Defaults, lo
                     prompt_number=number,
                     file_name=_file_name(prompt.text, first_seed + image, record["fingerprint"]),
                     record=record,
+                    words=words,
+                    embeddings=tokens,
                 )
             )
     return jobs
@@ -174,12 +243,17 @@ def _file_name(text: str, seed: int, fingerprint: str) -> str:
     return f"{words or 'picture'}-{seed}-{fingerprint[:12]}.png"
 
 
-def _boxes(prompt: Prompt, relation: Relation | None, lora: LoraFile | None) -> tuple[Sequence[Any], str]:
+def _is_subject(file: LoraFile) -> bool:
+    """Whether a LoRA is of one subject, that a prompt names by a rare token (DreamBooth)."""
+    return "rbctl.instance" in file.metadata
+
+
+def _boxes(prompt: Prompt, relation: Relation | None, files: Sequence[LoraFile]) -> tuple[Sequence[Any], str]:
     """The objects' boxes, and whence they come."""
     if all(thing.box is not None for thing in prompt.objects):
         return [thing.box for thing in prompt.objects], "prompt"
-    stored = lora.metadata.get("rbctl.layout_prior") if lora else None
-    prior = LayoutPrior.from_json(stored, str(lora.path)) if stored and lora else None
+    stored = ((file.metadata.get("rbctl.layout_prior"), str(file.path)) for file in files)
+    prior = next((LayoutPrior.from_json(prior, path) for prior, path in stored if prior), None)
     return layout.boxes_for(len(prompt.objects), prior, relation)
 
 
@@ -191,4 +265,6 @@ def _fingerprint(record: dict[str, Any]) -> str:
     """SHA-256 over what the pixels depend on."""
     depends = {key: value for key, value in record.items() if key not in _NOT_PIXELS}
     depends["objects"] = [{k: v for k, v in entry.items() if k != "image"} for entry in record["objects"]]
+    if "embeddings" in record:
+        depends["embeddings"] = [{k: v for k, v in entry.items() if k != "path"} for entry in record["embeddings"]]
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()

@@ -11,18 +11,19 @@ from pathlib import Path
 import click
 import torch
 
-from rbctl import attention, denoising, lora, pictures
+from rbctl import attention, denoising, embeddings, lora, pictures
 from rbctl.bundle.catalogue import read_object, resolve
 from rbctl.bundle.load import BASE, Bundle, fingerprint, load, local_encoder_hash, summary
 from rbctl.conditioning import PseudoRegions, guided
 from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
+from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
 from rbctl.files import read_image, write_jsonl
 from rbctl.image_prompt import clip_pixels
 from rbctl.lora import LoraFile
 from rbctl.phrases import token_spans
 from rbctl.plugins.sample.config import SampleConfig
-from rbctl.plugins.sample.jobs import Defaults, Job, lora_of, plan, relation_of
+from rbctl.plugins.sample.jobs import Defaults, Job, embeddings_of, lora_of, plan, relation_of
 from rbctl.progress import progress
 from rbctl.prompts import Prompt, PromptObject, check_pictures, read_official_config, read_prompts
 from rbctl.runs import RUNS, claim
@@ -36,6 +37,7 @@ def run(config: SampleConfig) -> Path:
     prompts = _prompts(config)
     check_pictures(prompts)
     loras = _loras(prompts, config)
+    learned = {given: embeddings.read(given) for prompt in prompts for given in embeddings_of(prompt, config)}
     folder = resolve(config.bundle)
     facts, scheduler = summary(folder), read_object(folder / "scheduler" / "scheduler_config.json")
     defaults = Defaults(
@@ -48,8 +50,9 @@ def run(config: SampleConfig) -> Path:
         scheduler=str(scheduler.get("_class_name", "EulerDiscreteScheduler")),
         precision=pick_precision(config.precision, pick_device(config.device)),
     )
-    _check_training(loras.values(), config, defaults)
-    jobs = plan(prompts, config, defaults, loras)
+    _check_widths(learned.values(), folder)
+    _check_training([*loras.values(), *learned.values()], config, defaults)
+    jobs = plan(prompts, config, defaults, loras, learned)
     source = config.prompts or config.config
     assert source is not None
     output = config.output or RUNS / "sample" / source.stem
@@ -78,21 +81,29 @@ def _loras(prompts: Sequence[Prompt], config: SampleConfig) -> dict[str, LoraFil
     for prompt in prompts:
         relation, named = relation_of(prompt, config)
         path, weight = lora_of(prompt, relation, config)
-        if path and path not in loras:
-            loras[path] = lora.read(Path(path))
+        for part in lora.split(path) if path else ():
+            if part not in loras:
+                loras[part] = lora.read(Path(part))
         found = "" if named or relation is None else " (from its words)"
         what = f"relation {relation.name}{found}" if relation else "no relation"
         click.echo(f"{prompt.source}: {what}, {f'LoRA {path} x {weight:g}' if path else 'base model'}", err=True)
     return loras
 
 
-def _check_training(loras: Iterable[LoraFile], config: SampleConfig, defaults: Defaults) -> None:
-    """Compare what the LoRAs were trained with, as far as their files tell, with what they are used with.
+def _check_widths(learned: Iterable[Embedding], folder: Path) -> None:
+    """Raises InputError when an embedding is not as wide as the bundle's text encoders."""
+    for embedding in learned:
+        configs = (read_object(folder / part / "config.json") for part in ("text_encoder", "text_encoder_2"))
+        embeddings.check_widths(embedding, [config["hidden_size"] for config in configs], folder.resolve().name)
+
+
+def _check_training(files: Iterable[LoraFile | Embedding], config: SampleConfig, defaults: Defaults) -> None:
+    """Compare what LoRAs and embeddings were trained with, as far as their files tell, with what they are used with.
 
     Raises:
-        InputError: a LoRA is of another base, and that is not allowed.
+        InputError: one is of another base, and that is not allowed.
     """
-    for file in loras:
+    for file in files:
         base = file.metadata.get("rbctl.base", defaults.base)
         if base != defaults.base and not config.allow_other_base:
             raise InputError(
@@ -127,7 +138,7 @@ def _sample(jobs: Sequence[Job], config: SampleConfig, loras: dict[str, LoraFile
         attention.compile_blocks(bundle.unet)
     encoder = ObjectEncoder(bundle, config)
     for job in jobs:
-        if bundle.overlong(job.text):
+        if bundle.overlong(job.words, job.embeddings):
             click.echo(f"{job.record['source']}: too long for the text encoders; its end is not read", err=True)
         if config.pseudo_mask_step:
             _spans(bundle, job)  # what is wrong with one is told before the first picture
@@ -145,7 +156,7 @@ def _sample(jobs: Sequence[Job], config: SampleConfig, loras: dict[str, LoraFile
         before: Future[None] | None = None
         for batch in _batches(jobs, config.batch_size):
             first = batch[0]
-            lora.use(bundle.unet, names[first.lora] if first.lora else None, first.lora_weight)
+            lora.use(bundle.unet, [names[p] for p in lora.split(first.lora)] if first.lora else None, first.lora_weight)
             latents = denoise_batch(bundle, encoder, batch, config, backend)
             if stream is None:
                 finish(batch, latents)
@@ -172,7 +183,7 @@ class ObjectEncoder:
     """CLIP and local tokens of image prompts; each picture is encoded once a run."""
 
     def __init__(self, bundle: Bundle, config: SampleConfig) -> None:
-        self.bundle, self.mode = bundle, config.local_tokens
+        self.bundle, self.config, self.mode = bundle, config, config.local_tokens
         self.known: dict[tuple[Path, ...], torch.Tensor] = {}
 
     def __call__(self, objects: Sequence[PromptObject]) -> torch.Tensor:
@@ -190,7 +201,9 @@ class ObjectEncoder:
             if self.mode != "none":
                 local = clip_pixels(images, bundle.local_image_size).to(bundle.device, bundle.dtype)
             pixels = clip_pixels(images, bundle.clip_image_size).to(bundle.device, bundle.dtype)
-            self.known[paths] = bundle.image_prompt_encoder.object_tokens(pixels, local, self.mode)
+            self.known[paths] = bundle.image_prompt_encoder.object_tokens(
+                pixels, local, self.mode, self.config.local_grid, self.config.local_injection
+            )
         return self.known[paths]
 
 
@@ -208,10 +221,10 @@ def denoise_batch(
     device = bundle.device
     first = batch[0]
     latent_size = (first.height // bundle.latent_scale, first.width // bundle.latent_scale)
-    embeds, pooled = bundle.encode_prompts([job.text for job in batch])
+    embeds, pooled = bundle.encode_prompts([job.words for job in batch], first.embeddings)
     negative, negative_pooled = None, None
     if first.guidance_scale != 1:
-        negative, negative_pooled = bundle.encode_prompts([job.negative_prompt for job in batch])
+        negative, negative_pooled = bundle.encode_prompts([job.negative_prompt for job in batch], first.embeddings)
     tokens, boxes, weights = _image_inputs(bundle, encoder, batch) if first.objects else (None, None, None)
     conditioning = guided(
         prompt_embeds=embeds,
@@ -304,7 +317,11 @@ def _spans(bundle: Bundle, job: Job) -> list[tuple[int, int]]:
     Raises:
         InputError: the text has no such place for an object, or it lies behind what the text encoders read.
     """
-    spans = token_spans(bundle.tokenizer, job.text, [thing.name for thing in job.objects])
+
+    def tokenized(part: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": embeddings.pieces(bundle.tokenizer, part, job.embeddings)}
+
+    spans = token_spans(tokenized, job.words, [thing.name for thing in job.objects])
     for thing, (start, end) in zip(job.objects, spans, strict=True):
         if not 0 < start < end < bundle.tokenizer.model_max_length:
             raise InputError(
@@ -327,7 +344,10 @@ def _parameters(job: Job) -> str:
         sampler=pictures.sampler_name(job.record["scheduler"]),
         extras={
             "Relation": job.relation,
-            "Lora": f"{Path(job.lora).stem}: {job.lora_weight:g}" if job.lora else None,
+            "Lora": ", ".join(f"{Path(p).stem}: {job.lora_weight:g}" for p in lora.split(job.lora))
+            if job.lora
+            else None,
+            "TI": ", ".join(f"{e.token}: {e.path}" for e in job.embeddings) or None,
         },
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -25,6 +26,7 @@ from rbctl.bundle.convert import (
     read_open_clip_config,
 )
 from rbctl.conditioning import DUMMY_TOKENS
+from rbctl.embeddings import Embedding, pieces, placed, token_ids
 from rbctl.errors import InputError
 from rbctl.image_prompt import ImagePromptEncoder
 from rbctl.pretrained import from_pretrained, network, told
@@ -118,8 +120,13 @@ class Bundle:
             schedule = DDPMScheduler(**{k: v for k, v in self.scheduler_config.items() if k in keep})
         return schedule.alphas_cumprod, schedule.config.prediction_type
 
-    def encode_prompts(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_prompts(
+        self, prompts: Sequence[str], embeddings: Sequence[Embedding] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """SDXL's text conditioning.
+
+        Args:
+            embeddings: what the prompts' learned tokens stand for; gradients flow to those vectors that ask for them.
 
         Returns:
             (B, 77, D), the second-to-last hidden states of both text encoders side by side; and (B, P), the projected
@@ -127,12 +134,18 @@ class Bundle:
         """
         self.place("text_encoder", "text_encoder_2")
         hidden, pooled = [], None
-        for tokenizer, encoder in (
-            (self.tokenizer, self.text_encoder),
-            (self.tokenizer_2, self.text_encoder_2),
+        learning = torch.is_grad_enabled() and any(v.requires_grad for e in embeddings for v in e.vectors)
+        for side, (tokenizer, encoder) in enumerate(
+            ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2))
         ):
-            with torch.no_grad():
-                output = encoder(self._token_ids(tokenizer, prompts), output_hidden_states=True)
+            read: contextlib.AbstractContextManager[torch.Tensor]
+            if embeddings:
+                vectors = torch.cat([embedding.vectors[side] for embedding in embeddings])
+                read = placed(encoder, token_ids(tokenizer, prompts, embeddings).to(self.device), vectors)
+            else:
+                read = contextlib.nullcontext(self._token_ids(tokenizer, prompts))
+            with torch.set_grad_enabled(learning), read as ids:
+                output = encoder(ids, output_hidden_states=True)
             hidden.append(output.hidden_states[-2])
             pooled = output[0]
         assert pooled is not None
@@ -144,9 +157,9 @@ class Bundle:
         with torch.no_grad():
             return self.text_encoder(self._token_ids(self.tokenizer, phrases)).pooler_output
 
-    def overlong(self, prompt: str) -> bool:
+    def overlong(self, prompt: str, embeddings: Sequence[Embedding] = ()) -> bool:
         """Whether the text encoders see only a part of the prompt."""
-        return len(self.tokenizer(prompt)["input_ids"]) > self.tokenizer.model_max_length
+        return len(pieces(self.tokenizer, prompt, embeddings)) + 2 > self.tokenizer.model_max_length
 
     def _token_ids(self, tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:
         ids = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
@@ -175,6 +188,7 @@ def load(
     local_encoder: bool = True,
     encoders: bool = True,
     lowvram: bool = False,
+    image_encoders: bool = True,
 ) -> Bundle:
     """Load the networks of a bundle, frozen and in eval mode. The VAE stays float32: SDXL's overflows in half.
 
@@ -184,6 +198,7 @@ def load(
         encoders: load the text and image encoders; False where their results are at hand already.
         lowvram: the networks stay in main memory until ``Bundle.place`` calls them, and large pictures are decoded in
             tiles.
+        image_encoders: with the encoders, those of image prompts too; False where there will be none.
 
     Raises:
         InputError: the bundle is not there, or a part of it is missing or damaged; the mend is told.
@@ -196,7 +211,7 @@ def load(
     folder = resolve(name_or_folder)
     summary(folder)  # damage in small files is told before large ones are read
     config = _adapter_config(folder)
-    if encoders and local_encoder and not has_local_encoder(folder):
+    if encoders and image_encoders and local_encoder and not has_local_encoder(folder):
         raise InputError(f"{folder}: the bundle has no local encoder; add one, or run with --local-tokens none")
 
     def part(loader: Any, name: str, wanted: torch.dtype = dtype) -> Any:
@@ -211,7 +226,7 @@ def load(
         resampler = Resampler(config.resampler)
     dummies = _load_adapter(folder, unet, resampler)
     encoder = None
-    if encoders:
+    if encoders and image_encoders:
         image_encoder = part(CLIPVisionModelWithProjection, "clip_vision")
         local = _load_local_encoder(folder / "clipself") if local_encoder else None
         encoder = ImagePromptEncoder(image_encoder, local, resampler, dummies, config.num_patches).to(dtype)
