@@ -108,7 +108,7 @@ def _micro_step(bench: Bench, bundle: Bundle, stored: dict[str, torch.Tensor], s
     config = _tuning(bench, size)
     alphas, prediction_type = bundle.training_schedule()
     schedule = Schedule(alphas.to(bench.device), prediction_type)
-    batch = draw(stored, range(size), config.seed, len(alphas), bench.device)
+    batch = draw(stored, range(size), config, len(alphas), bench.device)
     with torch.autocast(bench.device.type, bench.dtype, enabled=bench.precision != "fp32"):
         loss, _ = training_loss(bundle.unet, batch, schedule, config, GAMMA, bundle.levels)
     loss.backward()
