@@ -23,7 +23,16 @@ from rbctl.progress import progress
 from rbctl.triplets import Triplet, geometry
 
 # Fields that change what the frozen networks are shown.
-_KEYED = ("seed", "resolution", "augmentation_draws", "random_flip", "max_zoom", "local_tokens", "local_grid", "local_injection")
+_KEYED = (
+    "seed",
+    "resolution",
+    "augmentation_draws",
+    "random_flip",
+    "max_zoom",
+    "local_tokens",
+    "local_grid",
+    "local_injection",
+)
 
 
 def key(config: FinetuneConfig, made_from: Mapping[str, Any], resolution: int, dtype: torch.dtype) -> str:
