@@ -119,6 +119,30 @@ def test_relationbench_db_keeps_the_scenes_of_the_list() -> None:
         assert all(verb in entry["prompt"] for entry in listed[4 * number : 4 * number + 4])
 
 
+def test_ms_bench_has_as_many_combinations_and_prompts_as_published(tmp_path: Path) -> None:
+    """Pictures of MS-Bench as its repository has them, stand-ins here."""
+    counts = {"living": 10, "object": 10, "scene": 4, "upwearing": 5, "midwearing": 6, "downwearing": 3}
+    for category, count in {**counts, "wholewearing": 2}.items():
+        for number in range(count):
+            picture(tmp_path / category / f"{category}{number}.png")
+    picture(tmp_path / "object" / "object9.png").rename(tmp_path / "object" / "teddybear.png")
+    bench = load_benchmark("ms-bench", Wanted(data=tmp_path))
+    assert len(bench.cases) == len({case.id for case in bench.cases}) == 4488
+    assert len({(case.group, *(thing.subject for thing in case.objects)) for case in bench.cases}) == 1148
+    assert len({case.group for case in bench.cases}) == 13
+    last = bench.cases[-1]
+    assert last.text == "a woman wearing a upwearing, a midwearing, and a downwearing on a cobblestone street"
+    assert [thing.box for thing in last.objects[:2]] == [(0.25, 0, 0.75, 0.25), (0.25, 0.25, 0.75, 0.6)]
+    assert any(case.text == "a stuffed animal with a scene in the background" for case in bench.cases)
+    (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(prompts((last,), {})))
+    (prompt,) = read_prompts(tmp_path / "prompts.yaml")
+    assert [thing.box for thing in prompt.objects] == [thing.box for thing in last.objects]
+    for path in (tmp_path / "wholewearing").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match=r"combination 6: .*wholewearing: has 0 pictures, 1 are wanted"):
+        load_benchmark("ms-bench", Wanted(data=tmp_path))
+
+
 SCENE = """\
 name: mine
 kind: scenes

@@ -22,7 +22,7 @@ from bench.gates.cases import CANDIDATES, Case, CaseSet, candidates, draw_cases 
 from bench.gates.intervals import interval, ratio_of_medians  # noqa: E402
 from bench.gates.judge import Judge  # noqa: E402
 from bench.gates.sampling import Sampler  # noqa: E402
-from bench.gates.sections import Bench, ablations, base, lora, new_relation, oracle, vae  # noqa: E402
+from bench.gates.sections import Bench, base, lora, new_relation, oracle, vae  # noqa: E402
 from bench.gates.tuning import Lora, Tuner  # noqa: E402
 from rbctl.bundle.catalogue import resolve  # noqa: E402
 from rbctl.errors import InputError  # noqa: E402
@@ -80,10 +80,8 @@ class Drawing:
     def __init__(self, truth: dict[str, np.ndarray]) -> None:
         self.truth, self.asked = truth, []
 
-    def __call__(
-        self, cases: Sequence[Case], name: str, boxes: Any = None, lora_path: Any = None, local_tokens: str = ""
-    ) -> np.ndarray:
-        self.asked.append((name, boxes, lora_path, local_tokens))
+    def __call__(self, cases: Sequence[Case], name: str, boxes: Any = None, lora_path: Any = None) -> np.ndarray:
+        self.asked.append((name, boxes, lora_path))
         shown = lora_path is not None or cases[0].relation.name in EASY
         pictures = np.stack([self.truth[f"{case.relation.name} {case.seed}"] for case in cases])
         return pictures if shown else np.zeros_like(pictures)
@@ -92,8 +90,8 @@ class Drawing:
         return pictures
 
 
-def tuned(spoken_to: str, seed: int, variant: str = "full", again: str = "") -> Lora:
-    return Lora(Path(f"{spoken_to}-{variant}"), ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)), 10.0, 1, 300)
+def tuned(spoken_to: str, seed: int, again: str = "") -> Lora:
+    return Lora(Path(spoken_to), ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)), 10.0, 1, 300)
 
 
 @pytest.fixture(scope="module")
@@ -157,16 +155,10 @@ def test_a_lora_that_draws_the_truth_scores_one(bench: Bench) -> None:
     assert found["arms"]["lora"]["mean"]["contact"] == found["arms"]["truth"]["mean"]["contact"] | {"n": 8}
     assert found["arms"]["lora"]["mean"]["touching"]["mean"] >= 0.75
     assert (bench.folder / "contact-ride.png").is_file()
-    boxes = {name.split("-s")[0]: given for name, given, _, _ in bench.sampler.asked}
+    boxes = {name.split("-s")[0]: given for name, given, _ in bench.sampler.asked}
     assert boxes["lora-ride"] == boxes["base-lora-boxes-ride"] == [tuned("ride", 0).boxes] * 2
     assert boxes["lora-true-boxes-ride"] == [case.boxes for case in bench.cases("ride", 2).cases]
     assert boxes["base-ride"] is None
-
-
-def test_ablations_are_paired(bench: Bench) -> None:
-    found = ablations(bench)
-    assert found["without_minus_full"]["no_kml"]["relation"] == {"mean": 0, "low": 0, "high": 0, "n": 8}
-    assert {tokens for name, _, _, tokens in bench.sampler.asked if name.startswith("no_local")} == {"none"}
 
 
 def test_a_relation_that_was_not_there(bench: Bench) -> None:
@@ -272,7 +264,7 @@ def test_the_bundle_learns_a_relation_that_was_not_there(tmp_path: Path) -> None
         easy=("face",),
         held_out=(),
         sampler=Sampler("mini", tmp_path, device="cpu"),
-        tuner=Tuner("mini", tmp_path, ("face",), device="cpu"),  # one thread: tests run beside it
+        tuner=Tuner("mini", tmp_path, device="cpu"),  # one thread: tests run beside it
         judge=Judge(load_oracle(resolve("mini") / "oracle")),
         easy_each=1,
     )

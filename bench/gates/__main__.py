@@ -93,7 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         tuner=Tuner(
             bundle=str(folder),
             folder=work,
-            easy=easy,
             device=given.device,
             flags=_QUICK_FINETUNE if quick else (),
             triplets=2 if quick else 6,

@@ -78,7 +78,7 @@ class Sampler:
     device: str = "auto"
     batch_size: int = 8
     flags: tuple[str, ...] = ()
-    _loaded: dict[bool, Any] = field(default_factory=dict, repr=False)
+    _loaded: tuple[Bundle, dict[Path, str]] | None = field(default=None, repr=False)
 
     def __call__(
         self,
@@ -86,7 +86,6 @@ class Sampler:
         name: str,
         boxes: Sequence[Sequence[Box]] | None = None,
         lora_path: Path | None = None,
-        local_tokens: str = "",
     ) -> np.ndarray:
         """uint8 (n, 3, H, W).
 
@@ -94,10 +93,8 @@ class Sampler:
             name: of the files, for people.
             boxes: per case; None for those that ``rbctl sample`` takes itself.
             lora_path: None for the base model.
-            local_tokens: None for the bundle's way.
         """
-        flags = (*self.flags, *(("--local-tokens", local_tokens) if local_tokens else ()))
-        config = sample_config(self.bundle, "--device", self.device, *flags)
+        config = sample_config(self.bundle, "--device", self.device, *self.flags)
         jobs = self._jobs(cases, boxes, lora_path, config)
         digest = hashlib.sha256("".join(job.record["fingerprint"] for job in jobs).encode()).hexdigest()
         kept = self.folder / "pictures" / f"{name}-{digest[:12]}.npz"
@@ -165,17 +162,16 @@ class Sampler:
         return np.stack(made)
 
     def load(self, config: SampleConfig, device: torch.device, dtype: torch.dtype) -> tuple[Bundle, dict[Path, str]]:
-        """The bundle and the LoRAs attached to it; loaded once with and once without local encoder."""
-        local = config.local_tokens != "none"
-        if local not in self._loaded:
+        """The bundle, loaded once, and the LoRAs attached to it."""
+        if self._loaded is None:
             click.echo(f"loading {self.bundle}", err=True)
-            self._loaded[local] = (load(self.bundle, device, dtype, local_encoder=local), {})
-        found: tuple[Bundle, dict[Path, str]] = self._loaded[local]
-        return found
+            local = config.local_tokens != "none"
+            self._loaded = (load(self.bundle, device, dtype, local_encoder=local), {})
+        return self._loaded
 
     def fresh(self) -> Sampler:
         """The same without what is loaded, to be sent to another process."""
-        return dataclasses.replace(self, _loaded={})
+        return dataclasses.replace(self, _loaded=None)
 
     def command_seconds(self, cases: Sequence[Case], lora_path: Path) -> float:
         """Wall clock of ``rbctl sample`` on the cases, a process of its own from start to end."""

@@ -19,7 +19,7 @@ from bench.gates.cases import CaseSet, draw_cases, join
 from bench.gates.intervals import interval, mean_of_medians, ratio_of_means, ratio_of_medians
 from bench.gates.judge import EACH, Judge
 from bench.gates.results import gate
-from bench.gates.tuning import VARIANTS, Lora
+from bench.gates.tuning import Lora
 from rbctl.files import write_text
 from rbctl.relations import Box, load_relation
 
@@ -439,51 +439,6 @@ def new_relation(bench: Bench) -> dict[str, Any]:
     return {**found, "yaml": NEW_RELATION, "gates": {"extended oracle on renders": gate(fit, 0.95), **gates}}
 
 
-# --- parts switched off --------------------------------------------------------------------------------------------
-
-
-def try_without(bench: Bench, verb: str, seed: int, variant: str) -> np.ndarray:
-    """Pictures of a verb with a LoRA tuned without something; boxes are the full LoRA's, so that it alone differs."""
-    cases = bench.cases(verb, bench.each(bench.verbs))
-    boxes = [bench.tuner(verb, seed).boxes] * len(cases)
-    made = bench.tuner(verb, seed, variant)
-    found: np.ndarray = bench.sampler(cases.cases, f"{variant}-{verb}-s{seed}", boxes, made.path, VARIANTS[variant][1])
-    return found
-
-
-def ablations(bench: Bench) -> dict[str, Any]:
-    """KML, local tokens, relation-aware data each switched off, against the full LoRA on the same scenes."""
-    variants = [name for name in VARIANTS if name != "full"]
-    # The full ones first: all variants need their boxes, and two processes must not tune the same one.
-    run_tasks(bench, [(try_lora, (verb, seed)) for seed in bench.seeds for verb in bench.verbs])
-    tasks = [(try_without, (v, seed, name)) for name in variants for seed in bench.seeds for v in bench.verbs]
-    run_tasks(bench, tasks)
-    metrics = ("relation", "direction", "contact", "coat", "species", "pattern", "identity", "role_identity")
-    arms: dict[str, dict[str, Scores]] = {}
-    for verb in bench.verbs:
-        cases = bench.cases(verb, bench.each(bench.verbs))
-        full = [try_lora(bench, verb, seed).pictures["lora"] for seed in bench.seeds]
-        made = {"full": full}
-        made |= {name: [try_without(bench, verb, seed, name) for seed in bench.seeds] for name in variants}
-        for name, pictures in made.items():
-            arms.setdefault(name, {})[verb] = stacked([scores(bench.judge, one, cases) for one in pictures])
-    return {
-        "n": sum(int(g["relation"].size) for g in arms["full"].values()),
-        "arms": {name: summary(groups) for name, groups in arms.items()},
-        "without_minus_full": {
-            name: {metric: difference(arms[name], arms["full"], metric) for metric in metrics} for name in variants
-        },
-        "by_verb": {
-            name: {
-                verb: difference({verb: arms[name][verb]}, {verb: arms["full"][verb]}, "relation")
-                for verb in bench.verbs
-            }
-            for name in variants
-        },
-        "gates": {},
-    }
-
-
 # --- time ----------------------------------------------------------------------------------------------------------
 
 
@@ -509,6 +464,5 @@ SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "base": base,
     "lora": lora,
     "new_relation": new_relation,
-    "ablations": ablations,
     "speed": speed,
 }

@@ -20,20 +20,8 @@ from rbctl import lora
 from rbctl.errors import InputError
 from rbctl.files import read_json, write_json
 from rbctl.layout import LayoutPrior
-from rbctl.menagerie.triplets import draw_scenes, spoken
 from rbctl.plugins.finetune.config import FinetuneConfig
-from rbctl.relations import Box, Relation, load_relation
-from rbctl.triplets import load as load_triplets
-from rbctl.triplets.folder import METADATA, write
-
-# What each ablation changes in finetuning, and which local tokens its pictures are sampled with ("" the bundle's way).
-VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {
-    "full": ((), ""),
-    "no_kml": (("--kml-weight", "0"), ""),
-    "no_local_tokens": (("--local-tokens", "none"), "none"),
-    "no_relation_data": (("--prior", "drawn"), ""),
-}
-
+from rbctl.relations import Box, load_relation
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(FinetuneConfig)}
 
@@ -63,20 +51,18 @@ class Tuner:
 
     Attributes:
         flags: of ``rbctl finetune``, besides what is asked for.
-        easy: relations whose scenes stand in for those of the relation in the variant "no_relation_data".
         triplets: how many.
         threads: of a process on the CPU, 0 for as many as there are cores.
     """
 
     bundle: str
     folder: Path
-    easy: tuple[str, ...]
     device: str = "auto"
     flags: tuple[str, ...] = ()
     triplets: int = 6
     threads: int = 1
 
-    def __call__(self, spoken_to: str, seed: int, variant: str = "full", again: str = "") -> Lora:
+    def __call__(self, spoken_to: str, seed: int, again: str = "") -> Lora:
         """Tune, unless it is done.
 
         Args:
@@ -87,18 +73,13 @@ class Tuner:
             InputError: the command failed; its last line is told.
         """
         relation = load_relation(spoken_to)
-        data = ()
-        if variant == "no_relation_data":
-            folder = self.folder / "unrelated" / f"{relation.name}-s{seed}"
-            unrelated_triplets(relation, self.easy, self.triplets, seed, folder)
-            data = ("--data", str(folder))
         arguments = ["--relation", spoken_to, "--bundle", self.bundle, "--seed", str(seed), "--device", self.device]
-        arguments += ["--triplets", str(self.triplets), *self.flags, *VARIANTS[variant][0], *data]
+        arguments += ["--triplets", str(self.triplets), *self.flags]
         recipe = resolved("finetune", *arguments)
         # Only what differs from the defaults: a new option of finetune makes no LoRA old. The bundle names the folder.
-        told = {n: value for n, value in recipe.items() if value != _DEFAULTS.get(n) and n not in ("bundle", "data")}
+        told = {n: value for n, value in recipe.items() if value != _DEFAULTS.get(n) and n != "bundle"}
         rules = hashlib.sha256(json.dumps([told, repr(relation)], sort_keys=True, default=str).encode()).hexdigest()
-        output = self.folder / "loras" / "-".join(filter(None, (relation.name, variant, f"s{seed}", rules[:8], again)))
+        output = self.folder / "loras" / "-".join(filter(None, (relation.name, f"s{seed}", rules[:8], again)))
         record = output / "timed.json"
         if not record.is_file():
             self._run([*arguments, "--output", str(output)], output, record, int(recipe["steps"]))
@@ -125,22 +106,3 @@ class Tuner:
             raise InputError(f"{' '.join(command[2:])}: ended with code {code}: {said[-1]}")
         threads = self.threads or os.cpu_count() or 1
         write_json(record, {"seconds": None if begun_before else round(seconds, 1), "threads": threads, "steps": steps})
-
-
-def unrelated_triplets(relation: Relation, easy: Sequence[str], count: int, seed: int, folder: Path) -> None:
-    """Triplets that say the relation but show an ordinary scene: what "relation-aware data" is measured against."""
-    if (folder / METADATA).is_file():
-        return
-    shown = folder.with_name(f"{folder.name}-shown")
-    others = [load_relation(name) for name in easy if name != relation.name]
-    # Another seed begins with another of the easy relations.
-    others = others[seed % len(others) :] + others[: seed % len(others)]
-    draw_scenes(others, count, seed, shown)
-    triplets = []
-    for number, triplet in enumerate(load_triplets(shown)):
-        text = relation.prompt([thing.name for thing in triplet.objects], number)
-        roles = [dataclasses.replace(o, role=r.name) for o, r in zip(triplet.objects, relation.roles, strict=True)]
-        triplets.append(
-            dataclasses.replace(triplet, prompt=text, predicate=spoken(relation, text), objects=tuple(roles))
-        )
-    write(triplets, folder)

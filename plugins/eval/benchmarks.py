@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
@@ -17,13 +19,14 @@ from rbctl.options import nearest
 from rbctl.plugins.eval import world
 from rbctl.plugins.eval.case import Case, CaseObject
 from rbctl.plugins.eval.metrics import PROFILES
-from rbctl.relations import load_relation, shipped
+from rbctl.relations import check_box, load_relation, shipped
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 KEYS = {
     "dreambench": ("live", "subjects"),
     "customconcept101": ("file",),
     "scenes": ("subjects", "scenes"),
+    "combinations": ("classes", "places", "combinations"),
     "menagerie": ("relations", "cases", "seed"),
 }
 _COMMON = ("name", "kind", "profiles", "data", "source")
@@ -295,10 +298,49 @@ def _with_articles(text: str, words: dict[str, str]) -> str:
     return text
 
 
+# --- all combinations of categories --------------------------------------------------------------------------------
+
+
+def _combinations(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, ...]:
+    """Each picture of DATA/CATEGORY is a subject, named by its file: "dog2.jpg" is a dog."""
+    classes, places = dict(content.get("classes", {})), list(content.get("places", ()))
+    combinations = content.get("combinations")
+    if not isinstance(combinations, list) or not combinations:
+        raise InputError(f"{path}: combinations (a list) was expected")
+    cases = []
+    for number, entry in enumerate(combinations, 1):
+        where = f"{path}: combination {number}"
+        of, prompt, boxes = (entry.get(key) for key in ("of", "prompt", "boxes"))
+        if not (isinstance(of, list) and isinstance(prompt, str) and isinstance(boxes, list) and len(of) == len(boxes)):
+            raise InputError(f"{where}: of (categories), prompt and boxes, one for each, were expected")
+        try:
+            boxes = [check_box(box) for box in boxes]
+        except ValueError as error:
+            raise InputError(f"{where}: boxes: {error}") from error
+        casts: list[tuple[Path, ...]] = [()]
+        for category, count in Counter(of).items():  # a category that is named twice gives two of its pictures
+            found = pictures_in(data / category)
+            if len(found) < count:
+                raise InputError(f"{where}: {data / category}: has {len(found)} pictures, {count} are wanted")
+            casts = [(*cast, *chosen) for cast in casts for chosen in itertools.combinations(found, count)]
+        for cast in casts:
+            words = [str(classes.get(p.stem, p.stem.rstrip("0123456789"))) for p in cast]
+            things = tuple(
+                CaseObject(name=word, image=p, references=(p,), subject=f"{p.parent.name}/{p.stem}", box=box)
+                for word, p, box in zip(words, cast, boxes, strict=True)
+            )
+            names = "+".join(p.stem for p in cast)
+            for k, place in enumerate(places if "{place}" in prompt else ("",)):
+                text = prompt.format(*words, place=place)
+                cases.append(Case(id=f"{number:02}-{names}-{k}", text=text, objects=things, group="+".join(of)))
+    return tuple(cases)
+
+
 _READERS: dict[str, Callable[[Path, dict[str, Any], Path], tuple[Case, ...]]] = {
     "dreambench": _dreambench,
     "customconcept101": _customconcept101,
     "scenes": _scenes,
+    "combinations": _combinations,
 }
 
 

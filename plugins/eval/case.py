@@ -18,6 +18,7 @@ class CaseObject:
         image: the image prompt.
         references: its real pictures, the image prompt among them.
         subject: who it is, across cases; another subject is another individual.
+        box: where it is asked for, where the benchmark says.
     """
 
     name: str
@@ -25,6 +26,7 @@ class CaseObject:
     references: tuple[Path, ...] = ()
     subject: str = ""
     role: str = ""
+    box: Box | None = None
 
 
 @dataclass(frozen=True)

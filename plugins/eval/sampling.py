@@ -31,7 +31,11 @@ def prompts(cases: Sequence[Case], loras: Mapping[str, Path]) -> dict[str, Any]:
         lora = loras.get(case.relation)
         entry: dict[str, Any] = {
             "text": case.text.replace("{", "{{").replace("}", "}}"),
-            "objects": [{"name": thing.name, "image": str(thing.image.resolve())} for thing in case.objects],
+            "objects": [
+                {"name": thing.name, "image": str(thing.image.resolve())}
+                | ({"box": list(thing.box)} if thing.box else {})
+                for thing in case.objects
+            ],
             "seed": case.seed,
             "lora": str(lora.resolve()) if lora else "none",
         }

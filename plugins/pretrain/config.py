@@ -8,7 +8,8 @@ from typing import Literal
 
 from rbctl.options import nearest, option
 
-PARTS = ("renders", "vae", "clip", "oracle", "dino", "unet", "bundle")  # each needs only those before it
+# Each needs only those before it.
+PARTS = ("renders", "pictures", "vae", "clip", "oracle", "clipself", "dino", "unet", "bundle")
 EASY = ("stand_next_to", "sit_beside", "lie_beside", "hide_behind", "jump_over", "chase", "face", "lean_on", "wave_to")
 HELD_OUT = ("ride", "hug", "shake_hands", "carry", "high_five", "stand_on", "kick", "dance_with")
 

@@ -98,8 +98,8 @@ def rate(step: int, steps: int, warmup: int = WARMUP) -> float:
 
 
 def average_decay(step: int) -> float:
-    """How much the averaged weights keep at a step: 0.999, less at first so that the random start is forgotten."""
-    return min(0.999, (1 + step) / (10 + step))
+    """How much the averaged weights keep at a step: 0.998, less at first so that the random start is forgotten."""
+    return min(0.998, (1 + step) / (10 + step))
 
 
 def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
