@@ -1,4 +1,4 @@
-"""LoRAs, a few low-rank matrices on attention layers (the relation LoRA: on attn2 alone), and their file."""
+"""LoRAs, a few low-rank matrices on a UNet's transformer layers (the paper's: on attn2 alone), and their file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rbctl.files import read_safetensors, write_safetensors
 
 TARGETS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 ATTENTION = tuple(target.replace("attn2", layer) for layer in ("attn1", "attn2") for target in TARGETS)
+LAYERS = {"attn2": TARGETS, "attention": ATTENTION, "transformer": (*ATTENTION, "ff.net.0.proj", "ff.net.2")}
 ADAPTER = "relation"
 
 LoraFormat = Literal["diffusers", "kohya"]
@@ -158,18 +159,19 @@ def read(path: Path) -> LoraFile:
 
 
 def attach(unet: Any, file: LoraFile, name: str) -> None:
-    """Load a LoRA on attn2, or on attn1 and attn2, into a UNet under ``name``; :func:`use` switches it on.
+    """Load a LoRA on some of ``LAYERS`` into a UNet under ``name``; :func:`use` switches it on.
 
     Raises:
         InputError: its layers or shapes are not this UNet's.
     """
     from peft.utils import set_peft_model_state_dict
 
-    targets = ATTENTION if any(".attn1." in key for key in file.tensors) else TARGETS
+    modules = {key.removesuffix(".weight").rsplit(".", 1)[0] for key in file.tensors}
+    targets = next(t for t in LAYERS.values() if t == LAYERS["transformer"] or all(m.endswith(t) for m in modules))
     for key, value in file.tensors.items():
         module, side = key.removesuffix(".weight").rsplit(".", 1)
         if not module.endswith(targets):
-            raise InputError(f"{file.path}: trains {module!r}; a relation LoRA is on {', '.join(TARGETS)} alone")
+            raise InputError(f"{file.path}: trains {module!r}; a relation LoRA is on {', '.join(targets)} alone")
         try:
             weight = unet.get_submodule(module)
         except AttributeError:

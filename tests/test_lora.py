@@ -22,14 +22,18 @@ def unet(tiny_bundle: Path) -> Any:
     return load(str(tiny_bundle), torch.device("cpu"), torch.float32, encoders=False).unet
 
 
-@pytest.fixture
-def tensors(unet: Any) -> dict[str, torch.Tensor]:
+def trained(unet: Any, layers: str) -> dict[str, torch.Tensor]:
     """A relation LoRA with B filled, as after training."""
-    lora.add(unet, rank=4, alpha=4, seed=0)
+    lora.add(unet, rank=4, alpha=4, seed=0, targets=lora.LAYERS[layers])
     generator = torch.Generator().manual_seed(1)
     filled = {k: torch.randn(v.shape, generator=generator) * 0.1 for k, v in lora.state(unet).items()}
     unet.delete_adapters(lora.ADAPTER)
     return filled
+
+
+@pytest.fixture
+def tensors(unet: Any) -> dict[str, torch.Tensor]:
+    return trained(unet, "attn2")
 
 
 def predict(unet: Any) -> torch.Tensor:
@@ -47,12 +51,14 @@ def predict(unet: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
-@pytest.mark.parametrize("alpha", [4.0, 2.0])
+@pytest.mark.parametrize(
+    ("alpha", "layers"), [(4.0, "attn2"), (2.0, "attn2"), (4.0, "attention"), (2.0, "transformer")]
+)
 def test_plain_diffusers_loads_it_to_the_same_effect(
-    unet: Any, tensors: dict[str, torch.Tensor], tiny_bundle: Path, tmp_path: Path, form: Any, alpha: float
+    unet: Any, tiny_bundle: Path, tmp_path: Path, form: Any, alpha: float, layers: str
 ) -> None:
     path = tmp_path / "lora.safetensors"
-    lora.save(path, tensors, {}, alpha, form)
+    lora.save(path, trained(unet, layers), {}, alpha, form)
     base = predict(unet)
     lora.attach(unet, lora.read(path), "ours")
     lora.use(unet, "ours")

@@ -39,6 +39,10 @@ class FinetuneConfig:
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0 for no clipping.", min=0.0)
     rank: int = option(4, "Rank of the LoRA.", min=1)
     alpha: float = option(4.0, "Scale of the LoRA is alpha / rank.", min=1e-3)
+    lora_layers: Literal["attn2", "attention", "transformer"] = option(
+        "attn2",
+        "Layers of the LoRA: the cross-attention (paper), both attentions, or all of a transformer block's.",
+    )
     seed: int = option(0, "Seed of everything random.", min=0, max=2**63 - 1)
 
     prior: str = option(

@@ -119,7 +119,7 @@ def tune(
         stored, prior: frozen results of the relation's triplets and of the prior set.
     """
     device, unet = accelerator.device, bundle.unet
-    lora.add(unet, config.rank, config.alpha, config.seed)
+    lora.add(unet, config.rank, config.alpha, config.seed, targets=lora.LAYERS[config.lora_layers])
     parameters = lora.named_parameters(unet)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
