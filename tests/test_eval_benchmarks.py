@@ -188,6 +188,23 @@ def test_what_is_wrong_with_a_benchmark(tmp_path: Path, change: tuple[str, str],
         load_benchmark(str(path), Wanted())
 
 
+@pytest.mark.parametrize(
+    ("prompt", "box", "said"),
+    [
+        ("a {0} and a {2}", [0, 0, 1, 1], "index"),
+        ("a {0} {where}", [0, 0, 1, 1], "where"),
+        ("a {0}", [0, 0, 2, 1], "outside"),
+    ],
+)
+def test_what_is_wrong_with_combinations(tmp_path: Path, prompt: str, box: list[float], said: str) -> None:
+    picture(tmp_path / "living" / "dog.png")
+    entry = {"of": ["living"], "prompt": prompt, "boxes": [box]}
+    content = {"kind": "combinations", "data": str(tmp_path), "combinations": [entry]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=rf"combination 1: boxes or prompt: .*{said}"):
+        load_benchmark(str(tmp_path / "mine.yaml"), Wanted())
+
+
 def test_a_benchmark_that_is_not_there() -> None:
     with pytest.raises(InputError, match="did you mean 'relationbench-mini'"):
         find_benchmark("relationbench-mni")

@@ -315,8 +315,9 @@ def _combinations(path: Path, content: dict[str, Any], data: Path) -> tuple[Case
             raise InputError(f"{where}: of (categories), prompt and boxes, one for each, were expected")
         try:
             boxes = [check_box(box) for box in boxes]
-        except ValueError as error:
-            raise InputError(f"{where}: boxes: {error}") from error
+            prompt.format(*of, place="")
+        except (ValueError, LookupError) as error:
+            raise InputError(f"{where}: boxes or prompt: {error}") from error
         casts: list[tuple[Path, ...]] = [()]
         for category, count in Counter(of).items():  # a category that is named twice gives two of its pictures
             found = pictures_in(data / category)
