@@ -31,8 +31,23 @@ def test_memory(compare):
 """
 
 
-def bench(folder: Path, ours: float, *flags: str) -> subprocess.CompletedProcess[str]:
-    (folder / "bench_made_up.py").write_text(FILE.format(ours=ours))
+DISTURBED = """\
+import time
+
+calls = []
+
+
+def test_it(compare):
+    def ours():
+        calls.append(1)
+        time.sleep(0.1 if len(calls) < 5 else 0.05)
+
+    compare("made up", ours, lambda: time.sleep(0.1), rounds=3)
+"""
+
+
+def bench(folder: Path, ours: float, *flags: str, file: str = FILE) -> subprocess.CompletedProcess[str]:
+    (folder / "bench_made_up.py").write_text(file.format(ours=ours))
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", str(BENCH.parent / "pyproject.toml")]
     command += [f"--rootdir={folder}", str(folder), *flags]
     # A process of its own, no worker of this run: in a worker pytest-benchmark measures nothing.
@@ -56,6 +71,12 @@ def test_a_slowdown_fails(folder: Path) -> None:
     assert slower.returncode == 1
     assert "more than 20 % below the recorded" in slower.stdout
     assert "2 passed" in slower.stdout
+
+
+def test_what_slows_the_first_rounds_alone_does_not_fail(folder: Path) -> None:
+    (folder / "ratios.yaml").write_text("made up: 2.0\n")
+    done = bench(folder, 0, file=DISTURBED)
+    assert done.returncode == 0, done.stdout
 
 
 def test_what_is_measured_is_kept(folder: Path) -> None:
