@@ -16,7 +16,7 @@ from rbctl.files import read_json, read_safetensors, write_json, write_safetenso
 from rbctl.local_encoder import local_tokens
 from rbctl.menagerie import COATS, PATTERNS, SPECIES, Individual
 from rbctl.menagerie.oracle import POINTS, by_side, load_oracle
-from rbctl.plugins.pretrain import clip, dino, oracle, renders
+from rbctl.plugins.pretrain import clip, clip_texts, dino, oracle, renders
 from rbctl.plugins.pretrain.architecture import CLIP_VISION, CLIPSELF
 from rbctl.plugins.pretrain.config import PretrainConfig
 from rbctl.plugins.pretrain.loop import draws
@@ -57,7 +57,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return pictures, masks, boxes, keypoints
 
     def draw(shape: tuple[int, ...]) -> np.ndarray:
-        looks = np.stack([rng.integers(n, size=shape) for n in clip.sizes()], axis=-1)
+        looks = np.stack([rng.integers(n, size=shape) for n in clip_texts.sizes()], axis=-1)
         looks[..., 2] = np.where(looks[..., 3] == PLAIN, looks[..., 1], looks[..., 2])
         return looks.astype(np.int16)
 
@@ -120,11 +120,11 @@ def descend(part: Any, steps: int, learning_rate: float) -> list[float]:
     ],
 )
 def test_a_description_claims_what_it_says(words: int, text: str, told: tuple[int, ...]) -> None:
-    assert clip.describe(STRIPED_FOX, words) == (text, told)
+    assert clip_texts.describe(STRIPED_FOX, words) == (text, told)
 
 
 def test_a_plain_coat_has_no_second_colour() -> None:
-    assert clip.describe(RED_CAT, 4) == ("plain red cat", RED_CAT)
+    assert clip_texts.describe(RED_CAT, 4) == ("plain red cat", RED_CAT)
     individual = Individual(species="cat", coat="red", second="red", pattern="plain")
     assert individual.description == "a plain red cat"
 
@@ -133,9 +133,9 @@ def test_a_plain_coat_has_no_second_colour() -> None:
 def test_a_wrong_text_is_wrong_in_what_it_says(look: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     looks = np.array([[look, look]])
-    alone = np.array([clip.UNTOLD])
-    said = [clip.wrong_individual_text(look, rng) for _ in range(60)]
-    true = clip.true_of(said, looks, alone, alone, SYMMETRIC)[0]
+    alone = np.array([clip_texts.UNTOLD])
+    said = [clip_texts.wrong_individual_text(look, rng) for _ in range(60)]
+    true = clip_texts.true_of(said, looks, alone, alone, SYMMETRIC)[0]
     # A plain coat has no second colour to be wrong about: that text is right, and no negative.
     assert true.mean() == (0 if look is STRIPED_FOX else pytest.approx(0.25, abs=0.15))
     assert {k for s in said for k in range(4) if s.looks[0][k] != look[k]} == {0, 1, 2, 3}
@@ -145,34 +145,36 @@ def test_a_text_is_true_of_all_it_fits() -> None:
     portrait_cat, portrait_fox = [RED_CAT, RED_CAT], [STRIPED_FOX, STRIPED_FOX]
     looks = np.array([portrait_cat, portrait_fox, [RED_CAT, STRIPED_FOX], [STRIPED_FOX, RED_CAT]])
     relation, background = np.array([-1, -1, 0, 1]), np.array([-1, -1, 2, 3])
-    names = {words: clip.describe(STRIPED_FOX, words)[1] for words in range(6)}
-    cat, fox = clip.describe(RED_CAT, 0)[1], names[0]
+    names = {words: clip_texts.describe(STRIPED_FOX, words)[1] for words in range(6)}
+    cat, fox = clip_texts.describe(RED_CAT, 0)[1], names[0]
     texts = {
-        clip.Said("a fox", (names[0],)): [False, True, True, True],
-        clip.Said("a red one", ((-1, RED, -1, -1),)): [True, True, True, True],
-        clip.Said("a red cat", (clip.describe(RED_CAT, 1)[1],)): [True, False, True, True],
-        clip.Said("a striped cat", ((CAT, -1, -1, STRIPES),)): [False, False, False, False],
-        clip.Said("a cat rides a fox", (cat, fox), 0): [False, False, True, False],
-        clip.Said("a fox rides a cat", (fox, cat), 0): [False, False, False, False],
-        clip.Said("a cat hugs a fox", (cat, fox), 1): [False, False, False, True],
-        clip.Said("a fox hugs a cat", (fox, cat), 1): [False, False, False, True],
-        clip.Said("a fox hugs a cat in place 3", (fox, cat), 1, 3): [False, False, False, True],
-        clip.Said("a fox hugs a cat in place 2", (fox, cat), 1, 2): [False, False, False, False],
+        clip_texts.Said("a fox", (names[0],)): [False, True, True, True],
+        clip_texts.Said("a red one", ((-1, RED, -1, -1),)): [True, True, True, True],
+        clip_texts.Said("a red cat", (clip_texts.describe(RED_CAT, 1)[1],)): [True, False, True, True],
+        clip_texts.Said("a striped cat", ((CAT, -1, -1, STRIPES),)): [False, False, False, False],
+        clip_texts.Said("a cat rides a fox", (cat, fox), 0): [False, False, True, False],
+        clip_texts.Said("a fox rides a cat", (fox, cat), 0): [False, False, False, False],
+        clip_texts.Said("a cat hugs a fox", (cat, fox), 1): [False, False, False, True],
+        clip_texts.Said("a fox hugs a cat", (fox, cat), 1): [False, False, False, True],
+        clip_texts.Said("a fox hugs a cat in place 3", (fox, cat), 1, 3): [False, False, False, True],
+        clip_texts.Said("a fox hugs a cat in place 2", (fox, cat), 1, 2): [False, False, False, False],
     }
-    found = clip.true_of(list(texts), looks, relation, background, SYMMETRIC)
+    found = clip_texts.true_of(list(texts), looks, relation, background, SYMMETRIC)
     for column, (said, wanted) in enumerate(texts.items()):
         assert found[:, column].tolist() == wanted, said.text
 
 
 def test_captions_are_the_relations_own_words() -> None:
     rng, ride = np.random.default_rng(0), load_relation("ride")
-    said = [clip.scene_text(ride, 0, (RED_CAT, STRIPED_FOX), 1, rng) for _ in range(40)]
+    said = [clip_texts.scene_text(ride, 0, (RED_CAT, STRIPED_FOX), 1, rng) for _ in range(40)]
     assert {s.looks[0] for s in said} >= {(CAT, -1, -1, -1), (CAT, RED, -1, -1)}
-    assert {s.background for s in said} == {clip.UNTOLD, 1}
+    assert {s.background for s in said} == {clip_texts.UNTOLD, 1}
     assert all(("at night" in s.text) == (s.background == 1) for s in said)
     assert any(s.text.startswith("A cat is riding a fox") for s in said)
     assert all(s.relation == 0 for s in said)
-    wrong = [clip.wrong_scene_text([ride, load_relation("hug")], 0, (RED_CAT, STRIPED_FOX), 1, rng) for _ in range(40)]
+    wrong = [
+        clip_texts.wrong_scene_text([ride, load_relation("hug")], 0, (RED_CAT, STRIPED_FOX), 1, rng) for _ in range(40)
+    ]
     assert {s.relation for s in wrong} == {0, 1}
     assert all(s.looks[0][0] == (FOX if s.relation == 0 else CAT) for s in wrong)
 
@@ -373,7 +375,7 @@ def test_spoilt_pictures_are_like_the_others_and_not_the_same() -> None:
 
 def test_an_individual_that_hardly_shows_counts_little() -> None:
     torch.manual_seed(0)
-    looks = {name: torch.randn(1, 2, count) for name, count in zip(oracle.ATTRIBUTES, clip.sizes(), strict=True)}
+    looks = {name: torch.randn(1, 2, count) for name, count in zip(oracle.ATTRIBUTES, clip_texts.sizes(), strict=True)}
     raw = oracle.RawReading(
         relation=torch.zeros(1, 2),
         masks=torch.zeros(1, 2, 32, 32),
@@ -417,7 +419,7 @@ def test_measuring_knows_right_from_wrong(config: PretrainConfig) -> None:
     relation = torch.from_numpy(scenes.relation.all()).long()
     sure: dict[str, Any] = {
         name: (nn.functional.one_hot(looks[..., k], size).float() + 1e-3).log()
-        for k, (name, size) in enumerate(zip(oracle.ATTRIBUTES, clip.sizes(), strict=True))
+        for k, (name, size) in enumerate(zip(oracle.ATTRIBUTES, clip_texts.sizes(), strict=True))
     }
     reading = oracle.Reading(
         relations=("ride", "hug"),

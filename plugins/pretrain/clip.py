@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,27 @@ from torchvision.ops import roi_align
 from rbctl.bundle.tokenizer import END, write_small_tokenizer
 from rbctl.files import write_json, write_safetensors
 from rbctl.image_prompt import CLIP_MEAN, CLIP_STD
-from rbctl.menagerie import COATS, PATTERNS, SPECIES
-from rbctl.menagerie.scenes import PLACES
+from rbctl.menagerie import SPECIES
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.architecture import CLIP_VISION, CLIPSELF, TEXT_1, TEXT_2
 from rbctl.plugins.pretrain.bundle import write_tokenizers
+from rbctl.plugins.pretrain.clip_texts import (
+    UNTOLD,
+    describe,
+    individual_text,
+    scene_text,
+    sizes,
+    true_of,
+    with_article,
+    wrong_individual_text,
+    wrong_scene_text,
+)
 from rbctl.plugins.pretrain.config import PretrainConfig
 from rbctl.plugins.pretrain.weights import halved, write_network
-from rbctl.relations import Relation, load_relation
+from rbctl.relations import load_relation
 
-UNTOLD = -1  # of a look that a text does not speak of
 _SIDE: Any = CLIP_VISION["image_size"]  # in pixels
 _PATCH: Any = CLIP_VISION["patch_size"]
-_COATS, _PLACES = tuple(COATS), tuple(PLACES.values())
-_LIKE = {"plain": "plain", "spots": "spotted", "stripes": "striped", "patches": "patchy"}
 _KEPT = 40  # of 64 patches, while ``_THINNED`` of the training lasts: two thirds of the time, hardly less is learnt
 _THINNED = 0.75
 _PORTRAITS = 0.5  # of the pictures of individuals; the others are cut out of scenes
@@ -45,132 +51,6 @@ _WRONG = 0.5  # of the pictures bring a text that is wrong in one thing
 _LEAST_SEEN = 0.015  # of the scene's area: an individual that shows less is no picture of it
 _HIGHEST_SCALE = 100.0
 _MEASURED = 128  # held-out scenes of an evaluation
-
-
-@dataclass(frozen=True)
-class Said:
-    """A text and what it claims.
-
-    Attributes:
-        looks: (species, coat, second, pattern) as indices of menagerie's tables, for one individual or per role.
-        relation: index, or UNTOLD in a text on one individual.
-        background: index, or UNTOLD.
-    """
-
-    text: str
-    looks: tuple[tuple[int, ...], ...]
-    relation: int = UNTOLD
-    background: int = UNTOLD
-
-
-def describe(look: Sequence[int], words: int) -> tuple[str, tuple[int, ...]]:
-    """Name an individual with more or fewer words, without an article; and what of its look that tells.
-
-    Args:
-        look: indices of species, coat, second coat and pattern.
-        words: 0 species; 1 coat and species; 2 pattern and species; 3 pattern, coat and species; 4 all, as
-            ``Individual.description`` has it; 5 all, with the pattern said twice.
-    """
-    species, coat, second, pattern = (int(v) for v in look)
-    animal, colour, like = SPECIES[species], _COATS[coat], _LIKE[PATTERNS[pattern]]
-    if words == 0:
-        return animal, (species, UNTOLD, UNTOLD, UNTOLD)
-    if words == 1:
-        return f"{colour} {animal}", (species, coat, UNTOLD, UNTOLD)
-    if words == 2:
-        return f"{like} {animal}", (species, UNTOLD, UNTOLD, pattern)
-    told = (species, coat, second, pattern)
-    if PATTERNS[pattern] == "plain":  # its second coat is its first
-        return f"plain {colour} {animal}", told
-    if words == 3:
-        return f"{like} {colour} {animal}", (species, coat, UNTOLD, pattern)
-    start = colour if words == 4 else f"{like} {colour}"
-    return f"{start} {animal} with {_COATS[second]} {PATTERNS[pattern]}", told
-
-
-def _article(name: str) -> str:
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
-
-
-def individual_text(look: Sequence[int], rng: np.random.Generator) -> Said:
-    """A description of one individual; bare names too, for that is how a bundle tells its adapter who is meant."""
-    name, told = describe(look, int(rng.choice(6, p=(0.15, 0.15, 0.1, 0.15, 0.3, 0.15))))
-    return Said(_article(name) if rng.random() < 0.6 else name, (told,))
-
-
-def scene_text(
-    relation: Relation, number: int, looks: Sequence[Sequence[int]], background: int, rng: np.random.Generator
-) -> Said:
-    """A caption of a scene: species, half the time with coats, half the time with the background."""
-    words = int(rng.choice((0, 1, 4), p=(0.5, 0.35, 0.15)))
-    named = [describe(look, words) for look in looks]
-    text = relation.prompt([name for name, _ in named], int(rng.integers(len(relation.prompts))))
-    said = Said(text, tuple(told for _, told in named), number)
-    if rng.random() < 0.5:
-        return replace(said, text=f"{text.rstrip('.')} {_PLACES[background]}.", background=background)
-    return said
-
-
-def wrong_individual_text(look: Sequence[int], rng: np.random.Generator) -> Said:
-    """A full description that errs in one thing."""
-    wrong = [int(v) for v in look]
-    part = int(rng.integers(4))
-    wrong[part] = (wrong[part] + 1 + int(rng.integers(sizes()[part] - 1))) % sizes()[part]
-    if PATTERNS[wrong[3]] == "plain":
-        wrong[2] = wrong[1]
-    elif PATTERNS[look[3]] == "plain" and part == 3:  # a pattern needs a second coat
-        wrong[2] = (wrong[1] + 1 + int(rng.integers(len(COATS) - 1))) % len(COATS)
-    name, told = describe(wrong, 4)
-    return Said(_article(name), (told,))
-
-
-def wrong_scene_text(
-    relations: Sequence[Relation],
-    number: int,
-    looks: Sequence[Sequence[int]],
-    background: int,
-    rng: np.random.Generator,
-) -> Said:
-    """A caption with the roles changed about, or of another relation between the same two."""
-    if not relations[number].symmetric and rng.random() < 0.5:
-        return scene_text(relations[number], number, looks[::-1], background, rng)
-    other = (number + 1 + int(rng.integers(len(relations) - 1))) % len(relations)
-    return scene_text(relations[other], other, looks, background, rng)
-
-
-def sizes() -> tuple[int, ...]:
-    """How many species, coats, second coats and patterns there are."""
-    return len(SPECIES), len(COATS), len(COATS), len(PATTERNS)
-
-
-def true_of(
-    texts: Sequence[Said],
-    looks: np.ndarray,
-    relation: np.ndarray,
-    background: np.ndarray,
-    symmetric: np.ndarray,
-) -> np.ndarray:
-    """Which texts are true of which pictures, (pictures, texts) bool.
-
-    A text on one individual is true of every picture that shows such a one, a scene's caption of scenes alone.
-
-    Args:
-        looks: (pictures, 2, 4) of whom a picture shows; twice the same where it shows one.
-        relation: (pictures,), UNTOLD in pictures of one individual.
-        background: (pictures,).
-        symmetric: (relations,) bool.
-    """
-    told = np.array([(said.looks * 2)[:2] for said in texts])  # (texts, 2, 4)
-    fits = ((told[None, :, None] == UNTOLD) | (told[None, :, None] == looks[:, None, :, None])).all(-1)
-    # fits: (pictures, texts, individual shown, individual told)
-    said_relation = np.array([said.relation for said in texts])
-    said_background = np.array([said.background for said in texts])
-    ordered = fits[:, :, 0, 0] & fits[:, :, 1, 1]
-    changed = fits[:, :, 0, 1] & fits[:, :, 1, 0] & symmetric[said_relation] & (said_relation != UNTOLD)
-    scene = (said_relation != UNTOLD)[None] & (said_relation[None] == relation[:, None])
-    scene &= (said_background == UNTOLD)[None] | (said_background[None] == background[:, None])
-    one = (said_relation == UNTOLD)[None] & (fits[:, :, 0, 0] | fits[:, :, 1, 0])
-    return one | (scene & (ordered | changed))
 
 
 def contrastive_loss(
@@ -401,7 +281,7 @@ class ClipPart:
             # Every species x every value: one pass over the table answers both.
             table = np.zeros((len(SPECIES), sizes()[part], 4), int)
             table[..., 0], table[..., part] = np.arange(len(SPECIES))[:, None], np.arange(sizes()[part])[None]
-            names = [_article(describe(look, words)[0]) for look in table.reshape(-1, 4).tolist()]
+            names = [with_article(describe(look, words)[0]) for look in table.reshape(-1, 4).tolist()]
             scores = (portraits @ self.embed_texts(names).T).unflatten(1, table.shape[:2]) * self.temperature()
             found[name] = _share(scores.logsumexp(1).argmax(1), looks[:, part])
             if name == "coat":

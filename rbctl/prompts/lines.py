@@ -1,0 +1,135 @@
+"""prompts.txt: one prompt a line, with kohya's options and ours."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from rbctl.errors import InputError
+from rbctl.files import read_text
+from rbctl.options import nearest
+from rbctl.prompts.fields import CHECKS, Prompt, abridged, build
+
+# Options of a line: kohya's short names, and each field's own name.
+_OPTIONS = {
+    **{field.replace("_", "-"): field for field in CHECKS if field != "lora_weight"},
+    "n": "negative_prompt",
+    "w": "width",
+    "h": "height",
+    "d": "seed",
+    "l": "guidance_scale",
+    "s": "steps",
+    "box": "boxes",
+    "subject-scale": "subject_scale",
+}
+
+_OPTION_START = re.compile(r"(?:(?<=\s)|^)--(?=[A-Za-z])")
+_OPTION = re.compile(
+    r"""--(?P<name>[A-Za-z][\w-]*)(?=[\s=]|$)=?
+        (?:\s*(?P<quote>["'])(?P<quoted>(?:(?!(?P=quote)).)*)(?P=quote)|(?P<bare>.*?))
+        (?=\s+--[A-Za-z]|\s*$)\s*""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def parse_line(line: str, folder: Path, where: str) -> Prompt:
+    """One line of a prompts.txt.
+
+    Args:
+        folder: what the line's paths are relative to.
+        where: "FILE:LINE", for errors and the prompt's ``source``.
+
+    Raises:
+        InputError: the line is wrong, or one of its pictures is missing.
+    """
+    text, objects, options = split_text(line, where, with_options=True)
+    values: dict[str, Any] = {}
+    boxes: list[Any] = []
+    shown: dict[str, str] = {}  # a field's option as the line has it
+    rest = options
+    while rest:
+        found = _OPTION.match(rest)
+        if not found:
+            raise InputError(f"{where}: {abridged(rest)} is not an option; write --name value")
+        rest = rest[found.end() :]
+        name = found["name"]
+        value = found["bare"].strip() if found["quoted"] is None else found["quoted"]
+        field = _OPTIONS.get(name)
+        if field is None:
+            known = [f"--{option}" for option in _OPTIONS]
+            mend = nearest(f"--{name}", known) or f"; options: {' '.join(known)}"
+            raise InputError(f"{where}: no option --{name}{mend}")
+        if found["quoted"] is None and value.startswith('"') and value.count('"') == 1:
+            raise InputError(f'{where}: --{name}: the quote is not closed; end it with "')
+        if not value.strip() and field != "negative_prompt":
+            raise InputError(f"{where}: --{name} has no value")
+        shown[field] = f"--{name}"
+        if field == "boxes":
+            boxes.append([part.strip() for part in value.split(",")])
+            continue
+        if field in values:
+            raise InputError(f"{where}: --{name} is given twice; leave one out")
+        if field == "subject_scale":
+            values[field] = [part.strip() for part in value.split(",")]
+        elif field == "lora":
+            values.update(_lora(value))
+        else:
+            values[field] = value
+    if boxes:
+        values["boxes"] = boxes
+    return build(text, [{"name": n, "image": p} for n, p in objects], values, folder, where, shown)
+
+
+def read_lines(path: Path) -> tuple[Prompt, ...]:
+    """The prompts of a prompts.txt."""
+    return tuple(
+        parse_line(line, path.parent, f"{path}:{number}")
+        for number, line in enumerate(read_text(path).split("\n"), 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    )
+
+
+def split_text(line: str, where: str, with_options: bool) -> tuple[str, list[tuple[str, str]], str]:
+    """The prompt's text, its inline objects as (name, path), and what follows from the first option on.
+
+    Raises:
+        InputError: a brace is not closed or not opened, or holds no object.
+    """
+    text: list[str] = []
+    objects: list[tuple[str, str]] = []
+    position = 0
+    while position < len(line):
+        pair, char = line[position : position + 2], line[position]
+        if with_options and _OPTION_START.match(line, position):
+            break
+        if pair in ("{{", "}}"):
+            text.append(char)
+            position += 2
+        elif char == "{":
+            end = line.find("}", position)
+            inside = line[position + 1 : end]
+            if end < 0 or "{" in inside:
+                raise InputError(f"{where}: a brace is not closed; write {{name: picture}}, and {{{{ for a plain brace")
+            name, colon, picture = (part.strip() for part in inside.partition(":"))
+            if not (name and colon and picture):
+                raise InputError(f"{where}: '{{{inside}}}' is no object; write {{name: picture}}, or {{{{ for a brace")
+            objects.append((name, picture))
+            text.append(name)
+            position = end + 1
+        elif char == "}":
+            raise InputError(f"{where}: a brace is closed that was not opened; write }}}} for a plain brace")
+        else:
+            text.append(char)
+            position += 1
+    return "".join(text).strip(), objects, line[position:].strip()
+
+
+def _lora(value: str) -> dict[str, Any]:
+    """PATH[:WEIGHT]; a colon that no number follows belongs to the path."""
+    head, colon, tail = value.rpartition(":")
+    try:
+        float(tail)
+    except ValueError:
+        return {"lora": value}
+    return {"lora": head.strip(), "lora_weight": tail} if colon else {"lora": value}
