@@ -14,8 +14,8 @@ from rbctl.errors import InputError, reason
 from rbctl.files import read_safetensors, write_safetensors
 
 TARGETS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
-ATTENTION = tuple(target.replace("attn2", layer) for layer in ("attn1", "attn2") for target in TARGETS)
-LAYERS = {"attn2": TARGETS, "attention": ATTENTION, "transformer": (*ATTENTION, "ff.net.0.proj", "ff.net.2")}
+_ATTENTION = tuple(target.replace("attn2", layer) for layer in ("attn1", "attn2") for target in TARGETS)
+LAYERS = {"attn2": TARGETS, "attention": _ATTENTION, "transformer": (*_ATTENTION, "ff.net.0.proj", "ff.net.2")}
 ADAPTER = "relation"
 
 LoraFormat = Literal["diffusers", "kohya"]

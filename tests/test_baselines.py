@@ -221,7 +221,13 @@ def test_dreambooth_trains_a_lora_with_class_pictures_and_two_of_them_sample_tog
     tiny_bundle: Path, subject: Path, tmp_path: Path
 ) -> None:
     def learn(noun: str, **options: Any) -> Path:
-        given = {"method": "dreambooth_lora", "class_noun": noun, "bundle": tiny_bundle, "learning_rate": 1e-2}
+        given = {
+            "method": "dreambooth_lora",
+            "class_noun": noun,
+            "lora_layers": "attention",
+            "bundle": tiny_bundle,
+            "learning_rate": 1e-2,
+        }
         chosen = {**given, **STEPS, "output": tmp_path / noun, **options}
         result = invoke("finetune", *flags(**chosen))
         assert result.exit_code == 0, result.output
