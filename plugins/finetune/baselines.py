@@ -1,8 +1,9 @@
 """The baselines of ``rbctl finetune``: what is learned without image prompts, from pictures and captions alone.
 
 relation_inversion: an embedding <R> on the relation's targets, with ReVersion's steering loss (arXiv 2303.13495).
-textual_inversion: an embedding of one subject (arXiv 2208.01618). dreambooth_lora: a LoRA, by its recipe on all attention
-layers, on a subject's pictures with a rare token and class pictures beside (arXiv 2208.12242), as diffusers' example does.
+textual_inversion: an embedding of one subject (arXiv 2208.01618). dreambooth_lora: a LoRA, by its recipe on all
+attention layers, on a subject's pictures with a rare token and class pictures beside (arXiv 2208.12242), as diffusers'
+example does.
 """
 
 from __future__ import annotations
