@@ -7,6 +7,7 @@ network's own frame. So what comes back is right only if resizing, padding, crop
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -323,6 +324,22 @@ def test_vitpose_experts(models: Path) -> None:
     assert Keypoints(models / "plain-vitpose", config(), CPU)(image, boxes)[0].shape == (2, 17, 3)
 
 
+def test_vitpose_takes_the_keypoints_that_its_configuration_names(models: Path, tmp_path: Path) -> None:
+    from rbctl.plugins.annotate.backends.vitpose import Keypoints
+
+    folder = tmp_path / "hub"
+    shutil.copytree(models / "vitpose", folder)
+    told = json.loads((folder / "config.json").read_text())
+    names = ["Nose", "L_Eye", "R_Eye", *(f"part {k}" for k in range(14))]
+    (folder / "config.json").write_text(json.dumps({**told, "id2label": dict(enumerate(names))}))
+    found = Keypoints(folder, config(), CPU)
+    assert (found.order, found.expert) == ("coco", 0)
+    with pytest.raises(InputError, match="names coco's keypoints"):
+        Keypoints(folder, config(vitpose_order="ap10k"), CPU)
+    (folder / "config.json").write_text(json.dumps({**told, "id2label": dict(enumerate([*names[:-1], "Neck"]))}))
+    assert Keypoints(folder, config(), CPU).order == "ap10k"
+
+
 def test_peoples_keypoints_in_our_order() -> None:
     person = np.arange(17 * 3, dtype=float).reshape(17, 3)
     ours = dict(zip(KEYPOINTS, from_coco(person), strict=True))
@@ -334,7 +351,6 @@ def test_peoples_keypoints_in_our_order() -> None:
 
 
 def test_a_damaged_model_is_one_line(models: Path, tmp_path: Path) -> None:
-    import shutil
 
     from rbctl.plugins.annotate.backends.vitpose import Keypoints
 

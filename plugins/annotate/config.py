@@ -38,7 +38,9 @@ class AnnotateConfig:
     vitpose_expert: int | None = option(
         None, "Expert of ViTPose++: 3 is AP-10K's (animals), 0 is COCO's (people). [default: by --vitpose-order]", min=0
     )
-    vitpose_order: Literal["ap10k", "coco"] = option("ap10k", "Which 17 keypoints ViTPose's heatmaps are.")
+    vitpose_order: Literal["ap10k", "coco"] | None = option(
+        None, "Which 17 keypoints ViTPose's heatmaps are. [default: what its config.json says, else ap10k]"
+    )
 
     box_threshold: float = option(0.3, "Least score of a box.", min=0, max=1)
     box_overlap: float = option(0.7, "Two boxes with a larger intersection over union are one.", min=0, max=1)

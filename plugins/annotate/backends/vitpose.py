@@ -1,12 +1,13 @@
 """Backend ``vitpose``: keypoints by ViTPose or ViTPose++ of transformers.
 
-ViTPose++ has an expert for each data set it was trained on; number 3 is believed to be AP-10K's (animals), 0 is COCO's
-(people). One head draws 17 heat maps, whose meaning is the expert's: look at the first results with ``--review``.
+Its head draws 17 heat maps, in AP-10K's order (animals) or COCO's (people). ViTPose++ has an expert for each data set
+it was trained on, 3 for AP-10K and 0 for COCO, and had a head for each too; transformers' conversion kept COCO's alone
+(convert_vitpose_to_hf.py: "TODO add associate_heads to the MoE models"), so the hub's knows no keypoints of AP-10K.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,12 @@ _PERSON = {
 }
 
 
+def told_order(names: Collection[str]) -> str | None:
+    """The order that a model's names of keypoints (``id2label``) tell; COCO has no neck."""
+    lower = {name.lower() for name in names}
+    return None if "nose" not in lower else "ap10k" if "neck" in lower else "coco"
+
+
 def from_coco(keypoints: np.ndarray) -> np.ndarray:
     """A person's keypoints (..., 17, 3) in COCO's order -> in ours; of two in one the lesser confidence counts."""
     rows = []
@@ -56,7 +63,13 @@ class Keypoints:
 
         self.model = network(VitPoseForPoseEstimation, folder, device)
         self.processor = processor(AutoImageProcessor, folder)
-        self.order, self.batch_size = config.vitpose_order, config.batch_size
+        told, self.batch_size = told_order(self.model.config.id2label.values()), config.batch_size
+        if told and config.vitpose_order not in (told, None):
+            raise InputError(
+                f"--vitpose-order {config.vitpose_order}: the config.json in {folder} names {told}'s keypoints (the "
+                "hub's ViTPose++ has COCO's alone); leave it out, or bring a backend of your own for another model"
+            )
+        self.order = config.vitpose_order or told or "ap10k"
         experts = getattr(self.model.config.backbone_config, "num_experts", 1)
         chosen = EXPERTS[self.order] if config.vitpose_expert is None else config.vitpose_expert
         if experts > 1 and chosen >= experts:
