@@ -35,6 +35,15 @@ def _in_one_line() -> Iterator[None]:
         raise _Shown(" ".join(str(error).splitlines())) from error
 
 
+# Options that a stage may have, and what they are for when the device's memory is used up.
+_SAVES_MEMORY = {
+    "batch_size": "lower --batch-size",
+    "gradient_accumulation": "raise --gradient-accumulation instead",
+    "gradient_checkpointing": "take --gradient-checkpointing",
+    "lowvram": "take --lowvram",
+}
+
+
 @functools.cache  # a look through all installed packages takes 12 ms, and the help asks once for each stage
 def stages() -> dict[str, list[EntryPoint]]:
     """All installed stages by name; more than one entry point under a name is a conflict to be told."""
@@ -105,6 +114,13 @@ class Stages(click.Group):
         try:
             with _in_one_line():
                 return super().invoke(ctx)
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for that
+                raise
+            stage: Any = self.get_command(ctx, ctx.invoked_subcommand or "")
+            options = {parameter.name for parameter in stage.params} if stage else set()
+            mends = [told for name, told in _SAVES_MEMORY.items() if name in options]
+            raise _Shown(f"the device's memory is used up; {', '.join(mends) or 'take one with more'}") from error
         except KeyboardInterrupt:
             click.echo("interrupted; the same command again goes on from what was saved", err=True)
             ctx.exit(130)

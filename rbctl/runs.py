@@ -20,6 +20,12 @@ from rbctl.files import PARTIAL, write_json
 RUNS = Path("runs")
 
 
+def tuned(name: str, bundle: str) -> Path:
+    """Folder of a finetuning that names none; what was tuned on another bundle than mini lies apart."""
+    base = Path(bundle).name
+    return RUNS / "finetune" / (name if base == "mini" else f"{name}-{base}")
+
+
 @contextlib.contextmanager
 def claim(folder: Path) -> Iterator[None]:
     """Hold ``folder`` for writing; the claim ends with the process, however it ends.

@@ -294,6 +294,10 @@ def test_parts_are_added_one_by_one(official: Path, tmp_path: Path) -> None:
     assert import_bundle(dest, image_encoder=parts["image_encoder"]) == []
     assert import_bundle(dest, local_encoder=parts["local_encoder"]) == []
     assert verify(dest) == []
+    # As a folder of rbctl distill: safetensors with its configuration beside it.
+    made = shutil.copytree(dest / "clipself", tmp_path / "clipself")
+    assert import_bundle(dest, local_encoder=made) == []
+    assert verify(dest) == []
 
 
 def test_lone_fp16_variant_takes_the_plain_name(official: Path, tmp_path: Path) -> None:
@@ -361,6 +365,7 @@ def test_encoders_must_fit_the_adapter(official: Path, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"base": Path("/nowhere/base")}, "no such folder"),
+        ({"base": Path(__file__)}, "from_single_file"),
         ({"adapter": Path("/nowhere/ms_adapter.bin")}, "no such file"),
         ({"image_encoder": Path("/nowhere/clip")}, "no such file"),
         ({"local_encoder": Path("/nowhere/epoch_6.pt")}, "no such file"),

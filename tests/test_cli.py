@@ -131,6 +131,22 @@ def test_a_bug_keeps_its_traceback() -> None:
     assert isinstance(result.exception, RuntimeError)
 
 
+def test_memory_that_is_used_up_is_one_line() -> None:
+    import torch
+
+    group = Stages("rbctl")
+
+    @group.command()
+    @click.option("--batch-size")
+    @click.option("--lowvram", is_flag=True)
+    def work(batch_size: str | None, lowvram: bool) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore lines.")
+
+    result = CliRunner().invoke(group, ["work"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "Error: the device's memory is used up; lower --batch-size, take --lowvram\n"
+
+
 def test_interrupted() -> None:
     result = CliRunner().invoke(stage_that(KeyboardInterrupt()), ["work"])
     assert result.exit_code == 130

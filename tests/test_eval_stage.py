@@ -266,6 +266,7 @@ def test_pictures_told_by_a_csv(given: Path, tmp_path: Path) -> None:
     assert rows[0]["failures"]["wrong direction"] is None
     assert rows[1]["failures"]["missing object"] is None
     assert "not known" in (tmp_path / "out" / "report.md").read_text()
+    assert "scored by the CLIP of mini, which knows drawn animals alone" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -343,12 +344,16 @@ def test_a_run_must_have_a_picture_of_every_case(world: World, tmp_path: Path) -
 @pytest.mark.slow
 def test_sampling_what_is_missing(tmp_path: Path) -> None:
     arguments = ["eval", "--bench", "relationbench-mini", "--relations", "ride", "--cases", 2, "--steps", 3]
+    (tmp_path / "weak.yaml").write_text("sample: {scale: 0.25}\n")
+    arguments += ["--sample-recipe", tmp_path / "weak.yaml"]
     arguments += ["--output", tmp_path / "out", "--cache", tmp_path / "features", "--json"]
     result = rbctl(*arguments)
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)
     assert list(content["runs"]) == ["base", "truth"]
     assert content["runs"]["base"]["made_with"]["steps"] == "3"
+    assert content["runs"]["base"]["made_with"]["scale"] == "0.25"
+    assert "CLIP of mini" not in result.stderr
     assert content["table"]["base"]["relationbench CLIP-R"]["n"] == 2
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "samples" / "base").glob("a-*.png")}
     assert len(made) == 2

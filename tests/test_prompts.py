@@ -67,6 +67,7 @@ def test_what_is_not_given_is_none(pictures: Path) -> None:
         ("--n the cat's toy --d 5", "negative_prompt", "the cat's toy"),
         ('--n 5" nails', "negative_prompt", '5" nails'),
         ("--d=8", "seed", 8),
+        ("--am 0.7", "lora_weight", 0.7),
         ("--seed 8", "seed", 8),
         ("--guidance-scale 1e-1", "guidance_scale", 0.1),
         ("--lora C:name.safetensors", "lora", "C:name.safetensors"),

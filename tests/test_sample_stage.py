@@ -24,6 +24,7 @@ from rbctl.plugins.sample import run as stage
 from rbctl.plugins.sample.config import SampleConfig
 from rbctl.plugins.sample.jobs import Defaults, plan
 from rbctl.prompts import parse_line, read_prompts
+from rbctl.runs import tuned
 
 SIX = """\
 # one, two and three objects, two sizes, and plain text
@@ -65,7 +66,7 @@ def place(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "mean": [[0.3, 0.5, 0.4, 0.6], [0.7, 0.5, 0.4, 0.6]],
         "spread": [[0.0] * 4] * 2,
     }
-    path = folder / "runs" / "finetune" / "hug" / "lora.safetensors"
+    path = folder / tuned("hug", str(tiny_bundle)) / "lora.safetensors"
     lora.save(path, tensors, {"rbctl.relation": "hug", "rbctl.layout_prior": json.dumps(prior)}, 4.0, "diffusers")
     (folder / "prompts.txt").write_text(SIX)
     return folder
@@ -297,7 +298,7 @@ def test_pseudo_masks_of_two_objects_of_one_name(place: Path, tiny_bundle: Path)
 
 
 def test_a_lora_of_another_base_is_refused(sample: Any, place: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    tensors, metadata = read_safetensors(place / "runs/finetune/hug/lora.safetensors")
+    tensors, metadata = read_safetensors(place / "runs/finetune/hug-tiny-sdxl/lora.safetensors")
     line, path = tmp_path / "one.txt", tmp_path / "marked.safetensors"
     line.write_text("A bear sleeps. --s 1")
     arguments = (line, "--output", tmp_path / "out", "--lora", path)
@@ -375,7 +376,7 @@ def test_the_lora_and_its_weight_change_the_picture(sample: Any, tmp_path: Path)
     shown = {}
     for name, option in (
         ("with", ""),
-        ("half", "--lora runs/finetune/hug/lora.safetensors:0.5"),
+        ("half", "--lora runs/finetune/hug-tiny-sdxl/lora.safetensors:0.5"),
         ("base", "--lora none"),
     ):
         line.write_text(f"A lion and a polar bear hug. --s 3 {option}\n")
@@ -389,7 +390,7 @@ def test_the_weight_of_the_lora_that_is_found(sample: Any, real_hug: Path, tmp_p
     """From the flag, for an official configuration too, or from a YAML prompt that names no file."""
     official, own = real_hug.parent / "config" / "example_two_objects.yaml", tmp_path / "own.yaml"
     own.write_text("prompts: [{text: A lion and a polar bear hug., lora_weight: -0.5}]")
-    flags = ("--lora", "runs/finetune/hug/lora.safetensors", "--lora-weight", "-0.25", "--steps", 1)
+    flags = ("--lora", "runs/finetune/hug-tiny-sdxl/lora.safetensors", "--lora-weight", "-0.25", "--steps", 1)
     for arguments, weight in (
         (("--config", official, *flags), -0.25),
         ((own, "--steps", 1), -0.5),
@@ -441,7 +442,7 @@ def test_the_official_configurations(sample: Any, real_hug: Path, tmp_path: Path
     refused = sample("--config", config, "--steps", 2, "--output", tmp_path / "no")
     assert refused.exit_code == 2  # it names a LoRA that is not there
     assert "no LoRA file lora-weights/" in refused.output
-    lora_file = "runs/finetune/hug/lora.safetensors"
+    lora_file = "runs/finetune/hug-tiny-sdxl/lora.safetensors"
     result = sample("--config", config, "--steps", 2, "--lora", lora_file, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     (row,) = rows(tmp_path / "out")
@@ -467,7 +468,7 @@ def refuses(result: Result, *told: str) -> None:
         ("A {cat: cat.png} hugs --relation huug", "did you mean 'hug'"),
         ("A {cat: cat.png} hugs --stepz 3", "bad.txt:2"),
         ("A {cat: broken.png} hugs", "not a readable picture"),
-        ("A {cat: cat.png} rides a {dog: dog.png}", "rbctl finetune --relation ride"),
+        ("A {cat: cat.png} rides a {dog: dog.png}", "rbctl finetune --relation ride --bundle"),
         ("A {cat: cat.png} hugs --lora nowhere.safetensors", "no LoRA file nowhere.safetensors"),
         ("A {cat: cat.png} hugs --lora cat.png", "not a readable safetensors file"),
     ],
@@ -518,7 +519,7 @@ def test_the_lora_of_the_relation_that_is_named(sample: Any, tmp_path: Path) -> 
     (row,) = rows(tmp_path / "out")
     assert (row["relation"], row["lora"], row["boxes_from"]) == (
         "hug",
-        "runs/finetune/hug/lora.safetensors",
+        "runs/finetune/hug-tiny-sdxl/lora.safetensors",
         "layout prior",
     )
     refuses(sample(line, "--relation", "ride", "--output", tmp_path / "out"), "rbctl finetune --relation ride")

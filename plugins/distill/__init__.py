@@ -19,7 +19,7 @@ def command(config: DistillConfig) -> None:
     \b
       rbctl distill --recipe mini --data photographs
       deepspeed --num_gpus 8 --module rbctl distill --recipe bigG-coco \\
-        --weights bigG.safetensors --data coco/train2017 --evaluation-data coco/val2017
+        --weights open_clip_model.safetensors --data coco/train2017 --evaluation-data coco/val2017
       rbctl distill --recipe bigG-coco --estimate
     """
     if config.estimate:

@@ -39,6 +39,9 @@ class EvalConfig:
     cache: Path | None = option(None, "Where features are kept. [default: runs/eval/features]")
     images: int = option(1, "Pictures sampled of each case, with seeds that count up.", min=1, max=1000)
     steps: int | None = option(None, "Denoising steps of the samples. [default: the bundle's]", min=1, max=1000)
+    sample_recipe: str | None = option(
+        None, "Recipe whose section 'sample' the samples are made with: lowvram, local_tokens, scale ..."
+    )
     batch_size: int = option(16, "Pictures encoded at once; changes nothing but speed and memory.", min=1)
     seed: int = option(0, "Of the bootstrap and the tests.", min=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")

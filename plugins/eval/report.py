@@ -97,7 +97,8 @@ def rank_line(content: dict[str, Any]) -> str:
 
 def terminal(content: dict[str, Any]) -> str:
     """The table as plain text, failures and rank correlation under it."""
-    parts = [_aligned(table(content)), _aligned(failure_table(content)), rank_line(content), _LEGEND]
+    encoders = "; ".join(f"{name}: {f['folder']} ({f['hash'][:8]})" for name, f in content["encoders"].items())
+    parts = [_aligned(table(content)), _aligned(failure_table(content)), rank_line(content), _LEGEND, encoders]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -72,6 +72,11 @@ def run(config: EvalConfig) -> str:
         write_text(output / "report.html", report.html(content, rows, config.show))
     for line in content["left_out"]:
         click.echo(f"left out: {line}", err=True)
+    if config.clip is None and config.bundle == "mini" and (others := _not_of_mini(content["runs"])):
+        told = (
+            f"{', '.join(others)}: scored by the CLIP of mini, which knows drawn animals alone; give --clip or --bundle"
+        )
+        click.echo(told, err=True)
     if config.json:
         return json.dumps(content, indent=2, ensure_ascii=False)
     return f"{report.terminal(content)}\n{output / 'report.html'}"
@@ -106,6 +111,7 @@ def _bench_pictures(
     folders = {name: results.read_rows(folder) for name, folder in given.items()}  # told before anything is sampled
     flags = ["--bundle", config.bundle, "--device", config.device]
     flags += ["--images", str(config.images), *(["--steps", str(config.steps)] if config.steps else [])]
+    flags += ["--recipe", config.sample_recipe] if config.sample_recipe else []
     pictures: list[Picture] = []
     left_out: dict[str, int] = {}
     for name in names:
@@ -202,6 +208,11 @@ def _content(
         "recipe": as_plain(config),
         "versions": versions(),
     }
+
+
+def _not_of_mini(runs: dict[str, Any]) -> list[str]:
+    """Runs whose pictures are not known to be of the embedded world."""
+    return [name for name, facts in runs.items() if name != TRUTH and facts["made_with"].get("bundle") != "mini"]
 
 
 def _facts(rows: Sequence[Row]) -> dict[str, Any]:

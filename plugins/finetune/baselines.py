@@ -34,7 +34,7 @@ from rbctl.plugins.finetune.loop import accelerated, train
 from rbctl.plugins.finetune.objective import Schedule, draw, noised
 from rbctl.plugins.finetune.pictures import Picture
 from rbctl.relations import Relation, load_relation
-from rbctl.runs import RUNS, claim
+from rbctl.runs import claim, tuned
 
 _POSITIVES = 4  # basis prepositions of a sample, as in ReVersion's code
 _STOP_WORDS = ("a", "an", "the", "is", "are", "and", ".", ",")
@@ -50,7 +50,7 @@ def run(config: FinetuneConfig) -> Path | None:
     words = (relation.predicate, *relation.forms) if relation else (str(config.class_noun),)
     token = _token(config, relation)
     name = relation.name if relation else config.data.resolve().name if config.data else str(config.class_noun)
-    output = config.output or RUNS / "finetune" / f"{config.method}-{name.replace(' ', '_')}"
+    output = config.output or tuned(f"{config.method}-{name.replace(' ', '_')}", config.bundle)
     base = resolve(config.bundle)
     resolution = config.resolution or summary(base).resolution
     accelerator, precision = accelerated(config, output)

@@ -24,7 +24,9 @@ class FinetuneConfig:
     )
     triplets: int = option(6, "How many triplets are drawn where no --data is given.", min=1, max=10_000)
     bundle: str = option("mini", "Base model: a name of 'rbctl models list', or a folder.")
-    output: Path | None = option(None, "Run folder. [default: runs/finetune/RELATION]")
+    output: Path | None = option(
+        None, "Run folder. [default: runs/finetune/RELATION, or RELATION-BUNDLE if not of mini]"
+    )
     resume: bool = option(True, "Go on from the last checkpoint in the run folder; --no-resume begins anew.")
 
     steps: int = option(500, "Optimizer steps.", min=1)

@@ -17,7 +17,7 @@ RESULTS = ("lora.safetensors", "embedding.safetensors")
 # Options that may differ when a run is taken up again: they change how it runs, not what it computes. Data, prior
 # set, bundle and precision are compared by what they are (see ``facts``), not by how they were written.
 _FREE = {"output", "resume", "device", "checkpoint_every", "keep_checkpoints", "preview_every", "preview_steps"}
-_FREE |= {"format", "tensorboard", "data", "prior", "bundle", "precision"}
+_FREE |= {"gradient_checkpointing", "format", "tensorboard", "data", "prior", "bundle", "precision"}
 
 
 def check(output: Path, config: FinetuneConfig, facts: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from rbctl.plugins.finetune.lora_file import metadata
 from rbctl.plugins.finetune.objective import Schedule, draw, training_loss
 from rbctl.plugins.finetune.preview import preview
 from rbctl.relations import Relation, load_relation
-from rbctl.runs import RUNS, claim
+from rbctl.runs import claim, tuned
 from rbctl.triplets import Triplet, data_hash
 from rbctl.triplets.check import check as check_triplets
 
@@ -32,7 +32,7 @@ def run(config: FinetuneConfig) -> Path | None:
     if config.relation is None:
         raise InputError("--relation: say which, a shipped name (ride, hug, ...) or the path of a relation's YAML")
     relation = load_relation(config.relation)
-    output = config.output or RUNS / "finetune" / relation.name
+    output = config.output or tuned(relation.name, config.bundle)
     found = material.find(config, relation, output)
     base = resolve(config.bundle)
     resolution = config.resolution or summary(base).resolution

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from rbctl.bundle.catalogue import place
+from rbctl.bundle.catalogue import CATALOGUE, place
 from rbctl.device import DTYPES, pick_device, pick_precision
 from rbctl.draws import generator
 from rbctl.errors import InputError, reason
@@ -69,7 +69,10 @@ def pipeline_folder(model: str) -> Path:
     """
     folder = place(model)
     if not (folder / INDEX).is_file():
-        raise InputError(f"{folder}: no diffusers pipeline, it has no {INDEX}; give --model a folder that has one")
+        pull = f", or run 'rbctl models pull {model}'" if model in CATALOGUE else ""
+        raise InputError(
+            f"{folder}: no diffusers pipeline, it has no {INDEX}; give --model a folder that has one{pull}"
+        )
     if code := next(folder.rglob("*.py"), None):
         raise InputError(f"{code}: the pipeline brings code of its own, which is never run; choose another --model")
     return folder

@@ -55,7 +55,11 @@ def verify(name_or_folder: str) -> None:
 @click.option("--base", type=click.Path(path_type=Path), help="SDXL folder in diffusers' layout.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="ms_adapter.bin or .safetensors.")
 @click.option("--image-encoder", type=click.Path(path_type=Path), help="CLIP bigG folder in transformers' layout.")
-@click.option("--local-encoder", type=click.Path(path_type=Path), help="CLIPSelf's epoch_6.pt or .safetensors.")
+@click.option(
+    "--local-encoder",
+    type=click.Path(path_type=Path),
+    help="CLIPSelf's epoch_6.pt, .safetensors, or the folder that rbctl distill wrote.",
+)
 @click.option("--adapter-config", type=click.Path(path_type=Path), help="ms_adapter_config.json; default: beside it.")
 @click.option("--local-config", type=click.Path(path_type=Path), help="open_clip_config.json; default: beside it.")
 def import_(dest: str, **sources: Path | None) -> None:

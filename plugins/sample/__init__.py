@@ -21,12 +21,13 @@ def command(config: SampleConfig) -> None:
 
     \b
     Options of a line: --n negative prompt, --w --h size, --d seed, --l guidance scale, --s steps, --images,
-    --relation, --lora PATH[:WEIGHT], --box x0,y0,x1,y1 (once an object), --scale (gamma), --subject-scale a,b
+    --relation, --lora PATH[:WEIGHT], --am weight of the LoRA, --embedding PATH[:TOKEN], --box x0,y0,x1,y1 (once an
+    object), --scale (gamma), --subject-scale a,b
 
     \b
       rbctl sample recipes/examples/prompts.txt --relation ride
       rbctl sample prompts.txt --bundle sdxl --batch-size 4 --images 2 --lora none
-      rbctl sample --config example_two_objects.yaml --lora runs/finetune/hug/lora.safetensors
+      rbctl sample --config example_two_objects.yaml --bundle sdxl --lora runs/finetune/hug-sdxl/lora.safetensors
     """
     from rbctl.plugins.sample.run import run
 

@@ -23,7 +23,7 @@ class SampleConfig:
     lora: str | None = option(
         None,
         "LoRA, PATH or several with commas between; 'none' samples the base model. "
-        "[default: runs/finetune/RELATION/lora.safetensors]",
+        "[default: lora.safetensors of runs/finetune/RELATION, or RELATION-BUNDLE if not of mini]",
     )
     embedding: tuple[str, ...] = option(
         (),

@@ -22,7 +22,7 @@ from rbctl.phrases import replaced
 from rbctl.plugins.sample.config import SampleConfig
 from rbctl.prompts import Prompt, PromptObject
 from rbctl.relations import Relation, find_relation, load_relation, shipped
-from rbctl.runs import RUNS
+from rbctl.runs import tuned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +105,12 @@ def lora_of(prompt: Prompt, relation: Relation | None, config: SampleConfig) -> 
         return None, 1.0
     if given is None:
         assert relation is not None
-        path = RUNS / "finetune" / relation.name / "lora.safetensors"
+        path = tuned(relation.name, config.bundle) / "lora.safetensors"
         if not path.is_file():
+            other = "" if config.bundle == "mini" else f" --bundle {config.bundle} --data FOLDER"
             raise InputError(
-                f"{prompt.source}: no LoRA of relation {relation.name!r} in {RUNS / 'finetune'}; "
-                f"run 'rbctl finetune --relation {relation.name}', name one with --lora, or take --lora none"
+                f"{prompt.source}: no LoRA of relation {relation.name!r} in {path.parent}; run "
+                f"'rbctl finetune --relation {relation.name}{other}', name one with --lora, or take --lora none"
             )
         return str(path), weight
     for part in lora.split(given):

@@ -51,6 +51,11 @@ def _place_weights(source: Path, dest: Path, stem: str) -> None:
 
 def _place_base(base: Path, dest: Path) -> None:
     """The six networks and tokenizers of a diffusers SDXL folder."""
+    if base.is_file():
+        raise InputError(
+            f"{base}: a single file; make a folder of it with diffusers' "
+            "StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+        )
     if not base.is_dir():
         raise InputError(f"{base}: no such folder")
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
@@ -138,7 +143,8 @@ def import_bundle(
         base: SDXL in diffusers' layout.
         adapter: ms_adapter.bin or .safetensors; its ms_adapter_config.json is looked for beside it.
         image_encoder: folder of CLIP bigG in transformers' layout.
-        local_encoder: epoch_6.pt of CLIPSelf or .safetensors; its open_clip_config.json is looked for beside it.
+        local_encoder: epoch_6.pt of CLIPSelf or .safetensors, or the folder of its model.safetensors, as
+            ``rbctl distill`` writes one; its open_clip_config.json is looked for beside it.
         adapter_config, local_config: those two configurations, where they lie elsewhere.
 
     Returns:
@@ -148,6 +154,8 @@ def import_bundle(
         InputError: nothing to import, a source is missing, or parts do not fit together.
     """
     dest = Path(dest)
+    if local_encoder and Path(local_encoder).is_dir():
+        local_encoder = Path(local_encoder) / "model.safetensors"
     if not any((base, adapter, image_encoder, local_encoder)):
         raise InputError(f"{dest}: nothing to import; name --base, --adapter, --image-encoder or --local-encoder")
     origins: dict[str, dict[str, Any]] = {}

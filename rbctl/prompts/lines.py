@@ -20,6 +20,7 @@ _OPTIONS = {
     "d": "seed",
     "l": "guidance_scale",
     "s": "steps",
+    "am": "lora_weight",
     "box": "boxes",
     "subject-scale": "subject_scale",
 }
@@ -73,7 +74,10 @@ def parse_line(line: str, folder: Path, where: str) -> Prompt:
         if field == "subject_scale":
             values[field] = [part.strip() for part in value.split(",")]
         elif field == "lora":
-            values.update(_lora(value))
+            given = _lora(value)
+            if given.keys() & values.keys():
+                raise InputError(f"{where}: --lora and --am both give a weight; leave one out")
+            values.update(given)
         else:
             values[field] = value
     if boxes:

@@ -159,14 +159,15 @@ def _imported(chosen: Chosen) -> Any:
 
 def _folder(config: AnnotateConfig, name: str, ours: _Ours, origin: str) -> Path:
     """Where the model of one of our backends lies."""
-    from rbctl.bundle.catalogue import place
+    from rbctl.bundle.catalogue import CATALOGUE, place
 
     if ours.option == "bundle":
         bundle = config.bundle or ("mini" if origin == MINIATURE else "sdxl")
         part = "oracle" if name == "oracle" else "clip_vision"
         folder = place(bundle) / part
         if not (folder / "config.json").is_file():
-            raise InputError(f"{folder}: not here; choose a bundle that has {part}/ with --bundle")
+            pull = f", or run 'rbctl models pull {bundle}'" if bundle in CATALOGUE else ""
+            raise InputError(f"{folder}: not here; choose a bundle that has {part}/ with --bundle{pull}")
         return folder
     flag = f"--{ours.option.replace('_', '-')}"
     given: Path | None = getattr(config, ours.option)
