@@ -7,11 +7,12 @@ python bench/fullsize.py --only floors                 # the arithmetic of docs/
 python bench/fullsize.py --device cpu --tiny           # the whole road at small sizes
 
 Weights are random and made here, so nothing is downloaded: the figures are of speed, never of quality. What is found
-is printed as it comes and written to FOLDER/fullsize.json and .md after every part. What cannot run (out of memory, a
+is printed as it comes and written to FOLDER/fullsize.json and .md, row by row. What cannot run (out of memory, a
 backend that fails) says so on its row, and the rest goes on.
 
 rbctl need not be installed, only what it imports: torch, torchvision, diffusers, transformers, peft, accelerate,
-open_clip_torch, safetensors, click, pyyaml, pillow, numpy, tqdm, huggingface_hub. xformers and triton where present.
+open_clip_torch (with ftfy and wcwidth), safetensors, click, pyyaml, pillow, numpy, tqdm, huggingface_hub. xformers and
+triton where present.
 """
 
 from __future__ import annotations

@@ -43,7 +43,11 @@ def _not_for(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _xformers_why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    return _not_for("xformers", device, dtype) or _xformers_import()
+    if reason := _not_for("xformers", device, dtype) or _xformers_import():
+        return reason
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) > (9, 0):
+        return "its kernel for an additive bias ends at compute capability 9.0"
+    return None
 
 
 @functools.cache

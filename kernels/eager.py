@@ -10,7 +10,8 @@ from rbctl.kernels.image_mask import ImageMask
 def attention_probabilities(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """Softmax(Q K^T / sqrt d), (B, H, Q, d) x (B, H, K, d) -> (B, H, Q, K), float32 or wider."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    return (q.to(wide) @ k.to(wide).mT * q.shape[-1] ** -0.5).softmax(-1)
+    with torch.autocast(q.device.type, enabled=False):
+        return (q.to(wide) @ k.to(wide).mT * q.shape[-1] ** -0.5).softmax(-1)
 
 
 def parallel_cross_attention(
@@ -23,7 +24,8 @@ def parallel_cross_attention(
 ) -> torch.Tensor:
     """See :func:`rbctl.kernels.parallel_cross_attention`."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    text = attention_probabilities(q, k_text) @ v_text.to(wide)
-    scores = q.to(wide) @ k_image.to(wide).mT * q.shape[-1] ** -0.5
-    probabilities = scores.masked_fill(~mask.safe, float("-inf")).softmax(-1) * mask.covered
-    return (text + probabilities @ v_image.to(wide)).to(q.dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        text = attention_probabilities(q, k_text) @ v_text.to(wide)
+        scores = q.to(wide) @ k_image.to(wide).mT * q.shape[-1] ** -0.5
+        probabilities = scores.masked_fill(~mask.safe, float("-inf")).softmax(-1) * mask.covered
+        return (text + probabilities @ v_image.to(wide)).to(q.dtype)

@@ -170,7 +170,9 @@ def project_once(unet: UNet2DConditionModel, conditioning: Conditioning) -> Cond
 def compile_blocks(unet: UNet2DConditionModel, backend: str = "inductor") -> None:
     """Compile the UNet's transformer blocks, one program for all blocks of a shape.
 
-    The look-up by layer name stays out of the program: it would be a new one for every layer.
+    The look-up by layer name stays out of the program: it would be a new one for every layer. Every LoRA brings new
+    ones, two in SDXL; from the fifth on torch's default limit would leave them uncompiled.
     """
+    torch._dynamo.config.recompile_limit = 64
     ParallelCrossAttention.inputs = torch.compiler.disable(ParallelCrossAttention.inputs)  # type: ignore[method-assign]
     unet.compile_repeated_blocks(backend=backend)

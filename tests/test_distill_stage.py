@@ -211,6 +211,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(road: Road) -> None:
     road.same("straight", "full")
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+def test_weights_learnt_in_bf16_are_written_finer(road: Road, stage: int) -> None:
+    chosen = {"steps": 2, "precision": "bf16", "zero_stage": stage, "evaluate_every": 0, "pca_pictures": 0}
+    assert road(f"bf16-{stage}", **chosen) == [0], road.said()
+    learnt = road.weights(f"bf16-{stage}")["visual.transformer.resblocks.2.mlp.c_fc.weight"]
+    assert not learnt.bfloat16().float().equal(learnt)
+
+
 def test_another_recipe_is_refused(road: Road) -> None:
     assert road("straight", learning_rate=2e-3) == [2]
     assert "holds a run with learning_rate 0.001, not 0.002" in road.said().splitlines()[-1]

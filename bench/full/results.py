@@ -55,6 +55,7 @@ class Bench:
             row["failed"] = f"{type(error).__name__}: {reason(error)}"
             traceback.clear_frames(error.__traceback__)  # they hold what the next row needs the memory for
         self.sections.setdefault(section, []).append(row)
+        self.write()  # the run may be cut off
         print(f"{section} | " + "  ".join(f"{key} {shown(value)}" for key, value in row.items()), flush=True)
         self.free()
 

@@ -78,11 +78,12 @@ def train(
     )
     rate_of = rates.lr_lambdas[0]
 
+    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    # Not before: accelerate would move AdamW's step counts onto the GPU, and every step would wait for each of them.
     checkpoints = output / "checkpoints"
     start, scaler_state = checkpoint.restore(checkpoints, parameters, optimizer)
     if start > config.steps:
         raise InputError(f"{output}: {start} steps are done, more than --steps {config.steps}; choose another --output")
-    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     scaler = accelerator.scaler
     if scaler is not None and scaler_state:
         scaler.load_state_dict(scaler_state)

@@ -59,7 +59,9 @@ class SampleConfig:
         0, "From this step on the objects' text-attention maps replace the boxes; 0 keeps the boxes.", min=0
     )
 
-    batch_size: int = option(4, "Pictures sampled at once; changes the speed and the memory, not the pictures.", min=1)
+    batch_size: int = option(
+        4, "Pictures sampled at once; on a GPU it changes roundings, else only speed and memory.", min=1
+    )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on CUDA, fp32 on the CPU.")
     attention: Literal["auto", "eager", "sdpa", "grouped", "xformers", "triton"] = option(
