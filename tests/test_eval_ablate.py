@@ -197,6 +197,14 @@ def test_the_shipped_recipe_and_what_flags_change(tmp_path: Path) -> None:
     assert len({cell.tuned for cell in work.cells}) == 2 * len(ablation.variants)
 
 
+def test_some_of_the_tables(tmp_path: Path) -> None:
+    some = read(str(write(tmp_path)), {}, ["B"])
+    assert [(table.name, list(table.rows)) for table in some.tables] == [("B", ["0", "1e-3"])]
+    assert [variant.name for variant in some.variants.values()] == ["full", "0"]
+    with pytest.raises(InputError, match=r"--tables: .*tiny.yaml has no 'C'; its tables: A, B"):
+        read(str(write(tmp_path)), {}, ["B", "C"])
+
+
 def test_a_variant_that_differs_in_sampling_alone_is_not_trained_again(tmp_path: Path) -> None:
     rows = {"slow": {"sample": {"steps": 3}}, "inverted": {"finetune": {"learning_rate": 1e-5}}}
     ablation = read(str(write(tmp_path, tables=[{"name": "A", "rows": rows}])), {})

@@ -11,6 +11,7 @@ import click
 @click.command("ablate")
 @click.argument("recipe")
 @click.option("--output", type=click.Path(path_type=Path), help="Where all of it goes. [default: runs/ablate/NAME]")
+@click.option("--tables", multiple=True, help='Instead of all tables of the recipe, as "Table 4"; repeatable.')
 @click.option("--relations", multiple=True, help="Instead of the recipe's relations; repeatable.")
 @click.option("--seeds", multiple=True, type=click.IntRange(0), help="Instead of the recipe's seeds; repeatable.")
 @click.option("--cases", type=click.IntRange(1), help="Cases a relation, instead of the recipe's.")
@@ -29,6 +30,7 @@ import click
 def command(
     recipe: str,
     output: Path | None,
+    tables: tuple[str, ...],
     relations: tuple[str, ...],
     seeds: tuple[int, ...],
     cases: int | None,
@@ -48,12 +50,13 @@ def command(
     \b
       rbctl eval ablate paper --dry-run
       rbctl eval ablate recipes/ablations/paper.yaml --jobs 2
+      rbctl eval ablate paper --tables "Table 4"
       rbctl eval ablate mine.yaml --relations ride --seeds 0 --seeds 1 --cases 8
     """
     from rbctl.plugins.eval.ablate.recipe import read
 
     given = {"relations": list(relations), "seeds": list(seeds), "cases": cases, "bundle": bundle}
-    ablation = read(recipe, {key: value for key, value in given.items() if value})
+    ablation = read(recipe, {key: value for key, value in given.items() if value}, tables)
     from rbctl.plugins.eval.ablate import run  # heavy: a wrong recipe is told before it is loaded
 
     work = run.Work(ablation, output or run.ABLATIONS / ablation.path.stem, jobs, device, dino)

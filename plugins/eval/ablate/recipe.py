@@ -95,12 +95,13 @@ class Ablation:
         return next(iter(self.variants.values()))
 
 
-def read(name: str, given: Mapping[str, Any]) -> Ablation:
+def read(name: str, given: Mapping[str, Any], chosen: Sequence[str] = ()) -> Ablation:
     """Read a recipe and have the two stages check every variant's options.
 
     Args:
         name: path, or name of a shipped one.
         given: values that win over the recipe's.
+        chosen: names of the tables that are wanted; none for all.
 
     Raises:
         InputError: a key, an option, a value or a relation is wrong; table, row and key are named.
@@ -117,7 +118,7 @@ def read(name: str, given: Mapping[str, Any]) -> Ablation:
         load_relation(relation)
     stages = _Stages(content)
     full = stages.variant(f"{path}: the full method", FULL, {})
-    variants, tables = {full.key: full}, []
+    variants, tables, names = {full.key: full}, list[Table](), list[str]()
     if not isinstance(content.get("tables"), list) or not content["tables"]:
         raise InputError(f"{path}: tables: a list of tables was expected; docs/ablations.md shows one")
     for number, table in enumerate(content["tables"], 1):
@@ -127,10 +128,15 @@ def read(name: str, given: Mapping[str, Any]) -> Ablation:
         _known(where, table, _TABLE_KEYS)
         words = {key: " ".join(str(table.get(key) or "").split()) for key in ("name", "title", "note")}
         words["name"], rows = words["name"] or f"Table {number}", {}
+        names.append(words["name"])
+        if chosen and words["name"] not in chosen:
+            continue
         for label, changes in table["rows"].items():
             found = stages.variant(f"{path}: {words['name']}: {label}", str(label), changes or {})
             rows[str(label)] = variants.setdefault(found.key, found).key
         tables.append(Table(**words, rows=rows))
+    if unknown := sorted(set(chosen) - set(names)):
+        raise InputError(f"--tables: {path} has no {unknown[0]!r}; its tables: {', '.join(names)}")
     return Ablation(
         path=path,
         bench=str(content["bench"]),
