@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner, Result
+from PIL import Image
 from torch import nn
 
 from rbctl.cli import main
@@ -114,6 +115,8 @@ def test_the_tables(done: Done) -> None:
     assert second["rows"] == {"0": "without KML", "1e-3": "full"}
     names = [facts["name"] for facts in content["columns"].values()]
     assert {"relation", "direction", "contact", "identity", "colour", "CLIP-T", "CLIP-R", "CLIP-I"} <= {*names}
+    with Image.open(done.output / "pictures.png") as sheet:
+        assert sheet.width == 8 + 4 * (128 + 8)  # two image prompts and two variants
     markdown = (done.output / "tables.md").read_text()
     for name, variant in content["variants"].items():
         for column, cell in variant["cells"].items():

@@ -13,14 +13,16 @@ from typing import Any, Literal
 
 import click
 import yaml
+from PIL import Image
 
 from rbctl import layout, lora
 from rbctl.bundle.catalogue import contents, resolve
 from rbctl.bundle.load import fingerprint
 from rbctl.errors import InputError
-from rbctl.files import read_json, read_safetensors, sha256, write_json, write_text
+from rbctl.files import read_image, read_json, read_jsonl, read_safetensors, sha256, write_json, write_png, write_text
 from rbctl.layout import LayoutPrior
 from rbctl.menagerie.triplets import draw_scenes, spoken
+from rbctl.pictures import grid
 from rbctl.plugins.eval import report, results, sampling
 from rbctl.plugins.eval.ablate import tables
 from rbctl.plugins.eval.ablate.recipe import Ablation, Variant, digest
@@ -38,6 +40,7 @@ from rbctl.triplets.folder import METADATA, write
 
 ABLATIONS = RUNS / "ablate"
 _MADE, _SCORES = "made.json", "scores.json"  # written last, so what they stand beside is whole
+_SHOWN = 2  # cases of each relation in the sheet of pictures
 _NOT_SAMPLED_WITH = {"oracle", "dino", "README.md", "recipe.yaml"}  # parts of a bundle that no picture depends on
 
 
@@ -202,6 +205,7 @@ class Work:
                 told["pictures"] = [str(cell.shown) for cell in self.of(variant)]
             write_json(self.output / "tables.json", content)
             write_text(self.output / "tables.md", tables.markdown(content))
+            write_png(self.output / "pictures.png", self.sheet())
         if as_json:
             return json.dumps(content, indent=2, ensure_ascii=False)
         return f"{tables.terminal(content)}\n\n{self.output / 'tables.md'}"
@@ -264,6 +268,22 @@ class Work:
             for name, cell in waiting.items():
                 own_rows = [_plain(row, cell) for row in rows if row.picture.run == name]
                 write_json(cell.shown / _SCORES, {"of": self.depends(cell), **judged, "rows": own_rows})
+
+    def sheet(self) -> Image.Image:
+        """The first cases of each relation, with the first seed: image prompts, then what each variant made of them."""
+        pictures, captions = list[Image.Image](), list[str]()
+        first = [cell for cell in self.cells if cell.seed == self.ablation.seeds[0]]
+        for relation in self.ablation.relations:
+            cells = [cell for cell in first if cell.given == relation]
+            rows = [read_jsonl(cell.shown / "metadata.jsonl")[:_SHOWN] for cell in cells]
+            for beside in zip(*rows, strict=True):
+                made = [read_image(cell.shown / row["file_name"]) for cell, row in zip(cells, beside, strict=True)]
+                things = beside[0]["objects"]
+                pictures += [read_image(Path(thing["image"])).resize(made[0].size) for thing in things] + made
+                captions += [thing["name"] for thing in things] + [cell.variant.name for cell in cells]
+        return grid(
+            pictures, len(pictures) // (len(self.ablation.relations) * min(_SHOWN, self.ablation.cases)), captions
+        )
 
     def _recipe(self, stage: str, options: dict[str, Any]) -> list[str]:
         """Flags that give a stage its options: a recipe file of its own, and what the ablation says."""
