@@ -489,7 +489,7 @@ def test_bad_options_are_one_line(sample: Any, place: Path, tmp_path: Path) -> N
 
 
 def test_a_bundle_without_local_encoder_says_so(place: Path, tiny_bundle: Path, tmp_path: Path, sample: Any) -> None:
-    bare = tmp_path / "bare"
+    bare = tmp_path / tiny_bundle.name  # its LoRAs are looked for by the bundle's name
     shutil.copytree(tiny_bundle, bare)
     shutil.rmtree(bare / "clipself")
     arguments = ["sample", "prompts.txt", "--bundle", str(bare), "--output", str(tmp_path / "out")]
