@@ -2,7 +2,7 @@
 
 Its head draws 17 heat maps, in AP-10K's order (animals) or COCO's (people). ViTPose++ has an expert for each data set
 it was trained on, 3 for AP-10K and 0 for COCO, and had a head for each too; transformers' conversion kept COCO's alone
-(convert_vitpose_to_hf.py: "TODO add associate_heads to the MoE models"), so the hub's knows no keypoints of AP-10K.
+(convert_vitpose_to_hf.py leaves the associate_heads out), so the hub's knows no keypoints of AP-10K.
 """
 
 from __future__ import annotations
