@@ -22,7 +22,7 @@ RUNS = Path("runs")
 
 def tuned(name: str, bundle: str) -> Path:
     """Folder of a finetuning that names none; what was tuned on another bundle than mini lies apart."""
-    base = Path(bundle).name
+    base = Path(bundle).resolve().name
     return RUNS / "finetune" / (name if base == "mini" else f"{name}-{base}")
 
 
