@@ -9,6 +9,7 @@ import pytest
 
 from rbctl.errors import InputError
 from rbctl.files import read_image
+from rbctl.menagerie import SPECIES
 from rbctl.menagerie import triplets as stage
 from rbctl.menagerie.triplets import draw_group, draw_scenes, draw_triplets, spoken
 from rbctl.relations import load_relation, shipped
@@ -59,6 +60,12 @@ def test_one_seed_gives_the_same_triplets(ride: Path, tmp_path: Path) -> None:
     assert data_hash(load(tmp_path / "same")) == data_hash(load(ride))
     assert data_hash(load(tmp_path / "fewer")) == data_hash(load(ride)[:2])
     assert data_hash(load(tmp_path / "other")) != data_hash(load(ride))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_small_set_shows_every_species(seed: int, tmp_path: Path) -> None:
+    draw_triplets(load_relation("hug"), 6, seed, tmp_path)
+    assert {thing.name for triplet in load(tmp_path) for thing in triplet.objects} == set(SPECIES)
 
 
 def test_they_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -337,8 +337,12 @@ def test_parts_run_and_make_a_bundle(work: Path, tmp_path: Path, monkeypatch: py
     assert "mini: not here; install rbctl again" in absent.stdout
     with pytest.raises(InputError, match="'mini' is not whole in this installation"):
         catalogue.resolve("mini")
+    card = work / "bundle" / "README.md"
+    card.write_text("- vae: 9 steps; of elsewhere\n- oracle: 7 steps; of elsewhere\n")
     made = pretrain("bundle")
     assert made.exit_code == 0, made.stderr
+    assert "- oracle: 7 steps; of elsewhere\n" in card.read_text()  # that part was not trained here
+    assert "- vae: 3 steps" in card.read_text()
     assert "mini: complete" in CliRunner().invoke(main, ["models", "list"]).stdout
     assert CliRunner().invoke(main, ["models", "verify", "mini"]).exit_code == 0
     assert "nothing to pull" in CliRunner().invoke(main, ["models", "pull", "mini"]).stdout

@@ -75,9 +75,10 @@ def run(config: PretrainConfig, device: torch.device) -> str:
         if not (folder / part).is_dir():
             click.echo(f"warning: {folder / part} is not there; the bundle goes without it", err=True)
     write_text(folder / BUNDLE_RECIPE, (package_files("rbctl.recipes") / "mini-finetune.yaml").read_text("utf-8"))
+    training = _training(config)
     (folder / "README.md").unlink(missing_ok=True)
     size = sum((folder / path).stat().st_size for path in contents(folder))
-    write_text(folder / "README.md", _card(config, size))
+    write_text(folder / "README.md", _card(config, training, size))
     (folder / MANIFEST).unlink(missing_ok=True)  # of files that may be gone
     origin = {"source": f"rbctl pretrain, seed {config.seed}", "licence": _LICENCE}
     record(folder, NAME, dict.fromkeys(contents(folder), origin))
@@ -110,7 +111,7 @@ def _replace(source: Path, dest: Path) -> None:
         staged.rename(dest)
 
 
-def _card(config: PretrainConfig, size: int) -> str:
+def _card(config: PretrainConfig, training: str, size: int) -> str:
     return _CARD.format(
         name=NAME,
         size=size_text(size),
@@ -121,7 +122,7 @@ def _card(config: PretrainConfig, size: int) -> str:
         portraits=config.portraits,
         easy_scenes=config.easy_scenes,
         commit=_commit(),
-        training=_training(config),
+        training=training,
         recipe=to_yaml("pretrain", config),
     )
 
@@ -136,11 +137,14 @@ def _commit() -> str:
 
 
 def _training(config: PretrainConfig) -> str:
-    """A line on each trained part: steps and the last numbers it told."""
+    """A line on each trained part: steps and the last numbers it told; of one trained elsewhere what its card says."""
+    card = config.work / "bundle" / "README.md"
+    said = card.read_text("utf-8").splitlines() if card.is_file() else []
     lines = []
     for part in PARTS:
         path = config.work / part / "metrics.jsonl"
         if not path.is_file():
+            lines += [line for line in said if line.startswith(f"- {part}: ")]
             continue
         last: dict[str, Any] = {}
         for row in read_jsonl(path):
