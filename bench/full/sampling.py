@@ -208,7 +208,7 @@ def _around(bench: Bench, batch: Sequence[Job], title: str) -> tuple[float | Non
     bundle, device = bench.bundle, bench.device
     texts = [text for job in batch for text in (job.text, job.negative_prompt)]
     latents = torch.randn(len(batch), bundle.unet.config.in_channels, *bench.scale.latent_size, device=device)
-    decode = functools.partial(_decode, bundle, latents)
+    decode = functools.partial(bundle.decode_latents, latents)
     with bench.row("sampling", f"{title}, before and after the loop") as row:
         row["encoding s"] = seconds(lambda: encoded(bench, batch), device, rounds=2)
         row["of it text s"] = seconds(lambda: bundle.encode_prompts(texts), device, rounds=2)
@@ -235,11 +235,6 @@ def _ours_and_official(bench: Bench, loops: Loops, title: str, pictures: int, ar
                 row["loop x official"] = baseline / took[name]
                 row["from official after 2 steps"] = float((found - latents).norm() / latents.norm())
     return took
-
-
-def _decode(bundle: Bundle, latents: torch.Tensor) -> None:
-    for one in latents:
-        bundle.decode_latents(one[None])
 
 
 def _whole(bench: Bench, batch: Sequence[Job], backend: str | None) -> None:

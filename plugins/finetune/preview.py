@@ -58,6 +58,4 @@ def preview(bundle: Bundle, unet: Any, frozen: Mapping[str, torch.Tensor], confi
         torch.full((count,), _GUIDANCE, device=device),
     )
     unet.train(training)
-    # One by one: decoding is where the memory of large pictures peaks.
-    pictures = denoising.to_pictures(torch.cat([bundle.decode_latents(one[None]) for one in latents]))
-    write_png(path, grid(pictures, count))
+    write_png(path, grid(denoising.to_pictures(bundle.decode_latents(latents)), count))

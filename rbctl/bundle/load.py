@@ -174,11 +174,15 @@ class Bundle:
         return (posterior.mean - shift) * factor, posterior.std * factor
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), roughly in [-1, 1]."""
+        """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), roughly in [-1, 1].
+
+        One at a time: decoding is where the memory of large pictures peaks.
+        """
         self.place("vae")
         shift, factor = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
         with torch.no_grad():
-            return self.vae.decode(latents.to(self.vae.dtype) / factor + shift).sample
+            scaled = latents.to(self.vae.dtype) / factor + shift
+            return torch.cat([self.vae.decode(one[None]).sample for one in scaled])
 
 
 def load(
