@@ -274,7 +274,7 @@ def test_the_bundle_learns_a_relation_that_was_not_there(tmp_path: Path) -> None
     assert told["extended oracle on renders"]["passed"], told
     # Twelve scenes tell no better: the interval reaches the gate, and the mean is far from the base's.
     relation, gain, contact = (
-        told[name] for name in ("relation, new individuals", "gain over the base", "contact distance / the base's")
+        told[name] for name in ("relation, new individuals", "gain over the base", "median contact / the base's")
     )
     assert relation["high"] >= 0.75, told
     assert relation["mean"] >= 0.5, told

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from rbctl.bundle import catalogue
-from rbctl.bundle.load import load
+from rbctl.bundle.load import generator_fingerprint, load
 from rbctl.bundle.random_weights import write_random
 from rbctl.bundle.tokenizer import write_small_tokenizer
 from rbctl.bundle.vae import UnshuffleVAE, vae_class
@@ -343,6 +343,16 @@ def test_parts_run_and_make_a_bundle(work: Path, tmp_path: Path, monkeypatch: py
     assert made.exit_code == 0, made.stderr
     assert "- oracle: 7 steps; of elsewhere\n" in card.read_text()  # that part was not trained here
     assert "- vae: 3 steps" in card.read_text()
+    measured = tmp_path / "gates.json"
+    figure = {"mean": 0.812, "low": 0.7, "high": 0.9, "n": 12, "at_least": 0.75, "passed": True}
+    content = {"bundle_fingerprint": "of others", "sections": {"base": {"gates": {"main colour": figure}}}}
+    write_json(measured, content)
+    refused = pretrain("bundle", "--gates", str(measured))
+    assert refused.exit_code == 2
+    assert "measured on other weights" in refused.stderr
+    write_json(measured, {**content, "bundle_fingerprint": generator_fingerprint(work / "bundle")})
+    made = pretrain("bundle", "--gates", str(measured))
+    assert "| base: main colour | 0.812 | 0.700 .. 0.900 | 12 | >= 0.75 |" in card.read_text()
     assert "mini: complete" in CliRunner().invoke(main, ["models", "list"]).stdout
     assert CliRunner().invoke(main, ["models", "verify", "mini"]).exit_code == 0
     assert "nothing to pull" in CliRunner().invoke(main, ["models", "pull", "mini"]).stdout

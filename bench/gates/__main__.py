@@ -12,11 +12,11 @@ import torch
 
 from bench.gates import results
 from bench.gates.judge import Judge
-from bench.gates.sampling import Sampler, generator_fingerprint
+from bench.gates.sampling import Sampler
 from bench.gates.sections import SECTIONS, Bench
 from bench.gates.tuning import Tuner
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.load import fingerprint
+from rbctl.bundle.load import fingerprint, generator_fingerprint
 from rbctl.device import pick_device
 from rbctl.errors import InputError
 from rbctl.files import read_yaml, write_json

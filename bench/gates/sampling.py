@@ -23,8 +23,8 @@ from click.testing import CliRunner
 from bench.gates.cases import Case
 from bench.gates.sheets import write_sheet
 from rbctl import lora
-from rbctl.bundle.catalogue import contents, read_object, resolve
-from rbctl.bundle.load import BASE, Bundle, fingerprint, load, local_encoder_hash, summary
+from rbctl.bundle.catalogue import read_object, resolve
+from rbctl.bundle.load import BASE, Bundle, fingerprint, generator_fingerprint, load, local_encoder_hash, summary
 from rbctl.cli import main
 from rbctl.denoising import to_pictures
 from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
@@ -36,8 +36,6 @@ from rbctl.plugins.sample.run import ObjectEncoder, sample_batch
 from rbctl.progress import progress
 from rbctl.prompts import Prompt, PromptObject
 from rbctl.relations import Box
-
-NOT_GENERATOR = {"oracle", "dino", "README.md", "recipe.yaml"}  # parts of a bundle that no picture depends on
 
 
 def resolved(stage: str, *arguments: str) -> dict[str, Any]:
@@ -58,11 +56,6 @@ def sample_config(bundle: str, *flags: str) -> SampleConfig:
     for name in ("prompts", "config", "output"):
         given[name] = Path(given[name]) if given.get(name) else None
     return SampleConfig(**given)
-
-
-def generator_fingerprint(folder: Path) -> str:
-    """Names what pictures are made with; another oracle or model card does not change it."""
-    return fingerprint(folder, sorted({Path(p).parts[0] for p in contents(folder)} - NOT_GENERATOR))
 
 
 @dataclass

@@ -20,6 +20,7 @@ from rbctl import lora
 from rbctl.errors import InputError
 from rbctl.files import read_json, write_json
 from rbctl.layout import LayoutPrior
+from rbctl.menagerie.triplets import DRAWN_AS
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.relations import Box, load_relation
 
@@ -78,7 +79,8 @@ class Tuner:
         recipe = resolved("finetune", *arguments)
         # Only what differs from the defaults: a new option of finetune makes no LoRA old. The bundle names the folder.
         told = {n: value for n, value in recipe.items() if value != _DEFAULTS.get(n) and n != "bundle"}
-        rules = hashlib.sha256(json.dumps([told, repr(relation)], sort_keys=True, default=str).encode()).hexdigest()
+        facts = json.dumps([told, repr(relation), DRAWN_AS], sort_keys=True, default=str)
+        rules = hashlib.sha256(facts.encode()).hexdigest()
         output = self.folder / "loras" / "-".join(filter(None, (relation.name, f"s{seed}", rules[:8], again)))
         record = output / "timed.json"
         if not record.is_file():

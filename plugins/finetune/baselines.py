@@ -21,7 +21,7 @@ from torch import nn
 
 from rbctl import attention, embeddings, lora, losses
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.load import BASE, Bundle, fingerprint, load, summary
+from rbctl.bundle.load import BASE, Bundle, fingerprint, generator_fingerprint, load, summary
 from rbctl.conditioning import Conditioning
 from rbctl.device import DTYPES
 from rbctl.draws import generator
@@ -56,7 +56,7 @@ def run(config: FinetuneConfig) -> Path | None:
     accelerator, precision = accelerated(config, output)
     main, device = accelerator.is_main_process, accelerator.device
     facts: dict[str, Any] = {
-        "bundle": fingerprint(base),
+        "bundle": generator_fingerprint(base),
         "precision": precision,
         "processes": accelerator.num_processes,
     }

@@ -12,7 +12,7 @@ import torch
 
 from rbctl import attention, lora
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.load import Bundle, fingerprint, load, summary
+from rbctl.bundle.load import Bundle, generator_fingerprint, load, summary
 from rbctl.device import DTYPES
 from rbctl.errors import InputError
 from rbctl.plugins.finetune import folder, forgetting, frozen, material
@@ -39,7 +39,7 @@ def run(config: FinetuneConfig) -> Path | None:
     accelerator, precision = accelerated(config, output)
     main = accelerator.is_main_process
     facts: dict[str, Any] = {
-        "bundle": fingerprint(base),
+        "bundle": generator_fingerprint(base),
         "precision": precision,
         "processes": accelerator.num_processes,
     }

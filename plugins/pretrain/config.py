@@ -33,6 +33,8 @@ class PretrainConfig:
     checkpoint_every: int = option(500, "Steps between checkpoints.", min=0)
     preview_every: int = option(500, "Steps between previews; 0 for none.", min=0)
 
+    gates: Path | None = option(None, "gates.json of 'make gates' on these weights: the model card tells its figures.")
+
     easy: tuple[str, ...] = option(EASY, "Relations that the base model learns.")
     held_out: tuple[str, ...] = option(HELD_OUT, "Relations that only the oracle sees: left for relation LoRAs.")
     individuals: int = option(3000, "Individuals that are drawn again and again.", min=2)

@@ -13,7 +13,7 @@ import torch
 
 from rbctl import attention, denoising, embeddings, lora, pictures
 from rbctl.bundle.catalogue import read_object, resolve
-from rbctl.bundle.load import BASE, Bundle, fingerprint, load, local_encoder_hash, summary
+from rbctl.bundle.load import BASE, Bundle, fingerprint, generator_fingerprint, load, local_encoder_hash, summary
 from rbctl.conditioning import PseudoRegions, guided
 from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
 from rbctl.embeddings import Embedding
@@ -44,7 +44,7 @@ def run(config: SampleConfig) -> Path:
         resolution=facts.resolution,
         gamma=facts.gamma,
         bundle=folder.resolve().name,
-        bundle_fingerprint=fingerprint(folder),
+        bundle_fingerprint=generator_fingerprint(folder),
         base=fingerprint(folder, BASE),
         local_encoder=local_encoder_hash(folder),
         scheduler=str(scheduler.get("_class_name", "EulerDiscreteScheduler")),

@@ -297,6 +297,12 @@ def fingerprint(folder: Path, parts: Sequence[str] | None = None) -> str:
     return hashlib.sha256("".join(f"{path}\0{digest}\n" for path, digest in digests.items()).encode()).hexdigest()
 
 
+def generator_fingerprint(folder: Path) -> str:
+    """Names what pictures are made with; another oracle, DINO, recipe or model card does not change it."""
+    parts = {Path(path).parts[0] for path in contents(folder)} - {"oracle", "dino", "README.md", "recipe.yaml"}
+    return fingerprint(folder, sorted(parts))
+
+
 def local_encoder_hash(folder: Path) -> str:
     """Names the bundle's local encoder; empty where there is none."""
     return fingerprint(folder, ("clipself",)) if has_local_encoder(folder) else ""

@@ -23,7 +23,7 @@ from rbctl.triplets.keypoints import ABSENT
 from rbctl.triplets.masks import box_of
 
 DRAWN = "drawn.json"  # beside the triplets: what they were drawn from
-_VERSION = 3  # of what the same facts are drawn as
+DRAWN_AS = 3  # version of what the same facts are drawn as
 _BATCH = 8  # scenes rendered at once: more need more memory and are no faster
 _SEEN = 0.01  # an individual shows at least this share of the picture, else the scene is composed anew
 _TRIES = 20
@@ -58,7 +58,7 @@ def draw_scenes(
         "seed": seed,
         "held_out": held_out,
         "size": size,
-        "version": _VERSION,
+        "version": DRAWN_AS,
     }
     if not _make_room(folder, facts):
         return

@@ -16,12 +16,12 @@ import yaml
 from PIL import Image
 
 from rbctl import layout, lora
-from rbctl.bundle.catalogue import contents, resolve
-from rbctl.bundle.load import fingerprint
+from rbctl.bundle.catalogue import resolve
+from rbctl.bundle.load import fingerprint, generator_fingerprint
 from rbctl.errors import InputError
 from rbctl.files import read_image, read_json, read_jsonl, read_safetensors, sha256, write_json, write_png, write_text
 from rbctl.layout import LayoutPrior
-from rbctl.menagerie.triplets import draw_scenes, spoken
+from rbctl.menagerie.triplets import DRAWN_AS, draw_scenes, spoken
 from rbctl.pictures import grid
 from rbctl.plugins.eval import report, results, sampling
 from rbctl.plugins.eval.ablate import tables
@@ -41,7 +41,6 @@ from rbctl.triplets.folder import METADATA, write
 ABLATIONS = RUNS / "ablate"
 _MADE, _SCORES = "made.json", "scores.json"  # written last, so what they stand beside is whole
 _SHOWN = 2  # cases of each relation in the sheet of pictures
-_NOT_SAMPLED_WITH = {"oracle", "dino", "README.md", "recipe.yaml"}  # parts of a bundle that no picture depends on
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,13 @@ class Work:
     @functools.cached_property
     def cells(self) -> tuple[Cell, ...]:
         """All of them, variant by variant; a folder's name holds a hash of all that its content depends on."""
-        folder = resolve(self.ablation.bundle)
-        parts = {Path(path).parts[0] for path in contents(folder)} - _NOT_SAMPLED_WITH
-        bundle = fingerprint(folder, sorted(parts))
+        bundle = generator_fingerprint(resolve(self.ablation.bundle))
         found = []
         for variant in self.ablation.variants.values():
             for given in self.ablation.relations:
                 relation = load_relation(given)
                 for seed in self.ablation.seeds:
-                    facts = [bundle, repr(relation), seed]
+                    facts = [bundle, repr(relation), DRAWN_AS, seed]
                     tuned, full = (digest([*facts, v.finetune, v.data]) for v in (variant, self.ablation.full))
                     shown = digest([tuned, full, variant.sample, self.ablation.bench])
                     name = f"{relation.name}-s{seed}"
