@@ -110,6 +110,8 @@ def _runs(attend: torch.Tensor) -> Iterator[tuple[int, int]]:
 
 def _same_tokens(attend: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Queries and tokens of each pattern but the empty one; ``attend`` (Q, M)."""
+    if not attend.any():
+        return  # of no tokens at all there are no patterns to find
     patterns, which = torch.unique(attend, dim=0, return_inverse=True)
     for number, pattern in enumerate(patterns):
         if pattern.any():

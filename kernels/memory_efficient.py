@@ -18,11 +18,12 @@ def parallel_cross_attention(
     """See :func:`rbctl.kernels.parallel_cross_attention`."""
     from xformers.ops import memory_efficient_attention
 
-    bias = mask.bias(q.dtype).expand(-1, q.shape[1], -1, -1)
-
     # xformers wants (B, Q, H, d).
     def attend(k: torch.Tensor, v: torch.Tensor, attn_bias: torch.Tensor | None) -> torch.Tensor:
         parts = (t.transpose(1, 2).contiguous() for t in (q, k, v))
         return memory_efficient_attention(*parts, attn_bias=attn_bias).transpose(1, 2)
 
+    if not k_image.shape[2]:  # no objects: PyTorch gives a kernel of this kind no empty keys either
+        return attend(k_text, v_text, None) + 0 * (k_image.sum() + v_image.sum())
+    bias = mask.bias(q.dtype).expand(-1, q.shape[1], -1, -1)
     return attend(k_text, v_text, None) + attend(k_image, v_image, bias) * mask.covered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -35,12 +36,18 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
 def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """The backend's name for :func:`rbctl.kernels.parallel_cross_attention`, None for the best usable one.
 
+    ``auto`` is the one that $RBCTL_ATTENTION names, if it names any.
+
     Raises:
-        InputError: the backend asked for cannot be used here; the reason is told.
+        InputError: the backend asked for cannot be used here; who asked and the reason are told.
     """
+    asked = f"--attention {wanted}"
+    if wanted == "auto":
+        wanted = os.environ.get("RBCTL_ATTENTION") or "auto"
+        asked = f"RBCTL_ATTENTION={wanted}"
     if wanted == "auto":
         return None
     try:
         return choose(device, dtype, wanted).name
     except ValueError as error:
-        raise InputError(f"--attention {wanted}: {error}") from error
+        raise InputError(f"{asked}: {error}") from error

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rbctl.errors import InputError
 from rbctl.runs import versions
+
+if TYPE_CHECKING:
+    import torch
 
 
 def examine(stages: dict[str, list[EntryPoint]]) -> dict[str, list[dict[str, str]]]:
@@ -30,20 +34,42 @@ def _devices() -> list[dict[str, str]]:
 
 
 def _attention() -> list[dict[str, str]]:
+    """What can be used in the precision that ``auto`` picks on each device, and what ``auto`` takes."""
     import torch
 
-    from rbctl.kernels import BACKENDS, choose
+    from rbctl.device import DTYPES, pick_precision
+    from rbctl.kernels import BACKENDS
 
     rows = []
-    for device in ("cpu", "cuda"):
-        if device == "cuda" and not torch.cuda.is_available():
+    for name in ("cpu", "cuda"):
+        if name == "cuda" and not torch.cuda.is_available():
             continue
-        default = choose(torch.device(device), torch.float32).name
+        device = torch.device(name)
+        precision = pick_precision("auto", device)
         for backend in BACKENDS:
-            reason = backend.why_not(torch.device(device), torch.float32)
-            state = f"not usable: {reason}" if reason else "usable" + (", default" if backend.name == default else "")
-            rows.append({"name": f"{backend.name} on {device}", "state": state})
+            reason = backend.why_not(device, DTYPES[precision])
+            rows.append({"name": f"{backend.name} on {name}", "state": f"not usable: {reason}" if reason else "usable"})
+        for work, plain in (("sampling", True), ("finetuning", False)):
+            state = _default(device, DTYPES[precision], plain)
+            rows.append({"name": f"default for {work} on {name} in {precision}", "state": state})
     return rows
+
+
+def _default(device: torch.device, dtype: torch.dtype, plain: bool) -> str:
+    """The backend that ``auto`` takes, and why it is that one."""
+    from rbctl.device import pick_attention
+    from rbctl.kernels import BACKENDS, choose
+
+    try:
+        named = pick_attention("auto", device, dtype)
+    except InputError as error:
+        return f"none: {error}"
+    if named:
+        return f"{named}: the environment variable RBCTL_ATTENTION names it"
+    chosen = choose(device, dtype, plain=plain)
+    before = BACKENDS[: BACKENDS.index(chosen)]
+    reasons = [b.why_not(device, dtype) or f"{b.name} has a slow backward pass" for b in before]
+    return f"{chosen.name}: {'; '.join(reasons) or 'the first in order of preference'}"
 
 
 def _bundles() -> list[dict[str, str]]:

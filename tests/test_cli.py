@@ -247,6 +247,25 @@ def test_doctor() -> None:
     for word in ("versions", "devices", "attention backends", "bundles", "stages", "torch", "sdpa on cpu", "finetune"):
         assert word in result.stdout
     report = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
-    backends = report["attention backends"]
-    assert sum("default" in row["state"] for row in backends if row["name"].endswith("on cpu")) == 1
     assert all(row["state"] for rows in report.values() for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("device", "variable", "sampling", "finetuning"),
+    [
+        ("cpu in fp32", "", "grouped: the first", "sdpa: grouped has a slow backward pass"),
+        ("cuda in bf16", "", "sdpa: grouped is for the CPU", "sdpa: grouped is for the CPU"),
+        ("cpu in fp32", "eager", "eager: the environment variable RBCTL_ATTENTION", "eager: "),
+        ("cpu in fp32", "triton", "none: RBCTL_ATTENTION=triton: ", "none: RBCTL_ATTENTION=triton: "),
+    ],
+)
+def test_doctor_tells_the_default_backends_and_why(
+    monkeypatch: pytest.MonkeyPatch, device: str, variable: str, sampling: str, finetuning: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: "cuda" in device)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    monkeypatch.setenv("RBCTL_ATTENTION", variable)
+    report = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
+    states = {row["name"]: row["state"] for row in report["attention backends"]}
+    assert states[f"default for sampling on {device}"].startswith(sampling)
+    assert states[f"default for finetuning on {device}"].startswith(finetuning)

@@ -26,7 +26,7 @@ from rbctl.files import read_yaml
 from rbctl.layout import LayoutPrior
 from rbctl.menagerie.triplets import draw_scenes, draw_triplets
 from rbctl.options import find_recipe
-from rbctl.plugins.finetune import frozen, objective
+from rbctl.plugins.finetune import frozen, objective, preview
 from rbctl.plugins.finetune.config import EASY, FinetuneConfig
 from rbctl.plugins.finetune.draws import prior_number
 from rbctl.relations import load_relation
@@ -500,6 +500,33 @@ def test_prior_samples_cost_denoising_alone(stored: Any) -> None:
     for options in ({"kml_weight": 1e3}, {"attention_loss_weight": 1e3}):
         assert loss(of_own, **options)[0] != pytest.approx(loss(of_own)[0])
     assert loss(of_own, prior_weight=2)[0] == loss(of_own)[0]
+
+
+def test_the_variable_names_the_attention_backend(stored: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bundle, own, _ = stored
+    alphas, kind = bundle.training_schedule()
+    asked = []
+
+    def taken(**options: Any) -> str | None:
+        config = FinetuneConfig(relation="hug", preview_steps=1, **options)
+        batch = objective.draw(own, [0], config, len(alphas), "cpu")
+        preview.preview(bundle, bundle.unet, own, config, tmp_path / "preview.png")
+        schedule = objective.Schedule(alphas, kind)
+        predicted = objective.predict(bundle.unet, batch, schedule, config, 0.6, bundle.levels)
+        assert asked.pop() == predicted.conditioning.backend
+        return predicted.conditioning.backend
+
+    def noted(**parts: Any) -> Any:
+        asked.append(parts["backend"])
+        return guided(**parts)
+
+    guided = preview.guided
+    monkeypatch.setattr(preview, "guided", noted)
+    monkeypatch.delenv("RBCTL_ATTENTION", raising=False)
+    assert taken() is None
+    monkeypatch.setenv("RBCTL_ATTENTION", "eager")
+    assert taken() == "eager"
+    assert taken(attention="sdpa") == "sdpa"
 
 
 def test_forgetting_is_measured(road: Road) -> None:

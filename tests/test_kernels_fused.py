@@ -175,6 +175,7 @@ def check(parts: list[torch.Tensor], mask: ImageMask, dtype: torch.dtype) -> Non
 @example(0, (2, 1), (6, 7), [LEFT, ABSENT, MIDDLE], 40, 16, 4, False, "heads inside")
 @example(1, (1, 2), (7, 6), [ONE_CELL, LEFT], 33, 5, 0, True, "every other")
 @example(2, (1, 1), (3, 3), [], 7, 4, 0, False, "plain")
+@example(2, (1, 1), (3, 3), [], 7, 4, 0, True, "plain")
 @example(3, (1, 1), (3, 3), [], 0, 4, 4, False, "plain")
 def test_the_kernel_agrees_with_the_definition(
     dtype: torch.dtype,

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
-from rbctl.errors import InputError
+from rbctl.cli import main
 from rbctl.menagerie import (
     BACKGROUNDS,
     COATS,
@@ -21,7 +22,7 @@ from rbctl.menagerie import (
     portrait,
     render,
 )
-from rbctl.menagerie.figure import LIMBS, build, keypoints, reach, shapes
+from rbctl.menagerie.figure import JOINTS, LIMBS, SPOTS, build, keypoints, reach, shapes
 from rbctl.menagerie.scenes import poses, scene_rule
 from rbctl.relations import load_relation, shipped
 
@@ -191,21 +192,59 @@ def _written(folder: Path, scene: str) -> str:
     return str(path)
 
 
+TWO = "figures: [{pose: sit}, {pose: sit}]"
+
+
 @pytest.mark.parametrize(
     ("scene", "told"),
     [
-        ("", "add 'scene:'"),
-        ("scene: {figures: [{pose: sit}]}\n", "1 figures for 2 roles"),
-        ("scene: {figures: [{pose: sit}, {pose: fly}]}\n", "no pose 'fly'"),
-        ("scene: {figures: [{pose: sit}, {pose: sit, hop: 1}]}\n", "no key 'hop'"),
-        ("scene: {figures: [{pose: sit}, {pose: sit}], reach: [[near_front, 1.back]]}\n", "'near_front'"),
-        ("scene: {figures: [{pose: sit, facing: up}, {pose: sit}]}\n", "facing"),
+        ("", "add a 'scene:'"),
+        ("{}", "scene: figures: a list was expected, not None"),
+        ("{figures: [{pose: sit}]}", "1 figures for 2 roles"),
+        ("{figures: [sit, sit]}", "figure 0: a mapping was expected, not 'sit'"),
+        ("{figures: [{}, {pose: sit}]}", "figure 0: pose is missing"),
+        ("{figures: [{pose: 3}, {pose: sit}]}", "figure 0: pose: a list was expected, not 3"),
+        ("{figures: [{pose: sit}, {pose: [sit, walc]}]}", "figure 1: no pose 'walc'; did you mean 'walk'?"),
+        ("{figures: [{pose: sit}, {pose: sit, sise: 1}]}", "figure 1: no key 'sise'; did you mean 'size'?"),
+        ("{figures: [{pose: sit, facing: up}, {pose: sit}]}", "figure 0: no facing 'up'; there are right, left"),
+        ("{figures: [{pose: sit, size: big}, {pose: sit}]}", "figure 0: size: a number from 0.1 to 10"),
+        ("{figures: [{pose: sit, size: 0}, {pose: sit}]}", "figure 0: size: a number from 0.1 to 10"),
+        ("{figures: [{pose: sit, gap: 1}, {pose: sit}]}", "figure 0: gap: a list of 2 was expected, not 1"),
+        ("{figures: [{pose: sit, apart: [1, .nan]}, {pose: sit}]}", "figure 0: apart: a number from -10 to 10"),
+        ("{figures: [{pose: sit, lift: [1, 0]}, {pose: sit}]}", "figure 0: lift: a range was expected"),
+        ("{figures: [{pose: sit, pin: hip, to: 1.back}, {pose: sit}]}", "pin: no point 'hip'; did you mean 'hips'?"),
+        ("{figures: [{pose: sit, pin: hips, to: back}, {pose: sit}]}", "figure 0: to: 'back' must be a role's number"),
+        ("{figures: [{pose: sit, pin: hips, to: 1.bak}, {pose: sit}]}", "to: no point 'bak'; did you mean 'back'?"),
+        ("{figures: [{pose: sit, pin: hips}, {pose: sit}]}", "figure 0: pin and to belong together"),
+        (f"{{{TWO}, front: 5}}", "scene: front: a role's number, 0 to 1, was expected, not 5"),
+        (f"{{{TWO}, front: 1.0}}", "scene: front: a role's number"),
+        (f"{{{TWO}, straddle: maybe}}", "scene: straddle: true or false"),
+        (f"{{{TWO}, reech: []}}", "scene: no key 'reech'; did you mean 'reach'?"),
+        (f"{{{TWO}, reach: [0.near_front, 1.back]}}", "reach: a list of 2 was expected, not '0.near_front'"),
+        (f"{{{TWO}, reach: [[0.near_frnt, 1.back]]}}", "no limb 'near_frnt'; did you mean 'near_front'?"),
+        (f"{{{TWO}, reach: [[near_front, 1.back]]}}", "reach: 'near_front' must be a role's number, 0 to 1, a dot and"),
+        (f"{{{TWO}, reach: [[0.near_front, 2.back]]}}", "reach: '2.back' must be a role's number"),
+        (f"{{{TWO}, reach: [[0.near_front, 1.bak]]}}", "reach: no point 'bak'; did you mean 'back'?"),
+        (f"{{{TWO}, meet: [[0.near_front, 1.near_front]]}}", "meet: a list of 3 was expected"),
+        (f"{{{TWO}, meet: [[0.near_front, 1.head, [0, 0]]]}}", "meet: no limb 'head'; there are near_front"),
+        (f"{{{TWO}, meet: [[0.near_front, 1.near_front, [0, up]]]}}", "meet: a number from -10 to 10"),
+        (f"{{{TWO}, contacts: [[0.hips, 1.bak]]}}", "contacts: no point 'bak'; did you mean 'back'?"),
     ],
 )
-def test_bad_pose_rules_are_named(tmp_path, scene, told):
-    relation = load_relation(_written(tmp_path, scene))
-    with pytest.raises(InputError, match=told):
-        compose(relation, [draw_individual(_rng()), draw_individual(_rng(1))], _rng())
+def test_bad_pose_rules_are_one_line_that_names_the_key(tmp_path, scene, told):
+    relation = _written(tmp_path, scene and f"scene: {scene}\n")
+    done = CliRunner().invoke(main, ["finetune", "--relation", relation, "--output", str(tmp_path / "out")])
+    assert done.exit_code == 2, done.output
+    (line,) = done.output.splitlines()
+    assert "relation 'poke': " in line
+    assert told in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_point_that_a_rule_may_name_is_one_of_a_figure():
+    figure = build(Individual("dog", "red", "red", "plain"), poses()["stand"], _rng())
+    assert set(JOINTS) == set(figure.points)
+    assert all(np.isfinite(figure.point(name)).all() for name in (*JOINTS, *SPOTS))
 
 
 def test_a_new_relation_is_a_data_file(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from rbctl import denoising, lora
+from rbctl import attention, denoising, lora
 from rbctl.bundle.load import BASE, fingerprint, load
 from rbctl.cli import main
 from rbctl.errors import InputError
@@ -424,6 +424,28 @@ def test_options(sample: Any, place: Path, tmp_path: Path, options: tuple[str, .
         assert ours != base
 
 
+@pytest.mark.parametrize(
+    ("variable", "options", "taken"),
+    [("", (), None), ("auto", (), None), ("eager", (), "eager"), ("flash", ("--attention", "sdpa"), "sdpa")],
+)
+def test_the_variable_names_the_attention_backend_where_no_flag_does(
+    sample: Any, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, options: Any, taken: Any
+) -> None:
+    compute, asked = attention.parallel_cross_attention, []
+
+    def noted(*arguments: Any) -> torch.Tensor:
+        asked.append(arguments[-1])
+        return compute(*arguments)
+
+    monkeypatch.setattr(attention, "parallel_cross_attention", noted)
+    monkeypatch.setenv("RBCTL_ATTENTION", variable)
+    line = place / "one.txt"
+    line.write_text(SIX.splitlines()[1] + "\n")
+    result = sample(line, "--output", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    assert set(asked) == {taken}
+
+
 def test_the_yaml_form_is_the_txt_form(sample: Any, place: Path, tmp_path: Path) -> None:
     yaml = place / "prompts.yaml"
     yaml.write_text(
@@ -486,6 +508,14 @@ def test_bad_options_are_one_line(sample: Any, place: Path, tmp_path: Path) -> N
     refuses(sample("prompts.txt", "--width", "130"), "multiple of 8")
     refuses(sample("prompts.txt", "--stepz", "3"), "--steps")
     refuses(sample("prompts.txt", "--attention", "xformers", "--device", "cpu", "--output", tmp_path / "x"), "CUDA")
+
+
+@pytest.mark.parametrize(("name", "why"), [("flash", "no attention backend 'flash'"), ("xformers", "CUDA only")])
+def test_a_variable_that_names_no_usable_backend_is_named(
+    sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, why: str
+) -> None:
+    monkeypatch.setenv("RBCTL_ATTENTION", name)
+    refuses(sample("prompts.txt", "--device", "cpu", "--output", tmp_path / "x"), f"RBCTL_ATTENTION={name}: ", why)
 
 
 def test_a_bundle_without_local_encoder_says_so(place: Path, tiny_bundle: Path, tmp_path: Path, sample: Any) -> None:

@@ -96,7 +96,7 @@ class FinetuneConfig:
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on CUDA, fp32 on the CPU.")
     attention: Literal["auto", "eager", "sdpa", "grouped", "xformers", "triton"] = option(
-        "auto", "Attention backend; see 'rbctl doctor'."
+        "auto", "Attention backend; see 'rbctl doctor'. auto: what $RBCTL_ATTENTION names, else the best usable one."
     )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time.")
     compile: bool = option(False, "Compile the UNet's transformer blocks: a slow start, then faster steps.")

@@ -10,6 +10,7 @@ import torch
 
 from rbctl import losses
 from rbctl.conditioning import Conditioning, ImageBranch, TextMaps, latent_grids
+from rbctl.device import pick_attention
 from rbctl.draws import generator
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.plugins.finetune.draws import prior_number, triplet_of
@@ -162,7 +163,7 @@ def predict(
         time_ids=data["time_ids"],
         image=ImageBranch.build(data["image_tokens"], data["boxes"], grids, gamma),
         text_maps=TextMaps(spans=data["predicate_span"]) if config.attention_loss_weight else None,
-        backend=None if config.attention == "auto" else config.attention,
+        backend=pick_attention(config.attention, latents.device, data["prompt_embeds"].dtype),
     )
     output = unet(
         noisy.to(data["prompt_embeds"].dtype),

@@ -11,6 +11,7 @@ import torch
 from rbctl import denoising
 from rbctl.bundle.load import Bundle
 from rbctl.conditioning import guided
+from rbctl.device import pick_attention
 from rbctl.files import write_png
 from rbctl.pictures import grid
 from rbctl.plugins.finetune.config import FinetuneConfig
@@ -44,7 +45,7 @@ def preview(bundle: Bundle, unet: Any, frozen: Mapping[str, torch.Tensor], confi
         image_tokens=tokens,
         boxes=boxes,
         object_weights=torch.full(boxes.shape[:2], gamma, device=device),
-        backend=None if config.attention == "auto" else config.attention,
+        backend=pick_attention(config.attention, device, dtype),
     )
     noise = denoising.initial_noise([config.seed + i for i in range(count)], channels, (h, w))
     training = unet.training

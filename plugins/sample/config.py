@@ -65,7 +65,7 @@ class SampleConfig:
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on CUDA, fp32 on the CPU.")
     attention: Literal["auto", "eager", "sdpa", "grouped", "xformers", "triton"] = option(
-        "auto", "Attention backend; see 'rbctl doctor'."
+        "auto", "Attention backend; see 'rbctl doctor'. auto: what $RBCTL_ATTENTION names, else the best usable one."
     )
     lowvram: bool = option(
         False, "Only the networks at work lie on the GPU, and large pictures are decoded in tiles: less memory, slower."

@@ -15,6 +15,11 @@ import numpy as np
 from rbctl.menagerie.individuals import ANATOMY, Anatomy, Individual
 
 LIMBS = ("near_front", "far_front", "near_hind", "far_hind")
+JOINTS = (
+    *("hips", "shoulders", "neck", "head", "up", "nose", "near_eye", "far_eye", "tail", "tail_middle", "tail_tip"),
+    *(f"{limb}_{part}" for limb in LIMBS for part in ("root", "joint", "paw")),
+)
+SPOTS = ("middle", "back", "belly", "chest", "rump", "withers", "crown")  # on the body, from the joints
 # Painter's layers of one figure, from back to front.
 LAYERS = ("far", "tail", "body", "hind", "crown", "head", "front")
 PARTS = 4  # most parts in one layer
@@ -50,8 +55,7 @@ class Figure:
     """A posed animal.
 
     Attributes:
-        points: joints by name, each (2,): hips, shoulders, neck, head, up (over the head), nose, near_eye, far_eye,
-            tail, tail_middle, tail_tip, and of every limb its root, joint and paw ("near_front_paw").
+        points: joints by name (``JOINTS``; "up" is over the head), each (2,).
         facing: 1 faces right, -1 left.
         scale: length of one unit of the anatomy.
     """
@@ -77,7 +81,7 @@ class Figure:
         self.points = {name: p * np.array([-1.0, 1.0]) for name, p in self.points.items()}
 
     def point(self, name: str) -> np.ndarray:
-        """A joint, or a place on the body: middle, back, belly, chest, rump, withers, crown.
+        """A joint, or one of ``SPOTS`` on the body.
 
         Raises:
             KeyError: there is no such point.

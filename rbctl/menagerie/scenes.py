@@ -18,8 +18,9 @@ import numpy as np
 
 from rbctl.errors import InputError
 from rbctl.files import read_yaml
-from rbctl.menagerie.figure import LIMBS, Figure, Pose, build, keypoints, reach
+from rbctl.menagerie.figure import JOINTS, LIMBS, SPOTS, Figure, Pose, build, keypoints, reach
 from rbctl.menagerie.individuals import Individual
+from rbctl.options import nearest
 from rbctl.relations import Relation
 
 PLACES = {
@@ -31,6 +32,7 @@ PLACES = {
 }
 BACKGROUNDS: tuple[str, ...] = tuple(PLACES)
 STUDIO = "studio"  # of portraits
+_POINTS = (*SPOTS, *JOINTS)
 _LARGEST_UNIT = 0.44  # of the picture's side, for one unit of the anatomy
 
 
@@ -135,52 +137,106 @@ def scene_rule(relation: Relation) -> SceneRule:
     content = relation.scene
     if content is None:
         raise InputError(f"relation {relation.name!r}: nothing says how to draw it; add 'scene:' to its YAML")
-    where = f"relation {relation.name!r}: scene"
-    try:
-        _known(where, content, SceneRule)
-        figures = tuple(_figure_rule(f"{where}: figure {k}", f) for k, f in enumerate(content["figures"]))
-        rule = SceneRule(
-            figures=figures,
-            reach=tuple((str(a), str(b)) for a, b in content.get("reach", ())),
-            meet=tuple((str(a), str(b), (float(x), float(y))) for a, b, (x, y) in content.get("meet", ())),
-            front=content.get("front"),
-            straddle=bool(content.get("straddle", False)),
-            embrace=bool(content.get("embrace", False)),
-            contacts=tuple((str(a), str(b)) for a, b in content.get("contacts", ())),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: {error!r}; docs/formats.md shows the form") from error
-    if len(figures) != len(relation.roles):
-        raise InputError(f"{where}: {len(figures)} figures for {len(relation.roles)} roles")
-    for place in [p for pair in (*rule.reach, *rule.contacts) for p in pair] + [
-        p for a, b, _ in rule.meet for p in (a, b)
-    ]:
-        role, _, name = place.partition(".")
-        if not (role.isdigit() and int(role) < len(figures) and name):
-            raise InputError(f"{where}: {place!r} must be a role's number, a dot and a point, as in '0.near_front'")
-    return rule
+    where, roles = f"relation {relation.name!r}: scene", len(relation.roles)
+    _known(where, content, SceneRule)
+    figures = _listed(f"{where}: figures", content.get("figures"))
+    if len(figures) != roles:
+        raise InputError(f"{where}: {len(figures)} figures for {roles} roles")
+    front = content.get("front")
+    if front is not None and (type(front) is not int or not 0 <= front < roles):
+        raise InputError(f"{where}: front: a role's number, 0 to {roles - 1}, was expected, not {front!r}")
+    for key in ("straddle", "embrace"):
+        if not isinstance(content.get(key, False), bool):
+            raise InputError(f"{where}: {key}: true or false was expected, not {content[key]!r}")
+
+    def rows(key: str, size: int) -> list[Sequence[Any]]:
+        return [_listed(f"{where}: {key}", row, size) for row in _listed(f"{where}: {key}", content.get(key, ()))]
+
+    def limb(key: str, value: Any) -> str:
+        return _place(f"{where}: {key}", value, roles, "limb", LIMBS)
+
+    def point(key: str, value: Any) -> str:
+        return _place(f"{where}: {key}", value, roles, "point", _POINTS)
+
+    return SceneRule(
+        figures=tuple(_figure_rule(f"{where}: figure {k}", figure, roles) for k, figure in enumerate(figures)),
+        reach=tuple((limb("reach", a), point("reach", b)) for a, b in rows("reach", 2)),
+        meet=tuple(
+            (limb("meet", a), limb("meet", b), _pair(f"{where}: meet", offset)) for a, b, offset in rows("meet", 3)
+        ),
+        front=front,
+        straddle=content.get("straddle", False),
+        embrace=content.get("embrace", False),
+        contacts=tuple((point("contacts", a), point("contacts", b)) for a, b in rows("contacts", 2)),
+    )
+
+
+def _figure_rule(where: str, content: Any, roles: int) -> FigureRule:
+    if not isinstance(content, Mapping):
+        raise InputError(f"{where}: a mapping was expected, not {content!r}")
+    _known(where, content, FigureRule)
+    pose = content.get("pose")
+    if not pose:
+        raise InputError(f"{where}: pose is missing")
+    names = (pose,) if isinstance(pose, str) else tuple(_listed(f"{where}: pose", pose))
+    for name in names:
+        _one_of(where, "pose", name, tuple(poses()))
+    if "facing" in content:
+        _one_of(where, "facing", content["facing"], ("right", "left", "either"))
+    if "size" in content:
+        _number(f"{where}: size", content["size"], 0.1, 10)
+    given = [key for key in ("lift", "gap", "apart", "offset") if key in content]
+    pairs = {key: _pair(f"{where}: {key}", content[key]) for key in given}
+    for key, (low, high) in pairs.items():
+        if key != "offset" and low > high:
+            raise InputError(f"{where}: {key}: a range was expected, the lower number first, not {content[key]!r}")
+    if ("pin" in content) != ("to" in content):
+        raise InputError(f"{where}: pin and to belong together: a point of this figure, and one of the other, '1.back'")
+    if "pin" in content:
+        _one_of(f"{where}: pin", "point", content["pin"], _POINTS)
+        _place(f"{where}: to", content["to"], roles, "point", _POINTS)
+    return FigureRule(**{**content, **pairs, "pose": names})
 
 
 def _known(where: str, content: Mapping[str, Any], kind: type) -> None:
-    names = [f.name for f in dataclasses.fields(kind)]
     for key in content:
-        if key not in names:
-            raise InputError(f"{where}: no key {key!r}; keys: {', '.join(names)}")
+        _one_of(where, "key", key, tuple(field.name for field in dataclasses.fields(kind)))
 
 
-def _figure_rule(where: str, content: Mapping[str, Any]) -> FigureRule:
-    _known(where, content, FigureRule)
-    pose = content["pose"]
-    names = (pose,) if isinstance(pose, str) else tuple(pose)
-    for name in names:
-        if name not in poses():
-            raise InputError(f"{where}: no pose {name!r}; poses: {', '.join(poses())}")
-    if content.get("facing", "right") not in ("right", "left", "either"):
-        raise InputError(f"{where}: facing must be right, left or either, not {content['facing']!r}")
-    ranges = {
-        key: tuple(float(v) for v in content[key]) for key in ("lift", "gap", "apart", "offset") if key in content
-    }
-    return FigureRule(**{**content, **ranges, "pose": names})
+def _one_of(where: str, kind: str, value: Any, known: Sequence[str]) -> None:
+    if value not in known:
+        mend = nearest(str(value), known) or f"; there are {', '.join(known)}"
+        raise InputError(f"{where}: no {kind} {value!r}{mend}")
+
+
+def _place(where: str, value: Any, roles: int, kind: str, names: Sequence[str]) -> str:
+    """A role's number, a dot and one of ``names``, as it stands."""
+    role, _, name = str(value).partition(".")
+    if role not in [str(number) for number in range(roles)]:
+        example = f"'{roles - 1}.{names[0]}'"
+        raise InputError(
+            f"{where}: {value!r} must be a role's number, 0 to {roles - 1}, a dot and a {kind}, as in {example}"
+        )
+    _one_of(where, kind, name, names)
+    return str(value)
+
+
+def _listed(where: str, value: Any, size: int | None = None) -> Sequence[Any]:
+    if not isinstance(value, list | tuple) or len(value) != (len(value) if size is None else size):
+        raise InputError(f"{where}: a list{f' of {size}' if size else ''} was expected, not {value!r}")
+    return value
+
+
+def _pair(where: str, value: Any) -> tuple[float, float]:
+    x, y = (_number(where, one, -10, 10) for one in _listed(where, value, 2))
+    return x, y
+
+
+def _number(where: str, value: Any, low: float, high: float) -> float:
+    # Written so that nan fails too.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InputError(f"{where}: a number from {low:g} to {high:g} was expected, not {value!r}")
+    return float(value)
 
 
 def compose(

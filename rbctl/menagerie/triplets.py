@@ -15,6 +15,7 @@ from PIL import Image
 from rbctl.errors import InputError
 from rbctl.files import read_json, read_jsonl, write_json, write_png
 from rbctl.menagerie import BACKGROUNDS, SPECIES, Individual, Scene, compose, draw_individual, portrait, render
+from rbctl.menagerie.scenes import scene_rule
 from rbctl.progress import progress
 from rbctl.relations import Relation
 from rbctl.triplets import Triplet, TripletObject
@@ -78,11 +79,12 @@ def draw_scenes(
 
 
 def check_drawable(relation: Relation) -> None:
-    """Raises InputError when the world has no rules to draw the relation by."""
+    """Raises InputError when the world has no rules to draw the relation by, or wrong ones."""
     if relation.scene is None:
         raise InputError(
             f"relation {relation.name!r}: cannot be drawn; give triplets with --data, or add a 'scene:' to its YAML"
         )
+    scene_rule(relation)
 
 
 def draw_group(
