@@ -62,4 +62,5 @@ def test_step(compare: Callable[..., Any], setting: Any) -> None:
         lambda: step(bundle, results, config, 0),
         lambda: re_encoding_step(bundle, triplets, config, 0),
         rounds=5,
+        memory=True,
     )

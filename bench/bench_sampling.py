@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.conftest import peak_mb
 from bench.official import OfficialConditioning, processors
 from rbctl.attention import project_once
 from rbctl.bundle.load import Bundle, load
@@ -78,7 +79,14 @@ def test_sampling(compare: Callable[..., Any], sides: tuple[Side, Side]) -> None
     ours, baseline = sides
     made, wanted = (side.bundle.decode_latents(side.sample()) for side in sides)
     torch.testing.assert_close(made, wanted, rtol=0, atol=1e-3)
-    compare(f"sampling mini, {STEPS} steps, {PICTURES} pictures", ours.sample, baseline.sample, rounds=3)
+    # Every step frees what it took: two have the peak of thirty.
+    compare(
+        f"sampling mini, {STEPS} steps, {PICTURES} pictures",
+        ours.sample,
+        baseline.sample,
+        rounds=3,
+        memory=(peak_mb(lambda: ours.sample(2)), peak_mb(lambda: baseline.sample(2))),
+    )
 
 
 @torch.no_grad()
@@ -100,4 +108,5 @@ def test_step(compare: Callable[..., Any], sides: tuple[Side, Side]) -> None:
     ours.use()
     project_once(ours.bundle.unet, ours.conditioning)
     torch.testing.assert_close(step(ours), step(baseline), rtol=0, atol=1e-3)
-    compare(f"denoising step mini, {PICTURES} pictures", lambda: step(ours), lambda: step(baseline), rounds=11)
+    name = f"denoising step mini, {PICTURES} pictures"
+    compare(name, lambda: step(ours), lambda: step(baseline), rounds=11, memory=True)

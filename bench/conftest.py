@@ -27,7 +27,7 @@ REPEATS = 3  # rounds go on so many times where it falls lower: another process 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One measurement; ratio = baseline_s / ours_s, each the fastest round; peaks in MB beyond what was held before."""
+    """One measurement; ratio = baseline_s / ours_s, each the fastest round; peaks in MB."""
 
     name: str
     ours_s: float
@@ -56,14 +56,22 @@ def pytest_configure(config: pytest.Config) -> None:
 def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Comparison]:
     """``compare(name, ours, baseline, rounds=7, memory=False)``, both without arguments.
 
+    ``memory=True`` takes the ``peak_mb`` of either side, which slows a long one down and holds a record of all it did;
+    a pair is the two peaks in MB, found otherwise.
+
     The sides take turns, so that a machine that slows down meanwhile slows both. A ratio too low is measured for longer
     before it is believed.
     """
 
     def run(
-        name: str, ours: Callable[[], Any], baseline: Callable[[], Any], rounds: int = 7, memory: bool = False
+        name: str,
+        ours: Callable[[], Any],
+        baseline: Callable[[], Any],
+        rounds: int = 7,
+        memory: bool | tuple[float, float] = False,
     ) -> Comparison:
-        peaks = [peak_mb(side) if memory else None for side in (ours, baseline)]  # and a warm-up
+        if memory is True:
+            memory = (peak_mb(ours), peak_mb(baseline))  # and a warm-up
         others: list[float] = []
         benchmark.pedantic(ours, setup=lambda: others.append(seconds(baseline)), rounds=rounds, warmup_rounds=1)
         fastest, other = benchmark.stats.stats.min, min(others[1:])
@@ -72,7 +80,7 @@ def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Com
                 break
             for _ in range(rounds):
                 other, fastest = min(other, seconds(baseline)), min(fastest, seconds(ours))
-        found = Comparison(name, fastest, other, other / fastest, *peaks)
+        found = Comparison(name, fastest, other, other / fastest, *(memory or ()))
         benchmark.extra_info.update(dataclasses.asdict(found))
         request.config.stash[_DONE].append(found)
         return found

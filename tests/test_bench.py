@@ -19,7 +19,7 @@ import torch
 
 
 def test_it(compare):
-    compare("made up", lambda: time.sleep({ours}), lambda: time.sleep(0.1), rounds=3)
+    compare("made up", lambda: time.sleep({ours}), lambda: time.sleep(0.1), rounds=3, memory=(1.5, 2.5))
 
 
 def test_memory(compare):
@@ -86,5 +86,6 @@ def test_what_is_measured_is_kept(folder: Path) -> None:
     assert made_up.keys() == {"name", "ours_s", "baseline_s", "ratio", "peak_ours_mb", "peak_baseline_mb"}
     assert made_up["ours_s"] == pytest.approx(0.05, rel=0.5)
     assert made_up["ratio"] == pytest.approx(made_up["baseline_s"] / made_up["ours_s"])
+    assert (made_up["peak_ours_mb"], made_up["peak_baseline_mb"]) == (1.5, 2.5)
     assert (memory["peak_ours_mb"], memory["peak_baseline_mb"]) == pytest.approx((4, 16), rel=0.01)
     assert "made up" in done.stdout
