@@ -137,10 +137,36 @@ def test_ms_bench_has_as_many_combinations_and_prompts_as_published(tmp_path: Pa
     (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(prompts((last,), {})))
     (prompt,) = read_prompts(tmp_path / "prompts.yaml")
     assert [thing.box for thing in prompt.objects] == [thing.box for thing in last.objects]
-    for path in (tmp_path / "wholewearing").iterdir():
-        path.unlink()
-    with pytest.raises(InputError, match=r"combination 6: .*wholewearing: has 0 pictures, 1 are wanted"):
-        load_benchmark("ms-bench", Wanted(data=tmp_path))
+
+
+def test_what_combinations_lack_is_told_all_at_once_or_left_out(tmp_path: Path) -> None:
+    for name in ("living/cat", "living/dog", "object/cup"):
+        picture(tmp_path / f"{name}.png")
+    boxes = [[0, 0, 0.5, 1], [0.5, 0, 1, 1]]
+    entries = [
+        {"of": of, "prompt": "a {0} and a {1}", "boxes": boxes}
+        for of in (["living", "living"], ["object", "object"], ["living", "wearing"])
+    ]
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"kind": "combinations", "data": str(tmp_path), "combinations": entries}))
+    with pytest.raises(InputError, match="2 pictures are missing") as told:
+        load_benchmark(str(path), Wanted())
+    assert "object/(picture 2)" in str(told.value)
+    assert "wearing/(picture 1)" in str(told.value)
+    bench = load_benchmark(str(path), Wanted(partial=True))
+    assert [case.text for case in bench.cases] == ["a cat and a dog"]
+    assert bench.left_out == 3  # one of two objects, two of an animal in what it wears
+
+
+def test_missing_prompt_lists_are_told_all_at_once(tmp_path: Path) -> None:
+    import json
+
+    concepts = [
+        {"instance_data_dir": name, "class_prompt": name, "prompt_filename": f"{name}.txt"} for name in ("cat", "dog")
+    ]
+    (tmp_path / "dataset.json").write_text(json.dumps(concepts))
+    with pytest.raises(InputError, match=r"2 prompt lists are missing: .*cat\.txt, .*dog\.txt"):
+        load_benchmark("customconcept101", Wanted(data=tmp_path))
 
 
 SCENE = """\

@@ -228,6 +228,7 @@ def _customconcept101(path: Path, content: dict[str, Any], data: Path) -> tuple[
     if not isinstance(listed, list) or not listed:
         raise InputError(f"{source}: a list of concepts was expected")
     cases: list[Case] = []
+    missing: dict[Path, None] = {}
     for number, entry in enumerate(listed):
         parts = entry if isinstance(entry, list) else [entry]
         try:
@@ -236,16 +237,21 @@ def _customconcept101(path: Path, content: dict[str, Any], data: Path) -> tuple[
             words = [str(part["class_prompt"]) for part in concepts]
             # A single concept names its own prompts; a pair's stand in an entry beside the two.
             key = "prompt_filename" if len(parts) == 1 else "prompt_filename_compose"
-            (prompts,) = (part[key] for part in parts if key in part)
+            (prompts,) = (data / str(part[key]) for part in parts if key in part)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{source}: entry {number + 1} is no concept of CustomConcept101") from error
         things = tuple(
             subject(Path(folder).name, word, data / folder) for folder, word in zip(folders, words, strict=True)
         )
-        lines = [line.strip() for line in read_text(data / prompts).splitlines() if line.strip()]
+        if not prompts.is_file():
+            missing[prompts] = None
+            continue
+        lines = [line.strip() for line in read_text(prompts).splitlines() if line.strip()]
         names = "+".join(thing.subject for thing in things)
         for k, line in enumerate(lines):
             cases.append(Case(id=f"{number:03}-{names}-{k:02}", text=line.format(*words), objects=things, group=names))
+    if missing:
+        raise InputError(f"{source}: {len(missing)} prompt lists are missing: {', '.join(map(str, missing))}")
     return tuple(cases)
 
 
@@ -321,9 +327,9 @@ def _combinations(path: Path, content: dict[str, Any], data: Path) -> tuple[Case
         casts: list[tuple[Path, ...]] = [()]
         for category, count in Counter(of).items():  # a category that is named twice gives two of its pictures
             found = pictures_in(data / category)
-            if len(found) < count:
-                raise InputError(f"{where}: {data / category}: has {len(found)} pictures, {count} are wanted")
-            casts = [(*cast, *chosen) for cast in casts for chosen in itertools.combinations(found, count)]
+            # Places of pictures that are not there, so that these are told or left out as all missing ones are.
+            lacking = [data / category / f"(picture {k + 1})" for k in range(len(found), count)]
+            casts = [(*cast, *chosen) for cast in casts for chosen in itertools.combinations((*found, *lacking), count)]
         for cast in casts:
             words = [str(classes.get(p.stem, p.stem.rstrip("0123456789"))) for p in cast]
             things = tuple(
