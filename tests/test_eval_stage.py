@@ -306,6 +306,15 @@ def test_bad_input_is_one_line(given: Path, tmp_path: Path, change: str, said: s
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("seed", ["7", True, 7.5])
+def test_a_seed_in_metadata_is_a_whole_number(given: Path, tmp_path: Path, seed: object) -> None:
+    rows = [{"file_name": name, "text": "a cat", "seed": s} for name, s in (("a.png", 7), ("b.jpg", seed))]
+    (given / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = score(tmp_path, given)
+    assert result.exit_code == 2
+    assert result.stderr == f"Error: {given / 'metadata.jsonl'}:2: seed: {seed!r} is not a whole number\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -76,6 +76,9 @@ def read_rows(folder: Path) -> list[Row]:
 
 def _from_record(path: Path, number: int, row: Mapping[str, Any]) -> Row:
     where = f"{path}:{number}"
+    seed = row.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise InputError(f"{where}: seed: {seed!r} is not a whole number")
     try:
         things = row.get("objects") or ()
         given = [thing.get("box") for thing in things]
@@ -88,7 +91,7 @@ def _from_record(path: Path, number: int, row: Mapping[str, Any]) -> Row:
             predicate="" if "fingerprint" in row else str(row.get("predicate") or ""),
             relation=str(row.get("relation") or ""),
             case=str(row.get("case") or ""),
-            seed=row.get("seed"),
+            seed=seed,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: not a picture's record ({error!r}); docs/eval.md shows the form") from error
