@@ -14,7 +14,7 @@ from PIL import Image
 
 from rbctl.cli import main
 from rbctl.errors import InputError
-from rbctl.plugins.eval.benchmarks import Wanted, find_benchmark, load_benchmark, read_dreambench_lists
+from rbctl.plugins.eval.benchmarks import Wanted, find_benchmark, load_benchmark, read_dreambench_lists, seeded
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.sampling import prompts
 from rbctl.prompts import read_prompts
@@ -107,6 +107,9 @@ def test_relationbench_db_has_25_scenes_of_four(tmp_path: Path) -> None:
     assert hugs[0].text == "A plushie bear is hugging a cat in front of the mountain."
     only = load_benchmark("relationbench-db", Wanted(data=tmp_path, relations=("hug", "carry")))
     assert {case.group for case in only.cases} == {"hug", "carry"}
+    seeds = {case.id: case.seed for case in seeded(bench.cases)}
+    assert len(set(seeds.values())) == 100
+    assert [case.seed for case in seeded(only.cases)] == [seeds[case.id] for case in only.cases]
 
 
 @pytest.mark.skipif(not (SHARED / "relationbench").is_dir(), reason="RelationBench's list is not beside this checkout")

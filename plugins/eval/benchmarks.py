@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import re
 import string
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -384,6 +385,6 @@ def of_relations(cases: Iterable[Case], names: Iterable[str]) -> tuple[Case, ...
     return tuple(case for case in cases if case.relation in wanted)
 
 
-def numbered(cases: Sequence[Case]) -> tuple[Case, ...]:
-    """The cases with seeds that count up where none is given."""
-    return tuple(dataclasses.replace(case, seed=case.seed or 1000 + k) for k, case in enumerate(cases))
+def seeded(cases: Sequence[Case]) -> tuple[Case, ...]:
+    """The cases with seeds from their ids where none is given: a case's pictures hang on no other case."""
+    return tuple(dataclasses.replace(case, seed=case.seed or zlib.crc32(case.id.encode())) for case in cases)

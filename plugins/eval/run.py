@@ -19,7 +19,7 @@ from rbctl.files import read_jsonl, write_json, write_jsonl, write_text
 from rbctl.menagerie.oracle import load_oracle
 from rbctl.options import as_plain, write_recipe
 from rbctl.plugins.eval import processes, report, results
-from rbctl.plugins.eval.benchmarks import Benchmark, Wanted, load_benchmark, numbered, of_relations
+from rbctl.plugins.eval.benchmarks import Benchmark, Wanted, load_benchmark, of_relations, seeded
 from rbctl.plugins.eval.case import Case, Picture
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.encoders import Encoder, load_clip, load_dino
@@ -102,7 +102,7 @@ def _bench_pictures(
     config: EvalConfig, bench: Benchmark, output: Path, digests: Digests
 ) -> tuple[list[Picture], dict[str, int]]:
     """Pictures of every run on the benchmark's cases, sampled where they are not there, and cases without one."""
-    cases = numbered(bench.cases)
+    cases = seeded(bench.cases)
     given, loras = config.folders(), config.loras()
     names = [*(["base"] if config.base else []), *loras]
     for name in [*names, *given]:
