@@ -15,11 +15,14 @@ from torchvision import transforms
 from rbctl.bundle.tokenizer import END, write_tokenizer
 from rbctl.errors import InputError
 from rbctl.plugins.eval import predicates
+from rbctl.plugins.eval.case import Case, Picture
 from rbctl.plugins.eval.encoders import Encoder, load_clip, load_dino
 from rbctl.plugins.eval.failures import best_match, of_crops
 from rbctl.plugins.eval.features import Digests, FeatureStore, crop
 from rbctl.plugins.eval.intervals import interval, paired, rank_correlation, rank_interval
 from rbctl.plugins.eval.metrics import PROFILES, crop_alignment, image_alignment, text_alignment
+from rbctl.plugins.eval.scores import Row, Scorer
+from rbctl.plugins.eval.world import Judge
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CPU = torch.device("cpu")
@@ -297,6 +300,28 @@ def test_rank_correlation_against_scipy() -> None:
     found = rank_interval(list(x), list(y), [str(k // 2) for k in range(40)])
     assert found["low"] < found["rho"] < found["high"]
     assert (found["n"], found["cases"]) == (40, 20)
+
+
+@pytest.mark.parametrize(
+    ("scores", "winner"),
+    [
+        ({"a": {"1": 0.2, "2": 0.9}, "b": {"1": 0.3, "2": 0.7}, "c": {"1": 0.1, "2": 0.1}}, ["a"]),
+        ({"a": {"2": 0.9}, "b": {"1": 0.3, "2": 0.95}, "truth": {"2": 1.0}}, ["b"]),  # b's mean over its own is lower
+        ({"a": {"2": 0.9}, "b": {"1": 0.3}}, None),
+        ({"a": {"1": 0.9}}, None),
+    ],
+)
+def test_the_mark_goes_by_cases_that_all_runs_share(
+    scores: dict[str, dict[str, float]], winner: list[str] | None
+) -> None:
+    scorer = Scorer({}, (), judge=Judge(None))  # type: ignore[arg-type]
+    rows = [
+        Row(Picture(run, Path("x.png"), Case(case, "x")), {c.id: value for c in scorer.columns()[0]})
+        for run, cases in scores.items()
+        for case, value in cases.items()
+    ]
+    found = scorer.content(rows, list(scores))["winners"]["oracle relation"]
+    assert (found and found["runs"]) == winner
 
 
 # --- predicates ----------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def cell(found: dict[str, Any] | None) -> str:
 
 
 def _mark(content: dict[str, Any], run: str, column: str) -> str:
-    """ "*" for the highest mean, "**" where it differs from every other run."""
+    """ "*" for the highest mean over shared cases, "**" where it differs from every other run."""
     winner = content["winners"][column]
     if not winner or run not in winner["runs"]:
         return ""
@@ -103,8 +103,8 @@ def terminal(content: dict[str, Any]) -> str:
 
 
 _LEGEND = (
-    "Means over cases with 95 % bootstrap intervals. * highest mean, ** and different from every other run (paired "
-    "sign-flip test, p < 0.05, not corrected)."
+    "Means over cases with 95 % bootstrap intervals. * highest mean over the cases that all runs share, ** and "
+    "different from every other run there (paired sign-flip test, p < 0.05, not corrected)."
 )
 
 

@@ -302,9 +302,16 @@ class Scorer:
         return found
 
     def _winner(self, rows: Sequence[Row], runs: Sequence[str], column: str) -> dict[str, Any] | None:
-        """The runs of the highest mean, and whether it is one that differs from all others (p < 0.05, uncorrected)."""
+        """The runs of the highest mean, and whether it is one that differs from all others (p < 0.05, uncorrected).
+
+        Only cases that all compared runs share count: an easier part of the benchmark is no merit. None without any.
+        """
+        told = [row for row in rows if row.scores[column] is not None and row.picture.run != TRUTH]
+        own = [{row.picture.case.id for row in told if row.picture.run == run} for run in runs]
+        shared = set.intersection(*(cases for cases in own if cases)) if told else set()
+        rows = [row for row in told if row.picture.case.id in shared]
         means = {run: self._cell([r for r in rows if r.picture.run == run], column)["mean"] for run in runs}
-        known = {run: mean for run, mean in means.items() if mean is not None and run != TRUTH}
+        known = {run: mean for run, mean in means.items() if mean is not None}
         if len(known) < 2:
             return None
         best = [run for run in known if known[run] == max(known.values())]
