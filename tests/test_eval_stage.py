@@ -278,7 +278,8 @@ def test_pictures_told_by_a_csv(given: Path, tmp_path: Path) -> None:
         ("boxes", "metadata.csv:2: 1 boxes for 2 image prompts"),
         ("names", "metadata.csv:2: 1 names for 2 image prompts"),
         ("empty", "lists no picture"),
-        ("nothing", "no metadata.jsonl or metadata.csv"),
+        ("nothing", "no metadata.jsonl, metadata.csv or pictures"),
+        ("numbers", "theirs/007.png: neither name nor list says a prompt"),
     ],
 )
 def test_bad_input_is_one_line(given: Path, tmp_path: Path, change: str, said: str) -> None:
@@ -298,12 +299,25 @@ def test_bad_input_is_one_line(given: Path, tmp_path: Path, change: str, said: s
         write_csv(given, [])
     else:
         table.unlink()
+        for path in given.iterdir():
+            path.unlink() if change == "nothing" else path.rename(given / "007.png")
     result = score(tmp_path, given)
     assert result.exit_code == 2
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error")]
     assert len(lines) == 1
     assert re.search(said, lines[0]), lines[0]
     assert "Traceback" not in result.output
+
+
+def test_pictures_told_by_their_names(given: Path, tmp_path: Path) -> None:
+    (given / "metadata.csv").unlink()
+    for old, new in (("a.png", "A-cat_is riding_a_dog-02.png"), ("b.jpg", "a_dog2.jpg")):
+        (given / old).rename(given / new)
+    result = score(tmp_path, given)
+    assert result.exit_code == 0, result.output
+    rows = read_jsonl(tmp_path / "out" / "pictures.jsonl")
+    assert [row["text"] for row in rows] == ["A cat is riding a dog", "a dog2", "cat", "dog"]
+    assert json.loads(result.stdout)["table"]["theirs"]["relationbench CLIP-R"]["n"] == 1
 
 
 @pytest.mark.parametrize("seed", ["7", True, 7.5])
@@ -348,6 +362,20 @@ def test_a_run_must_have_a_picture_of_every_case(world: World, tmp_path: Path) -
     content = json.loads(result.stdout)
     assert content["table"]["few"]["oracle relation"]["n"] == 1
     assert "few: 1 cases have no picture" in content["left_out"]
+
+
+def test_names_of_cases_tell_a_benchmarks_pictures(world: World, tmp_path: Path) -> None:
+    for number, case in enumerate(world.cases):
+        (tmp_path / f"{case.id}.png").write_bytes((world.folder / "true" / f"{number}.png").read_bytes())
+    arguments = [*world.arguments(()), "--run", f"named={tmp_path}", "--output", world.folder / "out-named", "--json"]
+    result = rbctl(*arguments)
+    assert result.exit_code == 0, result.output
+    listed, named = world.content["table"]["true"], json.loads(result.stdout)["table"]["named"]
+    assert named == {column: listed[column] for column in named}
+    (tmp_path / "x.png").write_bytes((tmp_path / f"{world.cases[0].id}.png").read_bytes())
+    result = rbctl(*arguments)
+    assert result.exit_code == 2
+    assert "1 pictures belong to no case of the benchmark: x.png" in result.stderr
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Pictures of any origin: a folder's metadata.jsonl or metadata.csv -> pictures, each with the case it answers."""
+"""Pictures of any origin: a folder's metadata.jsonl, metadata.csv or file names -> pictures, each with its case."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from rbctl.errors import InputError
 from rbctl.files import read_jsonl, read_text
 from rbctl.options import nearest
+from rbctl.plugins.eval.benchmarks import pictures_in
 from rbctl.plugins.eval.case import Case, CaseObject, Picture
 from rbctl.plugins.eval.features import Digests
 from rbctl.relations import Box, check_box
@@ -53,10 +54,10 @@ class Row:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The pictures of a folder (metadata.jsonl, else metadata.csv) or of a CSV file; all of them are there.
+    """The pictures of a folder (metadata.jsonl, else metadata.csv, else by name) or of a CSV file; all of them are there.
 
     Raises:
-        InputError: there is no list of pictures, a line of it is wrong, or pictures are missing (all are named).
+        InputError: there is neither list nor picture, a line is wrong, or pictures are missing (all are named).
     """
     table = folder if folder.suffix.lower() == ".csv" else folder / "metadata.csv"
     listed = folder / "metadata.jsonl"
@@ -64,8 +65,10 @@ def read_rows(folder: Path) -> list[Row]:
         rows = [_from_record(listed, number, row) for number, row in enumerate(read_jsonl(listed), 1)]
     elif table.is_file():
         rows = _from_csv(table)
-    else:
-        raise InputError(f"{folder}: no metadata.jsonl or metadata.csv; write a CSV with file_name,text,image_prompts")
+    elif not (rows := [_from_name(path) for path in pictures_in(folder)]):
+        raise InputError(
+            f"{folder}: no metadata.jsonl, metadata.csv or pictures; write a CSV with file_name,text,image_prompts"
+        )
     if not rows:
         raise InputError(f"{folder}: lists no picture")
     needed = dict.fromkeys(path for row in rows for path in (row.file, *(image for _, image in row.objects)))
@@ -95,6 +98,12 @@ def _from_record(path: Path, number: int, row: Mapping[str, Any]) -> Row:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: not a picture's record ({error!r}); docs/eval.md shows the form") from error
+
+
+def _from_name(path: Path) -> Row:
+    """The stem is the benchmark's case; its words, without a number at the end, are the prompt."""
+    words = path.stem.replace("_", " ").replace("-", " ").split()
+    return Row(path, " ".join(words[:-1] if words[-1:] and words[-1].isdigit() else words), case=path.stem)
 
 
 def _near(folder: Path, given: str) -> Path:
@@ -158,7 +167,15 @@ def _boxes(where: str, value: str | None, count: int) -> tuple[Box | None, ...] 
 
 
 def as_cases(run: str, rows: Sequence[Row], digests: Digests) -> list[Picture]:
-    """Pictures whose cases are their own prompts: the same text and image prompts are the same case in every run."""
+    """Pictures whose cases are their own prompts: the same text and image prompts are the same case in every run.
+
+    Raises:
+        InputError: pictures have neither prompt nor image prompts; all are named.
+    """
+    if silent := [str(row.file) for row in rows if not (row.text or row.objects)]:
+        raise InputError(
+            f"{', '.join(silent)}: neither name nor list says a prompt; write a metadata.csv with file_name,text"
+        )
     found = []
     for row in rows:
         things = tuple(
