@@ -309,6 +309,31 @@ def test_bad_input_is_one_line(given: Path, tmp_path: Path, change: str, said: s
     assert "Traceback" not in result.output
 
 
+def test_a_missing_object_counts_nothing_where_somebody_looked(given: Path, tmp_path: Path) -> None:
+    """The boxes of a CSV and of a record are found ones, those of ``rbctl sample`` were only asked for."""
+
+    def crops() -> tuple[float, list[str]]:
+        result = score(tmp_path, given, "--profile", "crops")
+        assert result.exit_code == 0, result.output
+        content = json.loads(result.stdout)
+        told = [line for line in content["left_out"] if "boxes were only asked for" in line]
+        return content["table"]["theirs"]["crops CLIP-I crop"]["mean"], told
+
+    write_csv(
+        given, [["a.png", "A cat rides a dog.", "cat.png;dog.png", "", ";"], ["b.jpg", "a cat", "cat.png", "", "-"]]
+    )
+    assert crops() == (0, [])
+    thing: dict[str, Any] = {"name": "cat", "image": "cat.png", "box": None}
+    row: dict[str, Any] = {"file_name": "a.png", "text": "a cat", "objects": [thing]}
+    (given / "metadata.jsonl").write_text(json.dumps(row))
+    assert crops() == (0, [])
+    thing["box"] = [0, 0, 0.5, 1]
+    (given / "metadata.jsonl").write_text(json.dumps({**row, "boxes_from": "relation"}))
+    mean, told = crops()
+    assert mean > 0
+    assert told == ["theirs: the 0 of crops for a missing object; boxes were only asked for"]
+
+
 def test_pictures_told_by_their_names(given: Path, tmp_path: Path) -> None:
     (given / "metadata.csv").unlink()
     for old, new in (("a.png", "A-cat_is riding_a_dog-02.png"), ("b.jpg", "a_dog2.jpg")):

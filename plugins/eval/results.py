@@ -24,7 +24,7 @@ _COLUMNS = {
     "text": "the prompt",
     "image_prompts": "pictures of the subjects, ';' between",
     "names": "what the prompt calls them, ';' between",
-    "boxes": "where they were found, 'x0 y0 x1 y1', ';' between, nothing for one that is missing",
+    "boxes": "where they were found, 'x0 y0 x1 y1', ';' between, nothing or '-' for one that is missing",
     "predicate": "words of the relation",
     "relation": "its name",
     "case": "the benchmark's case",
@@ -54,7 +54,7 @@ class Row:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The pictures of a folder (metadata.jsonl, else metadata.csv, else by name) or of a CSV file; all of them are there.
+    """The pictures of a folder (metadata.jsonl, metadata.csv, else by name) or of a CSV file; all of them are there.
 
     Raises:
         InputError: there is neither list nor picture, a line is wrong, or pictures are missing (all are named).
@@ -85,12 +85,14 @@ def _from_record(path: Path, number: int, row: Mapping[str, Any]) -> Row:
     try:
         things = row.get("objects") or ()
         given = [thing.get("box") for thing in things]
+        found = "boxes_from" not in row
+        told = any("box" in thing for thing in things) if found else any(given)
         return Row(
             file=path.parent / str(row["file_name"]),
             text=str(row["text"]),
             objects=tuple((str(thing["name"]), _near(path.parent, str(thing["image"]))) for thing in things),
-            boxes=tuple(None if box is None else check_box(box) for box in given) if any(given) else None,
-            found="boxes_from" not in row,
+            boxes=tuple(None if box is None else check_box(box) for box in given) if told else None,
+            found=found,
             predicate="" if "fingerprint" in row else str(row.get("predicate") or ""),
             relation=str(row.get("relation") or ""),
             case=str(row.get("case") or ""),
@@ -158,7 +160,7 @@ def _boxes(where: str, value: str | None, count: int) -> tuple[Box | None, ...] 
         return None
     parts = [part.split() for part in value.split(";")]
     try:
-        boxes = tuple(check_box(part) if part else None for part in parts)
+        boxes = tuple(check_box(part) if part and part != ["-"] else None for part in parts)
     except ValueError as error:
         raise InputError(f"{where}: boxes: {error}") from error
     if len(boxes) != count:

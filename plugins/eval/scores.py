@@ -263,6 +263,10 @@ class Scorer:
         columns, lacking = self.columns()
         shown = [c for c in columns if any(row.scores[c.id] is not None for row in rows)]
         lacking += [f"{c.id}: no picture has what it needs" for c in columns if c not in shown]
+        if any(c.metric and c.metric.kind == "crop" for c in shown):
+            asked = [r.picture for r in rows if r.verdict is None and r.picture.boxes and not r.picture.found]
+            named = dict.fromkeys(picture.run for picture in asked)
+            lacking += [f"{run}: the 0 of crops for a missing object; boxes were only asked for" for run in named]
         groups = sorted({row.picture.case.group for row in rows} - {""})
         return {
             "columns": {c.id: c.facts() for c in shown},
