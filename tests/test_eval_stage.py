@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from rbctl.cli import main
 from rbctl.files import read_image, read_json, read_jsonl
 from rbctl.menagerie import Individual, Scene, compose
 from rbctl.menagerie.triplets import pictures
+from rbctl.plugins.annotate.processes import Share
+from rbctl.plugins.eval import processes
 from rbctl.plugins.eval.case import Case
 from rbctl.plugins.eval.world import draw_cases
 from rbctl.relations import load_relation
@@ -422,6 +425,20 @@ def test_sampling_what_is_missing(tmp_path: Path) -> None:
     again = rbctl(*arguments)
     assert json.loads(again.stdout)["table"] == content["table"]
     assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+def test_processes_wait_as_long_as_the_first_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def state(**options: Any) -> SimpleNamespace:
+        asked.append(options)
+        return SimpleNamespace(num_processes=2, process_index=1, wait_for_everyone=lambda: None)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.PartialState", state)
+    assert processes.count_and_rank() == (2, 1)
+    Share(cpu=True).wait()
+    assert [options["timeout"].days for options in asked] == [7, 7]
 
 
 @pytest.mark.slow
