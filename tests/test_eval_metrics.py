@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -344,6 +346,19 @@ def test_predicates(entry: dict[str, object]) -> None:
 
 def test_an_explicit_predicate_wins() -> None:
     assert predicates.predicate("A cat is riding a dog.", ("cat", "dog"), "chases") == ("chases", "explicit")
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_model(name: str) -> None:
+        raise OSError(f"[E050] Can't find model '{name}'.")
+
+    without_model = SimpleNamespace(load=no_model)
+    for spacy, said in ((None, "spaCy"), (without_model, f"spaCy's model {predicates.MODEL}")):
+        monkeypatch.setitem(sys.modules, "spacy", spacy)
+        predicates._loaded.cache_clear()
+        assert predicates.parser() is None
+        assert predicates.lacking() == said
+    predicates._loaded.cache_clear()
 
 
 def test_without_spacy_the_lexicon_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.encoders import Encoder, load_clip, load_dino
 from rbctl.plugins.eval.features import Digests, FeatureStore
 from rbctl.plugins.eval.metrics import PROFILES
-from rbctl.plugins.eval.predicates import parser
+from rbctl.plugins.eval.predicates import lacking
 from rbctl.plugins.eval.sampling import sample
 from rbctl.plugins.eval.scores import TRUTH, Row, Scorer
 from rbctl.plugins.eval.world import Judge
@@ -190,9 +190,9 @@ def _content(
         content["left_out"].append(f"{bench.left_out} cases whose subjects have no pictures here")
     if silent := content["predicates"].get("none"):
         content["left_out"].append(f"CLIP-R of {silent} of {len(cases)} prompts, which say no relation")
-    if parser() is None:
+    if absent := lacking():
         content["left_out"].append(
-            "spaCy: not installed, predicates come from the lexicon alone (pip install 'rbctl[eval]')"
+            f"{absent}: not installed, predicates come from the lexicon alone (pip install 'rbctl[eval]')"
         )
     return {
         "benchmark": {
