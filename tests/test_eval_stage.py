@@ -203,6 +203,12 @@ def test_the_report_says_what_the_json_says(world: World) -> None:
             assert any(shown.startswith(f"{mean} [") for shown in page.cells), (run, mean)
             assert f"{mean} [" in markdown
             assert f"{mean} [" in world.result.stdout
+    for row in world.rows("swapped"):
+        scores = [f"{v:.1f}" if abs(v) >= 10 else f"{v:.3f}" for v in row["scores"].values() if v is not None]
+        assert f"| {row['case']} | {row['text']} | swapped | {' | '.join(scores)} |" in markdown
+    for column, tests in world.content["tests"].items():
+        for test in tests:
+            assert f"| {column} | {test['a']} | {test['b']} | " in markdown
     assert "rank correlation" in world.result.stdout
     assert page.fetched
     assert all(address.startswith("data:image/jpeg;base64,") for address in page.fetched)  # nothing from elsewhere

@@ -293,13 +293,13 @@ class Scorer:
     def _cell(self, rows: Sequence[Row], column: str) -> dict[str, Any]:
         """Mean over cases of the mean over a case's pictures, with all that the number belongs to."""
         used = [row for row in rows if row.scores[column] is not None]
-        found = interval(list(_by_case(used, column).values()), self.seed)
+        found = interval(list(by_case(used, column).values()), self.seed)
         return {**{k: _rounded(v) for k, v in found.items()}, "n": len(used), "prompt_hash": prompt_hash(used)}
 
     def _tests(self, rows: Sequence[Row], runs: Sequence[str], column: str) -> list[dict[str, Any]]:
         found = []
         for a, b in itertools.combinations([run for run in runs if run != TRUTH], 2):
-            first, second = (_by_case([r for r in rows if r.picture.run == run], column) for run in (a, b))
+            first, second = (by_case([r for r in rows if r.picture.run == run], column) for run in (a, b))
             both = [case for case in first if case in second]
             result = paired([first[c] for c in both], [second[c] for c in both], self.seed)
             found.append({"a": a, "b": b, **{key: _rounded(value) for key, value in result.items()}})
@@ -405,7 +405,7 @@ def _across(store: FeatureStore, cases: Iterable[Case]) -> list[float]:
     return [float(v) for v in (table.sum(axis=1) - table.diagonal()) / (len(firsts) - 1)]
 
 
-def _by_case(rows: Iterable[Row], column: str) -> dict[str, float]:
+def by_case(rows: Iterable[Row], column: str) -> dict[str, float]:
     """Mean over a case's pictures, by case."""
     found: dict[str, list[float]] = {}
     for row in rows:
