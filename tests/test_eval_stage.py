@@ -318,6 +318,37 @@ def test_bad_input_is_one_line(given: Path, tmp_path: Path, change: str, said: s
     assert "Traceback" not in result.output
 
 
+def test_masks_leave_the_background_out(given: Path, tmp_path: Path) -> None:
+    """What lies around a mask changes no score of the crop; a mask that does not fit is one line."""
+    mask = np.zeros((128, 128), dtype=np.uint8)
+    mask[32:96, 16:112] = 255
+    Image.fromarray(mask).save(given / "mask.png")
+    other = np.asarray(Image.open(given / "b.jpg")).copy()
+    Image.fromarray(other).save(given / "b.png")
+    other[mask == 0] = 99
+    Image.fromarray(other).save(given / "c.png")
+    table = "image,prompt,image_prompts,{}\n" + "".join(f"{name}.png,a {name},cat.png,{{}}\n" for name in "bc")
+    found = []
+    for column, value in (("masks", "mask.png"), ("boxes", "0.125 0.25 0.875 0.75"), ("boxes", "0 0.2 1 0.8")):
+        (given / "metadata.csv").write_text(table.format(column, value, value))
+        result = score(tmp_path, given, "--profile", "crops")
+        assert result.exit_code == 0, result.output
+        rows = read_jsonl(tmp_path / "out" / "pictures.jsonl")
+        found.append([row["scores"]["crops CLIP-I crop"] for row in rows])
+    masked, inside, around = found
+    assert masked[0] == masked[1]
+    assert masked != inside
+    assert around[0] != around[1]
+    Image.new("L", (64, 64), 255).save(given / "mask.png")
+    (given / "metadata.csv").write_text(table.format("masks", "mask.png", "-"))
+    result = score(tmp_path, given, "--profile", "crops")
+    assert result.exit_code == 2
+    assert "mask.png: 64 x 64, its picture 128 x 128" in result.stderr
+    (given / "mask.png").unlink()
+    result = score(tmp_path, given, "--profile", "crops")
+    assert f"1 pictures are missing: {given / 'mask.png'}" in result.stderr
+
+
 def test_a_missing_object_counts_nothing_where_somebody_looked(given: Path, tmp_path: Path) -> None:
     """The boxes of a CSV and of a record are found ones, those of ``rbctl sample`` were only asked for."""
 

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import os.path
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from rbctl.errors import InputError
 from rbctl.files import read_jsonl, read_text
 from rbctl.options import nearest
 from rbctl.plugins.eval.benchmarks import pictures_in
-from rbctl.plugins.eval.case import Case, CaseObject, Picture
+from rbctl.plugins.eval.case import Case, CaseObject, Part, Picture
 from rbctl.plugins.eval.features import Digests
-from rbctl.relations import Box, check_box
+from rbctl.relations import check_box
 
 _COLUMNS = {
     "file_name": "the picture",
@@ -25,6 +25,7 @@ _COLUMNS = {
     "image_prompts": "pictures of the subjects, ';' between",
     "names": "what the prompt calls them, ';' between",
     "boxes": "where they were found, 'x0 y0 x1 y1', ';' between, nothing or '-' for one that is missing",
+    "masks": "instead: pictures that are white where they were found, ';' between, likewise",
     "predicate": "words of the relation",
     "relation": "its name",
     "case": "the benchmark's case",
@@ -39,13 +40,14 @@ class Row:
 
     Attributes:
         objects: (name, image prompt) pairs.
+        boxes: per object a box, or the path of its mask; None where it was not found.
         found: the boxes tell where objects were found, not where they were asked for.
     """
 
     file: Path
     text: str
     objects: tuple[tuple[str, Path], ...] = ()
-    boxes: tuple[Box | None, ...] | None = None
+    boxes: tuple[Part | None, ...] | None = None
     found: bool = False
     predicate: str = ""
     relation: str = ""
@@ -71,7 +73,10 @@ def read_rows(folder: Path) -> list[Row]:
         )
     if not rows:
         raise InputError(f"{folder}: lists no picture")
-    needed = dict.fromkeys(path for row in rows for path in (row.file, *(image for _, image in row.objects)))
+    needed: dict[Path, None] = {}
+    for row in rows:
+        masks = [part for part in row.boxes or () if isinstance(part, Path)]
+        needed |= dict.fromkeys((row.file, *(image for _, image in row.objects), *masks))
     if missing := [str(path) for path in needed if not path.is_file()]:
         raise InputError(f"{folder}: {len(missing)} pictures are missing: {', '.join(missing)}")
     return rows
@@ -131,7 +136,8 @@ def _from_csv(path: Path) -> list[Row]:
         called = _split(row.get("names")) or [""] * len(images)
         if len(called) != len(images):
             raise InputError(f"{where}: {len(called)} names for {len(images)} image prompts")
-        boxes = _boxes(where, row.get("boxes"), len(images))
+        boxes = _parts(where, "boxes", row.get("boxes"), len(images), lambda part: check_box(part.split()))
+        masks = _parts(where, "masks", row.get("masks"), len(images), lambda part: _near(path.parent, part))
         seed = str(row.get("seed") or "").strip()
         if seed and not seed.lstrip("-").isdigit():
             raise InputError(f"{where}: seed: {seed!r} is not a whole number")
@@ -140,7 +146,7 @@ def _from_csv(path: Path) -> list[Row]:
                 file=path.parent / row["file_name"].strip(),
                 text=row["text"].strip(),
                 objects=tuple((n, _near(path.parent, image)) for n, image in zip(called, images, strict=True)),
-                boxes=boxes,
+                boxes=masks or boxes,
                 found=True,
                 predicate=(row.get("predicate") or "").strip(),
                 relation=(row.get("relation") or "").strip(),
@@ -155,17 +161,18 @@ def _split(value: str | None) -> list[str]:
     return [part.strip() for part in value.split(";")] if value and value.strip() else []
 
 
-def _boxes(where: str, value: str | None, count: int) -> tuple[Box | None, ...] | None:
+def _parts(
+    where: str, column: str, value: str | None, count: int, read: Callable[[str], Part]
+) -> tuple[Part | None, ...] | None:
     if not value or not value.strip():
         return None
-    parts = [part.split() for part in value.split(";")]
     try:
-        boxes = tuple(check_box(part) if part and part != ["-"] else None for part in parts)
+        found = tuple(None if part.strip() in ("", "-") else read(part.strip()) for part in value.split(";"))
     except ValueError as error:
-        raise InputError(f"{where}: boxes: {error}") from error
-    if len(boxes) != count:
-        raise InputError(f"{where}: {len(boxes)} boxes for {count} image prompts; leave a missing one's place empty")
-    return boxes
+        raise InputError(f"{where}: {column}: {error}") from error
+    if len(found) != count:
+        raise InputError(f"{where}: {len(found)} {column} for {count} image prompts; leave a missing one's place empty")
+    return found
 
 
 def as_cases(run: str, rows: Sequence[Row], digests: Digests) -> list[Picture]:

@@ -15,13 +15,13 @@ import numpy as np
 
 from rbctl.files import read_image
 from rbctl.plugins.eval import failures
-from rbctl.plugins.eval.case import Case, Picture
+from rbctl.plugins.eval.case import Case, Part, Picture
 from rbctl.plugins.eval.features import FeatureStore
 from rbctl.plugins.eval.intervals import interval, paired, rank_interval
 from rbctl.plugins.eval.metrics import PROFILES, Metric, cosine, crop_alignment, image_alignment, text_alignment
 from rbctl.plugins.eval.predicates import predicate
 from rbctl.plugins.eval.world import Judge, Verdict
-from rbctl.relations import Box, Relation, load_relation
+from rbctl.relations import Relation, load_relation
 
 ORACLE = ("relation", "direction", "contact", "identity")
 _ORACLE_SAYS = {
@@ -377,7 +377,7 @@ def _real(thing: Any, metric: Metric) -> tuple[Path, ...]:
     return thing.references or (thing.image,) if metric.against == "references" else (thing.image,)
 
 
-def _boxes(row: Row) -> Sequence[Box | None] | None:
+def _boxes(row: Row) -> Sequence[Part | None] | None:
     """Where the objects are: as the oracle saw them, else as the picture's record says."""
     return row.verdict.boxes if row.verdict is not None else row.picture.boxes
 
