@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from PIL import Image
 
+from rbctl.cli import main
 from rbctl.errors import InputError
-from rbctl.plugins.eval.benchmarks import Wanted, find_benchmark, load_benchmark, read_dreambench_lists
+from rbctl.plugins.eval.benchmarks import Wanted, find_benchmark, load_benchmark, read_dreambench_lists, seeded
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.sampling import prompts
 from rbctl.prompts import read_prompts
@@ -65,8 +68,6 @@ def test_missing_subjects_are_told_all_at_once() -> None:
 @pytest.mark.parametrize("file", ["dataset.json", "dataset_multiconcept.json"])
 def test_customconcept101(tmp_path: Path, file: str) -> None:
     """With stand-ins for its pictures, every concept and prompt of the lists is a case."""
-    import json
-
     content = json.loads((CC101 / file).read_text())
     for entry in content:
         for part in entry if isinstance(entry, list) else [entry]:
@@ -106,12 +107,13 @@ def test_relationbench_db_has_25_scenes_of_four(tmp_path: Path) -> None:
     assert hugs[0].text == "A plushie bear is hugging a cat in front of the mountain."
     only = load_benchmark("relationbench-db", Wanted(data=tmp_path, relations=("hug", "carry")))
     assert {case.group for case in only.cases} == {"hug", "carry"}
+    seeds = {case.id: case.seed for case in seeded(bench.cases)}
+    assert len(set(seeds.values())) == 100
+    assert [case.seed for case in seeded(only.cases)] == [seeds[case.id] for case in only.cases]
 
 
 @pytest.mark.skipif(not (SHARED / "relationbench").is_dir(), reason="RelationBench's list is not beside this checkout")
 def test_relationbench_db_keeps_the_scenes_of_the_list() -> None:
-    import json
-
     listed = json.loads((SHARED / "relationbench" / "prompts.json").read_text())
     ours = yaml.safe_load(find_benchmark("relationbench-db").read_text())["scenes"]
     for number, scene in enumerate(ours):
@@ -137,10 +139,34 @@ def test_ms_bench_has_as_many_combinations_and_prompts_as_published(tmp_path: Pa
     (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(prompts((last,), {})))
     (prompt,) = read_prompts(tmp_path / "prompts.yaml")
     assert [thing.box for thing in prompt.objects] == [thing.box for thing in last.objects]
-    for path in (tmp_path / "wholewearing").iterdir():
-        path.unlink()
-    with pytest.raises(InputError, match=r"combination 6: .*wholewearing: has 0 pictures, 1 are wanted"):
-        load_benchmark("ms-bench", Wanted(data=tmp_path))
+
+
+def test_what_combinations_lack_is_told_all_at_once_or_left_out(tmp_path: Path) -> None:
+    for name in ("living/cat", "living/dog", "object/cup"):
+        picture(tmp_path / f"{name}.png")
+    boxes = [[0, 0, 0.5, 1], [0.5, 0, 1, 1]]
+    entries = [
+        {"of": of, "prompt": "a {0} and a {1}", "boxes": boxes}
+        for of in (["living", "living"], ["object", "object"], ["living", "wearing"])
+    ]
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"kind": "combinations", "data": str(tmp_path), "combinations": entries}))
+    with pytest.raises(InputError, match="2 pictures are missing") as told:
+        load_benchmark(str(path), Wanted())
+    assert "object/(picture 2)" in str(told.value)
+    assert "wearing/(picture 1)" in str(told.value)
+    bench = load_benchmark(str(path), Wanted(partial=True))
+    assert [case.text for case in bench.cases] == ["a cat and a dog"]
+    assert bench.left_out == 3  # one of two objects, two of an animal in what it wears
+
+
+def test_missing_prompt_lists_are_told_all_at_once(tmp_path: Path) -> None:
+    concepts = [
+        {"instance_data_dir": name, "class_prompt": name, "prompt_filename": f"{name}.txt"} for name in ("cat", "dog")
+    ]
+    (tmp_path / "dataset.json").write_text(json.dumps(concepts))
+    with pytest.raises(InputError, match=r"2 prompt lists are missing: .*cat\.txt, .*dog\.txt"):
+        load_benchmark("customconcept101", Wanted(data=tmp_path))
 
 
 SCENE = """\
@@ -191,9 +217,9 @@ def test_what_is_wrong_with_a_benchmark(tmp_path: Path, change: tuple[str, str],
 @pytest.mark.parametrize(
     ("prompt", "box", "said"),
     [
-        ("a {0} and a {2}", [0, 0, 1, 1], "index"),
-        ("a {0} {where}", [0, 0, 1, 1], "where"),
-        ("a {0}", [0, 0, 2, 1], "outside"),
+        ("a {0} and a {2}", [0, 0, 1, 1], "prompt: .*index"),
+        ("a {0} {where}", [0, 0, 1, 1], "prompt: .*where"),
+        ("a {0}", [0, 0, 2, 1], "boxes: .*outside"),
     ],
 )
 def test_what_is_wrong_with_combinations(tmp_path: Path, prompt: str, box: list[float], said: str) -> None:
@@ -201,8 +227,43 @@ def test_what_is_wrong_with_combinations(tmp_path: Path, prompt: str, box: list[
     entry = {"of": ["living"], "prompt": prompt, "boxes": [box]}
     content = {"kind": "combinations", "data": str(tmp_path), "combinations": [entry]}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(InputError, match=rf"combination 1: boxes or prompt: .*{said}"):
+    with pytest.raises(InputError, match=rf"combination 1: {said}"):
         load_benchmark(str(tmp_path / "mine.yaml"), Wanted())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("kind: []", "kind: []; one of"),
+        ("kind: menagerie\ncases: x", "cases: a whole number was expected, not 'x'"),
+        ("kind: menagerie\nrelations: ride", "relations: a list of texts was expected, not 'ride'"),
+        ("kind: dreambench\nprofiles: 5", "profiles: a list of texts was expected, not 5"),
+        ("kind: dreambench\ndata: 5", "data: text was expected, not 5"),
+        ("kind: combinations\ncombinations: [text]", "combinations: a list of mappings was expected"),
+        ("kind: combinations\ncombinations: [{of: [[a]], prompt: x, boxes: [1]}]", "combination 1: of (categories)"),
+        ("kind: combinations\ncombinations: [{of: [a], prompt: 'x {', boxes: [1]}]", "combination 1: prompt: 'x {'"),
+        ("kind: scenes\nsubjects: {ape: ape}\nscenes: [text]", "scenes: a list of mappings was expected"),
+        (SCENE.replace("[ape, toy]", "[[ape], toy]"), "scene 1: casts: no subject \"['ape']\""),
+        (SCENE.replace("[driver, car]", "[driver, [car]]"), "scene 1: scene (a text), roles (words) and casts"),
+        (SCENE.replace("{car}", "{car"), "scene 1: scene: 'A {driver} is driving a {car.': expected '}'"),
+        (SCENE.replace("{car}", "{car:d}"), "scene 1: scene: 'An {driver} is driving a {car:d}.': not a prompt"),
+        ("kind: customconcept101", "prompts.txt: 'a {name}': not a prompt with places in braces ('name')"),
+    ],
+)
+def test_malformed_data_is_one_line(tmp_path: Path, content: str, said: str) -> None:
+    for name in ("ape", "toy"):
+        picture(tmp_path / "pictures" / name / "a.png")
+    concept = {"instance_data_dir": "ape", "class_prompt": "ape", "prompt_filename": "prompts.txt"}
+    (tmp_path / "pictures" / "dataset.json").write_text(json.dumps([concept]))
+    (tmp_path / "pictures" / "prompts.txt").write_text("a {name}\n")
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    arguments = ["--bench", str(path), "--data", str(tmp_path / "pictures"), "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, ["eval", *arguments])
+    assert result.exit_code == 2, result.exception
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"Error: {tmp_path}")
+    assert said in line
 
 
 def test_a_benchmark_that_is_not_there() -> None:

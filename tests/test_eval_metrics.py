@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +17,14 @@ from torchvision import transforms
 from rbctl.bundle.tokenizer import END, write_tokenizer
 from rbctl.errors import InputError
 from rbctl.plugins.eval import predicates
+from rbctl.plugins.eval.case import Case, Picture
 from rbctl.plugins.eval.encoders import Encoder, load_clip, load_dino
 from rbctl.plugins.eval.failures import best_match, of_crops
 from rbctl.plugins.eval.features import Digests, FeatureStore, crop
 from rbctl.plugins.eval.intervals import interval, paired, rank_correlation, rank_interval
 from rbctl.plugins.eval.metrics import PROFILES, crop_alignment, image_alignment, text_alignment
+from rbctl.plugins.eval.scores import Row, Scorer
+from rbctl.plugins.eval.world import Judge
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CPU = torch.device("cpu")
@@ -299,6 +304,28 @@ def test_rank_correlation_against_scipy() -> None:
     assert (found["n"], found["cases"]) == (40, 20)
 
 
+@pytest.mark.parametrize(
+    ("scores", "winner"),
+    [
+        ({"a": {"1": 0.2, "2": 0.9}, "b": {"1": 0.3, "2": 0.7}, "c": {"1": 0.1, "2": 0.1}}, ["a"]),
+        ({"a": {"2": 0.9}, "b": {"1": 0.3, "2": 0.95}, "truth": {"2": 1.0}}, ["b"]),  # b's mean over its own is lower
+        ({"a": {"2": 0.9}, "b": {"1": 0.3}}, None),
+        ({"a": {"1": 0.9}}, None),
+    ],
+)
+def test_the_mark_goes_by_cases_that_all_runs_share(
+    scores: dict[str, dict[str, float]], winner: list[str] | None
+) -> None:
+    scorer = Scorer({}, (), judge=Judge(None))  # type: ignore[arg-type]
+    rows = [
+        Row(Picture(run, Path("x.png"), Case(case, "x")), {c.id: value for c in scorer.columns()[0]})
+        for run, cases in scores.items()
+        for case, value in cases.items()
+    ]
+    found = scorer.content(rows, list(scores))["winners"]["oracle relation"]
+    assert (found and found["runs"]) == winner
+
+
 # --- predicates ----------------------------------------------------------------------------------------------------
 
 GOLDEN = yaml.safe_load((Path(__file__).parent / "test_eval_predicates.yaml").read_text())
@@ -319,6 +346,19 @@ def test_predicates(entry: dict[str, object]) -> None:
 
 def test_an_explicit_predicate_wins() -> None:
     assert predicates.predicate("A cat is riding a dog.", ("cat", "dog"), "chases") == ("chases", "explicit")
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_model(name: str) -> None:
+        raise OSError(f"[E050] Can't find model '{name}'.")
+
+    without_model = SimpleNamespace(load=no_model)
+    for spacy, said in ((None, "spaCy"), (without_model, f"spaCy's model {predicates.MODEL}")):
+        monkeypatch.setitem(sys.modules, "spacy", spacy)
+        predicates._loaded.cache_clear()
+        assert predicates.parser() is None
+        assert predicates.lacking() == said
+    predicates._loaded.cache_clear()
 
 
 def test_without_spacy_the_lexicon_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from rbctl.cli import main
 from rbctl.files import read_image, read_json, read_jsonl
 from rbctl.menagerie import Individual, Scene, compose
 from rbctl.menagerie.triplets import pictures
+from rbctl.plugins.annotate.processes import Share
+from rbctl.plugins.eval import processes
 from rbctl.plugins.eval.case import Case
 from rbctl.plugins.eval.world import draw_cases
 from rbctl.relations import load_relation
@@ -200,6 +203,12 @@ def test_the_report_says_what_the_json_says(world: World) -> None:
             assert any(shown.startswith(f"{mean} [") for shown in page.cells), (run, mean)
             assert f"{mean} [" in markdown
             assert f"{mean} [" in world.result.stdout
+    for row in world.rows("swapped"):
+        scores = [f"{v:.1f}" if abs(v) >= 10 else f"{v:.3f}" for v in row["scores"].values() if v is not None]
+        assert f"| {row['case']} | {row['text']} | swapped | {' | '.join(scores)} |" in markdown
+    for column, tests in world.content["tests"].items():
+        for test in tests:
+            assert f"| {column} | {test['a']} | {test['b']} | " in markdown
     assert "rank correlation" in world.result.stdout
     assert page.fetched
     assert all(address.startswith("data:image/jpeg;base64,") for address in page.fetched)  # nothing from elsewhere
@@ -278,7 +287,8 @@ def test_pictures_told_by_a_csv(given: Path, tmp_path: Path) -> None:
         ("boxes", "metadata.csv:2: 1 boxes for 2 image prompts"),
         ("names", "metadata.csv:2: 1 names for 2 image prompts"),
         ("empty", "lists no picture"),
-        ("nothing", "no metadata.jsonl or metadata.csv"),
+        ("nothing", "no metadata.jsonl, metadata.csv or pictures"),
+        ("numbers", "theirs/007.png: neither name nor list says a prompt"),
     ],
 )
 def test_bad_input_is_one_line(given: Path, tmp_path: Path, change: str, said: str) -> None:
@@ -298,12 +308,90 @@ def test_bad_input_is_one_line(given: Path, tmp_path: Path, change: str, said: s
         write_csv(given, [])
     else:
         table.unlink()
+        for path in given.iterdir():
+            path.unlink() if change == "nothing" else path.rename(given / "007.png")
     result = score(tmp_path, given)
     assert result.exit_code == 2
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error")]
     assert len(lines) == 1
     assert re.search(said, lines[0]), lines[0]
     assert "Traceback" not in result.output
+
+
+def test_masks_leave_the_background_out(given: Path, tmp_path: Path) -> None:
+    """What lies around a mask changes no score of the crop; a mask that does not fit is one line."""
+    mask = np.zeros((128, 128), dtype=np.uint8)
+    mask[32:96, 16:112] = 255
+    Image.fromarray(mask).save(given / "mask.png")
+    other = np.asarray(Image.open(given / "b.jpg")).copy()
+    Image.fromarray(other).save(given / "b.png")
+    other[mask == 0] = 99
+    Image.fromarray(other).save(given / "c.png")
+    table = "image,prompt,image_prompts,{}\n" + "".join(f"{name}.png,a {name},cat.png,{{}}\n" for name in "bc")
+    found = []
+    for column, value in (("masks", "mask.png"), ("boxes", "0.125 0.25 0.875 0.75"), ("boxes", "0 0.2 1 0.8")):
+        (given / "metadata.csv").write_text(table.format(column, value, value))
+        result = score(tmp_path, given, "--profile", "crops")
+        assert result.exit_code == 0, result.output
+        rows = read_jsonl(tmp_path / "out" / "pictures.jsonl")
+        found.append([row["scores"]["crops CLIP-I crop"] for row in rows])
+    masked, inside, around = found
+    assert masked[0] == masked[1]
+    assert masked != inside
+    assert around[0] != around[1]
+    Image.new("L", (64, 64), 255).save(given / "mask.png")
+    (given / "metadata.csv").write_text(table.format("masks", "mask.png", "-"))
+    result = score(tmp_path, given, "--profile", "crops")
+    assert result.exit_code == 2
+    assert "mask.png: 64 x 64, its picture 128 x 128" in result.stderr
+    (given / "mask.png").unlink()
+    result = score(tmp_path, given, "--profile", "crops")
+    assert f"1 pictures are missing: {given / 'mask.png'}" in result.stderr
+
+
+def test_a_missing_object_counts_nothing_where_somebody_looked(given: Path, tmp_path: Path) -> None:
+    """The boxes of a CSV and of a record are found ones, those of ``rbctl sample`` were only asked for."""
+
+    def crops() -> tuple[float, list[str]]:
+        result = score(tmp_path, given, "--profile", "crops")
+        assert result.exit_code == 0, result.output
+        content = json.loads(result.stdout)
+        told = [line for line in content["left_out"] if "boxes were only asked for" in line]
+        return content["table"]["theirs"]["crops CLIP-I crop"]["mean"], told
+
+    write_csv(
+        given, [["a.png", "A cat rides a dog.", "cat.png;dog.png", "", ";"], ["b.jpg", "a cat", "cat.png", "", "-"]]
+    )
+    assert crops() == (0, [])
+    thing: dict[str, Any] = {"name": "cat", "image": "cat.png", "box": None}
+    row: dict[str, Any] = {"file_name": "a.png", "text": "a cat", "objects": [thing]}
+    (given / "metadata.jsonl").write_text(json.dumps(row))
+    assert crops() == (0, [])
+    thing["box"] = [0, 0, 0.5, 1]
+    (given / "metadata.jsonl").write_text(json.dumps({**row, "boxes_from": "relation"}))
+    mean, told = crops()
+    assert mean > 0
+    assert told == ["theirs: the 0 of crops for a missing object; boxes were only asked for"]
+
+
+def test_pictures_told_by_their_names(given: Path, tmp_path: Path) -> None:
+    (given / "metadata.csv").unlink()
+    for old, new in (("a.png", "A-cat_is riding_a_dog-02.png"), ("b.jpg", "a_dog2.jpg")):
+        (given / old).rename(given / new)
+    result = score(tmp_path, given)
+    assert result.exit_code == 0, result.output
+    rows = read_jsonl(tmp_path / "out" / "pictures.jsonl")
+    assert [row["text"] for row in rows] == ["A cat is riding a dog", "a dog2", "cat", "dog"]
+    assert json.loads(result.stdout)["table"]["theirs"]["relationbench CLIP-R"]["n"] == 1
+
+
+@pytest.mark.parametrize("seed", ["7", True, 7.5])
+def test_a_seed_in_metadata_is_a_whole_number(given: Path, tmp_path: Path, seed: object) -> None:
+    rows = [{"file_name": name, "text": "a cat", "seed": s} for name, s in (("a.png", 7), ("b.jpg", seed))]
+    (given / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = score(tmp_path, given)
+    assert result.exit_code == 2
+    assert result.stderr == f"Error: {given / 'metadata.jsonl'}:2: seed: {seed!r} is not a whole number\n"
 
 
 @pytest.mark.parametrize(
@@ -341,6 +429,20 @@ def test_a_run_must_have_a_picture_of_every_case(world: World, tmp_path: Path) -
     assert "few: 1 cases have no picture" in content["left_out"]
 
 
+def test_names_of_cases_tell_a_benchmarks_pictures(world: World, tmp_path: Path) -> None:
+    for number, case in enumerate(world.cases):
+        (tmp_path / f"{case.id}.png").write_bytes((world.folder / "true" / f"{number}.png").read_bytes())
+    arguments = [*world.arguments(()), "--run", f"named={tmp_path}", "--output", world.folder / "out-named", "--json"]
+    result = rbctl(*arguments)
+    assert result.exit_code == 0, result.output
+    listed, named = world.content["table"]["true"], json.loads(result.stdout)["table"]["named"]
+    assert named == {column: listed[column] for column in named}
+    (tmp_path / "x.png").write_bytes((tmp_path / f"{world.cases[0].id}.png").read_bytes())
+    result = rbctl(*arguments)
+    assert result.exit_code == 2
+    assert "1 pictures belong to no case of the benchmark: x.png" in result.stderr
+
+
 @pytest.mark.slow
 def test_sampling_what_is_missing(tmp_path: Path) -> None:
     arguments = ["eval", "--bench", "relationbench-mini", "--relations", "ride", "--cases", 2, "--steps", 3]
@@ -360,6 +462,20 @@ def test_sampling_what_is_missing(tmp_path: Path) -> None:
     again = rbctl(*arguments)
     assert json.loads(again.stdout)["table"] == content["table"]
     assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+def test_processes_wait_as_long_as_the_first_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def state(**options: Any) -> SimpleNamespace:
+        asked.append(options)
+        return SimpleNamespace(num_processes=2, process_index=1, wait_for_everyone=lambda: None)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.PartialState", state)
+    assert processes.count_and_rank() == (2, 1)
+    Share(cpu=True).wait()
+    assert [options["timeout"].days for options in asked] == [7, 7]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -21,7 +22,8 @@ class Share:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
 
-            self._state = PartialState(cpu=cpu)
+            # A process may be done long before the slowest: by default it gives up after some minutes.
+            self._state = PartialState(cpu=cpu, timeout=datetime.timedelta(days=7))
 
     @property
     def main(self) -> bool:

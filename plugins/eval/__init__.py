@@ -26,9 +26,10 @@ class _Eval(click.Command):
 def command(config: EvalConfig) -> None:
     """Score pictures in folders RUNS, or sample a benchmark and score that.
 
-    A folder holds metadata.jsonl, as 'rbctl sample' writes it, or metadata.csv (file_name,text,image_prompts): so
-    pictures of any origin are scored alike, several runs side by side. Out: the table, and in runs/eval/NAME the report
-    (report.html, report.md), scores.json and pictures.jsonl. The same command again makes only what is missing.
+    A folder holds metadata.jsonl, as 'rbctl sample' writes it, or metadata.csv (file_name,text,image_prompts),
+    or pictures whose names are the prompt or with --bench the case: so pictures of any origin are scored alike, several
+    runs side by side. Out: the table, and in runs/eval/NAME the report (report.html, report.md), scores.json and
+    pictures.jsonl. The same command again makes only what is missing.
 
     \b
       rbctl eval --bench relationbench-mini --lora ride=runs/finetune/ride/lora.safetensors

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import re
 import string
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,14 +23,23 @@ from rbctl.plugins.eval.metrics import PROFILES
 from rbctl.relations import check_box, load_relation, shipped
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-KEYS = {
-    "dreambench": ("live", "subjects"),
-    "customconcept101": ("file",),
-    "scenes": ("subjects", "scenes"),
-    "combinations": ("classes", "places", "combinations"),
-    "menagerie": ("relations", "cases", "seed"),
+_TEXT, _TEXTS, _WHOLE = "text", "a list of texts", "a whole number"
+_MAPPING, _MAPPINGS = "a mapping", "a list of mappings"
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    _TEXT: lambda value: isinstance(value, str),
+    _TEXTS: lambda value: isinstance(value, list) and all(isinstance(part, str) for part in value),
+    _MAPPING: lambda value: isinstance(value, dict),
+    _MAPPINGS: lambda value: isinstance(value, list) and all(isinstance(part, dict) for part in value),
+    _WHOLE: lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
 }
-_COMMON = ("name", "kind", "profiles", "data", "source")
+KEYS = {
+    "dreambench": {"live": _TEXTS, "subjects": _TEXTS},
+    "customconcept101": {"file": _TEXT},
+    "scenes": {"subjects": _MAPPING, "scenes": _MAPPINGS},
+    "combinations": {"classes": _MAPPING, "places": _TEXTS, "combinations": _MAPPINGS},
+    "menagerie": {"relations": _TEXTS, "cases": _WHOLE, "seed": _WHOLE},
+}
+_COMMON = {"name": _TEXT, "kind": _TEXT, "profiles": _TEXTS, "data": _TEXT, "source": _TEXT}
 
 
 @dataclass(frozen=True)
@@ -96,12 +106,14 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
     path = find_benchmark(name)
     content = read_yaml(path)
     kind = content.get("kind")
-    if kind not in KEYS:
+    if not isinstance(kind, str) or kind not in KEYS:
         raise InputError(f"{path}: kind: {kind!r}; one of {', '.join(KEYS)}")
-    known = (*_COMMON, *KEYS[kind])
-    for key in content:
+    known = _COMMON | KEYS[kind]
+    for key, value in content.items():
         if key not in known:
             raise InputError(f"{path}: no key {key!r}{nearest(str(key), known) or '; keys: ' + ', '.join(known)}")
+        if not _FORMS[known[key]](value):
+            raise InputError(f"{path}: {key}: {known[key]} was expected, not {value!r}")
     profiles = tuple(content.get("profiles", ("relationbench",)))
     for profile in profiles:
         if profile not in PROFILES:
@@ -109,8 +121,8 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
     if kind == "menagerie":
         cases = world.draw_cases(
             [load_relation(r) for r in wanted.relations or content.get("relations", ())],
-            wanted.cases or int(content.get("cases", 24)),
-            int(content.get("seed", 0)),
+            wanted.cases or content.get("cases", 24),
+            content.get("seed", 0),
             wanted.drawn,
             wanted.relations or tuple(content.get("relations", ())),
         )
@@ -165,6 +177,18 @@ def subject(name: str, words: str, folder: Path, role: str = "") -> CaseObject:
     return CaseObject(name=words, image=real[0] if real else folder, references=real, subject=name, role=role)
 
 
+def _filled(where: str, template: str, /, *words: str, **places: str) -> str:
+    """A prompt with its places filled.
+
+    Raises:
+        InputError: it has other places, or a bracket that is not closed.
+    """
+    try:
+        return template.format(*words, **places)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: {template!r}: not a prompt with places in braces ({error})") from error
+
+
 # --- DreamBench ----------------------------------------------------------------------------------------------------
 
 _PROMPT = re.compile(r"^\s*'(.+)'\.format\(unique_token, class_token\)", re.MULTILINE)
@@ -206,7 +230,8 @@ def _plain_prompt(template: str) -> str:
 
 
 def _dreambench(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, ...]:
-    lists = read_dreambench_lists(data / "prompts_and_classes.txt")
+    source = data / "prompts_and_classes.txt"
+    lists = read_dreambench_lists(source)
     living, only = content.get("live", ()), content.get("subjects")
     cases = []
     for name, word in lists.classes.items():
@@ -215,7 +240,8 @@ def _dreambench(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, 
         group = "live" if word in living else "object"
         for number, prompt in enumerate(lists.live if group == "live" else lists.objects):
             who = subject(name, word, data / name)
-            cases.append(Case(id=f"{name}-{number:02}", text=prompt.format(word), objects=(who,), group=group))
+            text = _filled(str(source), prompt, word)
+            cases.append(Case(id=f"{name}-{number:02}", text=text, objects=(who,), group=group))
     return tuple(cases)
 
 
@@ -223,11 +249,12 @@ def _dreambench(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, 
 
 
 def _customconcept101(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, ...]:
-    source = data / str(content.get("file", "dataset.json"))
+    source = data / content.get("file", "dataset.json")
     listed = read_json(source)
     if not isinstance(listed, list) or not listed:
         raise InputError(f"{source}: a list of concepts was expected")
     cases: list[Case] = []
+    missing: dict[Path, None] = {}
     for number, entry in enumerate(listed):
         parts = entry if isinstance(entry, list) else [entry]
         try:
@@ -236,16 +263,22 @@ def _customconcept101(path: Path, content: dict[str, Any], data: Path) -> tuple[
             words = [str(part["class_prompt"]) for part in concepts]
             # A single concept names its own prompts; a pair's stand in an entry beside the two.
             key = "prompt_filename" if len(parts) == 1 else "prompt_filename_compose"
-            (prompts,) = (part[key] for part in parts if key in part)
+            (prompts,) = (data / str(part[key]) for part in parts if key in part)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{source}: entry {number + 1} is no concept of CustomConcept101") from error
         things = tuple(
             subject(Path(folder).name, word, data / folder) for folder, word in zip(folders, words, strict=True)
         )
-        lines = [line.strip() for line in read_text(data / prompts).splitlines() if line.strip()]
+        if not prompts.is_file():
+            missing[prompts] = None
+            continue
+        lines = [line.strip() for line in read_text(prompts).splitlines() if line.strip()]
         names = "+".join(thing.subject for thing in things)
         for k, line in enumerate(lines):
-            cases.append(Case(id=f"{number:03}-{names}-{k:02}", text=line.format(*words), objects=things, group=names))
+            text = _filled(str(prompts), line, *words)
+            cases.append(Case(id=f"{number:03}-{names}-{k:02}", text=text, objects=things, group=names))
+    if missing:
+        raise InputError(f"{source}: {len(missing)} prompt lists are missing: {', '.join(map(str, missing))}")
     return tuple(cases)
 
 
@@ -253,35 +286,37 @@ def _customconcept101(path: Path, content: dict[str, Any], data: Path) -> tuple[
 
 
 def _scenes(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, ...]:
-    subjects, scenes = content.get("subjects"), content.get("scenes")
-    if not isinstance(subjects, dict) or not isinstance(scenes, list):
-        raise InputError(f"{path}: subjects (a mapping) and scenes (a list) were expected; docs/eval.md shows them")
+    if not (content.get("subjects") and content.get("scenes")):
+        raise InputError(f"{path}: subjects and scenes were expected; docs/eval.md shows them")
+    subjects, scenes = {str(name): str(words) for name, words in content["subjects"].items()}, content["scenes"]
     cases = []
     for number, scene in enumerate(scenes, 1):
         where = f"{path}: scene {number}"
         roles, casts, text = (scene.get(key) for key in ("roles", "casts", "scene"))
-        if not (isinstance(text, str) and isinstance(roles, list) and isinstance(casts, list)):
-            raise InputError(f"{where}: scene, roles and casts were expected")
-        places = [p for _, p, _, _ in string.Formatter().parse(text) if p is not None]
+        if not (isinstance(text, str) and _FORMS[_TEXTS](roles) and isinstance(casts, list)):
+            raise InputError(f"{where}: scene (a text), roles (words) and casts (a list) were expected")
+        try:
+            places = [p for _, p, _, _ in string.Formatter().parse(text) if p is not None]
+        except ValueError as error:
+            raise InputError(f"{where}: scene: {text!r}: {error}") from error
         if sorted(places) != sorted(roles):
             raise InputError(f"{where}: {text!r} must hold each of {', '.join(f'{{{r}}}' for r in roles)} once")
-        relation = str(scene.get("relation", ""))
+        relation = str(scene.get("relation") or "")
         for cast in casts:
             if not isinstance(cast, list) or len(cast) != len(roles):
                 raise InputError(f"{where}: casts: {cast!r} for roles {', '.join(roles)}")
+            cast = [str(who) for who in cast]
             for who in cast:
                 if who not in subjects:
-                    raise InputError(f"{where}: no subject {who!r}{nearest(str(who), subjects)}")
-            things = tuple(
-                subject(who, str(subjects[who]), data / who, role) for who, role in zip(cast, roles, strict=True)
-            )
+                    raise InputError(f"{where}: casts: no subject {who!r}{nearest(who, subjects)}")
+            things = tuple(subject(who, subjects[who], data / who, role) for who, role in zip(cast, roles, strict=True))
             words = {thing.role: thing.name for thing in things}
             cases.append(
                 Case(
                     id=f"{number:02}-{'+'.join(cast)}",
-                    text=_with_articles(text, words).format(**words),
+                    text=_filled(f"{where}: scene", _with_articles(text, words), **words),
                     objects=things,
-                    predicate=str(scene.get("predicate", "")),
+                    predicate=str(scene.get("predicate") or ""),
                     relation=relation,
                     spoken_to=relation if relation in shipped() else "",
                     group=relation,
@@ -294,7 +329,7 @@ def _with_articles(text: str, words: dict[str, str]) -> str:
     """ "A {x}" becomes "An {x}" where the word in that place asks for it."""
     for place, word in words.items():
         if word[:1].lower() in tuple("aeiou"):
-            text = re.sub(rf"\b([Aa]) (?={{{place}}})", r"\1n ", text)
+            text = re.sub(rf"\b([Aa]) (?={re.escape(f'{{{place}}}')})", r"\1n ", text)
     return text
 
 
@@ -303,27 +338,26 @@ def _with_articles(text: str, words: dict[str, str]) -> str:
 
 def _combinations(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, ...]:
     """Each picture of DATA/CATEGORY is a subject, named by its file: "dog2.jpg" is a dog."""
-    classes, places = dict(content.get("classes", {})), list(content.get("places", ()))
-    combinations = content.get("combinations")
-    if not isinstance(combinations, list) or not combinations:
+    classes, places = content.get("classes", {}), content.get("places", ())
+    if not content.get("combinations"):
         raise InputError(f"{path}: combinations (a list) was expected")
     cases = []
-    for number, entry in enumerate(combinations, 1):
+    for number, entry in enumerate(content["combinations"], 1):
         where = f"{path}: combination {number}"
         of, prompt, boxes = (entry.get(key) for key in ("of", "prompt", "boxes"))
-        if not (isinstance(of, list) and isinstance(prompt, str) and isinstance(boxes, list) and len(of) == len(boxes)):
+        if not (_FORMS[_TEXTS](of) and isinstance(prompt, str) and isinstance(boxes, list) and len(of) == len(boxes)):
             raise InputError(f"{where}: of (categories), prompt and boxes, one for each, were expected")
+        _filled(f"{where}: prompt", prompt, *of, place="")
         try:
             boxes = [check_box(box) for box in boxes]
-            prompt.format(*of, place="")
-        except (ValueError, LookupError) as error:
-            raise InputError(f"{where}: boxes or prompt: {error}") from error
+        except ValueError as error:
+            raise InputError(f"{where}: boxes: {error}") from error
         casts: list[tuple[Path, ...]] = [()]
         for category, count in Counter(of).items():  # a category that is named twice gives two of its pictures
             found = pictures_in(data / category)
-            if len(found) < count:
-                raise InputError(f"{where}: {data / category}: has {len(found)} pictures, {count} are wanted")
-            casts = [(*cast, *chosen) for cast in casts for chosen in itertools.combinations(found, count)]
+            # Places of pictures that are not there, so that these are told or left out as all missing ones are.
+            lacking = [data / category / f"(picture {k + 1})" for k in range(len(found), count)]
+            casts = [(*cast, *chosen) for cast in casts for chosen in itertools.combinations((*found, *lacking), count)]
         for cast in casts:
             words = [str(classes.get(p.stem, p.stem.rstrip("0123456789"))) for p in cast]
             things = tuple(
@@ -351,6 +385,6 @@ def of_relations(cases: Iterable[Case], names: Iterable[str]) -> tuple[Case, ...
     return tuple(case for case in cases if case.relation in wanted)
 
 
-def numbered(cases: Sequence[Case]) -> tuple[Case, ...]:
-    """The cases with seeds that count up where none is given."""
-    return tuple(dataclasses.replace(case, seed=case.seed or 1000 + k) for k, case in enumerate(cases))
+def seeded(cases: Sequence[Case]) -> tuple[Case, ...]:
+    """The cases with seeds from their ids where none is given: a case's pictures hang on no other case."""
+    return tuple(dataclasses.replace(case, seed=case.seed or zlib.crc32(case.id.encode())) for case in cases)

@@ -8,6 +8,8 @@ from pathlib import Path
 from rbctl.menagerie.individuals import Individual
 from rbctl.relations import Box
 
+Part = Box | Path  # of a picture: inside a box, or where another picture, a mask of its size, is white
+
 
 @dataclass(frozen=True)
 class CaseObject:
@@ -66,8 +68,8 @@ class Picture:
 
     Attributes:
         run: whose.
-        boxes: per object of the case, where it is; None for one that was looked for and not found. None for all:
-            nobody says.
+        boxes: per object of the case, where it is, a box or a mask; None for one that was looked for and not found.
+            None for all: nobody says.
         found: whether the boxes tell where objects were found, rather than where they were asked for.
         seed: of the sampling, where it is known.
     """
@@ -75,6 +77,6 @@ class Picture:
     run: str
     path: Path
     case: Case
-    boxes: tuple[Box | None, ...] | None = None
+    boxes: tuple[Part | None, ...] | None = None
     found: bool = False
     seed: int | None = None

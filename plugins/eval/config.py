@@ -18,7 +18,7 @@ _NAME = re.compile(r"[\w.+-]+")
 class EvalConfig:
     """What to score, against what, and by which encoders."""
 
-    runs: tuple[Path, ...] = option((), "Folders of pictures (metadata.jsonl or metadata.csv).", argument=True)
+    runs: tuple[Path, ...] = option((), "Folders of pictures (metadata.jsonl, metadata.csv or names).", argument=True)
     bench: str | None = option(None, "Benchmark: a name of recipes/benchmarks, or a YAML file.")
     data: Path | None = option(None, "Folder of the benchmark's pictures. [default: what its YAML says]")
     run: tuple[str, ...] = option((), "NAME=FOLDER: pictures of another method or model, scored beside; repeatable.")

@@ -15,12 +15,13 @@ from PIL import Image
 from rbctl.errors import InputError
 from rbctl.files import read_image, read_safetensors, sha256, write_safetensors
 from rbctl.plugins.eval import processes
+from rbctl.plugins.eval.case import Part
 from rbctl.plugins.eval.encoders import Encoder, as_array
 from rbctl.progress import progress
 from rbctl.relations import Box
 
 _KEPT_EVERY = 512  # items between two files: what an interrupted run may lose
-Item = tuple[Path, Box | None]  # a picture, or the part of it in a box
+Item = tuple[Path, Part | None]  # a picture, or a part of it
 
 
 @dataclass
@@ -71,9 +72,11 @@ class FeatureStore:
         return [self._known[key] for key in keys]
 
     def _key(self, item: Item) -> str:
-        path, box = item
-        part = "" if box is None else ":" + ",".join(f"{v:.5f}" for v in box)
-        return self.digests(path) + part
+        path, part = item
+        if part is None:
+            return self.digests(path)
+        inside = self.digests(part) if isinstance(part, Path) else ",".join(f"{v:.5f}" for v in part)
+        return f"{self.digests(path)}:{inside}"
 
     @property
     def _place(self) -> Path:
@@ -131,13 +134,15 @@ class FeatureStore:
     @torch.no_grad()
     def _encode_images(self, items: list[Item]) -> list[np.ndarray]:
         pictures, damaged = [], []
-        for path, box in items:
+        for path, part in items:
             try:
                 image = read_image(path)
+                if isinstance(part, Path):
+                    image, part = masked(image, part)
             except InputError as error:
                 damaged.append(str(error))
                 continue
-            pictures.append(self.encoder.prepare(image if box is None else crop(image, box)))
+            pictures.append(self.encoder.prepare(image if part is None else crop(image, part)))
         if damaged:
             raise _Unreadable(damaged)
         return list(as_array(self.encoder.images(torch.stack(pictures).to(self.encoder.device))))
@@ -150,6 +155,23 @@ class FeatureStore:
 
 class _Unreadable(Exception):
     """Pictures of a batch that cannot be read: their messages."""
+
+
+def masked(image: Image.Image, path: Path) -> tuple[Image.Image, Box]:
+    """The picture, white where a mask is dark, and the box around what is left.
+
+    Raises:
+        InputError: the mask cannot be read, is of another size, or dark everywhere.
+    """
+    mask = read_image(path, "L").point(lambda value: 255 if value > 127 else 0)
+    if mask.size != image.size:
+        raise InputError(f"{path}: {mask.width} x {mask.height}, its picture {image.width} x {image.height}")
+    if (found := mask.getbbox()) is None:
+        raise InputError(f"{path}: dark everywhere; leave the place of a missing object empty")
+    x0, y0, x1, y1 = found
+    width, height = image.size
+    white = Image.new("RGB", image.size, "white")
+    return Image.composite(image, white, mask), (x0 / width, y0 / height, x1 / width, y1 / height)
 
 
 def crop(image: Image.Image, box: Box) -> Image.Image:

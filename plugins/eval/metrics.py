@@ -55,8 +55,8 @@ def crop_alignment(crops: Sequence[Features | None], subjects: Sequence[Features
     """As ``image_alignment``, each subject against its own part of the result; 0 for a subject that is missing.
 
     Args:
-        crops: per subject (D,) of the part of the result inside its box (the smallest square around it, moved into the
-            frame, so that nothing is stretched); None where it is not to be found.
+        crops: per subject (D,) of the part of the result inside its box or its mask's (the smallest square around it,
+            moved into the frame, so that nothing is stretched); None where it is not to be found.
         subjects: per subject (m, D), its image prompt.
     """
     found = [
@@ -92,6 +92,11 @@ _CLIP = "CLIP ViT-B/32 (OpenAI); shorter side to 224 bicubic, centre crop"
 _DINO = "DINO {} class token; shorter side to 256 bicubic, centre crop 224"
 _PAPER = "the paper names no backbone, so the encoder's hash tells; shorter side to its size bicubic, centre crop"
 
+_CROP = (
+    "100 x cos inside the object's box or mask (white around it), 0 if it was looked for and is missing; a box that "
+    "was only asked for is taken as it is, whatever lies in it"
+)
+
 PROFILES: dict[str, tuple[Metric, ...]] = {
     "cc101": (
         Metric("CLIP-T", "prompt", "clip", f"{_CLIP}; 2.5 x max(cos, 0), no prefix", 2.5, True),
@@ -116,7 +121,7 @@ PROFILES: dict[str, tuple[Metric, ...]] = {
         Metric("DINO", "image", "dino", f"100 x cos of class tokens, mean over image prompts; {_PAPER}", 100),
     ),
     "crops": (
-        Metric("CLIP-I crop", "crop", "clip", "100 x cos inside the object's box, 0 if it is missing", 100),
-        Metric("DINO crop", "crop", "dino", "100 x cos inside the object's box, 0 if it is missing", 100),
+        Metric("CLIP-I crop", "crop", "clip", _CROP, 100),
+        Metric("DINO crop", "crop", "dino", _CROP, 100),
     ),
 }

@@ -16,14 +16,26 @@ _WITH = ("with", "to")  # prepositions that belong to the verb even where nobody
 
 
 @functools.cache
-def parser() -> Any:
-    """spaCy's small English model, or None where it is not installed (the extra ``eval``)."""
+def _loaded() -> tuple[Any, str]:
+    """spaCy's small English model, or None and what is not installed."""
     try:
         import spacy
-
-        return spacy.load(MODEL)
     except (ImportError, OSError):
-        return None
+        return None, "spaCy"
+    try:
+        return spacy.load(MODEL), ""
+    except (ImportError, OSError):
+        return None, f"spaCy's model {MODEL}"
+
+
+def parser() -> Any:
+    """spaCy's small English model, or None where it is not installed (the extra ``eval``)."""
+    return _loaded()[0]
+
+
+def lacking() -> str:
+    """What the parser needs and is not installed, in words; "" where all is there."""
+    return _loaded()[1]
 
 
 def predicate(

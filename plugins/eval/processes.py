@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from typing import Any
 
@@ -37,4 +38,5 @@ def _alone() -> bool:
 def _state() -> Any:
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())
+    # The others wait while the first samples a whole benchmark: by default they give up after some minutes.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(days=7))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from rbctl.files import read_image
 from rbctl.plugins.eval.failures import TYPES
-from rbctl.plugins.eval.scores import TRUTH, Row
+from rbctl.plugins.eval.scores import TRUTH, Row, by_case
 
 _THUMBNAIL = 144  # pixels, longer side
 _COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#8e5aa8", "#b08900", "#4d4d4d")
@@ -40,7 +40,7 @@ def cell(found: dict[str, Any] | None) -> str:
 
 
 def _mark(content: dict[str, Any], run: str, column: str) -> str:
-    """ "*" for the highest mean, "**" where it differs from every other run."""
+    """ "*" for the highest mean over shared cases, "**" where it differs from every other run."""
     winner = content["winners"][column]
     if not winner or run not in winner["runs"]:
         return ""
@@ -54,10 +54,7 @@ def table(content: dict[str, Any], part: dict[str, Any] | None = None, bounds: b
         part: the cells of one group instead of all.
     """
     columns = content["columns"]
-    names = [facts["name"] for facts in columns.values()]
-    repeated = {name for name in names if names.count(name) > 1}
-    head = [f["name"] if f["name"] not in repeated else f"{f['name']} ({f['profile']})" for f in columns.values()]
-    rows = [["run", "n", *head]]
+    rows = [["run", "n", *_heads(columns)]]
     for run, cells in (part or content["table"]).items():
         marks = [_mark(content, run, column) if part is None else "" for column in columns]
         most = max((found["n"] for found in cells.values()), default=0)
@@ -69,6 +66,26 @@ def table(content: dict[str, Any], part: dict[str, Any] | None = None, bounds: b
             if any(text != "-" for text in cells_):
                 rows.append([words, "", *cells_])
     return rows
+
+
+def _heads(columns: dict[str, Any]) -> list[str]:
+    """The columns' names, with their profiles where two have the same name."""
+    names = [facts["name"] for facts in columns.values()]
+    return [f["name"] if names.count(f["name"]) == 1 else f"{f['name']} ({f['profile']})" for f in columns.values()]
+
+
+def case_table(content: dict[str, Any], rows: Sequence[Row]) -> list[list[str]]:
+    """Header and rows: the scores of every case by run, means over the run's pictures of it."""
+    columns = content["columns"]
+    found: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        found.setdefault(row.picture.case.id, {}).setdefault(row.picture.run, []).append(row)
+    table = [["case", "prompt", "run", *_heads(columns)]]
+    for case, runs in found.items():
+        for run, own in runs.items():
+            scores = [number(by_case(own, column).get(case)) for column in columns]
+            table.append([case, own[0].picture.case.text, run, *scores])
+    return table
 
 
 def failure_table(content: dict[str, Any]) -> list[list[str]]:
@@ -103,8 +120,8 @@ def terminal(content: dict[str, Any]) -> str:
 
 
 _LEGEND = (
-    "Means over cases with 95 % bootstrap intervals. * highest mean, ** and different from every other run (paired "
-    "sign-flip test, p < 0.05, not corrected)."
+    "Means over cases with 95 % bootstrap intervals. * highest mean over the cases that all runs share, ** and "
+    "different from every other run there (paired sign-flip test, p < 0.05, not corrected)."
 )
 
 
@@ -129,15 +146,18 @@ def markdown(content: dict[str, Any], rows: Sequence[Row]) -> str:
             parts.append(
                 f"{run}, {words}: " + "; ".join(f"`{r.picture.path.name}` {r.picture.case.text}" for r in some)
             )
+    parts += ["## Cases", _markdown_table(case_table(content, rows))]
     if content["left_out"]:
         parts += ["## Left out", "\n".join(f"- {line}" for line in content["left_out"])]
     parts += ["## What was run", _markdown_table(_facts_table(content))]
     parts += ["## Columns", _markdown_table(_column_table(content))]
+    if len(tests := _test_table(content)) > 1:
+        parts += ["## Paired tests", _markdown_table(tests)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    escaped = [[text.replace("|", "\\|") for text in row] for row in rows]
+    escaped = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in rows]
     lines = [escaped[0], ["---"] * len(rows[0]), *escaped[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -1,4 +1,4 @@
-"""Pictures of any origin: a folder's metadata.jsonl or metadata.csv -> pictures, each with the case it answers."""
+"""Pictures of any origin: a folder's metadata.jsonl, metadata.csv or file names -> pictures, each with its case."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import os.path
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,18 @@ from typing import Any
 from rbctl.errors import InputError
 from rbctl.files import read_jsonl, read_text
 from rbctl.options import nearest
-from rbctl.plugins.eval.case import Case, CaseObject, Picture
+from rbctl.plugins.eval.benchmarks import pictures_in
+from rbctl.plugins.eval.case import Case, CaseObject, Part, Picture
 from rbctl.plugins.eval.features import Digests
-from rbctl.relations import Box, check_box
+from rbctl.relations import check_box
 
 _COLUMNS = {
     "file_name": "the picture",
     "text": "the prompt",
     "image_prompts": "pictures of the subjects, ';' between",
     "names": "what the prompt calls them, ';' between",
-    "boxes": "where they were found, 'x0 y0 x1 y1', ';' between, nothing for one that is missing",
+    "boxes": "where they were found, 'x0 y0 x1 y1', ';' between, nothing or '-' for one that is missing",
+    "masks": "instead: pictures that are white where they were found, ';' between, likewise",
     "predicate": "words of the relation",
     "relation": "its name",
     "case": "the benchmark's case",
@@ -38,13 +40,14 @@ class Row:
 
     Attributes:
         objects: (name, image prompt) pairs.
+        boxes: per object a box, or the path of its mask; None where it was not found.
         found: the boxes tell where objects were found, not where they were asked for.
     """
 
     file: Path
     text: str
     objects: tuple[tuple[str, Path], ...] = ()
-    boxes: tuple[Box | None, ...] | None = None
+    boxes: tuple[Part | None, ...] | None = None
     found: bool = False
     predicate: str = ""
     relation: str = ""
@@ -53,10 +56,10 @@ class Row:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The pictures of a folder (metadata.jsonl, else metadata.csv) or of a CSV file; all of them are there.
+    """The pictures of a folder (metadata.jsonl, metadata.csv, else by name) or of a CSV file; all of them are there.
 
     Raises:
-        InputError: there is no list of pictures, a line of it is wrong, or pictures are missing (all are named).
+        InputError: there is neither list nor picture, a line is wrong, or pictures are missing (all are named).
     """
     table = folder if folder.suffix.lower() == ".csv" else folder / "metadata.csv"
     listed = folder / "metadata.jsonl"
@@ -64,11 +67,16 @@ def read_rows(folder: Path) -> list[Row]:
         rows = [_from_record(listed, number, row) for number, row in enumerate(read_jsonl(listed), 1)]
     elif table.is_file():
         rows = _from_csv(table)
-    else:
-        raise InputError(f"{folder}: no metadata.jsonl or metadata.csv; write a CSV with file_name,text,image_prompts")
+    elif not (rows := [_from_name(path) for path in pictures_in(folder)]):
+        raise InputError(
+            f"{folder}: no metadata.jsonl, metadata.csv or pictures; write a CSV with file_name,text,image_prompts"
+        )
     if not rows:
         raise InputError(f"{folder}: lists no picture")
-    needed = dict.fromkeys(path for row in rows for path in (row.file, *(image for _, image in row.objects)))
+    needed: dict[Path, None] = {}
+    for row in rows:
+        masks = [part for part in row.boxes or () if isinstance(part, Path)]
+        needed |= dict.fromkeys((row.file, *(image for _, image in row.objects), *masks))
     if missing := [str(path) for path in needed if not path.is_file()]:
         raise InputError(f"{folder}: {len(missing)} pictures are missing: {', '.join(missing)}")
     return rows
@@ -76,22 +84,33 @@ def read_rows(folder: Path) -> list[Row]:
 
 def _from_record(path: Path, number: int, row: Mapping[str, Any]) -> Row:
     where = f"{path}:{number}"
+    seed = row.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise InputError(f"{where}: seed: {seed!r} is not a whole number")
     try:
         things = row.get("objects") or ()
         given = [thing.get("box") for thing in things]
+        found = "boxes_from" not in row
+        told = any("box" in thing for thing in things) if found else any(given)
         return Row(
             file=path.parent / str(row["file_name"]),
             text=str(row["text"]),
             objects=tuple((str(thing["name"]), _near(path.parent, str(thing["image"]))) for thing in things),
-            boxes=tuple(None if box is None else check_box(box) for box in given) if any(given) else None,
-            found="boxes_from" not in row,
+            boxes=tuple(None if box is None else check_box(box) for box in given) if told else None,
+            found=found,
             predicate="" if "fingerprint" in row else str(row.get("predicate") or ""),
             relation=str(row.get("relation") or ""),
             case=str(row.get("case") or ""),
-            seed=row.get("seed"),
+            seed=seed,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: not a picture's record ({error!r}); docs/eval.md shows the form") from error
+
+
+def _from_name(path: Path) -> Row:
+    """The stem is the benchmark's case; its words, without a number at the end, are the prompt."""
+    words = path.stem.replace("_", " ").replace("-", " ").split()
+    return Row(path, " ".join(words[:-1] if words[-1:] and words[-1].isdigit() else words), case=path.stem)
 
 
 def _near(folder: Path, given: str) -> Path:
@@ -117,7 +136,8 @@ def _from_csv(path: Path) -> list[Row]:
         called = _split(row.get("names")) or [""] * len(images)
         if len(called) != len(images):
             raise InputError(f"{where}: {len(called)} names for {len(images)} image prompts")
-        boxes = _boxes(where, row.get("boxes"), len(images))
+        boxes = _parts(where, "boxes", row.get("boxes"), len(images), lambda part: check_box(part.split()))
+        masks = _parts(where, "masks", row.get("masks"), len(images), lambda part: _near(path.parent, part))
         seed = str(row.get("seed") or "").strip()
         if seed and not seed.lstrip("-").isdigit():
             raise InputError(f"{where}: seed: {seed!r} is not a whole number")
@@ -126,7 +146,7 @@ def _from_csv(path: Path) -> list[Row]:
                 file=path.parent / row["file_name"].strip(),
                 text=row["text"].strip(),
                 objects=tuple((n, _near(path.parent, image)) for n, image in zip(called, images, strict=True)),
-                boxes=boxes,
+                boxes=masks or boxes,
                 found=True,
                 predicate=(row.get("predicate") or "").strip(),
                 relation=(row.get("relation") or "").strip(),
@@ -141,21 +161,30 @@ def _split(value: str | None) -> list[str]:
     return [part.strip() for part in value.split(";")] if value and value.strip() else []
 
 
-def _boxes(where: str, value: str | None, count: int) -> tuple[Box | None, ...] | None:
+def _parts(
+    where: str, column: str, value: str | None, count: int, read: Callable[[str], Part]
+) -> tuple[Part | None, ...] | None:
     if not value or not value.strip():
         return None
-    parts = [part.split() for part in value.split(";")]
     try:
-        boxes = tuple(check_box(part) if part else None for part in parts)
+        found = tuple(None if part.strip() in ("", "-") else read(part.strip()) for part in value.split(";"))
     except ValueError as error:
-        raise InputError(f"{where}: boxes: {error}") from error
-    if len(boxes) != count:
-        raise InputError(f"{where}: {len(boxes)} boxes for {count} image prompts; leave a missing one's place empty")
-    return boxes
+        raise InputError(f"{where}: {column}: {error}") from error
+    if len(found) != count:
+        raise InputError(f"{where}: {len(found)} {column} for {count} image prompts; leave a missing one's place empty")
+    return found
 
 
 def as_cases(run: str, rows: Sequence[Row], digests: Digests) -> list[Picture]:
-    """Pictures whose cases are their own prompts: the same text and image prompts are the same case in every run."""
+    """Pictures whose cases are their own prompts: the same text and image prompts are the same case in every run.
+
+    Raises:
+        InputError: pictures have neither prompt nor image prompts; all are named.
+    """
+    if silent := [str(row.file) for row in rows if not (row.text or row.objects)]:
+        raise InputError(
+            f"{', '.join(silent)}: neither name nor list says a prompt; write a metadata.csv with file_name,text"
+        )
     found = []
     for row in rows:
         things = tuple(

@@ -19,13 +19,13 @@ from rbctl.files import read_jsonl, write_json, write_jsonl, write_text
 from rbctl.menagerie.oracle import load_oracle
 from rbctl.options import as_plain, write_recipe
 from rbctl.plugins.eval import processes, report, results
-from rbctl.plugins.eval.benchmarks import Benchmark, Wanted, load_benchmark, numbered, of_relations
+from rbctl.plugins.eval.benchmarks import Benchmark, Wanted, load_benchmark, of_relations, seeded
 from rbctl.plugins.eval.case import Case, Picture
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.encoders import Encoder, load_clip, load_dino
 from rbctl.plugins.eval.features import Digests, FeatureStore
 from rbctl.plugins.eval.metrics import PROFILES
-from rbctl.plugins.eval.predicates import parser
+from rbctl.plugins.eval.predicates import lacking
 from rbctl.plugins.eval.sampling import sample
 from rbctl.plugins.eval.scores import TRUTH, Row, Scorer
 from rbctl.plugins.eval.world import Judge
@@ -102,7 +102,7 @@ def _bench_pictures(
     config: EvalConfig, bench: Benchmark, output: Path, digests: Digests
 ) -> tuple[list[Picture], dict[str, int]]:
     """Pictures of every run on the benchmark's cases, sampled where they are not there, and cases without one."""
-    cases = numbered(bench.cases)
+    cases = seeded(bench.cases)
     given, loras = config.folders(), config.loras()
     names = [*(["base"] if config.base else []), *loras]
     for name in [*names, *given]:
@@ -190,9 +190,9 @@ def _content(
         content["left_out"].append(f"{bench.left_out} cases whose subjects have no pictures here")
     if silent := content["predicates"].get("none"):
         content["left_out"].append(f"CLIP-R of {silent} of {len(cases)} prompts, which say no relation")
-    if parser() is None:
+    if absent := lacking():
         content["left_out"].append(
-            "spaCy: not installed, predicates come from the lexicon alone (pip install 'rbctl[eval]')"
+            f"{absent}: not installed, predicates come from the lexicon alone (pip install 'rbctl[eval]')"
         )
     return {
         "benchmark": {

@@ -15,13 +15,13 @@ import numpy as np
 
 from rbctl.files import read_image
 from rbctl.plugins.eval import failures
-from rbctl.plugins.eval.case import Case, Picture
+from rbctl.plugins.eval.case import Case, Part, Picture
 from rbctl.plugins.eval.features import FeatureStore
 from rbctl.plugins.eval.intervals import interval, paired, rank_interval
 from rbctl.plugins.eval.metrics import PROFILES, Metric, cosine, crop_alignment, image_alignment, text_alignment
 from rbctl.plugins.eval.predicates import predicate
 from rbctl.plugins.eval.world import Judge, Verdict
-from rbctl.relations import Box, Relation, load_relation
+from rbctl.relations import Relation, load_relation
 
 ORACLE = ("relation", "direction", "contact", "identity")
 _ORACLE_SAYS = {
@@ -263,6 +263,10 @@ class Scorer:
         columns, lacking = self.columns()
         shown = [c for c in columns if any(row.scores[c.id] is not None for row in rows)]
         lacking += [f"{c.id}: no picture has what it needs" for c in columns if c not in shown]
+        if any(c.metric and c.metric.kind == "crop" for c in shown):
+            asked = [r.picture for r in rows if r.verdict is None and r.picture.boxes and not r.picture.found]
+            named = dict.fromkeys(picture.run for picture in asked)
+            lacking += [f"{run}: the 0 of crops for a missing object; boxes were only asked for" for run in named]
         groups = sorted({row.picture.case.group for row in rows} - {""})
         return {
             "columns": {c.id: c.facts() for c in shown},
@@ -289,22 +293,29 @@ class Scorer:
     def _cell(self, rows: Sequence[Row], column: str) -> dict[str, Any]:
         """Mean over cases of the mean over a case's pictures, with all that the number belongs to."""
         used = [row for row in rows if row.scores[column] is not None]
-        found = interval(list(_by_case(used, column).values()), self.seed)
+        found = interval(list(by_case(used, column).values()), self.seed)
         return {**{k: _rounded(v) for k, v in found.items()}, "n": len(used), "prompt_hash": prompt_hash(used)}
 
     def _tests(self, rows: Sequence[Row], runs: Sequence[str], column: str) -> list[dict[str, Any]]:
         found = []
         for a, b in itertools.combinations([run for run in runs if run != TRUTH], 2):
-            first, second = (_by_case([r for r in rows if r.picture.run == run], column) for run in (a, b))
+            first, second = (by_case([r for r in rows if r.picture.run == run], column) for run in (a, b))
             both = [case for case in first if case in second]
             result = paired([first[c] for c in both], [second[c] for c in both], self.seed)
             found.append({"a": a, "b": b, **{key: _rounded(value) for key, value in result.items()}})
         return found
 
     def _winner(self, rows: Sequence[Row], runs: Sequence[str], column: str) -> dict[str, Any] | None:
-        """The runs of the highest mean, and whether it is one that differs from all others (p < 0.05, uncorrected)."""
+        """The runs of the highest mean, and whether it is one that differs from all others (p < 0.05, uncorrected).
+
+        Only cases that all compared runs share count: an easier part of the benchmark is no merit. None without any.
+        """
+        told = [row for row in rows if row.scores[column] is not None and row.picture.run != TRUTH]
+        own = [{row.picture.case.id for row in told if row.picture.run == run} for run in runs]
+        shared = set.intersection(*(cases for cases in own if cases)) if told else set()
+        rows = [row for row in told if row.picture.case.id in shared]
         means = {run: self._cell([r for r in rows if r.picture.run == run], column)["mean"] for run in runs}
-        known = {run: mean for run, mean in means.items() if mean is not None and run != TRUTH}
+        known = {run: mean for run, mean in means.items() if mean is not None}
         if len(known) < 2:
             return None
         best = [run for run in known if known[run] == max(known.values())]
@@ -366,7 +377,7 @@ def _real(thing: Any, metric: Metric) -> tuple[Path, ...]:
     return thing.references or (thing.image,) if metric.against == "references" else (thing.image,)
 
 
-def _boxes(row: Row) -> Sequence[Box | None] | None:
+def _boxes(row: Row) -> Sequence[Part | None] | None:
     """Where the objects are: as the oracle saw them, else as the picture's record says."""
     return row.verdict.boxes if row.verdict is not None else row.picture.boxes
 
@@ -394,7 +405,7 @@ def _across(store: FeatureStore, cases: Iterable[Case]) -> list[float]:
     return [float(v) for v in (table.sum(axis=1) - table.diagonal()) / (len(firsts) - 1)]
 
 
-def _by_case(rows: Iterable[Row], column: str) -> dict[str, float]:
+def by_case(rows: Iterable[Row], column: str) -> dict[str, float]:
     """Mean over a case's pictures, by case."""
     found: dict[str, list[float]] = {}
     for row in rows:

@@ -27,7 +27,7 @@ from rbctl.plugins.eval import report, results, sampling
 from rbctl.plugins.eval.ablate import tables
 from rbctl.plugins.eval.ablate.recipe import Ablation, Variant, digest
 from rbctl.plugins.eval.ablate.stages import Step, last_line, run_steps
-from rbctl.plugins.eval.benchmarks import Benchmark, Wanted, find_benchmark, load_benchmark, numbered, of_relations
+from rbctl.plugins.eval.benchmarks import Benchmark, Wanted, find_benchmark, load_benchmark, of_relations, seeded
 from rbctl.plugins.eval.case import Case
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.features import Digests
@@ -187,7 +187,7 @@ class Work:
         """Do what is missing; returns the tables as the terminal shows them."""
         ablation = self.ablation
         with claim(self.output):
-            cases, failed = numbered(self.bench.cases), list[str]()
+            cases, failed = seeded(self.bench.cases), list[str]()
             for work in (self.tune, self.sample, self.score):
                 try:
                     work(cases)
