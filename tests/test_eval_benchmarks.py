@@ -160,6 +160,18 @@ def test_what_combinations_lack_is_told_all_at_once_or_left_out(tmp_path: Path) 
     assert bench.left_out == 3  # one of two objects, two of an animal in what it wears
 
 
+def test_a_category_may_return_after_another(tmp_path: Path) -> None:
+    for name in ("living/cat", "living/dog", "object/cup"):
+        picture(tmp_path / f"{name}.png")
+    boxes = [[0, 0, 0.3, 1], [0.3, 0, 0.6, 1], [0.6, 0, 1, 1]]
+    entry = {"of": ["living", "object", "living"], "prompt": "a {0}, a {1} and a {2}", "boxes": boxes}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"kind": "combinations", "data": str(tmp_path), "combinations": [entry]}))
+    (case,) = load_benchmark(str(path), Wanted()).cases
+    assert case.text == "a cat, a cup and a dog"
+    assert [thing.name for thing in case.objects] == ["cat", "cup", "dog"]
+
+
 def test_missing_prompt_lists_are_told_all_at_once(tmp_path: Path) -> None:
     concepts = [
         {"instance_data_dir": name, "class_prompt": name, "prompt_filename": f"{name}.txt"} for name in ("cat", "dog")

@@ -352,13 +352,15 @@ def _combinations(path: Path, content: dict[str, Any], data: Path) -> tuple[Case
             boxes = [check_box(box) for box in boxes]
         except ValueError as error:
             raise InputError(f"{where}: boxes: {error}") from error
-        casts: list[tuple[Path, ...]] = [()]
+        choices: dict[str, Iterable[tuple[Path, ...]]] = {}
         for category, count in Counter(of).items():  # a category that is named twice gives two of its pictures
             found = pictures_in(data / category)
             # Places of pictures that are not there, so that these are told or left out as all missing ones are.
             lacking = [data / category / f"(picture {k + 1})" for k in range(len(found), count)]
-            casts = [(*cast, *chosen) for cast in casts for chosen in itertools.combinations((*found, *lacking), count)]
-        for cast in casts:
+            choices[category] = itertools.combinations((*found, *lacking), count)
+        for chosen in itertools.product(*choices.values()):
+            left = {category: iter(own) for category, own in zip(choices, chosen, strict=True)}
+            cast = [next(left[category]) for category in of]
             words = [str(classes.get(p.stem, p.stem.rstrip("0123456789"))) for p in cast]
             things = tuple(
                 CaseObject(name=word, image=p, references=(p,), subject=f"{p.parent.name}/{p.stem}", box=box)
