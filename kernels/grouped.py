@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from rbctl.kernels.image_mask import ImageMask
+
+_QUERIES = 1024  # whose probabilities are held at once
 
 
 def parallel_cross_attention(
@@ -17,7 +21,7 @@ def parallel_cross_attention(
     mask: ImageMask,
 ) -> torch.Tensor:
     """See :func:`rbctl.kernels.parallel_cross_attention`. Queries of no region cost nothing in the image branch."""
-    out = scaled_dot_product_attention(q, k_text, v_text)
+    out = _attend(q, k_text, v_text)
     if torch.is_grad_enabled() and out.requires_grad:
         out = out.clone()  # its own backward pass needs the text branch as it is
     groups = mask.groups(q.shape[0])
@@ -25,5 +29,20 @@ def parallel_cross_attention(
         out = out + 0 * (k_image.sum() + v_image.sum())  # a gradient of zero, not none: DDP waits for every parameter's
     for rows, queries, tokens in groups:
         k, v = (t[rows].index_select(2, tokens) for t in (k_image, v_image))
-        out[rows].index_add_(2, queries, scaled_dot_product_attention(q[rows].index_select(2, queries), k, v))
+        out[rows].index_add_(2, queries, _attend(q[rows].index_select(2, queries), k, v))
     return out
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """PyTorch's attention; by products of bf16 matrices where the CPU has them: its fused function is slower there."""
+    if q.dtype != torch.bfloat16 or not _multiplies_bf16():
+        return scaled_dot_product_attention(q, k, v)
+    scale, k = q.shape[-1] ** -0.5, k.transpose(-1, -2)
+    parts = [torch.softmax((some @ k) * scale, dim=-1) @ v for some in q.split(_QUERIES, dim=2)]
+    return torch.cat(parts, dim=2)
+
+
+@functools.cache
+def _multiplies_bf16() -> bool:
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not tell
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
