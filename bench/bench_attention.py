@@ -38,6 +38,7 @@ def threads(request: pytest.FixtureRequest) -> Any:
 
 # Dtype, batch, rounds: fewer of four pictures at once, and of bf16, which takes seconds where the CPU has it not.
 KINDS = [(torch.float32, 2, 7), (torch.float32, 8, 3), (torch.bfloat16, 2, 3)]
+TWO_ROWS = [kind for kind in KINDS if kind[1] == 2]
 
 
 def boxes_of(objects: int, batch: int = 2) -> torch.Tensor:
@@ -98,9 +99,12 @@ def test_attention(
 @torch.no_grad()
 @pytest.mark.parametrize("objects", OBJECTS)
 @pytest.mark.parametrize("case", CASES)
-def test_floor(compare: Callable[..., Any], case: str, objects: int, threads: int) -> None:
+@pytest.mark.parametrize(("dtype", "batch", "rounds"), TWO_ROWS, ids=str)
+def test_floor(
+    compare: Callable[..., Any], dtype: torch.dtype, batch: int, rounds: int, case: str, objects: int, threads: int
+) -> None:
     """The text branch by PyTorch's own attention: what would be left if the image branch cost nothing."""
-    q, k_text, v_text, k_image, v_image, boxes = inputs(case, objects, torch.float32)
+    q, k_text, v_text, k_image, v_image, boxes = inputs(case, objects, dtype, batch)
     side, _ = CASES[case]
 
     def ours() -> torch.Tensor:
@@ -109,13 +113,13 @@ def test_floor(compare: Callable[..., Any], case: str, objects: int, threads: in
     def baseline() -> torch.Tensor:
         return official(q, k_text, v_text, k_image, v_image, boxes, (side, side))
 
-    compare(named("floor, text alone", case, objects, torch.float32, threads), ours, baseline)
+    compare(named("floor, text alone", case, objects, dtype, threads), ours, baseline, rounds)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("objects", OBJECTS)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("dtype", "batch", "rounds"), [kind for kind in KINDS if kind[1] == 2], ids=str)
+@pytest.mark.parametrize(("dtype", "batch", "rounds"), TWO_ROWS, ids=str)
 def test_layer(
     compare: Callable[..., Any], dtype: torch.dtype, batch: int, rounds: int, case: str, objects: int, threads: int
 ) -> None:

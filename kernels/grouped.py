@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from rbctl.kernels.image_mask import ImageMask
 
-_QUERIES = 1024  # whose probabilities are held at once
+_QUERIES = 512  # whose probabilities are held at once
 
 
 def parallel_cross_attention(
