@@ -44,5 +44,5 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _multiplies_bf16() -> bool:
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not tell
+    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not tell
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
