@@ -437,7 +437,7 @@ def new_relation(bench: Bench) -> dict[str, Any]:
     found = _lora_figures(own, (spoken_to,), judge)
     gates = {"extended oracle on renders": gate(fit, 0.95), **found["gates"]}
     del gates["direction, of the right class"]  # it is symmetric
-    # Beside it: the oracle learnt the relation, but never how a coat looks in it, and renders lose against the base too.
+    # The oracle learnt the relation, but never how a coat looks in it: against the base, renders lose too.
     gates["main colour, change from renders"] = gate(found["colour_change"]["from_renders"], -0.05)
     return {**found, "yaml": NEW_RELATION, "gates": gates}
 
