@@ -64,9 +64,9 @@ class Truth:
                 points[k, slot] = torch.from_numpy(keypoints[role])
                 for name, value in zip(SIZES, look(case.individuals[role]), strict=True):
                     looks[name][k, slot, value] = 0
-        maps, features = torch.zeros(len(pictures), 2, 32, 32), torch.zeros(len(pictures), 3)
+        maps = torch.zeros(len(pictures), 2, 32, 32)
         symmetric = tuple(name for name in names if name in ("stand_next_to", "hug", "sit_back_to_back"))
-        return Reading(names, symmetric, relation, maps, keypoints=points, features=features, **looks)
+        return Reading(names, symmetric, relation, maps, keypoints=points, **looks)
 
 
 class Knowing(Judge):

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from rbctl.bundle.catalogue import resolve
 from rbctl.errors import InputError
 from rbctl.files import read_safetensors, write_json
 from rbctl.menagerie import COATS, PATTERNS, SPECIES, Individual, compose, draw_individual, render
-from rbctl.menagerie.extension import discriminants, extend, ridge
+from rbctl.menagerie.extension import extend
 from rbctl.menagerie.oracle import (
     ATTRIBUTES,
     POINTS,
@@ -29,7 +30,6 @@ from rbctl.menagerie.oracle import (
     save_oracle,
 )
 from rbctl.menagerie.scoring import (
-    Examples,
     contact_distance,
     contact_limit,
     draw_examples,
@@ -38,6 +38,7 @@ from rbctl.menagerie.scoring import (
     place,
     relation_score,
 )
+from rbctl.menagerie.teaching import Truth, ordered
 from rbctl.relations import load_relation, shipped
 
 RELATIONS, SYMMETRIC = ("ride", "hug", "chase"), ("hug",)
@@ -68,7 +69,6 @@ def reading(
         relation=log_one_hot([relations.index(relation)], len(relations)),
         maps=torch.zeros(1, 2, 32, 32),
         keypoints=torch.zeros(1, 2, 17, 3) if keypoints is None else keypoints,
-        features=torch.zeros(1, 4),
         **{name: log_one_hot([looks[:, k].tolist()], len(VALUES[name])) for k, name in enumerate(ATTRIBUTES)},
     )
 
@@ -255,13 +255,6 @@ def test_an_oracle_reads_pictures_of_any_kind_and_size() -> None:
     assert as_pixels(doubled).shape[-1] == 128
 
 
-def test_turning_changes_the_roles_of_some_pictures() -> None:
-    told = Reading.cat([reading("ride", (CAT, FOX)), reading("ride", (CAT, FOX))])
-    turned = told.turned(torch.tensor([False, True]))
-    assert turned.species.argmax(-1).tolist() == [[1, 4], [4, 1]]
-    assert torch.equal(turned.relation, told.relation)
-
-
 def test_an_oracle_is_the_same_from_its_files(tmp_path: Path) -> None:
     oracle = small()
     save_oracle(tmp_path, oracle)
@@ -288,77 +281,65 @@ def test_the_oracle_is_small_enough_for_a_busy_core() -> None:
     assert counter.get_total_flops() / 2 <= 170e6
 
 
-def test_discriminants_part_clouds_that_share_a_spread() -> None:
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
-    labels = torch.arange(3).repeat(80)
-    # The third feature is loud and says nothing: least squares on distances alone would drown in it.
-    spread = torch.tensor([0.5, 0.5, 30.0])
-    x = centres[labels] + spread * torch.randn(240, 3, generator=generator)
-    weight, bias = discriminants(x[:120] / spread, labels[:120])
-    found = (x[120:] / spread) @ weight.T + bias
-    assert (found.argmax(1) == labels[120:]).float().mean() > 0.9
+def test_a_taught_relation_is_told_and_read_by_what_was_taught_it_alone() -> None:
+    names = (*RELATIONS, "kick")
+    known = Reading.cat([reading("ride", (CAT, FOX)), reading("chase", (CAT, FOX))])
+    taught = Reading.cat([reading("kick", (FOX, PIG), relations=names), reading("hug", (FOX, PIG), relations=names)])
+    both = known.extended(taught)
+    assert both.relations == names
+    assert [names[k] for k in both.relation.argmax(1)] == ["kick", "chase"]
+    assert torch.allclose(both.relation.exp().sum(1), torch.ones(2), atol=1e-4)
+    assert torch.equal(both.relation[:, :3].argsort(1), known.relation.argsort(1))
+    assert both.species.argmax(-1).tolist() == [[look(one)[0] for one in pair] for pair in ((FOX, PIG), (CAT, FOX))]
 
 
-def test_ridge_finds_a_plane_and_its_height() -> None:
-    x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
-    y = x[:, 0] - 2 * x[:, 3] + 7
-    weight, bias = ridge(x, y, 1e-4)
-    assert torch.allclose(x @ weight + bias, y, atol=1e-2)
-
-
-def blob(names: Sequence[str], count: int = 24) -> Examples:
-    """Pictures with one spot, whose place is the relation."""
-    pictures, labels = [], []
-    generator = torch.Generator().manual_seed(1)
-    for k, name in enumerate(names):
-        lot = torch.randint(0, 60, (count, 3, 128, 128), dtype=torch.uint8, generator=generator)
-        lot[:, k % 3, 20 + 25 * k : 50 + 25 * k, 10 + 30 * (k % 3) : 60 + 30 * (k % 3)] = 255
-        pictures.append(lot)
-        labels += [name] * count
-    return Examples(torch.cat(pictures), tuple(labels), ((CAT, FOX),) * len(labels))
-
-
-def test_an_extended_oracle_tells_the_new_relation_and_keeps_the_order_of_the_others(tmp_path: Path) -> None:
-    oracle, names = small(), (*RELATIONS, "kick")
-    examples = blob(names)
-    extended = extend(oracle, load_relation("kick"), examples)
-    assert (extended.relations, oracle.relations) == (names, RELATIONS)  # a new oracle
-    fresh = blob(names, 8)
-    before, told = oracle.read(fresh.pictures), extended.read(fresh.pictures)
-    is_kick = torch.tensor([name == "kick" for name in fresh.relations])
-    assert ((told.relation.argmax(1) == 3) == is_kick).float().mean() > 0.9
-    assert torch.allclose(told.relation.exp().sum(1), torch.ones(len(is_kick)), atol=1e-4)
-    assert torch.equal(told.relation[:, :3].argsort(1), before.relation.argsort(1))
-    save_oracle(tmp_path, extended)
-    again = load_oracle(tmp_path).read(fresh.pictures)
-    assert again.relations == names
-    assert torch.allclose(again.relation, told.relation, atol=0.3)
-    assert relation_score(again, "kick", (CAT, FOX)).relation[is_kick].float().mean() > 0.9
-    twice = extend(extended, load_relation("carry"), blob((*names, "carry")))
-    assert twice.relations == (*names, "carry")
+def test_an_extended_oracle_is_a_new_one_and_the_same_from_its_files(tmp_path: Path) -> None:
+    oracle, pixels = small(), torch.rand(2, 3, 128, 128) * 2 - 1
+    extended = extend(oracle, load_relation("kick"), steps=2, each=1)
+    twice = extend(extended, load_relation("carry"), steps=1, each=1)
+    assert (oracle.relations, extended.relations) == (RELATIONS, (*RELATIONS, "kick"))
+    assert twice.relations == (*RELATIONS, "kick", "carry")
+    assert torch.equal(extended(pixels).relation[:, :3].argsort(1), oracle(pixels).relation.argsort(1))
+    save_oracle(tmp_path, twice)
+    again = load_oracle(tmp_path)
+    assert again.config == twice.config
+    assert torch.allclose(again(pixels).relation, twice(pixels).relation, atol=2e-2)
     with pytest.raises(InputError, match="knows it already"):
-        extend(extended, load_relation("kick"), examples)
-    with pytest.raises(InputError, match="none of 'carry'"):
-        extend(extended, load_relation("carry"), examples)
+        extend(extended, load_relation("kick"))
 
 
-def test_an_extension_learns_which_role_it_sees_the_subject_in() -> None:
-    oracle = small()
-    examples = blob((*RELATIONS, "kick"))
-    told = oracle.read(examples.pictures)
-    # Whatever an untrained oracle sees: individuals that fit its roles, and the same the other way round.
-    seen = [tuple(_likeliest(told, row, role) for role in range(2)) for row in range(len(told))]
-    kicks = [name == "kick" for name in examples.relations]
-    for turned in (False, True):
-        pairs = tuple(pair[::-1] if turned else pair for pair in seen)
-        extended = extend(oracle, load_relation("kick"), dataclasses.replace(examples, individuals=pairs))
-        score = relation_score(extended.read(examples.pictures), "kick", pairs)
-        assert score.direction[torch.tensor(kicks)].float().mean() > 0.9
+PERCH_ON = """\
+name: perch_on
+predicate: perches on the head of
+prompts: ["A {subject} perches on the head of a {object}."]
+roles:
+  - {name: top, box: [0.2, 0.05, 0.7, 0.5], description: "sits on the other's head"}
+  - {name: bottom, box: [0.2, 0.4, 0.9, 0.95], description: "stands on all fours"}
+scene:
+  figures:
+    - {pose: sit, size: 0.6, facing: either, pin: rump, to: 1.crown, offset: [0.0, 0.1]}
+    - {pose: stand, facing: either}
+  contacts: [[0.rump, 1.withers]]
+"""
 
 
-def _likeliest(told: Reading, row: int, role: int) -> Individual:
-    return Individual(**{n: VALUES[n][int(getattr(told, n)[row, role].argmax())] for n in ATTRIBUTES})
+@pytest.mark.slow
+def test_the_shipped_oracle_learns_relation_roles_and_looks_from_renders(tmp_path: Path) -> None:
+    """No stand-ins: 150 steps on renders, judged on individuals that no training shows."""
+    (tmp_path / "perch_on.yaml").write_text(PERCH_ON)
+    relation, oracle = load_relation(str(tmp_path / "perch_on.yaml")), load_oracle(resolve("mini") / "oracle")
+    extended = extend(oracle, relation)
+    unseen = draw_examples([relation], 64, seed=9, held_out=True)
+    score = relation_score(extended.read(unseen.pictures), relation, unseen.individuals)
+    found = {name: getattr(score, name).float().mean().item() for name in ("right", "species", "coat", "pattern")}
+    assert found["right"] >= 0.95, found
+    assert found["coat"] >= 0.97, found
+    assert min(found.values()) >= 0.85, found
+    others = draw_examples([load_relation(name) for name in oracle.relations], 4, seed=9, held_out=True)
+    before, after = oracle.read(others.pictures), extended.read(others.pictures)
+    same = before.relation.argmax(1) == after.relation.argmax(1)
+    assert same.float().mean() >= 0.95
+    assert torch.equal(before.keypoints[same], after.keypoints[same])
 
 
 def test_examples_are_of_every_relation_and_drawn_anew() -> None:
@@ -374,14 +355,14 @@ def test_examples_are_of_every_relation_and_drawn_anew() -> None:
 
 def test_the_left_one_is_role_0_of_a_picture_that_was_drawn() -> None:
     """The convention of symmetric relations, from the renderer's own boxes."""
-    from rbctl.plugins.pretrain.oracle import ordered
-
     rng = np.random.default_rng(6)
     scenes = [compose(load_relation("hug"), [CAT, FOX], rng) for _ in range(4)]
     drawn = render(scenes, 64)
     left = drawn.boxes[..., 0] + drawn.boxes[..., 2]
-    turn = ordered(by_side(drawn.keypoints), torch.tensor([True] * 4))
+    looks = torch.tensor([[look(CAT), look(FOX)]] * 4)
+    truth = Truth(torch.zeros(4), drawn.visible.float(), by_side(drawn.keypoints), looks)
+    turned = (ordered(truth, torch.tensor([True] * 4)).looks != looks).any(-1).any(-1)
     clear = (left[:, 0] - left[:, 1]).abs() > 0.2
-    assert torch.equal(turn[clear], (left[:, 1] < left[:, 0])[clear])
-    assert set(turn.tolist()) == {False, True}
-    assert not ordered(drawn.keypoints, torch.tensor([False] * 4)).any()
+    assert torch.equal(turned[clear], (left[:, 1] < left[:, 0])[clear])
+    assert set(turned.tolist()) == {False, True}
+    assert torch.equal(ordered(truth, torch.tensor([False] * 4)).looks, looks)

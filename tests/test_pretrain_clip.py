@@ -14,8 +14,8 @@ from torch import nn
 from rbctl.bundle.load import _load_local_encoder
 from rbctl.files import read_json, read_safetensors, write_json, write_safetensors
 from rbctl.local_encoder import local_tokens
-from rbctl.menagerie import COATS, PATTERNS, SPECIES, Individual
-from rbctl.menagerie.oracle import POINTS, by_side, load_oracle
+from rbctl.menagerie import COATS, PATTERNS, SPECIES, Individual, teaching
+from rbctl.menagerie.oracle import POINTS, RawReading, by_side, load_oracle
 from rbctl.plugins.pretrain import clip, clip_texts, dino, oracle, renders
 from rbctl.plugins.pretrain.architecture import CLIP_VISION, CLIPSELF
 from rbctl.plugins.pretrain.config import PretrainConfig
@@ -319,7 +319,9 @@ def test_mirroring_keeps_roles_and_turns_places() -> None:
     pixels, masks = torch.rand(2, 3, 8, 8), torch.rand(2, 2, 4, 4)
     keypoints = torch.rand(2, 2, len(POINTS), 3)
     which = torch.tensor([True, False])
-    p, m, k = oracle.flipped(pixels, masks, keypoints, which)
+    truth = teaching.Truth(torch.zeros(2), masks, keypoints, torch.zeros(2, 2, 4))
+    p, turned = teaching.mirrored(pixels, truth, which)
+    m, k = turned.masks, turned.keypoints
     assert torch.equal(p[0], pixels[0].flip(-1))
     assert torch.equal(m[0], masks[0].flip(-1))
     assert torch.allclose(k[0, ..., 0], 1 - keypoints[0, ..., 0])
@@ -331,17 +333,17 @@ def test_roles_of_symmetric_relations_run_from_left_to_right(config: PretrainCon
     part = oracle.build(config, CPU)
     for seed in range(4):
         pixels, truth = part.batch(draws(seed))
-        middle = truth["keypoints"][..., 0].mean(-1)
-        symmetric = truth["relation"] == 1  # "hug"
+        middle = truth.keypoints[..., 0].mean(-1)
+        symmetric = truth.relation == 1  # "hug"
         assert (middle[symmetric, 0] < middle[symmetric, 1]).all()
         for row in range(len(pixels) // 2):  # what is not spoilt
             for role in range(2):
-                mask = truth["masks"][row, role] > 0.5
+                mask = truth.masks[row, role] > 0.5
                 shown = pixels[row].reshape(3, 32, 4, 32, 4)[:, :, 1, :, 1][:, mask].median(1).values
-                coat = torch.tensor(list(COATS.values())[int(truth["looks"][row, role, 1])]) * 2 - 1
+                coat = torch.tensor(list(COATS.values())[int(truth.looks[row, role, 1])]) * 2 - 1
                 assert torch.allclose(shown, coat, atol=0.02)  # mask, look and picture went together
     rides = [part.batch(draws(seed))[1] for seed in range(6)]
-    left = torch.cat([(t["keypoints"][..., 0].mean(-1).diff(dim=1)[:, 0] > 0)[t["relation"] == 0] for t in rides])
+    left = torch.cat([(t.keypoints[..., 0].mean(-1).diff(dim=1)[:, 0] > 0)[t.relation == 0] for t in rides])
     assert left.any()
     assert not left.all()  # a rider may be on either side
 
@@ -352,7 +354,7 @@ def test_keypoints_are_shared_out_so_that_the_mean_is_the_point() -> None:
     optimizer = torch.optim.Adam([heat], 0.2)
     for _ in range(150):
         optimizer.zero_grad()
-        oracle.keypoint_loss(heat, truth).backward()
+        teaching.keypoint_loss(heat, truth).backward()
         optimizer.step()
     line = (torch.arange(8) + 0.5) / 8
     share = heat.detach().softmax(-1).unflatten(-1, (8, 8))
@@ -363,34 +365,33 @@ def test_keypoints_are_shared_out_so_that_the_mean_is_the_point() -> None:
 
 def test_spoilt_pictures_are_like_the_others_and_not_the_same() -> None:
     pixels = torch.rand(16, 3, 32, 32) * 2 - 1
-    spoilt = oracle.spoil(pixels, draws(0))
+    spoilt = teaching.spoil(pixels, draws(0))
     assert spoilt.shape == pixels.shape
     assert spoilt.abs().max() <= 1
     far = (spoilt - pixels).abs().mean((1, 2, 3))
     assert far.min() > 0.01
     smooth = torch.full((4, 3, 32, 32), 0.2)
-    assert (oracle.spoil(smooth, draws(1)) - 0.2).abs().mean() < 0.2
-    assert torch.equal(oracle.spoil(pixels, draws(0)), spoilt)
+    assert (teaching.spoil(smooth, draws(1)) - 0.2).abs().mean() < 0.2
+    assert torch.equal(teaching.spoil(pixels, draws(0)), spoilt)
 
 
 def test_an_individual_that_hardly_shows_counts_little() -> None:
     torch.manual_seed(0)
     looks = {name: torch.randn(1, 2, count) for name, count in zip(oracle.ATTRIBUTES, clip_texts.sizes(), strict=True)}
-    raw = oracle.RawReading(
+    raw = RawReading(
         relation=torch.zeros(1, 2),
         masks=torch.zeros(1, 2, 32, 32),
         looks=looks,
         heat=torch.zeros(1, 2, 17, 1024),
         seen=torch.zeros(1, 2, 17),
-        features=torch.zeros(1, 4),
     )
-    truth: dict[str, Any] = {"relation": torch.tensor([0]), "keypoints": torch.zeros(1, 2, 17, 3)}
     masks = torch.zeros(1, 2, 32, 32)
     masks[0, 0, :16] = 1  # the second individual is hidden
 
     def look_cost(second: int) -> float:
         chosen = torch.tensor([[[0, 0, 0, 0], [second] * 4]])
-        return float(oracle.oracle_loss(raw, masks=masks, looks=chosen, **truth)[1]["look"])
+        truth = teaching.Truth(torch.tensor([0]), masks, torch.zeros(1, 2, 17, 3), chosen)
+        return float(teaching.oracle_loss(raw, truth)[1]["look"])
 
     assert look_cost(0) == pytest.approx(look_cost(1))
     masks[0, 1, 16:] = 1
@@ -427,14 +428,15 @@ def test_measuring_knows_right_from_wrong(config: PretrainConfig) -> None:
         relation=(nn.functional.one_hot(relation, 2).float() + 1e-3).log(),
         maps=torch.from_numpy(scenes.mask32.all()).float() / 255,
         keypoints=torch.from_numpy(scenes.keypoints.all()),
-        features=torch.zeros(len(scenes), 2),
         **sure,
     )
     symmetric = torch.tensor([False, True])
     told = oracle.measure(reading, scenes, symmetric)
     assert told["identity"] == told["relation_and_direction"] == told["mask_iou"] == told["second"] == 1
     assert told["keypoint_error"] == pytest.approx(0)
-    turned = oracle.measure(reading.turned(torch.ones(len(scenes), dtype=torch.bool)), scenes, symmetric)
+    changed: Any = {name: getattr(reading, name).flip(1) for name in ("maps", "keypoints", *sure)}
+    exchanged = dataclasses.replace(reading, **changed)  # the roles
+    turned = oracle.measure(exchanged, scenes, symmetric)
     assert (turned["relation"], turned["relation_and_direction"], turned["identity"]) == (1, 0.5, 1)
     blind = dataclasses.replace(reading, **{name: torch.zeros_like(value) for name, value in sure.items()})
     assert oracle.measure(blind, scenes, symmetric)["identity"] < 1

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, cross_entropy, interpolate, log_softmax
 
 from rbctl.bundle.vae import UnshuffleVAE
 from rbctl.menagerie import COATS, PATTERNS, SPECIES, Individual
@@ -21,12 +20,12 @@ from rbctl.menagerie.oracle import (
     MASK_SIZE,
     Oracle,
     OracleConfig,
-    RawReading,
     Reading,
     by_side,
     save_oracle,
 )
 from rbctl.menagerie.scoring import find_slots, identify
+from rbctl.menagerie.teaching import Truth, mirrored, oracle_loss, ordered, spoil
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.config import PretrainConfig
 from rbctl.plugins.pretrain.loop import draws
@@ -34,27 +33,7 @@ from rbctl.relations import load_relation
 
 SPOILT, ROUND_TRIPS = 0.25, 0.25  # shares of a batch
 _NOISE = 0.5  # most noise on the latents of a round trip, in their own standard deviations
-_WEIGHTS = {"relation": 1.0, "mask": 1.0, "look": 0.5, "keypoint": 0.5, "seen": 0.1}
-_HIDDEN = 0.3  # how much a keypoint that is hidden counts beside one that is seen
-_ENOUGH = 0.02  # of the picture: an individual that shows less counts less in what is said of its look
 _CANDIDATES = 16
-
-
-def spoil(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1], each a little blurred, noisy, off in colour, or more than one of these."""
-    count, device = len(pixels), pixels.device
-
-    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        values = low + (high - low) * torch.rand(count, *(shape or (1, 1, 1)), generator=generator)
-        return values.to(device)
-
-    half = interpolate(avg_pool2d(pixels, 2), scale_factor=2, mode="bilinear")
-    soft = avg_pool2d(nn.functional.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    coarse = uniform(0, 1) < 0.3
-    x = torch.lerp(pixels, torch.where(coarse, half, soft), uniform(0, 1))
-    x = x * uniform(0.85, 1.15) + uniform(-0.12, 0.12) + uniform(-0.05, 0.05, 3, 1, 1)
-    noise = torch.randn(pixels.shape, generator=generator).to(device)
-    return (x + noise * uniform(0, 0.12)).clamp(-1, 1)
 
 
 def round_trip(vae: Any, pixels: torch.Tensor, generator: torch.Generator, most: float = _NOISE) -> torch.Tensor:
@@ -65,49 +44,6 @@ def round_trip(vae: Any, pixels: torch.Tensor, generator: torch.Generator, most:
         level = most * torch.rand(len(latents), 1, 1, 1, generator=generator) ** 2  # mostly little
         noise = level * torch.randn(latents.shape, generator=generator)
         return vae.decode(latents + spread * noise.to(latents.device)).sample.clamp(-1, 1)
-
-
-def keypoint_loss(heat: torch.Tensor, keypoints: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of heat maps against keypoints shared out among the four nearest cells, mean over weights.
-
-    Args:
-        heat: (..., n * n) logits.
-        keypoints: (..., 3), x, y in [0, 1] and visibility: 0 is not counted, 1 counts ``_HIDDEN``.
-    """
-    side = round(heat.shape[-1] ** 0.5)
-    weight = (keypoints[..., 2] == 2).float() + _HIDDEN * (keypoints[..., 2] == 1).float()
-    at = (keypoints[..., :2] * side - 0.5).clamp(0, side - 1)
-    low = at.floor().clamp(max=side - 2)
-    part = at - low
-    (x, y), (right, down) = low.long().unbind(-1), part.unbind(-1)
-    cells = torch.stack((y * side + x, y * side + x + 1, (y + 1) * side + x, (y + 1) * side + x + 1), dim=-1)
-    shares = torch.stack(((1 - right) * (1 - down), right * (1 - down), (1 - right) * down, right * down), dim=-1)
-    cost = -(shares * log_softmax(heat.float(), dim=-1).gather(-1, cells)).sum(-1)
-    return (cost * weight).sum() / weight.sum().clamp(min=1)
-
-
-def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy and Dice of masks (B, 2, n, n) in [0, 1]: the latter for those that are small."""
-    share = logits.sigmoid()
-    overlap = 2 * (share * masks).sum((-2, -1)) + 1
-    dice = 1 - overlap / (share.sum((-2, -1)) + masks.sum((-2, -1)) + 1)
-    return binary_cross_entropy_with_logits(logits, masks) + 0.5 * dice.mean()
-
-
-def flipped(pixels: torch.Tensor, masks: torch.Tensor, keypoints: torch.Tensor, which: torch.Tensor) -> tuple[Any, ...]:
-    """Mirror the pictures where ``which`` (B,) is set; keypoints are in the order of ``POINTS``, which does not change.
-
-    Roles stay: a mirrored rider is a rider. :func:`ordered` puts those of symmetric relations from left to right.
-    """
-    mirrored = torch.cat((1 - keypoints[..., :1], keypoints[..., 1:]), dim=-1)
-    pairs = ((pixels, pixels.flip(-1)), (masks, masks.flip(-1)), (keypoints, mirrored))
-    return tuple(torch.where(which.view(-1, *[1] * (a.ndim - 1)), b, a) for a, b in pairs)
-
-
-def ordered(keypoints: torch.Tensor, symmetric: torch.Tensor) -> torch.Tensor:
-    """(B,) bool, where the roles must change places: symmetric relations whose second individual is further left."""
-    middle = keypoints[..., 0].mean(-1)
-    return symmetric & (middle[:, 1] < middle[:, 0])
 
 
 class OraclePart:
@@ -139,27 +75,25 @@ class OraclePart:
     def loss(self, step: int, generator: torch.Generator) -> tuple[torch.Tensor, Mapping[str, Any]]:
         pixels, truth = self.batch(generator)
         raw = self.raw(pixels.contiguous(memory_format=torch.channels_last))
-        return oracle_loss(raw, **truth)
+        return oracle_loss(raw, truth)
 
-    def batch(self, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Pixels in [-1, 1], and the keywords of :func:`oracle_loss`."""
+    def batch(self, generator: torch.Generator) -> tuple[torch.Tensor, Truth]:
+        """Pixels in [-1, 1], and what they show."""
         rows = torch.randint(len(self.scenes), (self.batch_size,), generator=generator).numpy()
         which = (torch.rand(self.batch_size, generator=generator) < 0.5).to(self.device)
         pixels = torch.from_numpy(self.scenes.pictures[rows]).to(self.device).float() / 127.5 - 1
-        masks = torch.from_numpy(self.masks[rows]).to(self.device).float() / 255
-        keypoints = by_side(torch.from_numpy(self.keypoints[rows]).to(self.device))
-        looks = torch.from_numpy(self.looks[rows]).to(self.device).long()
-        relation = torch.from_numpy(self.relation[rows]).to(self.device).long()
-        pixels, masks, keypoints = flipped(pixels, masks, keypoints, which)
-        turn = ordered(keypoints, self.symmetric[relation])
-        masks, keypoints, looks = (
-            torch.where(turn.view(-1, *[1] * (x.ndim - 1)), x.flip(1), x) for x in (masks, keypoints, looks)
+        truth = Truth(
+            relation=torch.from_numpy(self.relation[rows]).to(self.device).long(),
+            masks=torch.from_numpy(self.masks[rows]).to(self.device).float() / 255,
+            keypoints=by_side(torch.from_numpy(self.keypoints[rows]).to(self.device)),
+            looks=torch.from_numpy(self.looks[rows]).to(self.device).long(),
         )
+        pixels, truth = mirrored(pixels, truth, which)
+        truth = ordered(truth, self.symmetric[truth.relation])
         spoilt, trips = (round(self.batch_size * share) for share in (SPOILT, ROUND_TRIPS))
         parts = list(pixels.split([self.batch_size - spoilt - trips, spoilt, trips]))
         parts[1] = spoil(parts[1], generator)
         parts[2] = spoil(parts[2], generator) if self.vae is None else round_trip(self.vae, parts[2], generator)
-        truth = {"relation": relation, "masks": masks, "keypoints": keypoints, "looks": looks}
         return torch.cat(parts), truth
 
     @torch.no_grad()
@@ -178,33 +112,6 @@ class OraclePart:
 
     def finish(self, folder: Path) -> None:
         save_oracle(self.bundle / "oracle", self.oracle)
-
-
-def oracle_loss(
-    raw: RawReading, *, relation: torch.Tensor, masks: torch.Tensor, keypoints: torch.Tensor, looks: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Weighted sum of all that the oracle is to say.
-
-    Args:
-        relation: (B,) index.
-        masks: (B, 2, 32, 32) in [0, 1].
-        keypoints: (B, 2, 17, 3) in the order of ``POINTS``.
-        looks: (B, 2, 4) indices.
-    """
-    shown = (masks.mean((-2, -1)) / _ENOUGH).clamp(max=1)  # (B, 2)
-    look = torch.zeros((), device=masks.device)
-    for at, name in enumerate(ATTRIBUTES):
-        cost = cross_entropy(raw.looks[name].flatten(0, 1).float(), looks[..., at].flatten(), reduction="none")
-        look = look + (cost * shown.flatten()).sum() / shown.sum()
-    parts = {
-        "relation": cross_entropy(raw.relation.float(), relation),
-        "mask": mask_loss(raw.masks.float(), masks),
-        "look": look,
-        "keypoint": keypoint_loss(raw.heat, keypoints),
-        "seen": binary_cross_entropy_with_logits(raw.seen.float(), (keypoints[..., 2] == 2).float()),
-    }
-    total = sum((_WEIGHTS[name] * part for name, part in parts.items()), torch.zeros((), device=masks.device))
-    return total, {name: part.detach() for name, part in parts.items()}
 
 
 def measure(reading: Reading, scenes: renders.Scenes, symmetric: torch.Tensor) -> dict[str, float]:

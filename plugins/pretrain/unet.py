@@ -29,12 +29,12 @@ from rbctl.files import write_json, write_png, write_safetensors
 from rbctl.image_prompt import clip_pixels
 from rbctl.menagerie import SPECIES
 from rbctl.menagerie.oracle import POINTS
+from rbctl.menagerie.teaching import keypoint_loss
 from rbctl.pictures import grid
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.architecture import ADAPTER, MODEL_INDEX, SCHEDULER, UNET
 from rbctl.plugins.pretrain.config import PretrainConfig
 from rbctl.plugins.pretrain.loop import draws, rank, world_size
-from rbctl.plugins.pretrain.oracle import keypoint_loss
 from rbctl.plugins.pretrain.weights import halved, write_network
 from rbctl.progress import progress
 from rbctl.resampler import Resampler, ResamplerConfig

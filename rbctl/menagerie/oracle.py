@@ -80,6 +80,10 @@ class OracleConfig:
     heads: int = 6
     looks: int = 4  # attention maps per role
 
+    def first(self, count: int) -> OracleConfig:
+        """Of an oracle that was trained on the first ``count`` of the added relations too."""
+        return dataclasses.replace(self, relations=(*self.relations, *self.added[:count]), added=())
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -92,7 +96,6 @@ class Reading:
         maps: (B, 2, 32, 32) in [0, 1], where each role is seen.
         species, coat, second, pattern: (B, 2, n) log-probabilities.
         keypoints: (B, 2, 17, 3) in AP-10K's order: x, y in [0, 1], and how surely it is seen, in [0, 1].
-        features: (B, F) that relations are told by.
     """
 
     relations: tuple[str, ...]
@@ -104,7 +107,6 @@ class Reading:
     second: torch.Tensor
     pattern: torch.Tensor
     keypoints: torch.Tensor
-    features: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.relation)
@@ -114,15 +116,20 @@ class Reading:
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in self._tensors().items()}
         return dataclasses.replace(self, **changed)
 
-    def turned(self, which: torch.Tensor) -> Reading:
-        """Roles exchanged in the pictures where ``which`` (B,) bool is set."""
-        names = ("maps", *ATTRIBUTES, "keypoints")
-        changed: dict[str, Any] = {}
-        for name in names:
-            tensor = getattr(self, name)
-            mask = which.view(-1, *[1] * (tensor.ndim - 1))
-            changed[name] = torch.where(mask, tensor.flip(1), tensor)
-        return dataclasses.replace(self, **changed)
+    def extended(self, taught: Reading) -> Reading:
+        """With one relation more, the last of ``taught``, which also reads the pictures that show it.
+
+        The new relation takes its probability from all others alike: their order stays as it was.
+        """
+        new = taught.relation[:, -1:]
+        others = torch.log1p(-new.exp().clamp(max=1 - 1e-6))
+        relation = torch.cat((self.relation + others, new), dim=1)
+        shown = relation.argmax(1) == relation.shape[1] - 1
+        changed: dict[str, Any] = {"relation": relation}
+        for name in ("maps", *ATTRIBUTES, "keypoints"):
+            mine, other = getattr(self, name), getattr(taught, name)
+            changed[name] = torch.where(shown.view(-1, *[1] * (mine.ndim - 1)), other, mine)
+        return dataclasses.replace(self, relations=taught.relations, symmetric=taught.symmetric, **changed)
 
     @staticmethod
     def cat(readings: Sequence[Reading]) -> Reading:
@@ -146,7 +153,6 @@ class RawReading:
         looks: per attribute (B, 2, n).
         heat: (B, 2, 17, 32 * 32).
         seen: (B, 2, 17).
-        features: (B, F).
     """
 
     relation: torch.Tensor
@@ -154,7 +160,6 @@ class RawReading:
     looks: dict[str, torch.Tensor]
     heat: torch.Tensor
     seen: torch.Tensor
-    features: torch.Tensor
 
 
 class _Bottleneck(nn.Module):
@@ -185,45 +190,6 @@ class _Block(nn.Module):
         q, k, v = self.qkv(self.norm_1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         x = x + self.out(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.down(relu(self.up(self.norm_2(x))))
-
-
-class Extension(nn.Module):
-    """A relation that the oracle was not trained on, told by linear classifiers on its features.
-
-    Args:
-        relations: how many it tells apart, the new one last.
-        features: width of the features.
-    """
-
-    mean: torch.Tensor
-    scale: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor
-    order: torch.Tensor
-    order_bias: torch.Tensor
-
-    def __init__(self, relations: int, features: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("scale", torch.ones(features))
-        self.register_buffer("weight", torch.zeros(relations, features))
-        self.register_buffer("bias", torch.zeros(relations))
-        self.register_buffer("order", torch.zeros(features))
-        self.register_buffer("order_bias", torch.ones(()))
-
-    def standard(self, features: torch.Tensor) -> torch.Tensor:
-        """Features of unit spread."""
-        return (features - self.mean) * self.scale
-
-    def forward(self, reading: Reading, name: str) -> Reading:
-        """The new relation takes its probability from all others alike: their order stays as it was."""
-        x = self.standard(reading.features)
-        new = log_softmax(x @ self.weight.T + self.bias, dim=-1)[:, -1:]
-        others = torch.log1p(-new.exp().clamp(max=1 - 1e-6))
-        relation = torch.cat((reading.relation + others, new), dim=1)
-        extended = dataclasses.replace(reading, relations=(*reading.relations, name), relation=relation)
-        changed = (x @ self.order + self.order_bias < 0) & (relation.argmax(1) == relation.shape[1] - 1)
-        return extended.turned(changed)
 
 
 class Oracle(nn.Module):
@@ -258,9 +224,8 @@ class Oracle(nn.Module):
         self.relation = nn.Linear(depth, len(config.relations))
         for layer in (self.stem, self.to_cells, self.to_tokens):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        known = len(config.relations)
-        features = depth + 2 * ROLES * KEYPOINTS
-        self.extensions = nn.ModuleList(Extension(known + k + 1, features) for k in range(len(config.added)))
+        # Copies that were taught one relation more each.
+        self.extensions = nn.ModuleList(Oracle(config.first(k + 1)) for k in range(len(config.added)))
 
     @property
     def relations(self) -> tuple[str, ...]:
@@ -290,7 +255,6 @@ class Oracle(nn.Module):
             looks={name: head(roles) for name, head in self.looks.items()},
             heat=heat,
             seen=self.seen(roles),
-            features=torch.cat((hidden, points.to(hidden.dtype)), dim=-1),
         )
 
     def forward(self, pixels: torch.Tensor) -> Reading:
@@ -303,11 +267,10 @@ class Oracle(nn.Module):
             relation=log_softmax(raw.relation.float(), dim=-1),
             maps=raw.masks.float().sigmoid(),
             keypoints=by_side(points),
-            features=raw.features.float(),
             **{name: log_softmax(logits.float(), dim=-1) for name, logits in raw.looks.items()},
         )
-        for name, extension in zip(self.config.added, self.extensions, strict=True):
-            reading = extension(reading, name)
+        for taught in self.extensions:
+            reading = reading.extended(taught(pixels))
         return reading
 
     @torch.no_grad()
@@ -386,10 +349,7 @@ _WEIGHTS = "model.safetensors"
 
 
 def save_oracle(folder: Path, oracle: Oracle) -> None:
-    """Write config.json and model.safetensors (half precision, but for the extensions)."""
+    """Write config.json and model.safetensors (half precision)."""
     write_json(Path(folder) / "config.json", {"architectures": ["Oracle"], **dataclasses.asdict(oracle.config)})
-    tensors = {
-        name: tensor if name.startswith("extensions.") else tensor.half()
-        for name, tensor in oracle.state_dict().items()
-    }
+    tensors = {name: tensor.half() for name, tensor in oracle.state_dict().items()}
     write_safetensors(Path(folder) / _WEIGHTS, tensors, {"format": "pt"})

@@ -8,12 +8,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import avg_pool2d
 
 from rbctl.errors import InputError
 from rbctl.menagerie.drawing import render
 from rbctl.menagerie.figure import TRUNK
 from rbctl.menagerie.individuals import ANATOMY, SPECIES, Individual, draw_individual
-from rbctl.menagerie.oracle import ATTRIBUTES, NECK, NOSE, POINTS, ROLES, SIZE, Oracle, Reading, by_side, look
+from rbctl.menagerie.oracle import (
+    ATTRIBUTES,
+    MASK_SIZE,
+    NECK,
+    NOSE,
+    POINTS,
+    ROLES,
+    SIZE,
+    Oracle,
+    Reading,
+    by_side,
+    look,
+)
 from rbctl.menagerie.scenes import Scene, compose, scene_rule
 from rbctl.relations import Relation, load_relation
 
@@ -242,11 +255,15 @@ class Examples:
 
     Attributes:
         pictures: uint8 (n, 3, 128, 128).
+        masks: float (n, 2, 32, 32) in [0, 1], what is seen of each.
+        keypoints: (n, 2, 17, 3) in AP-10K's order: x, y in [0, 1] and visibility 0, 1, 2.
         relations: n names.
         individuals: n pairs, in the order of the roles.
     """
 
     pictures: torch.Tensor
+    masks: torch.Tensor
+    keypoints: torch.Tensor
     relations: tuple[str, ...]
     individuals: tuple[tuple[Individual, ...], ...]
 
@@ -261,5 +278,11 @@ def draw_examples(
         for _ in range(each):
             scenes.append(compose(relation, [draw_individual(rng, held_out) for _ in relation.roles], rng))
             names.append(relation.name)
-    pictures = [render(scenes[first : first + batch], SIZE).pictures for first in range(0, len(scenes), batch)]
-    return Examples(torch.cat(pictures), tuple(names), tuple(scene.individuals for scene in scenes))
+    drawn = [render(scenes[first : first + batch], SIZE) for first in range(0, len(scenes), batch)]
+    return Examples(
+        pictures=torch.cat([lot.pictures for lot in drawn]),
+        masks=torch.cat([avg_pool2d(lot.visible.float(), SIZE // MASK_SIZE) for lot in drawn]),
+        keypoints=torch.cat([lot.keypoints.float() for lot in drawn]),
+        relations=tuple(names),
+        individuals=tuple(scene.individuals for scene in scenes),
+    )
