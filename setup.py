@@ -33,6 +33,7 @@ setup(
             "menagerie/*.yaml",
             "relations/*.yaml",
             "examples/*.txt",
+            "examples/*.yaml",
             "examples/pictures/*.png",
         ],
     },

@@ -21,7 +21,7 @@ from torch import nn
 
 from rbctl.cli import main
 from rbctl.errors import InputError
-from rbctl.files import read_json
+from rbctl.files import read_json, read_jsonl
 from rbctl.image_prompt import ImagePromptEncoder
 from rbctl.plugins.eval.ablate import run, tables
 from rbctl.plugins.eval.ablate.recipe import Ablation, Table, read
@@ -94,6 +94,25 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     stopped = subprocess.CompletedProcess(command, process.returncode, said, told)
     plan = ablate(recipe, "--output", output, "--dry-run").stdout
     return Done(recipe, output, stopped, plan, ablate(recipe, "--output", output))
+
+
+def test_methods_of_subjects_learn_each_subject_of_each_case(tmp_path: Path) -> None:
+    learns = {"steps": 1, "method": "textual_inversion", "prior": "none"}
+    row = {"data": "subjects", "finetune": learns, "sample": {"scale": 0}}
+    recipe = write(tmp_path, tables=[{"rows": {"full": {}, "inversion": row}}])
+    plan = ablate(recipe, "--output", tmp_path / "out", "--dry-run").stdout
+    assert "to do: 3 of 3 finetunings, 2 of 2 pictures, 2 of 2 scorings" in plan
+    result = ablate(recipe, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    told = read_json(tmp_path / "out" / "tables.json")["variants"]["inversion"]
+    assert [Path(path).parent.name for path in told["learned"]] == ["000-0", "000-1"]
+    (row,) = read_jsonl(Path(told["pictures"][0]) / "metadata.jsonl")
+    classes = [thing["name"] for thing in row["objects"]]
+    assert [words in row["words"] for words in (f"<{classes[0]}>", f"<{classes[1]}>")] == [True, True]
+    shown = {path.name for path in (tmp_path / "out" / "subjects" / "ride-000-0").iterdir()}
+    assert Path(row["objects"][0]["image"]).name in shown
+    plan = ablate(recipe, "--output", tmp_path / "out", "--dry-run").stdout
+    assert "to do: 0 of 3 finetunings, 0 of 2 pictures, 0 of 2 scorings" in plan
 
 
 def test_an_interruption_keeps_what_is_finished(done: Done) -> None:

@@ -8,6 +8,7 @@ import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
@@ -403,27 +404,11 @@ def _ratio(a: Mapping[str, Scores], b: Mapping[str, Scores], statistic: Any) -> 
 
 # --- a relation that was not there ---------------------------------------------------------------------------------
 
-NEW_RELATION = """\
-name: sit_back_to_back
-predicate: is sitting back to back with
-forms: [sits back to back with, sit back to back]
-prompts:
-  - A {subject} is sitting back to back with a {object}.
-  - A {subject} and a {object} sit back to back.
-roles:
-  - {name: left, box: [0.06, 0.30, 0.53, 0.92], description: "sits facing left, its rump against the other's"}
-  - {name: right, box: [0.47, 0.30, 0.94, 0.92], description: "sits facing right, its rump against the other's"}
-symmetric: true
-scene:
-  figures:
-    - {pose: sit, facing: left}
-    - {pose: sit, facing: right, apart: [1.15, 1.3]}
-  contacts: [[0.rump, 1.rump]]
-"""
+NEW_RELATION = (package_files("rbctl.recipes") / "examples" / "sit_back_to_back.yaml").read_text()
 
 
 def new_relation(bench: Bench) -> dict[str, Any]:
-    """The same gate on a relation written here, which neither the bundle nor the oracle has ever heard of."""
+    """The same gates on a relation which neither the bundle nor the oracle has ever heard of."""
     path = bench.folder / "new" / "sit_back_to_back.yaml"
     if not path.is_file() or path.read_text() != NEW_RELATION:
         write_text(path, NEW_RELATION)
@@ -433,12 +418,14 @@ def new_relation(bench: Bench) -> dict[str, Any]:
     run_tasks(own, [*tasks, (base_beside, (spoken_to,)), (base_easy, ())])
     judge = bench.judge.extended(spoken_to)
     cases = own.cases(spoken_to, own.scenes)
-    fit = interval([scores(judge, cases.pictures, cases)["relation"]])
+    fit = scores(judge, cases.pictures, cases)
     found = _lora_figures(own, (spoken_to,), judge)
-    gates = {"extended oracle on renders": gate(fit, 0.95), **found["gates"]}
+    gates = {
+        "extended oracle on renders": gate(interval([fit["relation"]]), 0.95),
+        "extended oracle, main colour on renders": gate(interval([fit["coat"]]), 0.97),
+        **found["gates"],
+    }
     del gates["direction, of the right class"]  # it is symmetric
-    # The oracle learnt the relation, but never how a coat looks in it: against the base, renders lose too.
-    gates["main colour, change from renders"] = gate(found["colour_change"]["from_renders"], -0.05)
     return {**found, "yaml": NEW_RELATION, "gates": gates}
 
 

@@ -19,13 +19,13 @@ from rbctl.plugins.eval.ablate.stages import resolved
 from rbctl.relations import load_relation
 
 FULL = "full"  # the variant that changes nothing, which all others are compared with
-DATA = ("relation", "unrelated")
+DATA = ("relation", "unrelated", "subjects")
 _KEYS = ("bench", "bundle", "relations", "seeds", "cases", "finetune", "sample", "tables")
 _TABLE_KEYS = ("name", "title", "note", "rows")
 _VARIANT_KEYS = ("finetune", "sample", "data")
 # What the ablation itself says to the stages.
 _OURS = {
-    "finetune": ("relation", "data", "bundle", "output", "resume", "seed", "device"),
+    "finetune": ("relation", "class_noun", "data", "bundle", "output", "resume", "seed", "device"),
     "sample": ("prompts", "config", "bundle", "output", "relation", "lora", "embedding", "seed", "images", "device"),
 }
 
@@ -45,7 +45,8 @@ class Variant:
         name: its first row's.
         changes: what it says differently from the full method, as written.
         finetune, sample: every option of the two stages, resolved.
-        data: "relation": triplets that show it; "unrelated": triplets that say it but show something else.
+        data: "relation": triplets that show it; "unrelated": triplets that say it but show something else; "subjects":
+            the pictures of each subject of each case, for methods that learn subjects.
     """
 
     name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -19,7 +20,17 @@ from rbctl import layout, lora
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.load import fingerprint, generator_fingerprint
 from rbctl.errors import InputError
-from rbctl.files import read_image, read_json, read_jsonl, read_safetensors, sha256, write_json, write_png, write_text
+from rbctl.files import (
+    read_image,
+    read_json,
+    read_jsonl,
+    read_safetensors,
+    sha256,
+    write_bytes,
+    write_json,
+    write_png,
+    write_text,
+)
 from rbctl.layout import LayoutPrior
 from rbctl.menagerie.triplets import DRAWN_AS, draw_scenes, spoken
 from rbctl.pictures import grid
@@ -49,7 +60,8 @@ class Cell:
 
     Attributes:
         relation: with its rules; ``given`` is how the recipe names it.
-        tuned: folder of the finetuning; variants that tune alike share it.
+        tuned: folders of the finetunings; variants that tune alike share them. One of the relation, or where the data
+            are subjects one of each: case by case, in the order of the roles.
         shown: folder of the pictures and their scores.
     """
 
@@ -57,15 +69,20 @@ class Cell:
     relation: Relation
     given: str
     seed: int
-    tuned: Path
+    tuned: tuple[Path, ...]
     shown: Path
 
     @property
-    def learned(self) -> Path | None:
-        """The LoRA or embedding that the finetuning made, once it has ended."""
-        made = _read(self.tuned / _MADE)
-        path = self.tuned / made["result"] if made else None
-        return path if path and path.is_file() else None
+    def learned(self) -> tuple[Path, ...] | None:
+        """The LoRAs or embeddings that the finetunings made, once all have ended."""
+        found = tuple(path for folder in self.tuned if (path := _result(folder)))
+        return found if len(found) == len(self.tuned) else None
+
+    def learned_for(self, number: int) -> str:
+        """Those that the pictures of a case are made with, as ``rbctl sample`` is told of several."""
+        found, roles = self.learned or (), len(self.relation.roles)
+        own = found[number * roles : (number + 1) * roles] if self.variant.data == "subjects" else found
+        return ",".join(str(path.resolve()) for path in own)
 
 
 @dataclass(frozen=True)
@@ -97,8 +114,18 @@ class Work:
                     tuned, full = (digest([*facts, v.finetune, v.data]) for v in (variant, self.ablation.full))
                     shown = digest([tuned, full, variant.sample, self.ablation.bench])
                     name = f"{relation.name}-s{seed}"
-                    folders = (self.output / "loras" / f"{name}-{tuned}", self.output / "pictures" / f"{name}-{shown}")
-                    found.append(Cell(variant, relation, given, seed, *folders))
+                    folders: tuple[Path, ...] = (self.output / "loras" / f"{name}-{tuned}",)
+                    if variant.data == "subjects":
+                        folders = tuple(
+                            self.output
+                            / "loras"
+                            / f"{name}-{digest([tuned, self.ablation.bench])}"
+                            / f"{case:03d}-{role}"
+                            for case in range(self.ablation.cases)
+                            for role in range(len(relation.roles))
+                        )
+                    pictures = self.output / "pictures" / f"{name}-{shown}"
+                    found.append(Cell(variant, relation, given, seed, folders, pictures))
         return tuple(found)
 
     def of(self, variant: Variant) -> list[Cell]:
@@ -114,7 +141,8 @@ class Work:
         own, full = cell.learned, self.beside(cell).learned
         if own is None or full is None:
             return None
-        return {"cases": self.ablation.cases, "learned": sha256(own), "boxes_from": sha256(full)}
+        learned = ",".join(map(sha256, own))
+        return {"cases": self.ablation.cases, "learned": learned, "boxes_from": ",".join(map(sha256, full))}
 
     def sampled(self, cell: Cell) -> bool:
         """Whether all pictures of a cell are there."""
@@ -165,7 +193,7 @@ class Work:
             )
             changes = yaml.safe_dump(variant.changes, default_flow_style=True, width=1000).strip()
             rows.append([variant.name, *(f"{n} of {len(cells)}" for n in done), changes if variant.changes else "none"])
-        tuned = {cell.tuned: cell.learned for cell in self.cells}
+        tuned = {folder: _result(folder) for cell in self.cells for folder in cell.tuned}
         to_tune = sum(path is None for path in tuned.values())
         to_sample = sum(not self.sampled(cell) for cell in self.cells)
         to_score = sum(self.scored(cell) is None for cell in self.cells)
@@ -198,7 +226,7 @@ class Work:
             found = {v.key: [s for cell in self.of(v) if (s := self.scored(cell))] for v in ablation.variants.values()}
             content = {**tables.content(ablation, found), "versions": versions()}
             for told, variant in zip(content["variants"].values(), ablation.variants.values(), strict=True):
-                told["learned"] = [str(cell.learned) for cell in self.of(variant)]
+                told["learned"] = [str(path) for cell in self.of(variant) for path in cell.learned or ()]
                 told["pictures"] = [str(cell.shown) for cell in self.of(variant)]
             write_json(self.output / "tables.json", content)
             write_text(self.output / "tables.md", tables.markdown(content))
@@ -208,16 +236,24 @@ class Work:
         return f"{tables.terminal(content)}\n\n{self.output / 'tables.md'}"
 
     def tune(self, cases: Sequence[Case]) -> None:
-        """Finetune what is not there; no case of the benchmark is shown."""
+        """Finetune what is not there; no case of the benchmark is shown, to methods of subjects who is in it."""
         steps = {}
         for cell in self.cells:
-            if cell.learned is None and cell.tuned not in steps:
-                arguments = [*self._recipe("finetune", cell.variant.finetune), "--relation", cell.given]
-                arguments += ["--seed", str(cell.seed), "--output", str(cell.tuned)]
+            own = of_relations(cases, [cell.relation.name])
+            people = [(case, role) for case in own for role in range(len(case.objects))]
+            for number, folder in enumerate(cell.tuned):
+                if folder in steps or _result(folder):
+                    continue
+                arguments = [*self._recipe("finetune", cell.variant.finetune), "--seed", str(cell.seed)]
+                if cell.variant.data == "subjects":
+                    case, role = people[number]
+                    arguments += ["--class-noun", case.objects[role].name, "--data", str(self._subject(case, role))]
+                else:
+                    arguments += ["--relation", cell.given]
                 if cell.variant.data == "unrelated":
                     arguments += ["--data", str(self._unrelated(cell))]
-                keep = functools.partial(_keep_result, cell.tuned)
-                steps[cell.tuned] = Step(("finetune", *arguments), cell.tuned / "log.txt", keep)
+                keep = functools.partial(_keep_result, folder)
+                steps[folder] = Step(("finetune", *arguments, "--output", str(folder)), folder / "log.txt", keep)
         run_steps(steps.values(), self.jobs, "finetune")
 
     def sample(self, cases: Sequence[Case]) -> None:
@@ -227,13 +263,12 @@ class Work:
             own, full = cell.learned, self.beside(cell).learned
             if own is None or full is None or self.sampled(cell):
                 continue
-            file = lora.read(full)
-            stored = file.metadata.get("rbctl.layout_prior")
-            prior = LayoutPrior.from_json(stored, str(full)) if stored else None
+            stored = lora.read(full[0]).metadata.get("rbctl.layout_prior")
+            prior = LayoutPrior.from_json(stored, str(full[0])) if stored else None
             content = sampling.prompts(of_relations(cases, [cell.relation.name]), {})  # so far for the base model
-            kind = "embedding" if "rbctl.token" in read_safetensors(own)[1] else "lora"
-            for entry in content["prompts"]:
-                entry[kind] = str(own.resolve())
+            kind = "embedding" if "rbctl.token" in read_safetensors(own[0])[1] else "lora"
+            for number, entry in enumerate(content["prompts"]):
+                entry[kind] = cell.learned_for(number)
                 boxes, _ = layout.boxes_for(len(entry["objects"]), prior, cell.relation)
                 for thing, box in zip(entry["objects"], boxes, strict=True):
                     thing["box"] = list(box)
@@ -288,9 +323,17 @@ class Work:
         write_text(path, yaml.safe_dump({stage: options}, sort_keys=False))
         return ["--recipe", str(path), "--bundle", self.ablation.bundle, "--device", self.device]
 
+    def _subject(self, case: Case, role: int) -> Path:
+        """The pictures of one subject of a case, in a folder."""
+        folder = self.output / "subjects" / f"{case.id}-{role}"
+        for picture in case.objects[role].references:
+            if not (folder / picture.name).is_file():
+                write_bytes(folder / picture.name, picture.read_bytes())
+        return folder
+
     def _unrelated(self, cell: Cell) -> Path:
         """Triplets that say a cell's relation but show an ordinary scene, of the relations of drawn prior sets."""
-        folder = self.output / "unrelated" / cell.tuned.name
+        folder = self.output / "unrelated" / cell.tuned[0].name
         if (folder / METADATA).is_file():
             return folder
         names = [n for n in cell.variant.finetune["prior_relations"] if n != cell.relation.name]
@@ -314,6 +357,13 @@ class Work:
 def _read(path: Path) -> dict[str, Any] | None:
     """A file that we wrote whole, or nothing."""
     return dict(read_json(path)) if path.is_file() else None
+
+
+def _result(tuned: Path) -> Path | None:
+    """What a finetuning made, once it has ended."""
+    made = _read(tuned / _MADE)
+    path = tuned / made["result"] if made else None
+    return path if path and path.is_file() else None
 
 
 def _keep(path: Path, facts: dict[str, Any], printed: str) -> None:
