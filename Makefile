@@ -19,7 +19,7 @@ setup: $(STAMP)
 
 # The whole road on the small bundle that ships: six drawn triplets, a relation LoRA, pictures before and after.
 demo: $(STAMP)
-	$(BIN)/rbctl demo --output runs/demo
+	$(BIN)/rbctl demo --relation recipes/examples/sit_back_to_back.yaml --output runs/demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
