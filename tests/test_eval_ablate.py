@@ -99,12 +99,15 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
 def test_methods_of_subjects_learn_each_subject_of_each_case(tmp_path: Path) -> None:
     learns = {"steps": 1, "method": "textual_inversion", "prior": "none"}
     row = {"data": "subjects", "finetune": learns, "sample": {"scale": 0}}
-    recipe = write(tmp_path, tables=[{"rows": {"full": {}, "inversion": row}}])
+    recipe = write(tmp_path, tables=[{"rows": {"base": {"sample": {"lora_weight": 0}}, "inversion": row}}])
     plan = ablate(recipe, "--output", tmp_path / "out", "--dry-run").stdout
-    assert "to do: 3 of 3 finetunings, 2 of 2 pictures, 2 of 2 scorings" in plan
+    assert "to do: 3 of 3 finetunings, 3 of 3 pictures, 3 of 3 scorings" in plan
     result = ablate(recipe, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    told = read_json(tmp_path / "out" / "tables.json")["variants"]["inversion"]
+    variants = read_json(tmp_path / "out" / "tables.json")["variants"]
+    (base,) = read_jsonl(Path(variants["base"]["pictures"][0]) / "metadata.jsonl")
+    assert (base["lora_weight"], base["lora"]) == (0, variants["full"]["learned"][0])
+    told = variants["inversion"]
     assert [Path(path).parent.name for path in told["learned"]] == ["000-0", "000-1"]
     (row,) = read_jsonl(Path(told["pictures"][0]) / "metadata.jsonl")
     classes = [thing["name"] for thing in row["objects"]]
@@ -112,7 +115,7 @@ def test_methods_of_subjects_learn_each_subject_of_each_case(tmp_path: Path) -> 
     shown = {path.name for path in (tmp_path / "out" / "subjects" / "ride-000-0").iterdir()}
     assert Path(row["objects"][0]["image"]).name in shown
     plan = ablate(recipe, "--output", tmp_path / "out", "--dry-run").stdout
-    assert "to do: 0 of 3 finetunings, 0 of 2 pictures, 0 of 2 scorings" in plan
+    assert "to do: 0 of 3 finetunings, 0 of 3 pictures, 0 of 3 scorings" in plan
 
 
 def test_an_interruption_keeps_what_is_finished(done: Done) -> None:

@@ -268,6 +268,8 @@ class Work:
             kind = "embedding" if "rbctl.token" in read_safetensors(own[0])[1] else "lora"
             for number, entry in enumerate(content["prompts"]):
                 entry[kind] = cell.learned_for(number)
+                if kind == "lora":  # a prompt with a LoRA of its own takes it at weight 1, whatever the stage is told
+                    entry["lora_weight"] = cell.variant.sample["lora_weight"]
                 boxes, _ = layout.boxes_for(len(entry["objects"]), prior, cell.relation)
                 for thing, box in zip(entry["objects"], boxes, strict=True):
                     thing["box"] = list(box)
