@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -115,14 +116,9 @@ class Work:
                     name = f"{relation.name}-s{seed}"
                     folders: tuple[Path, ...] = (self.output / "loras" / f"{name}-{tuned}",)
                     if variant.data == "subjects":
-                        folders = tuple(
-                            self.output
-                            / "loras"
-                            / f"{name}-{digest([tuned, self.ablation.bench])}"
-                            / f"{case:03d}-{role}"
-                            for case in range(self.ablation.cases)
-                            for role in range(len(relation.roles))
-                        )
+                        group = self.output / "loras" / f"{name}-{digest([tuned, self.ablation.bench])}"
+                        numbers = itertools.product(range(self.ablation.cases), range(len(relation.roles)))
+                        folders = tuple(group / f"{case:03d}-{role}" for case, role in numbers)
                     pictures = self.output / "pictures" / f"{name}-{shown}"
                     found.append(Cell(variant, relation, given, seed, folders, pictures))
         return tuple(found)
@@ -235,7 +231,7 @@ class Work:
         return f"{tables.terminal(content)}\n\n{self.output / 'tables.md'}"
 
     def tune(self, cases: Sequence[Case]) -> None:
-        """Finetune what is not there; no case of the benchmark is shown, to methods of subjects who is in it."""
+        """Finetune what is not there. No case of the benchmark is shown; methods of subjects see who is in it."""
         steps = {}
         for cell in self.cells:
             own = of_relations(cases, [cell.relation.name])
