@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import re
 import subprocess
@@ -19,20 +20,27 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from rbctl.bundle.catalogue import resolve
 from rbctl.cli import main
 from rbctl.files import read_image, read_json, read_jsonl
 from rbctl.menagerie import Individual, Scene, compose
+from rbctl.menagerie.extension import extend
+from rbctl.menagerie.oracle import load_oracle
 from rbctl.menagerie.triplets import pictures
 from rbctl.plugins.annotate.processes import Share
 from rbctl.plugins.eval import processes
-from rbctl.plugins.eval.case import Case
-from rbctl.plugins.eval.world import draw_cases
+from rbctl.plugins.eval.case import Case, Truth
+from rbctl.plugins.eval.world import Judge, draw_cases
 from rbctl.relations import load_relation
 
 CASES = 2
 KINDS = ("true", "swapped", "other", "missing", "twice", "coats", "pasted")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+CAT = Individual(species="cat", coat="orange", second="blue", pattern="stripes")
+FOX = Individual(species="fox", coat="red", second="red", pattern="plain")
 
 
 def rbctl(*arguments: object) -> Result:
@@ -491,3 +499,20 @@ def test_two_processes_share_the_encoding(given: Path, tmp_path: Path) -> None:
         for column, cell in cells.items():
             for part in ("mean", "low", "high", "n"):  # scores are 100 x cos: this is 1e-6 of a cosine
                 assert together[run][column][part] == pytest.approx(cell[part], abs=1e-4)
+
+
+def test_each_relation_of_a_user_is_judged_by_an_oracle_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two YAMLs that are not shipped: teaching the second must not ask for the first by its name."""
+    monkeypatch.setattr("rbctl.plugins.eval.world.extend", functools.partial(extend, steps=1, each=1))
+    text = (Path(__file__).resolve().parents[1] / "recipes" / "examples" / "sit_back_to_back.yaml").read_text()
+    judge = Judge(load_oracle(resolve("mini") / "oracle"))
+    known = judge.oracle.relations
+    for name in ("sit_one_way", "sit_another_way", "sit_one_way"):
+        (tmp_path / f"{name}.yaml").write_text(text.replace("sit_back_to_back", name))
+        relation = load_relation(str(tmp_path / f"{name}.yaml"))
+        scene = compose(relation, [CAT, FOX], np.random.default_rng(0))
+        case = Case(id="0", text="", relation=name, truth=Truth(scene.individuals, tmp_path / "truth.png"))
+        assert len(judge(pictures([scene], 128), [case], relation)) == 1
+    assert judge.oracle.relations == known

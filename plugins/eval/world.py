@@ -156,16 +156,19 @@ class Judge:
 
     oracle: Oracle
     _limits: dict[str, float] = field(default_factory=dict, repr=False)
+    _taught: dict[str, Oracle] = field(default_factory=dict, repr=False)  # what judges each relation
 
     def __call__(self, images: Sequence[Image.Image], cases: Sequence[Case], relation: Relation) -> list[Verdict]:
         """Verdicts on as many pictures as cases, all of one relation."""
-        if relation.name not in self.oracle.relations:
-            self.oracle = extend(self.oracle, relation)
-        reading = self.oracle.read(list(images)).map(lambda tensor: tensor.cpu())
+        if relation.name not in self._taught:
+            known = relation.name in self.oracle.relations
+            self._taught[relation.name] = self.oracle if known else extend(self.oracle, relation)
+        oracle = self._taught[relation.name]
+        reading = oracle.read(list(images)).map(lambda tensor: tensor.cpu())
         groups = [case.truth.individuals for case in cases if case.truth]
         score = scoring.relation_score(reading, relation, groups)
         if relation.name not in self._limits:
-            self._limits[relation.name] = scoring.contact_limit(relation, self.oracle)
+            self._limits[relation.name] = scoring.contact_limit(relation, oracle)
         identified = _identified(reading, score.slots, cases, groups)
         column = reading.relations.index(relation.name)
         return [
