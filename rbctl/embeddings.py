@@ -7,7 +7,6 @@ Tokenizers and weights stay as they are: a token's vectors take the place of the
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,9 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 from rbctl.files import read_safetensors, write_safetensors
+from rbctl.parsing import parse_json
 
 KEYS = ("clip_l", "clip_g")
 # Of ReVersion's kind: English prepositions, which an embedding of a relation is kept among.
@@ -49,18 +49,27 @@ class Embedding:
     @property
     def words(self) -> tuple[str, ...]:
         """The words it stands for; none where the file does not tell."""
-        return words_of(self.metadata)
+        return words_of(self.metadata, self.path)
 
 
-def words_of(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """The words in whose place a prompt is to say what was learned."""
-    return tuple(json.loads(metadata.get("rbctl.words", "[]")))
+def words_of(metadata: Mapping[str, str], path: Path | None) -> tuple[str, ...]:
+    """The words in whose place a prompt is to say what was learned.
+
+    Raises:
+        InputError: the metadata of the file ``path`` holds something else.
+    """
+    words = parse_json(metadata.get("rbctl.words", "[]"), f"{path}: rbctl.words")
+    if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words):
+        raise InputError(f"{path}: rbctl.words: a list of words was expected, not {abridged(words)}")
+    return tuple(words)
 
 
 def check_token(token: str, where: str) -> str:
     """Raises InputError unless the token is of the form <name>, which no other word of a prompt can be."""
     if not _TOKEN.fullmatch(token):
-        raise InputError(f"{where}: {token!r} is no token; write it as <name>, without spaces, commas and colons")
+        raise InputError(
+            f"{where}: {abridged(token)} is no token; write it as <name>, without spaces, commas and colons"
+        )
     return token
 
 

@@ -1,10 +1,30 @@
 """What the user can mend."""
 
+import reprlib
+
 
 class InputError(Exception):
     """Bad input, told in one line: ``WHERE: what is wrong; the mend``. The command line prints it and exits with 2."""
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What an error of foreign code says, as one line of bearable length."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxdict = 6
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def abridged(value: object) -> str:
+    """A value from data for an error message: at most 60 characters, and never built longer on the way.
+
+    Twenty lines of YAML can stand for a list of 10^30 words, whose ``repr`` would take all memory.
+    """
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # a whole number of more digits than Python prints
+        text = f"a number of type {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."

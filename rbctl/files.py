@@ -5,27 +5,45 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import os
 import pickle
+import secrets
+import stat
 import struct
-import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged, reason
+from rbctl.parsing import JSON_LIMIT, parse_json, parse_yaml
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 PARTIAL = ".partial"  # suffix of a file being written; a kill leaves one behind
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_NO_ROOM_SIGNS = (
+    "No space left on device",
+    "os error 28",
+    "File too large",
+    "os error 27",
+    "PytorchStreamWriter failed",
+    "unexpected pos",  # torch again, as it closes the file that it could not write
+)
+_NO_PLACE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
 
 
 # What torch's unpickler raises on damaged files, by trial.
@@ -40,11 +58,8 @@ _DAMAGED = (
     AssertionError,
     OverflowError,
     struct.error,
+    zipfile.BadZipFile,
 )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -52,33 +67,62 @@ def _told(path: Path) -> Iterator[None]:
     """Turn what the user can mend about writing ``path`` into one line."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
+    except InputError:
+        raise
+    except Exception as error:  # the writers of safetensors and torch have errors of their own for a full disk
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _NO_ROOM or any(sign in str(error) for sign in _NO_ROOM_SIGNS):
             raise InputError(f"{path}: no space left on the disk; free some and run the same command again") from error
-        if error.errno in _NO_PLACE:
+        if number in _NO_PLACE and isinstance(error, OSError):
             raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
         raise
+
+
+_claimed: list[Path] = []  # folders that this process writes in, absolute
+
+
+@contextlib.contextmanager
+def writing_in(folder: Path) -> Iterator[None]:
+    """While the block lasts, nothing below ``folder`` is written through a symbolic link that lies in it.
+
+    The folder may be data of a stranger, whose ``masks/`` is a link to somewhere else. It may be a link itself: that
+    one the user named.
+    """
+    _claimed.append(folder.absolute())
+    try:
+        yield
+    finally:
+        _claimed.pop()
+
+
+def _refuse_links(path: Path) -> None:
+    for folder in _claimed:
+        if path.absolute().is_relative_to(folder):
+            below = path.absolute().relative_to(folder).parents
+            for parent in [folder / part for part in below if part.parts]:
+                if parent.is_symlink():
+                    raise InputError(f"{parent}: is a link, so nothing is written there; put a folder in its place")
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; when the block ends well it replaces ``path`` in one step.
 
-    On any failure, a kill included, what ``path`` held before stays as it was.
+    On any failure, a kill included, what ``path`` held before stays as it was. A link at ``path`` is replaced, never
+    followed. The umask decides who may read the file.
 
     Raises:
-        InputError: the disk is full, or the folder cannot be written.
+        InputError: the disk is full, or the folder cannot be written or is a link (see :func:`writing_in`).
     """
     with _told(path):
+        _refuse_links(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
             yield temporary
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
-            temporary.chmod(0o644)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -88,10 +132,13 @@ def append_line(path: Path, line: str) -> None:
     """Append one line. A kill can leave a part of it, so readers of such a file must bear a torn last line.
 
     Raises:
-        InputError: the disk is full, or the file cannot be written.
+        InputError: the disk is full, or the file cannot be written or is a link.
     """
-    with _told(path), path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    with _told(path):
+        _refuse_links(path)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        with os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -115,17 +162,16 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def write_png(path: Path, image: Image.Image) -> None:
-    """Write a picture as PNG, atomically. PIL does not always tell that the disk is full, so it writes to memory."""
-    encoded = io.BytesIO()
-    image.save(encoded, format="PNG")
-    write_bytes(path, encoded.getvalue())
-
-
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write named tensors with string metadata, atomically."""
+    """Write named tensors with string metadata, atomically.
+
+    Raises:
+        InputError: a tensor holds NaN or infinite numbers; what ``path`` held stays. Or the disk is full.
+    """
     from safetensors.torch import save
 
+    if broken := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+        raise InputError(f"{path}: not written: {broken[0]} holds NaN or infinite numbers")
     raw = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata))
     # The library writes the metadata in random order; sorted, the same content is the same file.
     length = int.from_bytes(raw[:8], "little")
@@ -138,32 +184,44 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata:
         file.write(memoryview(raw)[8 + length :])
 
 
-def read_text(path: Path) -> str:
-    """Read UTF-8 text.
+def read_text(path: Path, limit: int = JSON_LIMIT) -> str:
+    """Read UTF-8 text of at most ``limit`` bytes.
 
     Raises:
-        InputError: the file is missing, unreadable or not UTF-8.
+        InputError: the file is missing, unreadable, too large, no plain file, or not UTF-8.
     """
     try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: cannot be read as text (it is no file)")
+        if status.st_size > limit:
+            raise InputError(f"{path}: larger than {limit >> 20} MB of text; split it")
         return Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from error
+        raise InputError(f"{path}: cannot be read as text ({reason(error)})") from error
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON.
+def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
+    """Read JSON of at most ``limit`` bytes.
 
     Raises:
-        InputError: the file is missing or not JSON; the line is named.
+        InputError: the file is missing, too large or not JSON; the line is named.
     """
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
-        raise InputError(f"{path}: cannot be read as JSON ({_first_line(error)})") from error
+    return parse_json(read_text(path, limit), str(path), limit)
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a JSONL file that are not empty, with their numbers from 1.
+
+    Raises:
+        InputError: the file cannot be read as text.
+    """
+    # Not splitlines(), which also splits at U+2028 and its like, and those may stand inside a JSON string.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            yield number, line
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -173,17 +231,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         InputError: the file is missing, or a line is not a JSON object.
     """
     rows = []
-    # Not splitlines(), which also splits at U+2028 and its like, and those may stand inside a JSON string.
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", None) or _first_line(error)
-            raise InputError(f"{path}:{number}: not valid JSON ({reason})") from error
+    for number, line in numbered_lines(path):
+        row = parse_json(line, f"{path}:{number}")
         if not isinstance(row, dict):
-            raise InputError(f"{path}:{number}: a JSON object was expected")
+            raise InputError(f"{path}:{number}: a JSON object was expected, not {abridged(row)}")
         rows.append(row)
     return rows
 
@@ -194,18 +245,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, not YAML, or not a mapping.
     """
-    import yaml  # here, for a quick start: no --help needs it
-
-    try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        reason = getattr(error, "problem", None) or _first_line(error)
-        raise InputError(f"{where}: not valid YAML ({reason})") from error
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        # PyYAML's constructors: a date of month 99, "!!int x" and the like.
-        raise InputError(f"{path}: a value is not of its YAML type ({_first_line(error)}); quote it") from error
+    content = parse_yaml(read_text(path), str(path))
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -230,60 +270,55 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         raise InputError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def read_torch(path: Path) -> Any:
-    """Read a .pth, .pt or .bin file of tensors. Code inside is refused, never run.
+def read_torch(path: Path, limit: int | None = None) -> Any:
+    """Read a .pth, .pt or .bin file of tensors, of at most ``limit`` bytes. Code inside is refused, never run.
 
     Raises:
-        InputError: the file is missing, damaged, or holds anything but tensors and plain containers.
+        InputError: the file is missing, too large, damaged, compressed, or holds anything but plain containers and
+            dense tensors whose numbers it stores one by one (1.5 kB can stand for a tensor of 16 GB otherwise).
     """
     import torch
 
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file")
+    if limit is not None and os.path.getsize(path) > limit:
+        raise InputError(f"{path}: {os.path.getsize(path):,} bytes are more than such a file has; check what it is")
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                    raise InputError(f"{path}: refused, it is compressed, as PyTorch's files never are")
         with warnings.catch_warnings():  # torch warns of what it is about to refuse; the error says it in one line
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(path, content)
+        return content
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: refused, it holds more than tensors (a pickle can run code)") from error
     except _DAMAGED as error:
-        raise InputError(f"{path}: not a readable PyTorch file ({_first_line(error)})") from error
+        raise InputError(f"{path}: not a readable PyTorch file ({reason(error)})") from error
 
 
-def read_image(path: Path, mode: str = "RGB") -> Image.Image:
-    """Read a picture, turned as its EXIF orientation says; alpha is laid over white, 16 bits become 8.
+def _check_tensors(path: Path, content: Any) -> None:
+    import torch
 
-    Raises:
-        InputError: the file is missing or not a readable picture, or its pixels have no range known to be 0 to 1.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            sixteen = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format == "PNG")
-            image = ImageOps.exif_transpose(opened)
-        if sixteen:
-            image = _eight_bit(image)
-        elif image.mode in ("I", "F"):
-            raise InputError(f"{path}: its pixels are 32-bit numbers of no known range; save it as an 8-bit PNG")
-        if mode == "RGB" and image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        return image.convert(mode)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such picture") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable picture ({error})") from error
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits with 8; Pillow's own conversion cuts everything above 255 off."""
-    import numpy as np
-    from PIL import Image
-
-    return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
+    waiting, seen = [content], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple | set | frozenset):
+            waiting += value
+        elif isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+                raise InputError(f"{path}: refused, a tensor in it is sparse, quantised or without numbers")
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise InputError(
+                    f"{path}: refused, a tensor of shape {abridged(tuple(value.shape))} stores fewer numbers"
+                )
 
 
 def sha256(path: Path) -> str:

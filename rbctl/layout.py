@@ -10,13 +10,15 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged, reason
+from rbctl.parsing import parse_json
 from rbctl.relations import Box, Relation
 
 Four = tuple[float, float, float, float]
 
 _SMALLEST = 1 / 16  # a box narrower than this would hold hardly a cell of the coarsest latent grid
 _MARGIN = 0.05
+_LIMIT = 1 << 16  # characters of a prior's JSON
 _SAME = 0.5  # IoU above which two boxes hardly tell whose place is where
 
 
@@ -98,15 +100,15 @@ class LayoutPrior:
             InputError: the text is something else.
         """
         try:
-            found = json.loads(text)
+            content = parse_json(text, "its JSON", limit=_LIMIT)
             return cls(
-                tuple(str(role) for role in found["roles"]),
-                tuple(_four(row) for row in found["mean"]),
-                tuple(_four(row) for row in found["spread"]),
+                tuple(str(role) for role in content["roles"]),
+                tuple(_relative(row) for row in content["mean"]),
+                tuple(_relative(row) for row in content["spread"]),
             )
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        except (InputError, ValueError, TypeError, KeyError, OverflowError) as error:
             raise InputError(
-                f"{where}: not a layout prior ({error}); write the file again with rbctl finetune"
+                f"{where}: not a layout prior ({reason(error)}); write the file again with rbctl finetune"
             ) from error
 
 
@@ -133,6 +135,13 @@ def boxes_for(count: int, prior: LayoutPrior | None, relation: Relation | None) 
 def _four(values: Any) -> Four:
     a, b, c, d = (float(v) for v in values)
     return a, b, c, d
+
+
+def _relative(values: Any) -> Four:
+    row = _four(values)
+    if not all(-10 <= v <= 10 for v in row):
+        raise ValueError(f"{abridged(row)} is no place in a picture")
+    return row
 
 
 def _centred(box: Sequence[float]) -> Four:

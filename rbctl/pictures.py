@@ -11,7 +11,10 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from rbctl.errors import InputError
 from rbctl.files import write_bytes
+from rbctl.images import open_image
+from rbctl.parsing import parse_json
 
 _GAP = 8  # pixels around each picture of a sheet
 _CAPTION = 14  # pixels, height of the caption's letters
@@ -95,10 +98,10 @@ def save_png(image: Image.Image, path: Path, parameters: str, record: Mapping[st
 def read_record(path: Path) -> dict[str, Any] | None:
     """The record that ``save_png`` put into a picture; None where the file is missing, broken or not ours."""
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             opened.load()  # a picture cut short is no finished picture, even if its head is whole
-            record = json.loads(opened.info.get("rbctl", "null"))
-    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
+            record = parse_json(str(opened.info.get("rbctl", "null")), str(path), finite=False)
+    except InputError:
         return None
     return record if isinstance(record, dict) else None
 

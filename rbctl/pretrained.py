@@ -27,7 +27,7 @@ def told(path: Path, kind: str = "") -> Iterator[None]:
 
 
 def from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
-    """``loader.from_pretrained``, silent.
+    """``loader.from_pretrained``, silent. No code of the folder runs, and nobody is asked whether it may.
 
     Raises:
         InputError: what it fails with, told of the file that is damaged.
@@ -43,7 +43,7 @@ def from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
         for library in libraries:
             library.set_verbosity_error()
         try:
-            return loader.from_pretrained(folder, local_files_only=True, **options)
+            return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
         except Exception:  # told below of the file that is damaged, else raised again for ``told``
             for path in sorted(folder.iterdir()):
                 if path.suffix == ".json":
@@ -56,6 +56,17 @@ def from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
         finally:
             for library, verbosity in zip(libraries, before, strict=True):
                 library.set_verbosity(verbosity)
+
+
+def refuse_code(folder: Path) -> None:
+    """For libraries that hand a folder on to transformers without saying that its code is not to run.
+
+    Raises:
+        InputError: a configuration in the folder names code of its own (``auto_map``).
+    """
+    for path in sorted(folder.glob("*.json")):
+        if "auto_map" in read_object(path):
+            raise InputError(f"{path}: auto_map: names code, and code of a model folder is never run; take it out")
 
 
 def network(loader: Any, folder: Path, dtype: torch.dtype, **options: Any) -> Any:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import dataclasses
 import os.path
 import re
-import string
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 from rbctl.files import read_yaml
 from rbctl.options import nearest
+from rbctl.templates import fill, places
 
 Box = tuple[float, float, float, float]
 
@@ -31,13 +31,13 @@ def check_box(value: Any) -> Box:
         ValueError: not four numbers, outside [0, 1], or with no area.
     """
     if not isinstance(value, list | tuple) or len(value) != 4:
-        raise ValueError(f"four numbers x0, y0, x1, y1 were expected, not {value!r}")
+        raise ValueError(f"four numbers x0, y0, x1, y1 were expected, not {abridged(value)}")
     if any(isinstance(v, bool) for v in value):
-        raise ValueError(f"four numbers x0, y0, x1, y1 were expected, not {value!r}")
+        raise ValueError(f"four numbers x0, y0, x1, y1 were expected, not {abridged(value)}")
     try:
         x0, y0, x1, y1 = (float(v) for v in value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"four numbers x0, y0, x1, y1 were expected, not {value!r}") from error
+        raise ValueError(f"four numbers x0, y0, x1, y1 were expected, not {abridged(value)}") from error
     shown = f"{x0:g},{y0:g},{x1:g},{y1:g}"
     # Written so that nan fails too.
     if not all(0 <= v <= 1 for v in (x0, y0, x1, y1)):
@@ -91,7 +91,7 @@ class Relation:
         for place, name in zip(_PLACES, names, strict=False):
             article = r"\1n " if name[:1].lower() in tuple("aeiou") else r"\1 "
             template = re.sub(rf"\b([Aa]) (?={{{place}}})", article, template)
-        return template.format(**dict(zip(_PLACES, names, strict=False)))
+        return fill(template, **dict(zip(_PLACES, names, strict=False)))
 
 
 def shipped() -> list[str]:
@@ -117,7 +117,7 @@ def load_relation(name_or_path: str | Path) -> Relation:
     meant = find_relation(given, [_read(path) for path in found.values()])
     hint = f"; did you mean {meant.name!r}?" if meant else nearest(name, found)
     mend = hint or f"; give the path of a YAML file, or one of: {', '.join(sorted(found))}"
-    raise InputError(f"{given!r}: no such relation{mend}")
+    raise InputError(f"{abridged(given)}: no such relation{mend}")
 
 
 def find_relation(text: str, relations: Iterable[Relation]) -> Relation | None:
@@ -135,10 +135,11 @@ def find_relation(text: str, relations: Iterable[Relation]) -> Relation | None:
             pattern = rf"(?<!\S){re.escape(_plain(form))}(?!\S){active}"
             matches += [(m.start(), m.end(), relation) for m in re.finditer(pattern, words)]
 
-    def covered(start: int, end: int) -> bool:
-        return any(a <= start and end <= b and b - a > end - start for a, b, _ in matches)
-
-    left = {relation.name: relation for start, end, relation in matches if not covered(start, end)}
+    left: dict[str, Relation] = {}
+    last = (0, 0)  # of the matches that lie inside of no other
+    for start, end, relation in sorted(matches, key=lambda match: (match[0], -match[1])):
+        if end > last[1] or (start, end) == last:
+            left[relation.name], last = relation, (start, end)
     return next(iter(left.values())) if len(left) == 1 else None
 
 
@@ -157,19 +158,20 @@ def _read(path: Path) -> Relation:
     known = [field.name for field in dataclasses.fields(Relation)]
     for key in content:
         if key not in known:
-            raise InputError(f"{path}: no key {key!r}{nearest(str(key), known) or '; keys: ' + ', '.join(known)}")
+            mend = nearest(str(key), known) or f"; keys: {', '.join(known)}"
+            raise InputError(f"{path}: no key {abridged(key)}{mend}")
     for key in ("predicate", "prompts", "roles"):
         if key not in content:
             raise InputError(f"{path}: {key} is missing")
     name = _words(path, "name", content.get("name", path.stem))
     if not _NAME.fullmatch(name):
-        raise InputError(f"{path}: name: {name!r} must be lower-case words joined by '_', as in 'shake_hands'")
+        raise InputError(f"{path}: name: {abridged(name)} must be lower-case words joined by '_', as in 'shake_hands'")
     symmetric = content.get("symmetric", False)
     if not isinstance(symmetric, bool):
-        raise InputError(f"{path}: symmetric: true or false was expected, not {symmetric!r}")
+        raise InputError(f"{path}: symmetric: true or false was expected, not {abridged(symmetric)}")
     scene = content.get("scene")
     if scene is not None and not isinstance(scene, dict):
-        raise InputError(f"{path}: scene: a mapping was expected, not {scene!r}")
+        raise InputError(f"{path}: scene: a mapping was expected, not {abridged(scene)}")
     roles = tuple(_role(path, number, role) for number, role in enumerate(_listed(path, "roles", content["roles"]), 1))
     if len({role.name for role in roles}) < len(roles):
         raise InputError(f"{path}: roles: two roles have the same name")
@@ -188,25 +190,26 @@ def _read(path: Path) -> Relation:
 
 def _listed(path: Path, key: str, value: Any, empty: bool = False) -> list[Any]:
     if not isinstance(value, list) or not (value or empty):
-        raise InputError(f"{path}: {key}: a list was expected, not {value!r}")
+        raise InputError(f"{path}: {key}: a list was expected, not {abridged(value)}")
     return value
 
 
 def _words(path: Path, key: str, value: Any) -> str:
     if not isinstance(value, str) or not _plain(value):
-        raise InputError(f"{path}: {key}: words were expected, not {value!r}")
+        raise InputError(f"{path}: {key}: words were expected, not {abridged(value)}")
     return value
 
 
 def _template(path: Path, value: Any, roles: int) -> str:
     template = _words(path, "prompts", value)
     try:
-        places = {place for _, place, _, _ in string.Formatter().parse(template) if place is not None}
+        named = set(places(template))
     except ValueError as error:
-        raise InputError(f"{path}: prompts: {template!r}: {error}") from error
+        raise InputError(f"{path}: prompts: {abridged(template)}: {error}") from error
     wanted = set(_PLACES[:roles])
-    if places != wanted:
-        raise InputError(f"{path}: prompts: {template!r} must hold {' and '.join(f'{{{p}}}' for p in sorted(wanted))}")
+    if named != wanted:
+        must = " and ".join(f"{{{place}}}" for place in sorted(wanted))
+        raise InputError(f"{path}: prompts: {abridged(template)} must hold {must}")
     return template
 
 
@@ -214,16 +217,16 @@ def _role(path: Path, number: int, value: Any) -> Role:
     where = f"{path}: role {number}"
     known = [field.name for field in dataclasses.fields(Role)]
     if not isinstance(value, dict):
-        raise InputError(f"{where}: a mapping of name, box and description was expected, not {value!r}")
+        raise InputError(f"{where}: a mapping of name, box and description was expected, not {abridged(value)}")
     for key in value:
         if key not in known:
-            raise InputError(f"{where}: no key {key!r}{nearest(str(key), known)}")
+            raise InputError(f"{where}: no key {abridged(key)}{nearest(str(key), known)}")
     for key in ("name", "box"):
         if key not in value:
             raise InputError(f"{where}: {key} is missing")
     description = value.get("description", "")
     if not isinstance(description, str):
-        raise InputError(f"{where}: description: words were expected, not {description!r}")
+        raise InputError(f"{where}: description: words were expected, not {abridged(description)}")
     try:
         box = check_box(value["box"])
     except ValueError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import platform
 import signal
 from collections.abc import Iterator
@@ -14,10 +14,12 @@ from typing import Any
 import click
 
 from rbctl import __version__
-from rbctl.errors import InputError
-from rbctl.files import PARTIAL, write_json
+from rbctl.errors import InputError, reason
+from rbctl.files import PARTIAL, write_json, writing_in
 
 RUNS = Path("runs")
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def tuned(name: str, bundle: str) -> Path:
@@ -30,21 +32,31 @@ def tuned(name: str, bundle: str) -> Path:
 def claim(folder: Path) -> Iterator[None]:
     """Hold ``folder`` for writing; the claim ends with the process, however it ends.
 
+    Where the file system has no locks (some of NFS and FUSE) the run goes on without one and says so. While the claim
+    lasts, nothing in the folder is written through a link that lies in it.
+
     Raises:
         InputError: another process holds it, or it cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
-    with lock:
+    import filelock  # here, for a quick start
+
+    lock = filelock.FileLock(folder / ".lock", blocking=False)
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / ".lock").is_symlink():
+                raise InputError(f"{folder / '.lock'}: is a link; remove it")
+            stack.enter_context(lock)
+        except filelock.Timeout as error:
             raise InputError(f"{folder}: another run is writing here; wait for it or choose another folder") from error
+        except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", None) not in _NO_LOCKS and not isinstance(error, NotImplementedError):
+                what = getattr(error, "strerror", None) or reason(error)
+                raise InputError(f"{folder}: cannot be written ({what}); choose another folder") from error
+            click.echo(f"{folder}: its file system has no locks; start no second run in it", err=True)
         for left in (*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}")):  # of runs that were killed
             left.unlink(missing_ok=True)
+        stack.enter_context(writing_in(folder))
         yield
 
 

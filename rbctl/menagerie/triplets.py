@@ -13,12 +13,13 @@ import numpy as np
 from PIL import Image
 
 from rbctl.errors import InputError
-from rbctl.files import read_json, read_jsonl, write_json, write_png
+from rbctl.files import read_json, write_json
+from rbctl.images import write_png
 from rbctl.menagerie import BACKGROUNDS, SPECIES, Individual, Scene, compose, draw_individual, portrait, render
 from rbctl.menagerie.scenes import scene_rule
 from rbctl.progress import progress
 from rbctl.relations import Relation
-from rbctl.triplets import Triplet, TripletObject
+from rbctl.triplets import Triplet, TripletObject, load
 from rbctl.triplets.folder import METADATA, write
 from rbctl.triplets.keypoints import ABSENT
 from rbctl.triplets.masks import box_of
@@ -128,12 +129,12 @@ def _make_room(folder: Path, facts: dict[str, Any]) -> bool:
     if metadata.is_file():
         if read_json(drawn) == facts:
             return False
-        rows = read_jsonl(metadata)
+        triplets = load(folder)  # whose files lie inside
         metadata.unlink()
-        for row in rows:
-            names = [row["file_name"], *(thing[part] for thing in row["objects"] for part in ("image", "mask"))]
-            for name in filter(None, names):
-                (folder / name).unlink(missing_ok=True)
+        for triplet in triplets:
+            parts = [path for one in triplet.objects for path in (one.image, one.mask)]
+            for path in filter(None, (triplet.target, *parts)):
+                path.unlink(missing_ok=True)
     return True
 
 

@@ -20,7 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rbctl.errors import InputError
-from rbctl.files import read_image, read_yaml
+from rbctl.files import read_yaml
+from rbctl.images import read_image
 from rbctl.prompts.fields import Prompt, PromptObject
 from rbctl.prompts.lines import parse_line, read_lines
 from rbctl.prompts.mappings import read_mappings, read_official_config

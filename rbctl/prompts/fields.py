@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 from rbctl.options import nearest
 from rbctl.relations import Box, check_box, load_relation
 
@@ -109,12 +109,6 @@ def _filled(value: Any) -> str:
     if not words(value).strip():
         raise ValueError("no value is given")
     return value
-
-
-def abridged(value: Any) -> str:
-    """What was given instead, for errors: at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 _scale = _real(0, 10)
@@ -248,4 +242,5 @@ def known_keys(where: str, content: Mapping[Any, Any], known: Iterable[str]) -> 
     known = list(known)
     for key in content:
         if key not in known:
-            raise InputError(f"{where}: no key {key!r}{nearest(str(key), known) or '; keys: ' + ', '.join(known)}")
+            mend = nearest(str(key), known) or f"; keys: {', '.join(known)}"
+            raise InputError(f"{where}: no key {abridged(key)}{mend}")

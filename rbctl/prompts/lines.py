@@ -28,8 +28,8 @@ _OPTIONS = {
 _OPTION_START = re.compile(r"(?:(?<=\s)|^)--(?=[A-Za-z])")
 _OPTION = re.compile(
     r"""--(?P<name>[A-Za-z][\w-]*)(?=[\s=]|$)=?
-        (?:\s*(?P<quote>["'])(?P<quoted>(?:(?!(?P=quote)).)*)(?P=quote)|(?P<bare>.*?))
-        (?=\s+--[A-Za-z]|\s*$)\s*""",
+        (?:\s*(?P<quote>["'])(?P<quoted>(?:(?!(?P=quote)).)*)(?P=quote)\s*|(?P<bare>.*?))
+        (?=(?<=\s)--[A-Za-z]|$)""",
     re.VERBOSE | re.DOTALL,
 )
 

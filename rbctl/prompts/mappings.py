@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 from rbctl.files import read_text, read_yaml
-from rbctl.prompts.fields import CHECKS, Prompt, PromptObject, abridged, build, check_field, known_keys, words
+from rbctl.parsing import compose_yaml
+from rbctl.prompts.fields import CHECKS, Prompt, PromptObject, build, check_field, known_keys, words
 from rbctl.prompts.lines import split_text
 
 
@@ -61,7 +62,7 @@ def _check_objects(objects: Any, where: str) -> None:
 
 def _item_lines(path: Path) -> list[int]:
     """Line numbers, from 1, of the items of the list ``prompts``; none where it is not written out."""
-    root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
+    root = compose_yaml(read_text(path), str(path))
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     items = [value.value for key, value in pairs if key.value == "prompts"]
     return [item.start_mark.line + 1 for item in items[-1]] if items else []

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from rbctl.errors import InputError
-from rbctl.files import read_image
+from rbctl.images import read_image
 from rbctl.triplets.layouts import read
 from rbctl.triplets.masks import box_of, read_mask
 from rbctl.triplets.problem import NO_BOX, NOWHERE, Problem, Reporter
@@ -21,15 +21,18 @@ _PIXELS = 1.5  # how far a box may be from its mask
 _GAIN = 0.2  # of two objects' keypoints: so many more lie in the boxes when exchanged that they look mixed up
 
 
-def check(folder: Path) -> list[Problem]:
+def check(folder: Path, follow_outside: bool = False) -> list[Problem]:
     """Find every problem: what ``load`` would refuse, what the pictures reveal, and what the words lack.
+
+    Args:
+        follow_outside: files may lie outside of the folder.
 
     Raises:
         InputError: the folder has neither layout, or its list of triplets cannot be read at all.
     """
     problems: list[Problem] = []
     count = 0
-    for triplet, reporter in read(Path(folder), problems.append):
+    for triplet, reporter in read(Path(folder), problems.append, follow_outside=follow_outside):
         count += 1
         _words(triplet, reporter)
         _pictures(triplet, reporter)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from rbctl.files import write_png
+from rbctl.images import write_png
 from rbctl.triplets.geometry import Annotated, image_prompt, resize, target
 from rbctl.triplets.keypoints import ABSENT, OCCLUDED, SKELETON
 from rbctl.triplets.triplet import Triplet

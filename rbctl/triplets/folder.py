@@ -11,17 +11,18 @@ Paths are relative to the folder. ``mask`` may be null; a missing ``predicate`` 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from rbctl.errors import InputError
-from rbctl.files import read_image, read_text, write_bytes, write_jsonl, write_png
+from rbctl.errors import InputError, abridged
+from rbctl.files import numbered_lines, write_bytes, write_jsonl
+from rbctl.images import open_image, read_image, write_png
 from rbctl.options import nearest
+from rbctl.parsing import parse_json
+from rbctl.paths import inside
 from rbctl.triplets.keypoints import KEYPOINTS, absent, misplaced
 from rbctl.triplets.problem import NO_BOX, NOWHERE, Reporter, Sink, refuse
 from rbctl.triplets.triplet import Box, Triplet, TripletObject, data_hash
@@ -33,28 +34,28 @@ _OBJECT_KEYS = ("name", "role", "image", "mask", "box", "target_keypoints", "ima
 _SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}  # what every reader of imagefolder knows
 
 
-def read(folder: Path, sink: Sink = refuse, predicate: str = "") -> Iterator[tuple[Triplet, Reporter]]:
+def read(
+    folder: Path, sink: Sink = refuse, predicate: str = "", follow_outside: bool = False
+) -> Iterator[tuple[Triplet, Reporter]]:
     """Read the triplets of a folder one by one, each with who tells of its problems.
 
     Args:
         folder: holds ``metadata.jsonl``.
         sink: is told each problem; a sink that returns gets triplets with holes (see ``problem``).
         predicate: for triplets that state none.
+        follow_outside: pictures may lie outside of the folder.
 
     Raises:
         InputError: there is no readable ``metadata.jsonl``; with the strict sink, any problem, as FILE:LINE and field.
     """
     path = folder / METADATA
     seen: set[str] = set()
-    # Not splitlines(): JSON strings may hold U+2028 and its like, which end no line of the file.
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         reporter = Reporter(f"on line {number}", f"{path}:{number}", sink)
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            reporter.error(f"not valid JSON ({error.msg} at column {error.colno})")
+            row = parse_json(line, reporter.file, finite=False)  # keypoints and boxes are checked by field
+        except InputError as error:
+            reporter.failed(error, Path(reporter.file))
             continue
         if not isinstance(row, dict):
             reporter.error("a JSON object was expected")
@@ -65,14 +66,14 @@ def read(folder: Path, sink: Sink = refuse, predicate: str = "") -> Iterator[tup
         if reporter.triplet in seen:
             reporter.error("file_name: a line above has the same one", "give each triplet its own target")
         seen.add(reporter.triplet)
-        yield _triplet(folder, row, reporter, predicate), reporter
+        yield _triplet(folder, row, reporter, predicate, follow_outside), reporter
 
 
-def _triplet(folder: Path, row: dict[str, Any], reporter: Reporter, predicate: str) -> Triplet:
+def _triplet(folder: Path, row: dict[str, Any], reporter: Reporter, predicate: str, follow_outside: bool) -> Triplet:
     _known(row, _KEYS, "", reporter)
     stated = row.get("predicate", "")
     if not isinstance(stated, str):
-        reporter.error(f"predicate: words were expected, not {stated!r}")
+        reporter.error(f"predicate: words were expected, not {abridged(stated)}")
         stated = ""
     objects = row.get("objects")
     if not isinstance(objects, list) or not objects:
@@ -80,16 +81,18 @@ def _triplet(folder: Path, row: dict[str, Any], reporter: Reporter, predicate: s
         objects = []
     return Triplet(
         id=reporter.triplet,
-        target=_file(folder, row, "file_name", "", reporter),
+        target=_file(folder, row, "file_name", "", reporter, follow_outside),
         prompt=_words(row, "text", "", reporter),
         predicate=stated.strip() or predicate,
-        objects=tuple(_object(folder, thing, f"objects[{k}]", reporter) for k, thing in enumerate(objects)),
+        objects=tuple(
+            _object(folder, entry, f"objects[{k}]", reporter, follow_outside) for k, entry in enumerate(objects)
+        ),
     )
 
 
-def _object(folder: Path, row: Any, field: str, reporter: Reporter) -> TripletObject:
+def _object(folder: Path, row: Any, field: str, reporter: Reporter, follow_outside: bool) -> TripletObject:
     if not isinstance(row, dict):
-        reporter.error(f"{field}: a JSON object was expected, not {row!r}")
+        reporter.error(f"{field}: a JSON object was expected, not {abridged(row)}")
         row = {"name": "", "role": "", "image": "", "box": None}
         reporter = Reporter(reporter.triplet, reporter.file, lambda problem: None)  # told above: all of it is a hole
     _known(row, _OBJECT_KEYS, f"{field}.", reporter)
@@ -97,8 +100,8 @@ def _object(folder: Path, row: Any, field: str, reporter: Reporter) -> TripletOb
     return TripletObject(
         name=_words(row, "name", prefix, reporter),
         role=_words(row, "role", prefix, reporter),
-        image=_file(folder, row, "image", prefix, reporter),
-        mask=None if row.get("mask") is None else _file(folder, row, "mask", prefix, reporter),
+        image=_file(folder, row, "image", prefix, reporter, follow_outside),
+        mask=None if row.get("mask") is None else _file(folder, row, "mask", prefix, reporter, follow_outside),
         box=_box(row.get("box"), f"{field}.box", reporter),
         target_keypoints=_keypoints(row.get("target_keypoints"), f"{field}.target_keypoints", reporter),
         image_keypoints=_keypoints(row.get("image_keypoints"), f"{field}.image_keypoints", reporter),
@@ -115,27 +118,29 @@ def _words(row: dict[str, Any], key: str, prefix: str, reporter: Reporter) -> st
     value = row.get(key)
     if isinstance(value, str) and value.strip():
         return value
-    reporter.error(f"{prefix}{key}: {'is missing' if value is None else f'words were expected, not {value!r}'}")
+    reporter.error(f"{prefix}{key}: {'is missing' if value is None else f'words were expected, not {abridged(value)}'}")
     return ""
 
 
-def _file(folder: Path, row: dict[str, Any], key: str, prefix: str, reporter: Reporter) -> Path:
+def _file(folder: Path, row: dict[str, Any], key: str, prefix: str, reporter: Reporter, follow_outside: bool) -> Path:
     name = _words(row, key, prefix, reporter)
     if not name:
         return NOWHERE
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        reporter.error(f"{prefix}{key}: {name!r} leaves the folder", "paths are relative to it and stay inside")
+    try:
+        path = inside(folder, name, f"{prefix}{key}", follow_outside)
+    except InputError as error:
+        reporter.error(str(error))
         return NOWHERE
-    if not (folder / name).is_file():
-        reporter.error(f"{prefix}{key}: no such file: {folder / name}")
+    if not path.is_file():
+        reporter.error(f"{prefix}{key}: no such file: {path}")
         return NOWHERE
-    return folder / name
+    return path
 
 
 def _array(value: Any, shape: tuple[int, ...], field: str, reporter: Reporter) -> np.ndarray | None:
     try:
         array = np.asarray(value)
-    except ValueError:  # rows of different lengths
+    except (ValueError, OverflowError):  # rows of different lengths; numbers of hundreds of digits
         array = np.asarray(None)
     if array.dtype.kind in "iuf" and array.shape == shape:
         return array.astype(np.float64)
@@ -211,7 +216,7 @@ def _row(folder: Path, stem: str, triplet: Triplet) -> dict[str, Any]:
 def _copy(source: Path, folder: Path, stem: str) -> str:
     """Copy a picture: its bytes under the suffix that fits them, or losslessly as PNG. Returns the relative path."""
     image = read_image(source)
-    with Image.open(source) as opened:
+    with open_image(source) as opened:
         suffix = _SUFFIXES.get(opened.format or "")
     name = f"{stem}{suffix or '.png'}"
     if suffix:

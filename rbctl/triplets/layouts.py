@@ -12,7 +12,9 @@ from rbctl.triplets.problem import Reporter, Sink, refuse
 from rbctl.triplets.triplet import Triplet
 
 
-def read(folder: Path, sink: Sink = refuse, predicate: str = "") -> Iterator[tuple[Triplet, Reporter]]:
+def read(
+    folder: Path, sink: Sink = refuse, predicate: str = "", follow_outside: bool = False
+) -> Iterator[tuple[Triplet, Reporter]]:
     """Read a folder of either layout; see ``folder.read`` and ``official.read``.
 
     Raises:
@@ -21,26 +23,27 @@ def read(folder: Path, sink: Sink = refuse, predicate: str = "") -> Iterator[tup
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of triplets")
     if (folder / native.METADATA).exists():
-        return native.read(folder, sink, predicate)
+        return native.read(folder, sink, predicate, follow_outside)
     if (folder / official.PROMPTS).exists() and (folder / official.VIDEOS).is_dir():
-        return official.read(folder, sink, predicate)
+        return official.read(folder, sink, predicate, follow_outside)
     raise InputError(
         f"{folder}: holds no triplets; two layouts are known: {native.METADATA} with its pictures, "
         f"and the official {official.PROMPTS} with {official.VIDEOS}/ and masks/"
     )
 
 
-def load(folder: Path, predicate: str = "") -> list[Triplet]:
+def load(folder: Path, predicate: str = "", follow_outside: bool = False) -> list[Triplet]:
     """Load the triplets of a folder; pictures are looked for but not opened, but for the official layout's masks.
 
     Args:
         folder: of the native form or the official layout.
         predicate: for triplets that state none.
+        follow_outside: files may lie outside of the folder.
 
     Raises:
         InputError: what ``read`` raises, the first thing that is broken, or there is no triplet at all.
     """
-    triplets = [triplet for triplet, _ in read(Path(folder), predicate=predicate)]
+    triplets = [triplet for triplet, _ in read(Path(folder), predicate=predicate, follow_outside=follow_outside)]
     if not triplets:
         raise InputError(f"{folder}: holds no triplet")
     return triplets

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rbctl.files import read_image
+from rbctl.images import read_image
 from rbctl.triplets.problem import NO_BOX
 from rbctl.triplets.triplet import Box
 

@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 from rbctl.files import read_json, read_torch
+from rbctl.paths import inside
 from rbctl.triplets.keypoints import KEYPOINTS, VISIBLE, absent, misplaced
 from rbctl.triplets.masks import box_of, read_mask
 from rbctl.triplets.problem import NO_BOX, NOWHERE, Problem, Reporter, Sink, refuse
@@ -30,6 +31,9 @@ from rbctl.triplets.triplet import Box, Triplet, TripletObject
 
 PROMPTS = "prompts.json"
 VIDEOS = "videos"
+MASKS = "masks"
+
+_KEYPOINTS_LIMIT = 1 << 20  # bytes; the official files have some 2,000
 
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -43,13 +47,16 @@ class _Files:
     mask: Path
 
 
-def read(folder: Path, sink: Sink = refuse, predicate: str = "") -> Iterator[tuple[Triplet, Reporter]]:
+def read(
+    folder: Path, sink: Sink = refuse, predicate: str = "", follow_outside: bool = False
+) -> Iterator[tuple[Triplet, Reporter]]:
     """Read the triplets of an official folder one by one, each with who tells of its problems.
 
     Args:
         folder: holds ``prompts.json`` and ``videos/``.
         sink: is told each problem; a sink that returns gets triplets with holes (see ``problem``).
         predicate: for triplets that state none.
+        follow_outside: files may be links to others outside of the folder.
 
     Raises:
         InputError: there is no readable ``prompts.json``; with the strict sink, any problem.
@@ -63,7 +70,9 @@ def read(folder: Path, sink: Sink = refuse, predicate: str = "") -> Iterator[tup
         if not name.strip(".") or "/" in name or "\\" in name:
             reporter.error("is no folder's name")
         elif not isinstance(entry, dict):
-            reporter.error(f"an object with prompt, entities and predicate was expected, not {entry!r}")
+            reporter.error(f"an object with prompt, entities and predicate was expected, not {abridged(entry)}")
+        elif not follow_outside and (leaving := _leaves(folder, name)):
+            reporter.error(leaving)
         else:
             yield _triplet(folder, name, entry, reporter, predicate), reporter
     for video in sorted((folder / VIDEOS).iterdir()):
@@ -72,8 +81,20 @@ def read(folder: Path, sink: Sink = refuse, predicate: str = "") -> Iterator[tup
             sink(Problem(triplet=video.name, file=str(video), what=what, mend=mend, level="warning"))
 
 
+def _leaves(folder: Path, name: str) -> str:
+    """What is wrong with the first of a triplet's files that is a link out of the folder; empty where none is."""
+    try:
+        for part in (VIDEOS, MASKS):
+            inside(folder, f"{part}/{name}", "its files")
+            for path in sorted((folder / part / name).glob("*")):
+                inside(folder, f"{part}/{name}/{path.name}", "its files")
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def _triplet(folder: Path, name: str, entry: dict[str, Any], reporter: Reporter, predicate: str) -> Triplet:
-    video, masks = folder / VIDEOS / name, folder / "masks" / name
+    video, masks = folder / VIDEOS / name, folder / MASKS / name
     names = _entities(entry, reporter) or [""] * max(1, len(list(video.glob("concept*.png"))))
     files = [_single(video, masks)] if len(names) == 1 else [_one_of(video, masks, k) for k in range(len(names))]
     _leftovers(video, masks, files, reporter)
@@ -130,7 +151,7 @@ def _entities(entry: dict[str, Any], reporter: Reporter) -> list[str]:
     value = entry.get("entities", entry.get("entity"))
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and n.strip() for n in names):
-        reporter.error(f"entities: {'is missing' if value is None else f'names were expected, not {value!r}'}")
+        reporter.error(f"entities: {'is missing' if value is None else f'names were expected, not {abridged(value)}'}")
         return []
     if len(names) > len(_NUMBERS):
         reporter.error(f"entities: {len(names)} are more than the {len(_NUMBERS)} that file names can number")
@@ -141,7 +162,7 @@ def _prompt(entry: dict[str, Any], reporter: Reporter) -> str:
     value = entry.get("prompt")
     if isinstance(value, str) and value.strip():
         return value
-    reporter.error(f"prompt: {'is missing' if value is None else f'words were expected, not {value!r}'}")
+    reporter.error(f"prompt: {'is missing' if value is None else f'words were expected, not {abridged(value)}'}")
     return ""
 
 
@@ -150,7 +171,7 @@ def _predicate(entry: dict[str, Any], reporter: Reporter) -> str:
     words = [value] if isinstance(value, str) else value
     if isinstance(words, list) and all(isinstance(word, str) for word in words):
         return " ".join(words).strip()
-    reporter.error(f"predicate: words were expected, not {value!r}")
+    reporter.error(f"predicate: words were expected, not {abridged(value)}")
     return ""
 
 
@@ -177,20 +198,21 @@ def _keypoints(path: Path, names: list[str], reporter: Reporter) -> np.ndarray:
     """(N, 17, 3) float32, a row per name; a row that cannot be used is absent."""
     holes = np.stack([absent() for _ in names])
     try:
-        content = read_torch(path)
+        content = read_torch(path, limit=_KEYPOINTS_LIMIT)
     except InputError as error:
         reporter.failed(error, path)
         return holes
     if not hasattr(content, "detach"):
         reporter.error(f"a tensor was expected, not {type(content).__name__}", file=path)
         return holes
-    points = content.detach().float().numpy()
-    if points.shape == (len(KEYPOINTS), 2):
-        points = points[None]
     expected = (len(names), len(KEYPOINTS), 2)
-    if points.shape != expected:
-        found = tuple(content.shape)
-        reporter.error(f"shape {found}, but {expected} was expected: entities, keypoints, x and y", file=path)
+    if tuple(content.shape) not in (expected, expected[1:]) or content.is_complex():
+        shape = abridged(tuple(content.shape))
+        reporter.error(f"shape {shape}, but {expected} was expected: entities, keypoints, x and y", file=path)
+        return holes
+    points = content.detach().float().numpy().reshape(-1, *expected[1:])
+    if len(points) != len(names):
+        reporter.error(f"one set of keypoints for {len(names)} entities", file=path)
         return holes
     keypoints = np.concatenate([points, np.full((*points.shape[:2], 1), VISIBLE)], axis=2).astype(np.float32)
     for k, name in enumerate(names):

@@ -11,16 +11,17 @@ the names of the pictures tell: ``3.jpg`` is a target, ``3-cat.jpg`` and ``3-pol
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rbctl.errors import InputError
-from rbctl.files import read_json, read_text, write_json, write_jsonl
+from rbctl.errors import InputError, abridged
+from rbctl.files import numbered_lines, read_json, write_json, write_jsonl
 from rbctl.options import nearest
+from rbctl.parsing import parse_json
+from rbctl.paths import inside
 
 RAW = "raw.jsonl"
 SET = "set.json"
@@ -63,17 +64,30 @@ class RawTriplet:
     predicate: str = ""
     objects: tuple[RawObject, ...]
 
+    @property
+    def pictures(self) -> tuple[Path, ...]:
+        """The target and the pictures of its individuals."""
+        return self.target, *(individual.image for individual in self.objects)
 
-def read_raw(folder: Path) -> tuple[RawTriplet, ...]:
+
+def read_raw(folder: Path, follow_outside: bool = False) -> tuple[RawTriplet, ...]:
     """Read a raw set: by its ``raw.jsonl``, or by the names of its pictures. Pictures are looked for, not opened.
+
+    Args:
+        follow_outside: links to pictures outside of the folder are followed. (Names stay inside even so: results lie
+            beside the pictures.)
 
     Raises:
         InputError: there is no such folder or nothing in it; a line is wrong (FILE:LINE and field are named); two
-            objects of a triplet have the same name; pictures are missing (all are named).
+            objects of a triplet have the same name; a name or link leaves the folder; pictures are missing (all are
+            named).
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of raw triplets")
     triplets = _listed(folder) if (folder / RAW).exists() else _named(folder)
+    if not follow_outside:
+        for path in {path for triplet in triplets for path in triplet.pictures}:
+            inside(folder, path.relative_to(folder).as_posix(), str(folder))
     if not triplets:
         raise InputError(
             f"{folder}: holds no raw triplet; a line of {RAW} makes one, or pictures named 3.jpg, 3-cat.jpg, 3-bear.jpg"
@@ -120,7 +134,7 @@ def read_origin(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: a JSON object was expected")
     for key in ("origin", "relation"):
         if not isinstance(facts.get(key, ""), str):
-            raise InputError(f"{path}: {key}: words were expected, not {facts[key]!r}")
+            raise InputError(f"{path}: {key}: words were expected, not {abridged(facts[key])}")
     return facts
 
 
@@ -132,21 +146,13 @@ def write_origin(folder: Path, origin: str, relation: str, **facts: Any) -> None
 def _listed(folder: Path) -> tuple[RawTriplet, ...]:
     """The triplets of ``raw.jsonl``."""
     path, triplets, missing = folder / RAW, list[RawTriplet](), list[str]()
-    # Not splitlines(): JSON strings may hold U+2028 and its like, which end no line of the file.
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: not valid JSON ({getattr(error, 'msg', None) or error})") from error
-        triplet = _triplet(folder, row, where)
+        triplet = _triplet(folder, parse_json(line, where), where)
         if any(other.id == triplet.id for other in triplets):
             raise InputError(f"{where}: file_name: a line above has {triplet.id!r} too; give each its own target")
         _check_names(triplet, where)
-        wanted = [triplet.target, *(thing.image for thing in triplet.objects)]
-        missing += [f"{picture.relative_to(folder)} (line {number})" for picture in wanted if not picture.is_file()]
+        missing += [f"{path.relative_to(folder)} (line {number})" for path in triplet.pictures if not path.is_file()]
         triplets.append(triplet)
     if missing:
         raise InputError(f"{path}: missing pictures: {', '.join(missing)}; bring them, or drop the lines")
@@ -179,7 +185,7 @@ def _triplet(folder: Path, row: Any, where: str) -> RawTriplet:
 
 def _check_keys(row: Any, keys: Sequence[str], where: str, field: str) -> None:
     if not isinstance(row, dict):
-        raise InputError(f"{where}: {f'{field}: ' if field else ''}a JSON object was expected, not {row!r}")
+        raise InputError(f"{where}: {f'{field}: ' if field else ''}a JSON object was expected, not {abridged(row)}")
     for key in row:
         if key not in keys:
             named = f"{field}.{key}" if field else key
@@ -191,7 +197,7 @@ def _words(row: dict[str, Any], key: str, where: str, prefix: str, needed: bool 
     if value is None and not needed:
         return ""
     if not isinstance(value, str) or (needed and not value.strip()):
-        told = "is missing" if value is None else f"words were expected, not {value!r}"
+        told = "is missing" if value is None else f"words were expected, not {abridged(value)}"
         raise InputError(f"{where}: {prefix}{key}: {told}")
     return value.strip()
 
@@ -199,10 +205,12 @@ def _words(row: dict[str, Any], key: str, where: str, prefix: str, needed: bool 
 def _picture(folder: Path, row: dict[str, Any], key: str, where: str, prefix: str) -> Path:
     name = _words(row, key, where, prefix, needed=True)
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise InputError(f"{where}: {prefix}{key}: {name!r} leaves the folder; paths are relative and stay inside")
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        what = f"{abridged(name)} leaves the folder"
+        raise InputError(f"{where}: {prefix}{key}: {what}; paths are relative and stay inside")
     if path.suffix.lower() not in _SUFFIXES:
-        raise InputError(f"{where}: {prefix}{key}: {name!r} is no picture's name; known are {', '.join(_SUFFIXES)}")
+        what = f"{abridged(name)} is no picture's name"
+        raise InputError(f"{where}: {prefix}{key}: {what}; known are {', '.join(_SUFFIXES)}")
     return folder / path
 
 

@@ -1,0 +1,119 @@
+"""The one reader of pictures: formats that Pillow decodes itself, and no more pixels than memory bears."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from rbctl.errors import InputError, reason
+from rbctl.files import write_bytes
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# No format here starts a program, as Pillow's EPS does (Ghostscript), or opens other files.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+MOST_PIXELS = 120_000_000  # of a picture with alpha they take 1.8 GB on the way to RGB
+
+# What Pillow's decoders raise on damaged pictures, by fuzzing.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF depends on how Pillow was built
+
+
+@contextlib.contextmanager
+def open_image(source: Path | BinaryIO, where: str = "") -> Iterator[Image.Image]:
+    """Open a picture as it is stored; whatever of it fails inside the block is one line.
+
+    Args:
+        source: a path, or a file that holds the picture's bytes.
+        where: what errors begin with. [default: the path]
+
+    Raises:
+        InputError: the file is missing, of none of ``FORMATS``, damaged, or has more than ``MOST_PIXELS``.
+    """
+    from PIL import Image
+
+    where = where or str(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pictures above Pillow's own lower limit, and odd metadata
+            with Image.open(source, formats=_known_formats()) as opened:
+                if opened.width * opened.height > MOST_PIXELS:
+                    size = f"{opened.width} x {opened.height} pixels"
+                    raise InputError(f"{where}: {size} are more than {MOST_PIXELS // 10**6} million; scale it down")
+                yield opened
+    except FileNotFoundError as error:
+        raise InputError(f"{where}: no such picture") from error
+    except Image.UnidentifiedImageError as error:
+        raise InputError(f"{where}: not a readable picture; formats: {', '.join(_known_formats())}") from error
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
+        raise InputError(f"{where}: not a readable picture ({reason(error)})") from error
+
+
+def read_image(source: Path | BinaryIO, mode: str = "RGB", where: str = "") -> Image.Image:
+    """Read a picture, turned as its EXIF orientation says; alpha is laid over white, 16 bits become 8.
+
+    Args:
+        source, where: see :func:`open_image`.
+        mode: Pillow's, of what is returned.
+
+    Raises:
+        InputError: what :func:`open_image` raises, or its pixels have no range known to be 0 to 1.
+    """
+    from PIL import Image, ImageOps
+
+    with open_image(source, where) as opened:
+        opened.load()
+        sixteen = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format == "PNG")
+        image = ImageOps.exif_transpose(opened)
+        if sixteen:
+            image = _eight_bit(image)
+        elif image.mode in ("I", "F"):
+            what = "its pixels are 32-bit numbers of no known range"
+            raise InputError(f"{where or source}: {what}; save it as an 8-bit PNG")
+        if mode == "RGB" and image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        return image.convert(mode)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits with 8; Pillow's own conversion cuts everything above 255 off."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write a picture as PNG, atomically. PIL does not always tell that the disk is full, so it writes to memory."""
+    encoded = io.BytesIO()
+    image.save(encoded, format="PNG")
+    write_bytes(path, encoded.getvalue())

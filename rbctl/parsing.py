@@ -1,0 +1,148 @@
+"""JSON and YAML of unknown origin: bounded in size and depth, plain values alone, every number finite."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rbctl.errors import InputError, abridged, reason
+
+if TYPE_CHECKING:
+    import yaml
+
+JSON_LIMIT = 64 << 20  # characters; parsed, JSON takes up to 25 times that
+YAML_LIMIT = 1 << 20  # characters; PyYAML reads some 200,000 a second
+_EXPANDED = 4 << 20  # characters and nodes of a YAML document with every alias written out
+_NUMBER = 100  # characters of a YAML number; "1:1:1:..." takes the square of its length
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{abridged(text)} is no finite number")
+    return number
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def parse_json(text: str, where: str, limit: int = JSON_LIMIT, finite: bool = True) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        where: what errors begin with: FILE or FILE:LINE.
+        limit: characters.
+        finite: refuse NaN and infinite numbers; False for who checks every number by its field.
+
+    Raises:
+        InputError: it is no JSON, too long or too deep, or a number is NaN or infinite.
+    """
+    if len(text) > limit:
+        raise InputError(f"{where}: longer than {limit >> 20} MB of JSON; split it")
+    try:
+        return json.loads(text, parse_float=_finite, parse_constant=_no_number) if finite else json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f":{error.lineno}" if "\n" in text.strip() else ""
+        raise InputError(f"{where}{line}: not valid JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: not valid JSON (nested too deeply)") from error
+    except ValueError as error:  # a number of thousands of digits, NaN, 1e999
+        raise InputError(f"{where}: not valid JSON ({reason(error)})") from error
+
+
+def compose_yaml(text: str, where: str) -> yaml.Node | None:
+    """The nodes of a YAML document, aliases shared; None of an empty one.
+
+    Raises:
+        InputError: it is no YAML, too long, too deep, or its aliases stand for too much.
+    """
+    import yaml  # here, for a quick start: no --help needs it
+
+    if len(text) > YAML_LIMIT:
+        raise InputError(f"{where}: longer than {YAML_LIMIT >> 20} MB of YAML; split it")
+    try:
+        # Not the loader in C: it overflows the stack where brackets are nested too deeply.
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise InputError(
+            f"{where}{f':{mark.line + 1}' if mark else ''}: not valid YAML "
+            f"({getattr(error, 'problem', None) or reason(error)})"
+        ) from error
+    except RecursionError as error:
+        raise InputError(f"{where}: not valid YAML (nested too deeply)") from error
+    except (ValueError, LookupError) as error:  # an escape of no character
+        raise InputError(f"{where}: not valid YAML ({reason(error)})") from error
+    if root is not None and _expanded(root, where, {}) > _EXPANDED:
+        raise InputError(f"{where}: its aliases stand for more than {_EXPANDED:,} characters; write out what is meant")
+    return root
+
+
+def _expanded(node: yaml.Node, where: str, sizes: dict[int, int]) -> int:
+    """Characters and nodes of a node with every alias in it written out; linear in the nodes that are written."""
+    import yaml
+
+    if id(node) in sizes:
+        size = sizes[id(node)]
+        if not size:  # still being added up
+            raise InputError(f"{where}:{node.start_mark.line + 1}: an alias stands inside of what it names")
+        return size
+    sizes[id(node)] = 0
+    if isinstance(node, yaml.MappingNode):
+        parts = [part for pair in node.value for part in pair]
+    else:
+        parts = node.value if isinstance(node, yaml.SequenceNode) else []
+    own = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+    sizes[id(node)] = 1 + own + sum(_expanded(part, where, sizes) for part in parts)
+    return sizes[id(node)]
+
+
+def construct_yaml(root: yaml.Node | None, where: str) -> Any:
+    """The plain value of composed nodes.
+
+    Raises:
+        InputError: a value is not of its YAML type, or a number is not finite.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_scalar(self, node: Any) -> Any:
+            number = isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float"))
+            if number and len(node.value) > _NUMBER:
+                raise ValueError(f"a number of {len(node.value)} characters")
+            return super().construct_scalar(node)
+
+        def construct_yaml_float(self, node: Any) -> float:
+            number = super().construct_yaml_float(node)
+            if not math.isfinite(number):
+                raise yaml.constructor.ConstructorError(None, None, f"{number} is no finite number", node.start_mark)
+            return number
+
+    Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
+    if root is None:
+        return None
+    loader = Loader("")
+    try:
+        return loader.construct_document(root)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise InputError(
+            f"{where}{f':{mark.line + 1}' if mark else ''}: not valid YAML "
+            f"({getattr(error, 'problem', None) or reason(error)})"
+        ) from error
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError, OverflowError) as error:
+        # PyYAML's constructors: a date of month 99, "!!int x" and the like.
+        raise InputError(f"{where}: a value is not of its YAML type ({reason(error)}); quote it") from error
+    finally:
+        loader.dispose()
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        InputError: what :func:`compose_yaml` and :func:`construct_yaml` raise.
+    """
+    return construct_yaml(compose_yaml(text, where), where)

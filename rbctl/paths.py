@@ -1,0 +1,51 @@
+"""Names that data gives to files: resolved inside the data's own folder, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from rbctl.errors import InputError, abridged
+
+FOLLOW_OUTSIDE = "Also read files that the data names outside of its own folder, and follow its links."
+
+
+def inside(folder: Path, name: str, where: str, follow_outside: bool = False) -> Path:
+    """``folder / name``, where that lies in the folder, symbolic links resolved.
+
+    Args:
+        folder: the data's own; it may be a link itself.
+        name: as the data has it, relative.
+        where: what errors begin with: file and field.
+        follow_outside: the user trusts the data (``--follow-outside``), so any name is taken.
+
+    Returns:
+        The path as named, links in it not resolved; whether there is such a file is not asked.
+
+    Raises:
+        InputError: the name is absolute, climbs out, or is a link to something outside.
+    """
+    if "\0" in name:
+        raise InputError(f"{where}: {abridged(name)} is no file's name")
+    path = Path(folder) / name
+    if follow_outside:
+        return path
+    forms = PurePosixPath(name), PureWindowsPath(name)
+    if any(form.root or form.drive or ".." in form.parts for form in forms):
+        mend = "paths are relative to it and stay inside; --follow-outside takes it all the same"
+        raise InputError(f"{where}: {abridged(name)} leaves the folder; {mend}")
+    try:
+        real, root = path.resolve(), _root(Path(folder).resolve())
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise InputError(f"{where}: {abridged(name)} cannot be followed ({error})") from error
+    if not real.is_relative_to(root):
+        mend = "copy the file, or take --follow-outside"
+        raise InputError(f"{where}: {abridged(name)} is a link that leaves the folder; {mend}")
+    return path
+
+
+def _root(folder: Path) -> Path:
+    """Where a folder's links may lead: into itself, or in a hub cache to the blobs of the same repository."""
+    for parent in folder.parents:
+        if parent.name == "snapshots" and parent.parent.name.startswith(("models--", "datasets--")):
+            return parent.parent
+    return folder
