@@ -1,11 +1,11 @@
-# setup | demo | test | bench | gates | lint. Each makes the environment first if it is not there.
+# setup | demo | test | bench | gates | lint | lock. Each makes the environment that it needs first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONUTF8 := 1
 
-.PHONY: setup demo test bench gates lint clean
+.PHONY: setup demo test bench gates lint lock clean
 .DEFAULT_GOAL := test
 
 $(STAMP): setup.py pyproject.toml constraints.txt
@@ -37,6 +37,14 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	mkdir -p build/types/rbctl && cd build/types/rbctl && ln -sfn ../../../rbctl/* ../../../plugins ../../../kernels ../../../recipes .
 	MYPYPATH=build/types $(BIN)/mypy
+
+# The release's packages with their hashes, after setup.py or constraints.txt changed.
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install -qq uv==0.13.9
+	build/lock/bin/uv pip compile -q setup.py --all-extras -c constraints.txt --upgrade --no-config \
+		--universal --python-version 3.10 --generate-hashes --no-annotate --custom-compile-command "make lock" \
+		-o .github/release-requirements.txt
 
 clean:
 	rm -rf $(VENV) build dist runs bench/out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
