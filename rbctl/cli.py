@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 from collections.abc import Iterator
@@ -35,13 +36,31 @@ def _in_one_line() -> Iterator[None]:
         raise _Shown(" ".join(str(error).splitlines())) from error
 
 
-# Options that a stage may have, and what they are for when the device's memory is used up.
+# Options that a stage may have, and what they are for when the memory is used up.
 _SAVES_MEMORY = {
     "batch_size": "lower --batch-size",
+    "micro_batch_size": "lower --micro-batch-size",
     "gradient_accumulation": "raise --gradient-accumulation instead",
     "gradient_checkpointing": "take --gradient-checkpointing",
     "lowvram": "take --lowvram",
+    "resolution": "lower --resolution",
+    "image_size": "lower --image-size",
+    "width": "make smaller pictures (--width, --height)",
 }
+_ON_A_GPU_ALONE = {"lowvram"}
+_NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory")  # torch's words on the CPU
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def _full(error: Exception) -> str | None:
+    """What is used up, where an error of Python or torch says that something is: a memory or the disk."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for that
+        return "the device's memory"
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return "the machine's memory"
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY):
+        return "the machine's memory"
+    return "the disk" if getattr(error, "errno", None) in _NO_ROOM else None
 
 
 @functools.cache  # a look through all installed packages takes 12 ms, and the help asks once for each stage
@@ -114,13 +133,18 @@ class Stages(click.Group):
         try:
             with _in_one_line():
                 return super().invoke(ctx)
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for that
+        except (RuntimeError, MemoryError, OSError) as error:
+            full = _full(error)
+            if full is None:
                 raise
+            if full == "the disk":  # what rbctl.files does not write itself
+                where = getattr(error, "filename", None) or full
+                raise _Shown(f"{where}: no space left on the disk; free some and run the same command again") from error
             stage: Any = self.get_command(ctx, ctx.invoked_subcommand or "")
             options = {parameter.name for parameter in stage.params} if stage else set()
+            options -= _ON_A_GPU_ALONE if full == "the machine's memory" else set()
             mends = [told for name, told in _SAVES_MEMORY.items() if name in options]
-            raise _Shown(f"the device's memory is used up; {', '.join(mends) or 'take one with more'}") from error
+            raise _Shown(f"{full} is used up; {', '.join(mends) or 'take one with more'}") from error
         except KeyboardInterrupt:
             click.echo("interrupted; the same command again goes on from what was saved", err=True)
             ctx.exit(130)
@@ -128,7 +152,8 @@ class Stages(click.Group):
 
 @click.group(cls=Stages, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="rbctl")
-@click.option("--local_rank", type=int, hidden=True, expose_value=False)  # deepspeed's launcher adds it
+# deepspeed's launcher adds it.
+@click.option("--local_rank", type=click.IntRange(-1, 65_535), hidden=True, expose_value=False)
 def main() -> None:
     """Relation-aware personalised image generation.
 

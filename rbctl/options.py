@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 import click
 from click.core import ParameterSource
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged, reason
 from rbctl.files import read_yaml, write_text
 
 Config = TypeVar("Config")
@@ -31,17 +31,25 @@ BUNDLE_RECIPE = "recipe.yaml"  # in a bundle's folder: what suits it better than
 
 
 def option(
-    default: Any, help: str, *, min: float | None = None, max: float | None = None, argument: bool = False
+    default: Any,
+    help: str,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    argument: bool = False,
+    of_bundle: bool = False,
 ) -> Any:
     """A dataclass field that is also a command-line option and a recipe key.
 
     Args:
         default: its value when neither flag nor recipe names it; ``...`` marks it required.
         help: one line with unit and range.
-        min, max: bounds of a number, both included.
+        min, max: bounds of a number, both included; every number has both, and finite ones.
         argument: given by position on the command line, without a flag.
+        of_bundle: the recipe inside of a bundle may set it. A bundle comes from strangers, so this is for the numbers
+            and choices of sampling and tuning: never a path, an engine, a device, or whom to trust.
     """
-    metadata = {"help": help, "min": min, "max": max, "argument": argument}
+    metadata = {"help": help, "min": min, "max": max, "argument": argument, "of_bundle": of_bundle}
     if default is ...:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -49,19 +57,29 @@ def option(
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the nearest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), 1)
+    close = difflib.get_close_matches(word, list(known), 1) if len(word) <= 100 else []  # it takes the square
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 class _Number(click.FloatRange):
-    """A float that is a number: nan lies in every range of Click's."""
+    """A number of a finite range, both ends included.
 
-    name = "float"
+    Click's own ranges hold nan, may lack an end, and repeat every digit of what they refuse.
+    """
+
+    def __init__(self, kind: type[int] | type[float], low: float, high: float) -> None:
+        super().__init__(low, high)
+        self.low, self.high = low, high
+        self.kind, self.name = kind, "integer" if kind is int else "float"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail("nan is not a number", param, ctx)
+        try:
+            number = self.kind(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not self.low <= number <= self.high:  # nan too
+            words = "a whole number" if self.kind is int else "a number"
+            self.fail(f"{abridged(value)} is not {words} from {self.low} to {self.high}", param, ctx)
         return number
 
 
@@ -70,9 +88,11 @@ class _Field(click.Parameter):
 
     Attributes:
         nullable: the field may be None.
+        of_bundle: the recipe inside of a bundle may set it.
     """
 
     nullable = False
+    of_bundle = False
 
     def check_recipe_value(self, ctx: click.Context, given: Any) -> None:
         """Refuse what is not of the field's type, even if Click takes it (3.7 for 3, true for 1, a list as text).
@@ -85,24 +105,24 @@ class _Field(click.Parameter):
                 return
             raise ValueError("a value is expected, not null; leave the key out for the default")
         if self.multiple and not isinstance(given, list):
-            raise ValueError(f"a list is expected, not {given!r}")
+            raise ValueError(f"a list is expected, not {abridged(given)}")
         for value in given if self.multiple else [given]:
             if isinstance(value, list | dict) or value is None:
-                raise ValueError(f"one value is expected, not {value!r}")
+                raise ValueError(f"one value is expected, not {abridged(value)}")
             if isinstance(self.type, type(click.BOOL)):
                 if not isinstance(value, bool):
-                    raise ValueError(f"true or false is expected, not {value!r}")
+                    raise ValueError(f"true or false is expected, not {abridged(value)}")
             elif isinstance(value, bool):
                 hint = "YAML reads a bare no, yes, on or off as a truth value, so quote it"
                 raise ValueError(f"{self.type.name} is expected, not {value!r}; {hint}")
-            if isinstance(self.type, type(click.INT)) and isinstance(value, float):
+            if isinstance(self.type, _Number) and self.type.kind is int and isinstance(value, float):
                 raise ValueError(f"a whole number is expected, not {value!r}")
         try:
             self.type_cast_value(ctx, given)
         except click.BadParameter as error:
-            raise ValueError(error.message) from error
+            raise ValueError(reason(error)) from error
         except TypeError as error:
-            raise ValueError(f"{given!r} is not of type {self.type.name}") from error
+            raise ValueError(f"{abridged(given)} is not of type {self.type.name}") from error
 
 
 class _FieldOption(_Field, click.Option):
@@ -117,25 +137,25 @@ def _is_optional(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
-def _click_type(annotation: Any, metadata: Any) -> tuple[Any, bool]:
-    """Click's type of a field's annotation, and whether the option repeats."""
+def _click_type(annotation: Any, field: dataclasses.Field[Any]) -> tuple[Any, bool]:
+    """Click's type of a field by its annotation, and whether the option repeats.
+
+    Raises:
+        TypeError: there is none, or a number lacks a bound.
+    """
     if _is_optional(annotation):
         (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
     if typing.get_origin(annotation) is tuple:
-        return _click_type(typing.get_args(annotation)[0], metadata)[0], True
+        return _click_type(typing.get_args(annotation)[0], field)[0], True
     if typing.get_origin(annotation) is Literal:
         return click.Choice([str(choice) for choice in typing.get_args(annotation)]), False
-    low, high = metadata.get("min"), metadata.get("max")
     if annotation is bool:
         return click.BOOL, False
-    if annotation is int:
-        if (low, high) == (None, None):
-            return click.INT, False
-        bounded = click.IntRange(low, high)
-        bounded.name = "integer"  # for people: Click says "integer range", of three too
-        return bounded, False
-    if annotation is float:
-        return _Number(low, high), False
+    if annotation is int or annotation is float:
+        low, high = field.metadata.get("min"), field.metadata.get("max")
+        if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+            raise TypeError(f"{field.name}: a number needs a finite min and max, not {low} and {high}")
+        return _Number(annotation, low, high), False
     if annotation is Path:
         return click.Path(path_type=Path), False
     if annotation is str:
@@ -144,7 +164,7 @@ def _click_type(annotation: Any, metadata: Any) -> tuple[Any, bool]:
 
 
 def _click_parameter(field: dataclasses.Field[Any], annotation: Any) -> _Field:
-    kind, multiple = _click_type(annotation, field.metadata)
+    kind, multiple = _click_type(annotation, field)
     flag = field.name.replace("_", "-")
     made: _Field
     extra: dict[str, Any] = {"required": field.default is dataclasses.MISSING}
@@ -167,6 +187,7 @@ def _click_parameter(field: dataclasses.Field[Any], annotation: Any) -> _Field:
     if isinstance(made, click.Option):
         made.show_default = extra.get("default") not in (None, (), "")
     made.nullable = _is_optional(annotation)
+    made.of_bundle = bool(field.metadata.get("of_bundle"))
     return made
 
 
@@ -210,14 +231,14 @@ def _section(ctx: click.Context, path: Path, content: dict[str, Any]) -> dict[st
     stages = set(entry_points(group="rbctl.plugins").names)
     for section, values in content.items():
         if section not in stages:
-            raise InputError(f"{path}: no stage {section!r}{nearest(str(section), stages)}")
+            raise InputError(f"{path}: no stage {abridged(section)}{nearest(str(section), stages)}")
         if not isinstance(values, dict):
             raise InputError(f"{path}: section {section!r} must be a mapping of options to values")
     recipe = content.get(ctx.command.name or "", {})
     fields = {p.name: p for p in ctx.command.params if isinstance(p, _Field) and p.name}
     for key, given in recipe.items():
         if key not in fields:
-            raise InputError(f"{path}: no option {key!r}{nearest(str(key), fields)}")
+            raise InputError(f"{path}: no option {abridged(key)}{nearest(str(key), fields)}")
         try:
             fields[key].check_recipe_value(ctx, given)
         except ValueError as error:
@@ -229,7 +250,7 @@ def _of_the_bundle(ctx: click.Context, bundle: str) -> dict[str, Any]:
     """Values that the bundle's own recipe gives to options which neither flag nor recipe names.
 
     Raises:
-        InputError: the recipe is wrong; file and key are named.
+        InputError: the recipe is wrong, or sets what is not a bundle's to set; file and key are named.
     """
     from rbctl.bundle.catalogue import place  # here: it imports this module
 
@@ -237,6 +258,12 @@ def _of_the_bundle(ctx: click.Context, bundle: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     recipe = _section(ctx, path, read_yaml(path))
+    settable = {p.name for p in ctx.command.params if isinstance(p, _Field) and p.of_bundle}
+    for key in recipe:
+        if key not in settable:
+            raise InputError(
+                f"{path}: {key}: no bundle may set this; take the line out, and give it on the command line"
+            )
     unsaid = {name for name in recipe if ctx.get_parameter_source(name) is ParameterSource.DEFAULT}
     return {p.name: p.type_cast_value(ctx, recipe[p.name]) for p in ctx.command.params if p.name in unsaid}
 

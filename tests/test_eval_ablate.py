@@ -186,7 +186,10 @@ def test_the_same_again_makes_what_is_missing_alone(done: Done) -> None:
             {"tables": [{"name": "A", "rows": {"x": {"finetune": {"kml_wieght": 0}}}}]},
             "tiny.yaml: A: x: finetune: no option 'kml_wieght'; did you mean 'kml_weight'?",
         ),
-        ({"tables": [{"name": "A", "rows": {"x": {"sample": {"steps": 0}}}}]}, "A: x: sample: steps: 0 is not in"),
+        (
+            {"tables": [{"name": "A", "rows": {"x": {"sample": {"steps": 0}}}}]},
+            "A: x: sample: steps: 0 is not a whole number from 1 to 1000",
+        ),
         ({"tables": [{"name": "A", "rows": {"x": {"finetune": {"seed": 0}}}}]}, "the ablation sets it"),
         ({"tables": [{"name": "A", "rows": {"x": {"data": "none"}}}]}, "data: 'none'; one of relation, unrelated"),
         ({"sample": {"guidance": 1}}, "the full method: sample: no option 'guidance'"),

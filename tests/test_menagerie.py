@@ -210,7 +210,7 @@ TWO = "figures: [{pose: sit}, {pose: sit}]"
         ("{figures: [{pose: sit, size: big}, {pose: sit}]}", "figure 0: size: a number from 0.1 to 10"),
         ("{figures: [{pose: sit, size: 0}, {pose: sit}]}", "figure 0: size: a number from 0.1 to 10"),
         ("{figures: [{pose: sit, gap: 1}, {pose: sit}]}", "figure 0: gap: a list of 2 was expected, not 1"),
-        ("{figures: [{pose: sit, apart: [1, .nan]}, {pose: sit}]}", "figure 0: apart: a number from -10 to 10"),
+        ("{figures: [{pose: sit, apart: [1, 11]}, {pose: sit}]}", "figure 0: apart: a number from -10 to 10"),
         ("{figures: [{pose: sit, lift: [1, 0]}, {pose: sit}]}", "figure 0: lift: a range was expected"),
         ("{figures: [{pose: sit, pin: hip, to: 1.back}, {pose: sit}]}", "pin: no point 'hip'; did you mean 'hips'?"),
         ("{figures: [{pose: sit, pin: hips, to: back}, {pose: sit}]}", "figure 0: to: 'back' must be a role's number"),

@@ -21,11 +21,11 @@ class Config:
     prompts: Path = option(..., "By position.", argument=True)
     data: Path = option(..., "Required.")
     steps: int = option(10, "Whole.", min=1, max=1000)
-    count: int = option(3, "Whole, without bounds.")
-    lr: float = option(1e-4, "Float.", min=0)
+    count: int = option(3, "Whole.", min=-5, max=5)
+    lr: float = option(1e-4, "Float.", min=0, max=1)
     name: str | None = option(None, "Optional.")
     negative: str | None = option("lowres", "Optional with a default.")
-    seeds: tuple[int, ...] = option((), "Repeats.")
+    seeds: tuple[int, ...] = option((), "Repeats.", min=0, max=9)
     words: tuple[str, ...] = option(("a", "b"), "Repeats, with defaults.")
     flip: bool = option(True, "Switch.")
     mode: Literal["no", "fp16"] = option("no", "Choice.")
@@ -120,12 +120,17 @@ def test_values_of_a_recipe(stage: Stage, written: str, key: str, value: object)
         ("{steps: 3.7}", "steps: a whole number"),
         ("{count: 3.7}", "count: a whole number"),
         ("{steps: true}", "steps: "),
-        ("{steps: 1001}", "steps: 1001 is not in the range"),
+        ("{steps: 1001}", "steps: 1001 is not a whole number from 1 to 1000"),
         ("{steps: null}", "steps: a value is expected"),
         ("{data: null}", "data: a value is expected"),
         ("{data: 5}", "data: "),
         ("{lr: true}", "lr: "),
-        ("{lr: .nan}", "lr: nan"),
+        ("{lr: nan}", "lr: 'nan' is not a number from 0 to 1"),
+        ("{lr: 1e999}", "lr: '1e999' is not a number from 0 to 1"),
+        ("{count: -6}", "count: -6 is not a whole number from -5 to 5"),
+        (f"{{count: {10**90}}}", "0000 is not a whole number from -5 to 5"),
+        (f"{{lr: '{'9' * 5000}'}}", "9999' is not a number from 0 to 1"),
+        ("{seeds: [1, 10]}", "seeds: 10 is not a whole number from 0 to 9"),
         ("{lr: [1]}", "lr: one value"),
         ("{name: [a]}", "name: one value"),
         ("{name: {a: 1}}", "name: one value"),
@@ -159,8 +164,8 @@ def test_a_section_for_no_stage_names_the_nearest(stage: Stage) -> None:
     [
         (["p.txt"], "Missing option '--data'"),
         (["--data", "d"], "Missing argument 'PROMPTS'"),
-        (["p.txt", "--data", "d", "--steps", "0"], "not in the range"),
-        (["p.txt", "--data", "d", "--lr", "nan"], "nan is not a number"),
+        (["p.txt", "--data", "d", "--steps", "0"], "'--steps': '0' is not a whole number from 1 to 1000"),
+        (["p.txt", "--data", "d", "--lr", "nan"], "'--lr': 'nan' is not a number from 0 to 1"),
         (["p.txt", "--data", "d", "--mode", "fp8"], "'no', 'fp16'"),
         (["p.txt", "--data", "d", "--stepz", "3"], "--steps"),
         (["p.txt", "--data", "d", "--name", "bad"], "--name: bad is bad; choose another"),
@@ -203,11 +208,12 @@ def test_help_shows_defaults_and_after_a_recipe_its_values(stage: Stage) -> None
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnABundle:
     bundle: str = option("mini", "Base model.")
-    steps: int = option(10, "Whole.", min=1)
-    lr: float = option(1e-4, "Float.")
-    flip: bool = option(True, "Switch.")
-    name: str | None = option("x", "Optional.")
-    seeds: tuple[int, ...] = option((), "Repeats.")
+    steps: int = option(10, "Whole.", min=1, max=1000, of_bundle=True)
+    lr: float = option(1e-4, "Float.", min=0, max=1, of_bundle=True)
+    flip: bool = option(True, "Switch.", of_bundle=True)
+    name: str | None = option("x", "Optional.", of_bundle=True)
+    seeds: tuple[int, ...] = option((), "Repeats.", min=0, max=9, of_bundle=True)
+    output: str | None = option(None, "Not for a bundle to set.")
 
 
 def on_a_bundle(folder: Path, recipe: str, *arguments: str) -> OnABundle | str:
@@ -243,7 +249,17 @@ def test_a_wrong_recipe_of_a_bundle_is_one_line(tmp_path: Path) -> None:
     where = f"Error: {tmp_path / 'bundle' / BUNDLE_RECIPE}: "
     assert on_a_bundle(tmp_path, "finetune: {stepz: 3}").startswith(f"{where}no option 'stepz'; did you mean 'steps'?")
     assert on_a_bundle(tmp_path, "finetune: {steps: many}").startswith(f"{where}steps: ")
+    assert on_a_bundle(tmp_path, "finetune: {lr: 1e999}").startswith(f"{where}lr: '1e999' is not a number from 0 to 1")
+    assert on_a_bundle(tmp_path, "finetune: {output: /tmp/x}").startswith(f"{where}output: no bundle may set this")
     assert on_a_bundle(tmp_path, "finetoon: {}").startswith(f"{where}no stage 'finetoon'")
+
+
+@pytest.mark.parametrize("kind", [int, float, float | None, tuple[int, ...]])
+@pytest.mark.parametrize("bounds", [{}, {"min": 0}, {"max": 1}, {"min": 0, "max": float("inf")}])
+def test_a_number_without_finite_bounds_is_a_mistake_of_the_programmer(kind: type, bounds: dict[str, float]) -> None:
+    unbounded = dataclasses.make_dataclass("Unbounded", [("size", kind, option(..., "Size.", **bounds))])
+    with pytest.raises(TypeError, match="size: a number needs a finite min and max"):
+        config_options(unbounded)(print)
 
 
 def test_an_unknown_recipe_names_the_shipped_ones() -> None:

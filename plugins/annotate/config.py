@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rbctl.options import nearest, option
+from rbctl.paths import FOLLOW_OUTSIDE
 
 STEPS = ("boxes", "masks", "keypoints", "identity", "captions")
 
@@ -22,6 +23,7 @@ class AnnotateConfig:
     backend: tuple[str, ...] = option(
         (), "STEP=NAME, as keypoints=vitpose; once a step. [default: by the set's origin]"
     )
+    follow_outside: bool = option(False, FOLLOW_OUTSIDE)
     drop_failed: bool = option(False, "Leave triplets that fail a quality gate, or cannot be annotated, out.")
     review: bool = option(False, "Write review.html, to look at and correct what was found, and stop.")
     apply: Path | None = option(None, "Take in corrections.json, as the review page saves it, and stop.")
@@ -36,7 +38,10 @@ class AnnotateConfig:
     vitpose: Path | None = option(None, "Folder of ViTPose or ViTPose++.")
     llava: Path | None = option(None, "Folder of LLaVA.")
     vitpose_expert: int | None = option(
-        None, "Expert of ViTPose++: 3 is AP-10K's (animals), 0 is COCO's (people). [default: by --vitpose-order]", min=0
+        None,
+        "Expert of ViTPose++: 3 is AP-10K's (animals), 0 is COCO's (people). [default: by --vitpose-order]",
+        min=0,
+        max=100,
     )
     vitpose_order: Literal["ap10k", "coco"] | None = option(
         None, "Which 17 keypoints ViTPose's heatmaps are. [default: what its config.json says, else ap10k]"
@@ -60,7 +65,7 @@ class AnnotateConfig:
     )
     min_keypoints: int = option(6, "Gate: keypoints visible of an individual, per picture.", min=0, max=17)
 
-    batch_size: int = option(8, "Pictures at once; changes the speed and the memory, not the result.", min=1)
+    batch_size: int = option(8, "Pictures at once; changes the speed and the memory, not the result.", min=1, max=4096)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
 
     def __post_init__(self) -> None:

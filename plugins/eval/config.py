@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from rbctl.options import option
+from rbctl.paths import FOLLOW_OUTSIDE
 
 Profile = Literal["cc101", "dreambench", "dreambench++", "relationbench", "crops"]
 
@@ -25,8 +26,11 @@ class EvalConfig:
     lora: tuple[str, ...] = option((), "[NAME:]RELATION=PATH: sample the benchmark with this LoRA; repeatable.")
     base: bool = option(True, "With --bench, sample the base model too.")
     relations: tuple[str, ...] = option((), "Relations of the benchmark. [default: those of --lora, else all of it]")
-    cases: int | None = option(None, "Cases a relation, where the benchmark draws them. [default: its own]", min=1)
+    cases: int | None = option(
+        None, "Cases a relation, where the benchmark draws them. [default: its own]", min=1, max=100_000
+    )
     partial: bool = option(False, "Leave out cases whose pictures are not there, and count them.")
+    follow_outside: bool = option(False, FOLLOW_OUTSIDE)
     bundle: str = option("mini", "What is sampled with, and whose encoders score: a name or a folder.")
     clip: Path | None = option(None, "CLIP that scores: folder of transformers or open_clip. [default: the bundle's]")
     dino: Path | None = option(
@@ -42,10 +46,10 @@ class EvalConfig:
     sample_recipe: str | None = option(
         None, "Recipe whose section 'sample' the samples are made with: lowvram, local_tokens, scale ..."
     )
-    batch_size: int = option(16, "Pictures encoded at once; changes nothing but speed and memory.", min=1)
-    seed: int = option(0, "Of the bootstrap and the tests.", min=0)
+    batch_size: int = option(16, "Pictures encoded at once; changes nothing but speed and memory.", min=1, max=4096)
+    seed: int = option(0, "Of the bootstrap and the tests.", min=0, max=2**63 - 1)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
-    show: int = option(24, "Cases whose pictures the report shows.", min=0)
+    show: int = option(24, "Cases whose pictures the report shows.", min=0, max=100_000)
     json: bool = option(False, "Print JSON for a program to read.")
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from rbctl.options import option
 
 OPENAI_MODEL = "gpt-image-2.5-sunburst"
 OPENAI_SIDE = 1024  # pixels
+MOST_DOLLARS = 1_000_000.0  # of a picture, an answer or a set; more is a mistake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +36,16 @@ class GenerateConfig:
     )
     quality: Literal["low", "medium", "high", "xhigh", "max"] = option("medium", "Quality, for openai.")
     price: float | None = option(
-        None, "US dollars that a picture of openai costs, in place of the built-in table: prices change.", min=0
+        None,
+        "US dollars that a picture of openai costs, in place of the built-in table: prices change.",
+        min=0,
+        max=MOST_DOLLARS,
     )
-    budget: float = option(5.0, "US dollars that a set of openai may cost in all; inf for no bound.", min=0)
-    max_pictures: int | None = option(None, "Pictures that openai may be asked for, for this set in all.", min=1)
-    max_refusals: int = option(10, "Stop once so many prompts of the set have been refused.", min=1)
+    budget: float = option(5.0, "US dollars that a set of openai may cost in all.", min=0, max=MOST_DOLLARS)
+    max_pictures: int | None = option(
+        None, "Pictures that openai may be asked for, for this set in all.", min=1, max=1_000_000
+    )
+    max_refusals: int = option(10, "Stop once so many prompts of the set have been refused.", min=1, max=1_000_000)
     timeout: float = option(300.0, "Seconds to wait for an answer of openai.", min=0.1, max=3600)
     retries: int = option(5, "Times that openai is asked again after a failure, with growing pauses.", min=0, max=100)
 
@@ -51,7 +57,7 @@ class GenerateConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on CUDA, fp32 on the CPU.")
 
     def __post_init__(self) -> None:
-        if self.size is not None and not re.fullmatch(r"[1-9]\d{1,3}x[1-9]\d{1,3}", self.size):
+        if self.size is not None and not re.fullmatch(r"[1-9][0-9]{1,3}x[1-9][0-9]{1,3}", self.size):
             raise ValueError(f"--size {self.size}: WIDTHxHEIGHT was expected, as 1024x1024")
         if self.engine == "miniature" and self.width != self.height:
             raise ValueError(f"--size {self.size}: the embedded world is square; give 128x128 or the like")

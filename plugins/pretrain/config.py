@@ -21,48 +21,57 @@ class PretrainConfig:
     parts: tuple[str, ...] = option((), "Parts, in this order; none: all.", argument=True)
     work: Path = option(Path("build/pretrain"), "Folder of renders, checkpoints, previews and the bundle.")
     minutes: float | None = option(
-        None, "Stop each part after so many minutes; the same command goes on. 0: write what is there.", min=0
+        None,
+        "Stop each part after so many minutes; the same command goes on. 0: write what is there.",
+        min=0,
+        max=1_000_000,
     )
     seed: int = option(0, "Seed of everything random.", min=0, max=2**63 - 1)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to train.")
-    threads: int = option(1, "Threads of a process on the CPU; two processes of one thread beat one of two.", min=1)
+    threads: int = option(
+        1, "Threads of a process on the CPU; two processes of one thread beat one of two.", min=1, max=1024
+    )
     compile: bool = option(
         False, "Compile the renderer and the networks: a slow start, then faster. Needs a C++ compiler."
     )
     optimizer: Literal["muon", "adamw"] = option("muon", "What moves the matrices; the rest is AdamW's either way.")
-    checkpoint_every: int = option(500, "Steps between checkpoints.", min=0)
-    preview_every: int = option(500, "Steps between previews; 0 for none.", min=0)
+    checkpoint_every: int = option(500, "Steps between checkpoints.", min=0, max=1_000_000)
+    preview_every: int = option(500, "Steps between previews; 0 for none.", min=0, max=1_000_000)
 
     gates: Path | None = option(None, "gates.json of 'make gates' on these weights: the model card tells its figures.")
 
     easy: tuple[str, ...] = option(EASY, "Relations that the base model learns.")
     held_out: tuple[str, ...] = option(HELD_OUT, "Relations that only the oracle sees: left for relation LoRAs.")
-    individuals: int = option(3000, "Individuals that are drawn again and again.", min=2)
-    portraits: int = option(4, "Portraits of each of them.", min=1)
-    easy_scenes: int = option(40960, "Scenes of the easy relations.", min=1)
-    all_scenes: int = option(24576, "Scenes of all relations, for the encoders and the oracle.", min=1)
-    shard: int = option(1024, "Scenes of one shard: what is rendered, written and resumed at a time.", min=1)
-    render_batch: int = option(16, "Scenes rendered at once (16 on a CPU, 512 on a GPU).", min=1)
-    render_rank: int | None = option(
-        None, "Render only shards of this number modulo --render-world. [default: torchrun's rank]", min=0
+    individuals: int = option(3000, "Individuals that are drawn again and again.", min=2, max=1_000_000)
+    portraits: int = option(4, "Portraits of each of them.", min=1, max=10_000)
+    easy_scenes: int = option(40960, "Scenes of the easy relations.", min=1, max=100_000_000)
+    all_scenes: int = option(24576, "Scenes of all relations, for the encoders and the oracle.", min=1, max=100_000_000)
+    shard: int = option(
+        1024, "Scenes of one shard: what is rendered, written and resumed at a time.", min=1, max=1_000_000
     )
-    render_world: int | None = option(None, "How many processes share the shards. [default: torchrun's]", min=1)
+    render_batch: int = option(16, "Scenes rendered at once (16 on a CPU, 512 on a GPU).", min=1, max=65_536)
+    render_rank: int | None = option(
+        None, "Render only shards of this number modulo --render-world. [default: torchrun's rank]", min=0, max=100_000
+    )
+    render_world: int | None = option(
+        None, "How many processes share the shards. [default: torchrun's]", min=1, max=100_000
+    )
 
-    vae_steps: int = option(6000, "Steps of the VAE.", min=1)
-    vae_batch_size: int = option(16, "Pictures per process and step.", min=1)
-    vae_learning_rate: float = option(1e-3, "Highest learning rate.", min=0)
-    clip_steps: int = option(6000, "Steps of the text and image encoders.", min=1)
-    clip_batch_size: int = option(64, "Pictures per process and step.", min=1)
-    clip_learning_rate: float = option(1e-3, "Highest learning rate.", min=0)
-    oracle_steps: int = option(4000, "Steps of the oracle.", min=1)
-    oracle_batch_size: int = option(32, "Pictures per process and step.", min=1)
-    oracle_learning_rate: float = option(1e-3, "Highest learning rate.", min=0)
-    dino_steps: int = option(3000, "Steps of the small DINO.", min=1)
-    dino_batch_size: int = option(64, "Pictures per process and step.", min=1)
-    dino_learning_rate: float = option(1e-3, "Highest learning rate.", min=0)
-    unet_steps: int = option(12000, "Steps of UNet and adapter.", min=1)
-    unet_batch_size: int = option(16, "Pictures per process and step.", min=1)
-    unet_learning_rate: float = option(1e-3, "Highest learning rate.", min=0)
+    vae_steps: int = option(6000, "Steps of the VAE.", min=1, max=10_000_000)
+    vae_batch_size: int = option(16, "Pictures per process and step.", min=1, max=65_536)
+    vae_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
+    clip_steps: int = option(6000, "Steps of the text and image encoders.", min=1, max=10_000_000)
+    clip_batch_size: int = option(64, "Pictures per process and step.", min=1, max=65_536)
+    clip_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
+    oracle_steps: int = option(4000, "Steps of the oracle.", min=1, max=10_000_000)
+    oracle_batch_size: int = option(32, "Pictures per process and step.", min=1, max=65_536)
+    oracle_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
+    dino_steps: int = option(3000, "Steps of the small DINO.", min=1, max=10_000_000)
+    dino_batch_size: int = option(64, "Pictures per process and step.", min=1, max=65_536)
+    dino_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
+    unet_steps: int = option(12000, "Steps of UNet and adapter.", min=1, max=10_000_000)
+    unet_batch_size: int = option(16, "Pictures per process and step.", min=1, max=65_536)
+    unet_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
 
     def __post_init__(self) -> None:
         for part in self.parts:

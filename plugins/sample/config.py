@@ -35,32 +35,56 @@ class SampleConfig:
         False, "Take a LoRA that was trained on another bundle, as on the SDXL that this one was fine-tuned from."
     )
 
-    width: int | None = option(None, "Pixels, a multiple of 8. [default: the bundle's]", min=64, max=8192)
-    height: int | None = option(None, "Pixels, a multiple of 8. [default: the bundle's]", min=64, max=8192)
-    steps: int = option(30, "Denoising steps.", min=1, max=1000)
-    guidance_scale: float = option(5.0, "Classifier-free guidance; 1 is none and half the work.", min=0, max=100)
-    negative_prompt: str = option(NEGATIVE_PROMPT, "What guidance leads away from.")
+    width: int | None = option(
+        None, "Pixels, a multiple of 8. [default: the bundle's]", min=64, max=8192, of_bundle=True
+    )
+    height: int | None = option(
+        None, "Pixels, a multiple of 8. [default: the bundle's]", min=64, max=8192, of_bundle=True
+    )
+    steps: int = option(30, "Denoising steps.", min=1, max=1000, of_bundle=True)
+    guidance_scale: float = option(
+        5.0, "Classifier-free guidance; 1 is none and half the work.", min=0, max=100, of_bundle=True
+    )
+    negative_prompt: str = option(NEGATIVE_PROMPT, "What guidance leads away from.", of_bundle=True)
     # Below 2^63 by more than the most images there may be, as the seeds count up.
     seed: int = option(42, "Seed of a prompt's first picture; the next ones count up.", min=0, max=2**63 - 10_001)
     images: int = option(1, "Pictures per prompt.", min=1, max=10_000)
     scale: float | None = option(
-        None, "Weight of the image branch, finetune's gamma. [default: the bundle's, 0.6 for SDXL]", min=0, max=10
+        None,
+        "Weight of the image branch, finetune's gamma. [default: the bundle's, 0.6 for SDXL]",
+        min=0,
+        max=10,
+        of_bundle=True,
     )
     local_tokens: Literal["own", "first_image", "none"] = option(
-        "own", "Local tokens: each object's own, the first object's for all (official code), or none."
+        "own", "Local tokens: each object's own, the first object's for all (official code), or none.", of_bundle=True
     )
     local_grid: int | None = option(
-        None, "Local tokens are pooled over a grid of so many by so many. [default: the bundle's, 4]", min=1, max=16
+        None,
+        "Local tokens are pooled over a grid of so many by so many. [default: the bundle's, 4]",
+        min=1,
+        max=16,
+        of_bundle=True,
     )
     local_injection: Literal["concat", "replace", "add"] = option(
-        "concat", "Local tokens come behind CLIP's (paper), in the place of its patches, or are added to them."
+        "concat",
+        "Local tokens come behind CLIP's (paper), in the place of its patches, or are added to them.",
+        of_bundle=True,
     )
     pseudo_mask_step: int = option(
-        0, "From this step on the objects' text-attention maps replace the boxes; 0 keeps the boxes.", min=0
+        0,
+        "From this step on the objects' text-attention maps replace the boxes; 0 keeps the boxes.",
+        min=0,
+        max=1000,
+        of_bundle=True,
     )
 
     batch_size: int = option(
-        4, "Pictures sampled at once; on a GPU it changes roundings, else only speed and memory.", min=1
+        4,
+        "Pictures sampled at once; on a GPU it changes roundings, else only speed and memory.",
+        min=1,
+        max=4096,
+        of_bundle=True,
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on CUDA, fp32 on the CPU.")

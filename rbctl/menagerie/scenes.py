@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 from rbctl.files import read_yaml
 from rbctl.menagerie.figure import JOINTS, LIMBS, SPOTS, Figure, Pose, build, keypoints, reach
-from rbctl.menagerie.individuals import Individual
+from rbctl.menagerie.individuals import SPECIES, Individual
 from rbctl.options import nearest
 from rbctl.relations import Relation
 
@@ -138,16 +138,18 @@ def scene_rule(relation: Relation) -> SceneRule:
     if content is None:
         raise InputError(f"relation {relation.name!r}: nothing says how to draw it; add 'scene:' to its YAML")
     where, roles = f"relation {relation.name!r}: scene", len(relation.roles)
+    if roles > len(SPECIES):  # each role takes another one
+        raise InputError(f"{where}: {roles} roles, but only {len(SPECIES)} species can be drawn; leave some out")
     _known(where, content, SceneRule)
     figures = _listed(f"{where}: figures", content.get("figures"))
     if len(figures) != roles:
         raise InputError(f"{where}: {len(figures)} figures for {roles} roles")
     front = content.get("front")
     if front is not None and (type(front) is not int or not 0 <= front < roles):
-        raise InputError(f"{where}: front: a role's number, 0 to {roles - 1}, was expected, not {front!r}")
+        raise InputError(f"{where}: front: a role's number, 0 to {roles - 1}, was expected, not {abridged(front)}")
     for key in ("straddle", "embrace"):
         if not isinstance(content.get(key, False), bool):
-            raise InputError(f"{where}: {key}: true or false was expected, not {content[key]!r}")
+            raise InputError(f"{where}: {key}: true or false was expected, not {abridged(content[key])}")
 
     def rows(key: str, size: int) -> list[Sequence[Any]]:
         return [_listed(f"{where}: {key}", row, size) for row in _listed(f"{where}: {key}", content.get(key, ()))]
@@ -173,7 +175,7 @@ def scene_rule(relation: Relation) -> SceneRule:
 
 def _figure_rule(where: str, content: Any, roles: int) -> FigureRule:
     if not isinstance(content, Mapping):
-        raise InputError(f"{where}: a mapping was expected, not {content!r}")
+        raise InputError(f"{where}: a mapping was expected, not {abridged(content)}")
     _known(where, content, FigureRule)
     pose = content.get("pose")
     if not pose:
@@ -189,7 +191,9 @@ def _figure_rule(where: str, content: Any, roles: int) -> FigureRule:
     pairs = {key: _pair(f"{where}: {key}", content[key]) for key in given}
     for key, (low, high) in pairs.items():
         if key != "offset" and low > high:
-            raise InputError(f"{where}: {key}: a range was expected, the lower number first, not {content[key]!r}")
+            raise InputError(
+                f"{where}: {key}: a range was expected, the lower number first, not {abridged(content[key])}"
+            )
     if ("pin" in content) != ("to" in content):
         raise InputError(f"{where}: pin and to belong together: a point of this figure, and one of the other, '1.back'")
     if "pin" in content:
@@ -206,7 +210,7 @@ def _known(where: str, content: Mapping[str, Any], kind: type) -> None:
 def _one_of(where: str, kind: str, value: Any, known: Sequence[str]) -> None:
     if value not in known:
         mend = nearest(str(value), known) or f"; there are {', '.join(known)}"
-        raise InputError(f"{where}: no {kind} {value!r}{mend}")
+        raise InputError(f"{where}: no {kind} {abridged(value)}{mend}")
 
 
 def _place(where: str, value: Any, roles: int, kind: str, names: Sequence[str]) -> str:
@@ -215,7 +219,7 @@ def _place(where: str, value: Any, roles: int, kind: str, names: Sequence[str]) 
     if role not in [str(number) for number in range(roles)]:
         example = f"'{roles - 1}.{names[0]}'"
         raise InputError(
-            f"{where}: {value!r} must be a role's number, 0 to {roles - 1}, a dot and a {kind}, as in {example}"
+            f"{where}: {abridged(value)} must be a role's number, 0 to {roles - 1}, a dot and a {kind}, as in {example}"
         )
     _one_of(where, kind, name, names)
     return str(value)
@@ -223,7 +227,7 @@ def _place(where: str, value: Any, roles: int, kind: str, names: Sequence[str]) 
 
 def _listed(where: str, value: Any, size: int | None = None) -> Sequence[Any]:
     if not isinstance(value, list | tuple) or len(value) != (len(value) if size is None else size):
-        raise InputError(f"{where}: a list{f' of {size}' if size else ''} was expected, not {value!r}")
+        raise InputError(f"{where}: a list{f' of {size}' if size else ''} was expected, not {abridged(value)}")
     return value
 
 
@@ -235,7 +239,7 @@ def _pair(where: str, value: Any) -> tuple[float, float]:
 def _number(where: str, value: Any, low: float, high: float) -> float:
     # Written so that nan fails too.
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InputError(f"{where}: a number from {low:g} to {high:g} was expected, not {value!r}")
+        raise InputError(f"{where}: a number from {low:g} to {high:g} was expected, not {abridged(value)}")
     return float(value)
 
 

@@ -13,15 +13,17 @@ import click
 @click.option("--output", type=click.Path(path_type=Path), help="Where all of it goes. [default: runs/ablate/NAME]")
 @click.option("--tables", multiple=True, help='Instead of all tables of the recipe, as "Table 4"; repeatable.')
 @click.option("--relations", multiple=True, help="Instead of the recipe's relations; repeatable.")
-@click.option("--seeds", multiple=True, type=click.IntRange(0), help="Instead of the recipe's seeds; repeatable.")
-@click.option("--cases", type=click.IntRange(1), help="Cases a relation, instead of the recipe's.")
+@click.option(
+    "--seeds", multiple=True, type=click.IntRange(0, 2**63 - 10_001), help="Instead of the recipe's seeds; repeatable."
+)
+@click.option("--cases", type=click.IntRange(1, 100_000), help="Cases a relation, instead of the recipe's.")
 @click.option("--bundle", help="Base model, instead of the recipe's.")
 @click.option(
     "--dino",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="DINO that scores: a folder. [default: the bundle's own]",
 )
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes at once.")
+@click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes at once.")
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to run."
 )

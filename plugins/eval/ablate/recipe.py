@@ -12,13 +12,14 @@ from typing import Any
 
 import yaml
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 from rbctl.files import read_yaml
 from rbctl.options import find_recipe, nearest
 from rbctl.plugins.eval.ablate.stages import resolved
 from rbctl.relations import load_relation
 
 FULL = "full"  # the variant that changes nothing, which all others are compared with
+MOST_SEED, MOST_CASES = 2**63 - 10_001, 100_000  # the stages' own
 DATA = ("relation", "unrelated", "subjects")
 _KEYS = ("bench", "bundle", "relations", "seeds", "cases", "finetune", "sample", "tables")
 _TABLE_KEYS = ("name", "title", "note", "rows")
@@ -113,8 +114,9 @@ def read(name: str, given: Mapping[str, Any], chosen: Sequence[str] = ()) -> Abl
     content.update(given)
     for key, kind in (("relations", str), ("seeds", int)):
         _listed(f"{path}: {key}", content.get(key), kind)
-    if type(content["cases"]) is not int or content["cases"] < 1:
-        raise InputError(f"{path}: cases: {content['cases']!r}; a whole number from 1 was expected")
+    for seed in content["seeds"]:
+        _whole(f"{path}: seeds", seed, 0, MOST_SEED)
+    _whole(f"{path}: cases", content["cases"], 1, MOST_CASES)
     for relation in content["relations"]:
         load_relation(relation)
     stages = _Stages(content)
@@ -159,11 +161,11 @@ class _Stages:
 
     def variant(self, where: str, label: str, changes: Any) -> Variant:
         if not isinstance(changes, dict):
-            raise InputError(f"{where}: a mapping was expected, not {changes!r}")
+            raise InputError(f"{where}: a mapping was expected, not {abridged(changes)}")
         _known(where, changes, _VARIANT_KEYS)
         data = changes.get("data", DATA[0])
         if data not in DATA:
-            raise InputError(f"{where}: data: {data!r}; one of {', '.join(DATA)}")
+            raise InputError(f"{where}: data: {abridged(data)}; one of {', '.join(DATA)}")
         complete = {stage: self._complete(where, stage, changes) for stage in ("finetune", "sample")}
         return Variant(label, changes, complete["finetune"], complete["sample"], data)
 
@@ -171,7 +173,9 @@ class _Stages:
         common, own = self.content.get(stage) or {}, changes.get(stage) or {}
         for options in (common, own):
             if not isinstance(options, dict):
-                raise InputError(f"{where}: {stage}: a mapping of options to values was expected, not {options!r}")
+                raise InputError(
+                    f"{where}: {stage}: a mapping of options to values was expected, not {abridged(options)}"
+                )
             for key in options:
                 if key in _OURS[stage]:
                     raise InputError(f"{where}: {stage}: {key} is not a variant's to say, the ablation sets it")
@@ -197,12 +201,19 @@ class _Stages:
 def _known(where: str, content: Mapping[Any, Any], keys: Sequence[str]) -> None:
     for key in content:
         if key not in keys:
-            raise InputError(f"{where}: no key {key!r}{nearest(str(key), keys) or '; keys: ' + ', '.join(keys)}")
+            raise InputError(
+                f"{where}: no key {abridged(key)}{nearest(str(key), keys) or '; keys: ' + ', '.join(keys)}"
+            )
 
 
 def _listed(where: str, value: Any, kind: type) -> None:
     if not isinstance(value, list) or not value or any(type(one) is not kind for one in value):
         words = {str: "names", int: "whole numbers"}[kind]
-        raise InputError(f"{where}: a list of {words} was expected, not {value!r}")
+        raise InputError(f"{where}: a list of {words} was expected, not {abridged(value)}")
     if len(set(value)) < len(value):
-        raise InputError(f"{where}: {value!r} says one of them twice")
+        raise InputError(f"{where}: {abridged(value)} says one of them twice")
+
+
+def _whole(where: str, value: Any, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise InputError(f"{where}: {abridged(value)}; a whole number from {low} to {high} was expected")
