@@ -307,7 +307,7 @@ def test_a_broken_answer_is_asked_for_again(
         (cut_off, "no answer after 1 tries (Connection error.)"),
         (half_json, "not JSON"),
         (no_base64, "no base64"),
-        (half_picture, "cannot be read"),
+        (half_picture, "its picture: not a readable picture"),
     ],
 )
 def test_what_stays_broken_ends_the_run(
@@ -399,7 +399,7 @@ def test_a_model_without_a_price_needs_one(api: API, tmp_path: Path) -> None:
     result = ask(tmp_path / "set", "--model", "painter-9", code=2)
     assert "--model painter-9 --quality medium: no price is known" in result.stderr
     assert not api.asked
-    ask(tmp_path / "set", "--model", "painter-9", "--budget", "inf")
+    ask(tmp_path / "set", "--model", "painter-9", "--price", 0)
     assert len(api.asked) == 3
 
 
@@ -487,8 +487,8 @@ def test_an_estimate_needs_no_key_and_asks_nothing(api: API, tmp_path: Path, mon
     # Two targets, and four individuals with 1, 2, 1 and 2 references.
     assert f"about ${6 * 0.006 + 6 * 4741 * 8e-6:.2f}, by a table that grows old" in result.stdout
     assert not (tmp_path / "other").exists()
-    result = ask(tmp_path / "other", "--estimate", "--quality", "max", "--budget", "inf")
-    assert "at a price that is not known" in result.stdout
+    result = ask(tmp_path / "other", "--estimate", "--quality", "max", code=2)
+    assert "no price is known" in result.stderr
 
 
 def test_pairs_of_ones_own(api: API, tmp_path: Path) -> None:
@@ -646,3 +646,15 @@ def test_the_safety_checker_of_a_pipeline_is_a_refusal(
     monkeypatch.setattr(StableDiffusionXLPipeline, "__call__", checked)
     assert "1 prompts refused" in paint_locally(tmp_path / "set", tiny_bundle, "--size", "64x64").stderr
     assert [t.id for t in complete(tmp_path / "set")] == ["1"]
+
+
+def test_names_are_words_and_never_patterns(tmp_path: Path) -> None:
+    own, pairs = write_relation(tmp_path / "own.yaml", 2), tmp_path / "pairs.txt"
+    pairs.write_text("c\\at \\1 \\g<0>, dog.\n")
+    for role, said in [("(a+)+b", "a" * 40 + "!"), ("r.le", "role"), ("b\\", "b\\"), ("r[", "r[")]:
+        text = own.read_text().replace("name: r0,", f"name: '{role}', description: 'sees the {said}',")
+        (tmp_path / "role.yaml").write_text(text)
+        arguments = ("--engine", "openai", "--pairs", pairs, "--estimate", "-n", 1)
+        result = generate(tmp_path / "set", *arguments, relation=str(tmp_path / "role.yaml"))
+        expected = "c\\at \\1 \\g<0>" if role == said else said  # the role's own name, as it stands, gives way
+        assert f"The c\\at \\1 \\g<0>: sees the {expected}." in result.stdout

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 from rbctl.files import read_text
 from rbctl.menagerie.triplets import spoken
 from rbctl.relations import Relation
@@ -62,9 +62,13 @@ def read_pairs(path: Path | None, relation: Relation) -> tuple[tuple[str, ...], 
             continue
         names = tuple(" ".join(name.split()) for name in said.split(","))
         if len(names) < len(relation.roles) or not all(names):
-            raise InputError(f"{path}:{number}: {len(relation.roles)} names were expected, as 'cat, dog', not {said!r}")
+            raise InputError(
+                f"{path}:{number}: {len(relation.roles)} names were expected, as 'cat, dog', not {abridged(said)}"
+            )
         if len({name.lower() for name in names}) < len(names):
-            raise InputError(f"{path}:{number}: {said!r} names one twice; tell them apart, as 'red cat, blue cat'")
+            raise InputError(
+                f"{path}:{number}: {abridged(said)} names one twice; tell them apart, as 'red cat, blue cat'"
+            )
         groups.append(names[: len(relation.roles)])
     if not groups:
         raise InputError(f"{path}: names nobody; write one 'cat, dog' a line")
@@ -103,12 +107,17 @@ def _target(relation: Relation, names: Sequence[str], text: str, references: boo
     for name, role in zip(names, relation.roles, strict=True):
         said = role.description
         for other, part in zip(names, relation.roles, strict=True):
-            said = re.sub(rf"\bthe {part.name}\b", f"the {other}", said)
+            said = _renamed(said, part.name, other)
         parts += [f"The {name}: {said}."] if said else []
     if not references:  # a local pipeline reads 77 tokens, as a rule
         return " ".join([text, *parts])
     whole = "Both are" if len(names) > 1 else "It is"
     return " ".join([text, *parts, f"{whole} wholly in the picture, face and limbs in sight; nobody else is. {_STYLE}"])
+
+
+def _renamed(said: str, role: str, name: str) -> str:
+    """Words with "the ROLE" replaced by "the NAME". Both are data: no pattern, and no template of one."""
+    return re.sub(rf"\bthe {re.escape(role)}(?!\w)", lambda _: f"the {name}", said)
 
 
 def _neutral(name: str) -> str:

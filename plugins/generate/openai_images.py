@@ -11,15 +11,17 @@ import base64
 import binascii
 import io
 import json
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from rbctl.errors import InputError, reason
+from rbctl.images import read_image
 from rbctl.plugins.generate.config import GenerateConfig
 from rbctl.plugins.generate.painting import Refused
 from rbctl.plugins.generate.prices import prices_of
@@ -35,6 +37,8 @@ KEY = "OPENAI_API_KEY"
 _REFUSED = {"moderation_blocked", "content_policy_violation", "content_filter", "safety_violation"}
 _NO_CREDIT = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds, as the client's own
+_LONGEST_ANSWER = 64 << 20  # bytes; a picture of 16 million pixels takes no more
+_LONGEST_NOTE = 100_000  # characters of an answer, without its picture, that are kept
 
 
 class OpenAIImages:
@@ -51,8 +55,14 @@ class OpenAIImages:
         self._prices = prices_of(config)
         self._account = Account(folder, config.budget, config.max_pictures)
         self._key = _key()
-        self._retries = config.retries
-        self._client = openai.OpenAI(api_key=self._key, max_retries=config.retries, timeout=config.timeout)
+        self._retries, self._timeout = config.retries, config.timeout
+        self._client = openai.OpenAI(
+            api_key=self._key,
+            max_retries=config.retries,
+            timeout=config.timeout,
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=openai.DefaultHttpxClient(event_hooks={"response": [self._bound]}),
+        )
         self._options: dict[str, Any] = {
             "model": self._prices.model,
             "size": f"{self._prices.width}x{self._prices.height}",
@@ -65,7 +75,7 @@ class OpenAIImages:
 
     @property
     def spent(self) -> float:
-        """US dollars that the set has cost in all, as far as prices are known."""
+        """US dollars that the set has cost in all."""
         return self._account.spent
 
     def paint(self, prompt: str, references: Sequence[Path], candidate: int, index: int) -> Image.Image:
@@ -96,10 +106,24 @@ class OpenAIImages:
                 raw = images.generate(prompt=prompt, n=1, output_format="png", **self._options)
         except openai.OpenAIError as error:
             raise self._told(error) from error
-        try:
-            return json.loads(raw.text), raw.request_id
-        except ValueError:
-            return None, raw.request_id
+        return _parsed(raw.content), raw.request_id
+
+    def _bound(self, response: Any) -> None:
+        """Cut an answer, of whatever status, off after so many bytes and so much time, as the client begins to read it.
+
+        It is read as it was sent, for compressed bytes can stand for any number, and as UTF-8, whatever it names.
+        """
+        response.headers.pop("content-encoding", None)
+        response.encoding = "utf-8"
+        read, end = response.iter_raw, time.monotonic() + self._timeout
+
+        def parts(chunk_size: int | None = None) -> Iterator[bytes]:
+            for part in read(chunk_size):
+                yield part
+                if response.num_bytes_downloaded > _LONGEST_ANSWER or time.monotonic() > end:
+                    return
+
+        response.iter_raw = parts
 
     def _keep(
         self,
@@ -120,17 +144,17 @@ class OpenAIImages:
             **self._options,
             "cost": cost,
             "trouble": trouble,
-            "response": _without_pictures(answer),
         }
-        self._account.keep(picture, self._without_key(json.dumps(row, indent=2, ensure_ascii=False) + "\n"), cost)
+        self._account.keep(picture, self._without_key(json.dumps({**row, "response": _noted(answer)})), cost)
 
     def _told(self, error: openai.OpenAIError) -> Exception:
         """A refusal of the prompt, or what ends the run in one line."""
         body = getattr(error, "body", None)
         said = body.get("message") if isinstance(body, dict) else None
-        message = self._without_key(str(said) if said else reason(error))
+        message = _one_line(self._without_key(said if said and isinstance(said, str) else str(error)))
         host, kept = self._client.base_url.host, "what exists is kept, the same command goes on"
-        code = str(getattr(error, "code", None) or "")
+        code = getattr(error, "code", None)
+        code = code if isinstance(code, str) else ""
         if code in _REFUSED:
             return Refused(code, message)
         if code in _NO_CREDIT:
@@ -156,26 +180,46 @@ def _key() -> str:
     return key
 
 
+def _parsed(content: bytes) -> Any:
+    """The JSON of an answer, None where it is none. A picture is paid for: numbers that are none become null."""
+
+    def finite(text: str) -> float | None:
+        return float(text) if math.isfinite(float(text)) else None
+
+    try:
+        return json.loads(content, parse_float=finite, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _one_line(said: str) -> str:
+    """A server's words, of bearable length and without what a terminal would obey."""
+    return " ".join("".join(char if char.isprintable() else " " for char in said[:1000]).split())[:300]
+
+
 def _picture(answer: Any) -> tuple[Image.Image | None, str]:
     """The picture of an answer, or what is wrong with it."""
     try:
         encoded = answer["data"][0]["b64_json"]
-        image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
-        image.load()
+        return read_image(io.BytesIO(base64.b64decode(encoded, validate=True)), where="its picture"), ""
     except (TypeError, KeyError, IndexError):
         return None, "not JSON" if answer is None else "no picture in it"
     except binascii.Error as error:
         return None, f"its picture is no base64 ({reason(error)})"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return None, f"its picture cannot be read ({reason(error)})"
-    return image.convert("RGB"), ""
+    except (InputError, ValueError) as error:
+        return None, reason(error)
 
 
-def _without_pictures(answer: Any) -> Any:
-    if not isinstance(answer, dict) or not isinstance(answer.get("data"), list):
-        return answer
-    data = [
-        {key: value for key, value in item.items() if key != "b64_json"} if isinstance(item, dict) else item
-        for item in answer["data"]
-    ]
-    return {**answer, "data": data}
+def _noted(answer: Any) -> Any:
+    """What is kept of an answer: all but its pictures, unless that is long."""
+    if isinstance(answer, dict) and isinstance(answer.get("data"), list):
+        data = [
+            {key: value for key, value in item.items() if key != "b64_json"} if isinstance(item, dict) else item
+            for item in answer["data"]
+        ]
+        answer = {**answer, "data": data}
+    try:
+        short = len(json.dumps([answer])) <= _LONGEST_NOTE  # as deep as it will be kept
+    except RecursionError:
+        short = False
+    return answer if short else "left out: too long or too deep"

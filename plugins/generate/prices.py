@@ -6,7 +6,6 @@ token usage in the answers; the prices of pictures serve for what lies ahead.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,6 +43,7 @@ TABLE: Mapping[str, Rates] = {
 
 _REFERENCE = 4741  # tokens of a reference of 1024 x 1024 at high fidelity: 65, 129 for each of 4 tiles, 4160
 _MILLION = 1e6
+_MOST_TOKENS = 10_000_000  # of an answer; more is a mistake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,55 +62,60 @@ class Prices:
     height: int
     fixed: float | None
 
-    def ahead(self, references: int) -> float | None:
-        """About what the next picture will cost in US dollars, a bit high; None where nobody knows.
+    def ahead(self, references: int) -> float:
+        """About what the next picture will cost in US dollars, a bit high.
 
         Args:
             references: pictures shown with the prompt.
         """
         if self.fixed is not None:
             return self.fixed
-        rates = self._rates()
-        if rates is None or self.quality not in rates.pictures:
-            return None
+        rates = TABLE[_family(self.model)]
         larger = max(1.0, self.width * self.height / 1024**2)
         return larger * (rates.pictures[self.quality] + references * _REFERENCE * rates.image / _MILLION)
 
-    def billed(self, usage: Any, references: int) -> float | None:
-        """What an answer cost in US dollars, by its ``usage``; where it has none, as ``ahead``."""
+    def billed(self, usage: Any, references: int) -> float:
+        """What an answer cost in US dollars, by its ``usage``; where that holds no possible numbers, as ``ahead``."""
         if self.fixed is not None:
             return self.fixed
-        rates = self._rates()
         try:
-            told = usage["input_tokens_details"]
-            tokens = float(told["text_tokens"]), float(told["image_tokens"]), float(usage["output_tokens"])
-        except (KeyError, TypeError, ValueError):
+            details = usage["input_tokens_details"]
+            text, image, output = details["text_tokens"], details["image_tokens"], usage["output_tokens"]
+        except (LookupError, TypeError):
             return self.ahead(references)
-        if rates is None:
-            return None
-        text, image, output = tokens
+        # No picture takes no tokens: a server that says so does not count them.
+        if not (_is_count(text, 0) and _is_count(image, 0) and _is_count(output, 1)):
+            return self.ahead(references)
+        rates = TABLE[_family(self.model)]
         return (text * rates.text + image * rates.image + output * rates.output) / _MILLION
 
-    def _rates(self) -> Rates | None:
-        return TABLE.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", self.model))
+
+def _is_count(value: Any, least: int) -> bool:
+    """Whether a server's word is a number of tokens: no NaN, nothing negative, no truth value, no text."""
+    return type(value) in (int, float) and least <= value <= _MOST_TOKENS
+
+
+def _family(model: str) -> str:
+    return re.sub(r"-[0-9]{4}-[0-9]{2}-[0-9]{2}$", "", model)
 
 
 def prices_of(config: GenerateConfig) -> Prices:
     """What the pictures of a set will cost.
 
     Raises:
-        InputError: nobody knows, and there is a budget.
+        InputError: nobody knows, so no budget could be kept.
     """
-    known = Prices(
+    prices = Prices(
         model=config.model or OPENAI_MODEL,
         quality=config.quality,
         width=config.width or OPENAI_SIDE,
         height=config.height or OPENAI_SIDE,
         fixed=config.price,
     )
-    if known.ahead(0) is None and config.budget != math.inf:
+    rates = TABLE.get(_family(prices.model))
+    if prices.fixed is None and (rates is None or prices.quality not in rates.pictures):
         raise InputError(
-            f"--model {known.model} --quality {known.quality}: no price is known, so the budget cannot be kept; give "
-            "--price, the dollars of a picture, or --budget inf"
+            f"--model {prices.model} --quality {prices.quality}: no price is known, so the budget cannot be kept; give "
+            "--price, the dollars of a picture"
         )
-    return known
+    return prices

@@ -1,17 +1,25 @@
 """Every answer of a paid engine, kept beside the pictures: ``responses/NNNNN-PICTURE.json``, without picture data.
 
-What a set has cost is the sum over them, so a resumed run counts what went before.
+What a set has cost is the sum over them, so a resumed run counts what went before. They are data as a set's
+pictures are: a cost that is none ends the run before anything is asked for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeGuard
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 from rbctl.files import read_json, write_text
+from rbctl.plugins.generate.config import MOST_DOLLARS
 
 FOLDER = "responses"
+
+
+def is_cost(value: Any) -> TypeGuard[float]:
+    """Whether a value can be what an answer cost in US dollars: no NaN, nothing negative, no truth value, no text."""
+    return type(value) in (int, float) and 0 <= value <= MOST_DOLLARS
 
 
 @dataclass
@@ -21,7 +29,7 @@ class Account:
     Attributes:
         budget: US dollars in all.
         most: pictures in all; None: any number.
-        spent: US dollars so far, as far as prices are known.
+        spent: US dollars so far.
         pictures: answers so far that were to hold one.
     """
 
@@ -33,18 +41,21 @@ class Account:
     _next: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        for path in sorted((self.folder / FOLDER).glob("[0-9][0-9][0-9][0-9][0-9]-*.json")):
-            row = read_json(path)
+        for path in (self.folder / FOLDER).glob("*-*.json"):
+            row, number = read_json(path), path.name.split("-")[0]
             cost = row.get("cost") if isinstance(row, dict) else None
-            self.spent += cost if isinstance(cost, int | float) else 0.0
+            if not is_cost(cost):
+                raise InputError(f"{path}: cost: {abridged(cost)}; write how many US dollars the answer cost")
+            self.spent += cost
             self.pictures += 1
-            self._next = int(path.name.split("-")[0]) + 1
+            if number.isdecimal():
+                self._next = max(self._next, int(number) + 1)
 
-    def check(self, ahead: float | None) -> None:
+    def check(self, ahead: float) -> None:
         """Make sure that one more picture may be asked for.
 
         Args:
-            ahead: about what it will cost; None where nobody knows.
+            ahead: about what it will cost, in US dollars.
 
         Raises:
             InputError: it would go beyond the budget; what exists is kept.
@@ -52,19 +63,24 @@ class Account:
         kept = "what exists is kept; raise it to go on where this stopped"
         if self.most is not None and self.pictures >= self.most:
             raise InputError(f"--max-pictures {self.most}: so many were asked for; {kept}")
-        if ahead is not None and self.spent + ahead > self.budget:
+        if self.spent + ahead > self.budget:
             raise InputError(
                 f"--budget {self.budget:g}: ${self.spent:.2f} spent, the next picture costs about ${ahead:.2f}; {kept}"
             )
 
-    def keep(self, picture: str, text: str, cost: float | None) -> None:
+    def keep(self, picture: str, text: str, cost: float) -> None:
         """Write an answer down, before anything is made of it.
 
         Args:
             picture: stem of the picture it is for.
             text: JSON, with a field ``cost`` of the same number.
+
+        Raises:
+            ValueError: ``cost`` is none; a budget could not be kept.
         """
+        if not is_cost(cost):
+            raise ValueError(f"{cost} is no number of US dollars")
         write_text(self.folder / FOLDER / f"{self._next:05}-{picture}.json", text)
         self._next += 1
-        self.spent += cost or 0.0
+        self.spent += cost
         self.pictures += 1

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from rbctl.errors import InputError
-from rbctl.files import read_image
+from rbctl.errors import InputError, abridged
+from rbctl.images import read_image
 from rbctl.menagerie.triplets import check_drawable
 from rbctl.pictures import grid, save_png, sheet_row
 from rbctl.plugins.generate.candidates import Candidate, candidates, read_pairs
@@ -67,13 +67,12 @@ def estimate(config: GenerateConfig) -> str:
             there = place.exists()
             lines.append(f"{place.relative_to(output)}{' (there)' if there else ''}: {prompt}")
             missing += not there
-            cost += 0 if there or not paid else prices_of(config).ahead(k) or 0.0
+            cost += prices_of(config).ahead(k) if paid and not there else 0
     lines.append(f"{config.number} triplets in {output}, {len(lines)} pictures, {missing} still to be made")
     if paid:
         prices = prices_of(config)
-        told = f"about ${cost:.2f}" if prices.ahead(0) is not None else "at a price that is not known"
         source = "by --price" if config.price is not None else "by a table that grows old; --price takes its place"
-        lines.append(f"{prices.model}, {prices.quality}, {prices.width}x{prices.height}: {told}, {source}")
+        lines.append(f"{prices.model}, {prices.quality}, {prices.width}x{prices.height}: about ${cost:.2f}, {source}")
     return "\n".join(lines)
 
 
@@ -113,8 +112,8 @@ def _check_set(folder: Path, facts: dict[str, Any]) -> None:
     for key, value in facts.items() if found else ():
         if found.get(key) != value:
             raise InputError(
-                f"{folder / SET}: another set lies here, its {key} is {found.get(key)!r} and not {value!r}; choose "
-                "another --output"
+                f"{folder / SET}: another set lies here, its {key} is {abridged(found.get(key))} and not {value!r}; "
+                "choose another --output"
             )
     write_origin(folder, **facts)
 
