@@ -48,8 +48,9 @@ def parse_json(text: str, where: str, limit: int = JSON_LIMIT, finite: bool = Tr
         raise InputError(f"{where}{line}: not valid JSON ({error.msg} at column {error.colno})") from error
     except RecursionError as error:
         raise InputError(f"{where}: not valid JSON (nested too deeply)") from error
-    except ValueError as error:  # a number of thousands of digits, NaN, 1e999
-        raise InputError(f"{where}: not valid JSON ({reason(error)})") from error
+    except ValueError as error:  # NaN, 1e999; a number of thousands of digits, of which Python speaks at length
+        what = "a number of too many digits" if "digits" in str(error) else reason(error)
+        raise InputError(f"{where}: not valid JSON ({what})") from error
 
 
 def compose_yaml(text: str, where: str) -> yaml.Node | None:
@@ -73,7 +74,7 @@ def compose_yaml(text: str, where: str) -> yaml.Node | None:
         ) from error
     except RecursionError as error:
         raise InputError(f"{where}: not valid YAML (nested too deeply)") from error
-    except (ValueError, LookupError) as error:  # an escape of no character
+    except (ValueError, LookupError, OverflowError) as error:  # an escape of no character
         raise InputError(f"{where}: not valid YAML ({reason(error)})") from error
     if root is not None and _expanded(root, where, {}) > _EXPANDED:
         raise InputError(f"{where}: its aliases stand for more than {_EXPANDED:,} characters; write out what is meant")

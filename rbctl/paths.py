@@ -29,8 +29,7 @@ def inside(folder: Path, name: str, where: str, follow_outside: bool = False) ->
     path = Path(folder) / name
     if follow_outside:
         return path
-    forms = PurePosixPath(name), PureWindowsPath(name)
-    if any(form.root or form.drive or ".." in form.parts for form in forms):
+    if leaves(name):
         mend = "paths are relative to it and stay inside; --follow-outside takes it all the same"
         raise InputError(f"{where}: {abridged(name)} leaves the folder; {mend}")
     try:
@@ -41,6 +40,12 @@ def inside(folder: Path, name: str, where: str, follow_outside: bool = False) ->
         mend = "copy the file, or take --follow-outside"
         raise InputError(f"{where}: {abridged(name)} is a link that leaves the folder; {mend}")
     return path
+
+
+def leaves(name: str) -> bool:
+    """Whether a name is absolute or climbs out of its folder, as POSIX or Windows reads it; links are not looked at."""
+    forms = PurePosixPath(name), PureWindowsPath(name)
+    return any(form.root or form.drive or ".." in form.parts for form in forms)
 
 
 def _root(folder: Path) -> Path:

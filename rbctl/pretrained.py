@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from rbctl.bundle.catalogue import read_object
-from rbctl.errors import InputError, reason
+from rbctl.errors import InputError, abridged, reason
 from rbctl.files import read_safetensors, read_torch
+from rbctl.paths import leaves
 
 
 @contextlib.contextmanager
@@ -35,6 +36,11 @@ def from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
     import diffusers
     import transformers
 
+    for index in folder.glob("*.index.json"):
+        weight_map = read_object(index).get("weight_map")
+        for name in weight_map.values() if isinstance(weight_map, dict) else ():
+            if not isinstance(name, str) or leaves(name):
+                raise InputError(f"{index}: weight_map: {abridged(name)} leaves the folder; get the weights anew")
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     before = [library.get_verbosity() for library in libraries]
     transformers.utils.logging.disable_progress_bar()

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import platform
 import signal
+import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,12 @@ from rbctl.errors import InputError, reason
 from rbctl.files import PARTIAL, write_json, writing_in
 
 RUNS = Path("runs")
+
+# Another process of rbctl. Not "-m rbctl", which lets modules of the current folder shadow ours, and that may be data.
+_START = (
+    "import sys; sys.path = [place for place in sys.path if place]; from rbctl.cli import main; main(prog_name='rbctl')"
+)
+COMMAND = (sys.executable, "-c", _START)
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 

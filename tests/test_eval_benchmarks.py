@@ -75,7 +75,10 @@ def test_customconcept101(tmp_path: Path, file: str) -> None:
                 picture(tmp_path / part["instance_data_dir"] / "0.jpg")
     for name in (file, "prompts"):
         (tmp_path / name).symlink_to(CC101 / name)
-    bench = load_benchmark("customconcept101" if file == "dataset.json" else "customconcept101-multi", Wanted(tmp_path))
+    bench = load_benchmark(
+        "customconcept101" if file == "dataset.json" else "customconcept101-multi",
+        Wanted(tmp_path, follow_outside=True),
+    )
     multi = file != "dataset.json"
     assert len({case.id.split("-")[0] for case in bench.cases}) == len(content) == 101
     lines = {
@@ -229,7 +232,7 @@ def test_what_is_wrong_with_a_benchmark(tmp_path: Path, change: tuple[str, str],
 @pytest.mark.parametrize(
     ("prompt", "box", "said"),
     [
-        ("a {0} and a {2}", [0, 0, 1, 1], "prompt: .*index"),
+        ("a {0} and a {2}", [0, 0, 1, 1], "prompt: .*nothing for .2."),
         ("a {0} {where}", [0, 0, 1, 1], "prompt: .*where"),
         ("a {0}", [0, 0, 2, 1], "boxes: .*outside"),
     ],
@@ -247,7 +250,7 @@ def test_what_is_wrong_with_combinations(tmp_path: Path, prompt: str, box: list[
     ("content", "said"),
     [
         ("kind: []", "kind: []; one of"),
-        ("kind: menagerie\ncases: x", "cases: a whole number was expected, not 'x'"),
+        ("kind: menagerie\ncases: x", "cases: a whole number from 1 to 100000 was expected, not 'x'"),
         ("kind: menagerie\nrelations: ride", "relations: a list of texts was expected, not 'ride'"),
         ("kind: dreambench\nprofiles: 5", "profiles: a list of texts was expected, not 5"),
         ("kind: dreambench\ndata: 5", "data: text was expected, not 5"),
@@ -258,8 +261,14 @@ def test_what_is_wrong_with_combinations(tmp_path: Path, prompt: str, box: list[
         (SCENE.replace("[ape, toy]", "[[ape], toy]"), "scene 1: casts: no subject \"['ape']\""),
         (SCENE.replace("[driver, car]", "[driver, [car]]"), "scene 1: scene (a text), roles (words) and casts"),
         (SCENE.replace("{car}", "{car"), "scene 1: scene: 'A {driver} is driving a {car.': expected '}'"),
-        (SCENE.replace("{car}", "{car:d}"), "scene 1: scene: 'An {driver} is driving a {car:d}.': not a prompt"),
-        ("kind: customconcept101", "prompts.txt: 'a {name}': not a prompt with places in braces ('name')"),
+        (
+            SCENE.replace("{car}", "{car:d}"),
+            "scene 1: scene: 'A {driver} is driving a {car:d}.': a place is a plain name",
+        ),
+        (
+            "kind: customconcept101",
+            "prompts.txt: 'a {name}': not a prompt with places in braces (there is nothing for {name})",
+        ),
     ],
 )
 def test_malformed_data_is_one_line(tmp_path: Path, content: str, said: str) -> None:

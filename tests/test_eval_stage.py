@@ -22,7 +22,8 @@ from PIL import Image
 
 from rbctl.bundle.catalogue import resolve
 from rbctl.cli import main
-from rbctl.files import read_image, read_json, read_jsonl
+from rbctl.files import read_json, read_jsonl
+from rbctl.images import read_image
 from rbctl.menagerie import Individual, Scene, compose
 from rbctl.menagerie.extension import extend
 from rbctl.menagerie.oracle import load_oracle

@@ -114,7 +114,7 @@ def test_ones_own_relation(tmp_path: Path) -> None:
         ("name: ball", "name: juggler", "same name"),
         ("[0.3, 0, 0.7, 0.3]", "[0.3, 0, 0.7]", "role 2: box: four numbers"),
         ("[0.3, 0, 0.7, 0.3]", "[0.7, 0, 0.3, 0.3]", "no area"),
-        ("[0.3, 0, 0.7, 0.3]", "[0.3, 0, 0.7, .nan]", "outside"),
+        ("[0.3, 0, 0.7, 0.3]", "[0.3, 0, 0.7, .nan]", "nan is no finite number"),
         ("description: in the air", "description: 3", "description"),
         ("- {name: juggler, box: [0.2, 0.3, 0.8, 1]}", "- juggler", "role 1: a mapping"),
         ("predicate:", "symmetric: maybe\npredicate:", "symmetric"),

@@ -21,7 +21,7 @@ from rbctl import attention
 from rbctl.bundle.load import Bundle
 from rbctl.conditioning import Conditioning, guided
 from rbctl.denoising import denoise, initial_noise
-from rbctl.files import write_png
+from rbctl.images import write_png
 from rbctl.plugins.sample.config import SampleConfig
 from rbctl.plugins.sample.jobs import Defaults, Job, plan
 from rbctl.plugins.sample.run import ObjectEncoder, sample_batch

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rbctl.files import read_json, write_json, write_png
+from rbctl.files import read_json, write_json
+from rbctl.images import write_png
 from rbctl.menagerie import Individual, Scene, compose, draw_individual, portrait, render
 from rbctl.menagerie.triplets import draw_group
 from rbctl.relations import Box, Relation

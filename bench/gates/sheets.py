@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from bench.gates.cases import CaseSet, image
-from rbctl.files import read_image, write_png
+from rbctl.images import read_image, write_png
 from rbctl.pictures import grid
 
 _COLUMNS = 10

@@ -7,8 +7,10 @@ from pathlib import Path
 import click
 
 from rbctl.errors import InputError
+from rbctl.paths import FOLLOW_OUTSIDE
 
 _FOLDER = click.Path(path_type=Path)
+_follow_outside = click.option("--follow-outside", is_flag=True, help=FOLLOW_OUTSIDE)
 
 
 @click.group(name="data")
@@ -29,20 +31,23 @@ def command() -> None:
 @click.argument("dest", type=_FOLDER)
 @click.option("--predicate", default="", help="Words of the relation, for triplets that state none.  [example: hug]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
-def import_(source: Path, dest: Path, predicate: str, as_json: bool) -> None:
+@_follow_outside
+def import_(source: Path, dest: Path, predicate: str, as_json: bool, follow_outside: bool) -> None:
     """Copy triplets of the official layout (prompts.json, videos/, masks/) to a folder with metadata.jsonl.
 
     \b
       rbctl data import downloads/hug triplets/hug
       rbctl data import downloads/shaking_hands triplets/shake --predicate "shaking hands"
     """
+    from rbctl.runs import claim
     from rbctl.triplets import data_hash, load
     from rbctl.triplets.folder import write
 
     if dest.resolve() == source.resolve():
         raise InputError(f"{dest}: is the source itself; choose another folder")
-    triplets = load(source, predicate)
-    write(triplets, dest)
+    triplets = load(source, predicate, follow_outside)
+    with claim(dest):
+        write(triplets, dest)
     if as_json:
         import json
 
@@ -54,8 +59,9 @@ def import_(source: Path, dest: Path, predicate: str, as_json: bool) -> None:
 @command.command()
 @click.argument("folder", type=_FOLDER)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+@_follow_outside
 @click.pass_context
-def check(ctx: click.Context, folder: Path, as_json: bool) -> None:
+def check(ctx: click.Context, folder: Path, as_json: bool, follow_outside: bool) -> None:
     """Print everything that is wrong with FOLDER, a line each; exit with 2 where something must be mended.
 
     Either layout will do. A warning does not fail.
@@ -66,7 +72,7 @@ def check(ctx: click.Context, folder: Path, as_json: bool) -> None:
     """
     from rbctl.triplets.check import check as find_problems
 
-    problems = find_problems(folder)
+    problems = find_problems(folder, follow_outside)
     if as_json:
         import dataclasses
         import json
@@ -84,7 +90,8 @@ def check(ctx: click.Context, folder: Path, as_json: bool) -> None:
 @command.command()
 @click.argument("folder", type=_FOLDER)
 @click.option("--output", type=_FOLDER, help="PNG to write.  [default: runs/data/<name of FOLDER>.png]")
-def show(folder: Path, output: Path | None) -> None:
+@_follow_outside
+def show(folder: Path, output: Path | None, follow_outside: bool) -> None:
     """Draw FOLDER as one picture: each target with masks, boxes and skeletons, then its image prompts. Print its path.
 
     \b
@@ -96,5 +103,5 @@ def show(folder: Path, output: Path | None) -> None:
     from rbctl.triplets.contact_sheet import contact_sheet
 
     output = output or RUNS / "data" / f"{folder.resolve().name}.png"
-    contact_sheet(load(folder), output)
+    contact_sheet(load(folder, follow_outside=follow_outside), output)
     click.echo(output)

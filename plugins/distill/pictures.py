@@ -5,25 +5,27 @@ A picture that cannot be read is replaced by the next one of the order, and its 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
-import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from rbctl.errors import InputError, reason
-from rbctl.files import read_image, read_json
+from rbctl.files import read_json
+from rbctl.images import read_image
+from rbctl.paths import inside
 from rbctl.plugins.distill.draws import permutation
 from rbctl.plugins.distill.grid import Box
+from rbctl.shards import refuse_address, samples
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+_COCO_LIMIT = 600 << 20  # bytes; instances_train2017.json has 470 million
 _IN_A_ROW = 100  # unreadable pictures, after which nothing in the data can be one
 
 
@@ -83,40 +85,42 @@ class Pictures:
         return hashlib.sha256("\n".join(self.files).encode()).hexdigest()
 
 
-def find_pictures(folder: Path, annotations: Path | None = None) -> Pictures:
+def find_pictures(folder: Path, annotations: Path | None = None, follow_outside: bool = False) -> Pictures:
     """All pictures below a folder, or those that a COCO json names.
 
+    Args:
+        follow_outside: also those outside of the folder, that the json or symbolic links name.
+
     Raises:
-        InputError: there is no folder or no picture, or the json is not COCO's.
+        InputError: there is no folder or no picture, the json is not COCO's, or a name or link leaves the folder.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of pictures")
     if annotations is not None:
-        return _coco(folder, annotations)
+        return _coco(folder, annotations, follow_outside)
     paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     files = sorted(str(path.relative_to(folder)) for path in paths)
+    for name in files:
+        if (folder / name).is_symlink():
+            inside(folder, name, str(folder), follow_outside)
     if not files:
         raise InputError(f"{folder}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
     return Pictures(folder, tuple(files))
 
 
-def _coco(folder: Path, annotations: Path) -> Pictures:
-    read_json(annotations)  # a missing or torn file is told in our words
+def _coco(folder: Path, annotations: Path, follow_outside: bool) -> Pictures:
+    content = read_json(annotations, _COCO_LIMIT)
     try:
-        from pycocotools.coco import COCO
-    except ImportError as error:
-        raise InputError("--annotations: needs pycocotools; pip install 'rbctl[distill]'") from error
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # it prints, and stdout is for results
-            coco = COCO(str(annotations))
-        categories = {c["id"]: number for number, c in enumerate(coco.dataset.get("categories", ()))}
-        names = tuple(str(c["name"]) for c in coco.dataset.get("categories", ()))
-        pictures = {picture["file_name"]: picture for picture in coco.imgs.values()}
-        regions = {
-            name: _regions(picture, coco.imgToAnns.get(picture["id"], ()), categories)
-            for name, picture in pictures.items()
-        }
-    except (AssertionError, KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+        categories = {category["id"]: number for number, category in enumerate(content.get("categories", ()))}
+        names = tuple(str(category["name"]) for category in content.get("categories", ()))
+        pictures = {picture["file_name"]: picture for picture in content["images"]}
+        boxes: dict[Any, list[Any]] = defaultdict(list)
+        for one in content.get("annotations", ()):
+            boxes[one["image_id"]].append(one)
+        regions = {name: _regions(picture, boxes[picture["id"]], categories) for name, picture in pictures.items()}
+        for name in pictures:
+            inside(folder, name, f"{annotations}: images: file_name", follow_outside)
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise InputError(f"{annotations}: not a COCO json of pictures and boxes ({reason(error)})") from error
     if not pictures:
         raise InputError(f"{annotations}: names no pictures")
@@ -133,8 +137,10 @@ def _regions(picture: Mapping[str, Any], annotations: Any, categories: Mapping[i
         if "bbox" not in one or one.get("iscrowd"):
             continue
         x, y, w, h = one["bbox"]
-        if w >= 1 and h >= 1:
-            boxes.append((x / width, y / height, min((x + w) / width, 1.0), min((y + h) / height, 1.0)))
+        x0, y0, x1, y1 = x / width, y / height, (x + w) / width, (y + h) / height
+        box = max(x0, 0.0), max(y0, 0.0), min(x1, 1.0), min(y1, 1.0)
+        if w >= 1 and h >= 1 and box[0] < box[2] and box[1] < box[3]:
+            boxes.append(box)
             labels.append(categories[one["category_id"]])
     return Regions(tuple(boxes), tuple(labels))
 
@@ -197,13 +203,14 @@ def find_shards(data: str) -> list[str] | None:
         return sorted(str(path) for path in folder.glob("*.tar")) or None
     if ".tar" not in data:
         return None
+    refuse_address(data, f"--data {data}")
     try:
-        from webdataset.shardlists import expand_urls
+        from braceexpand import braceexpand
     except ImportError as error:
-        raise InputError("--data: shards need webdataset; pip install 'rbctl[distill]'") from error
-    shards = list(expand_urls(data))
+        raise InputError("--data: shards need braceexpand; pip install 'rbctl[distill]'") from error
+    shards = list(braceexpand(data))
     for shard in shards:
-        if ":" not in shard and not os.path.isfile(shard):  # an address or a pipe is tried when its turn comes
+        if not os.path.isfile(shard):
             raise InputError(f"--data: no such shard {shard}")
     if not shards:
         raise InputError(f"--data {data}: names no shard")
@@ -241,30 +248,23 @@ class ShardOrder:
         for further in range(_IN_A_ROW):
             name, content = self._open[stream].peek(further)
             try:
-                return Seen(name, _decoded(content), tuple(unreadable))
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                unreadable.append((name, f"{name}: not a readable picture ({reason(error)})"))
+                return Seen(name, read_image(io.BytesIO(content), where=name), tuple(unreadable))
+            except InputError as error:
+                unreadable.append((name, str(error)))
         raise InputError(f"{_IN_A_ROW} pictures in a row cannot be read, the first: {unreadable[0][1]}")
 
     def _samples(self, stream: int) -> Iterator[tuple[str, bytes]]:
         """Name and bytes of every picture of a stream, epoch after epoch."""
-        from webdataset.pipeline import DataPipeline
-        from webdataset.shardlists import SimpleShardList
-        from webdataset.tariterators import tarfile_to_samples
-
         epoch = 0
         while True:
             dealt = permutation(self.seed, "shards", epoch, len(self.shards))[stream :: self.streams].tolist()
             found = False
             for shard in (self.shards[index] for index in dealt):
-                try:
-                    for sample in DataPipeline(SimpleShardList([shard]), tarfile_to_samples()):
-                        for extension, content in sample.items():
-                            if f".{extension.lower()}" in SUFFIXES:
-                                found = True
-                                yield f"{shard}/{sample['__key__']}.{extension}", content
-                except Exception as error:  # whatever tar, decompression or network raise
-                    raise InputError(f"{shard}: cannot be read as a WebDataset shard ({reason(error)})") from error
+                for key, parts in samples(Path(shard)):
+                    for suffix, content in parts.items():
+                        if f".{suffix}" in SUFFIXES:
+                            found = True
+                            yield f"{shard}/{key}.{suffix}", content
             if not found:
                 raise InputError(f"{self.shards[dealt[0]]}: no pictures in the shards of its stream")
             epoch += 1
@@ -292,12 +292,6 @@ class _Stream:
         while len(self.ahead) <= further:
             self.ahead.append(next(self.samples))
         return self.ahead[further]
-
-
-def _decoded(content: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(content)) as opened:
-        opened.load()
-        return ImageOps.exif_transpose(opened).convert("RGB")
 
 
 def shard_order(shards: list[str], seed: int, batch_size: int) -> ShardOrder:

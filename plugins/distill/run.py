@@ -17,7 +17,8 @@ from torch import distributed
 
 from rbctl.device import DTYPES, pick_device, pick_precision
 from rbctl.errors import InputError
-from rbctl.files import append_line, read_jsonl, sha256
+from rbctl.files import append_line, sha256
+from rbctl.metrics import cut, rows
 from rbctl.plugins.distill import checkpoint, folder, pictures
 from rbctl.plugins.distill.batches import Cut, cell_count, loader, normalised
 from rbctl.plugins.distill.config import DistillConfig
@@ -60,14 +61,16 @@ def find_material(config: DistillConfig) -> Material:
         raise InputError("--data: name a folder of pictures, or WebDataset shards")
     evaluation = None
     if config.evaluation_data:
-        evaluation = pictures.find_pictures(Path(config.evaluation_data), config.evaluation_annotations)
+        evaluation = pictures.find_pictures(
+            Path(config.evaluation_data), config.evaluation_annotations, config.follow_outside
+        )
     order: pictures.Order
     if (shards := pictures.find_shards(config.data)) and config.annotations is None:
         if evaluation is None or config.steps is None:
             raise InputError("--data: shards need --evaluation-data (nothing is held out of them) and --steps")
         order = pictures.shard_order(shards, config.seed, config.batch_size)
     else:
-        found = pictures.find_pictures(Path(config.data), config.annotations)
+        found = pictures.find_pictures(Path(config.data), config.annotations, config.follow_outside)
         training = list(range(len(found.files)))
         if evaluation is None:
             training, kept = pictures.split(found, config.held_out, config.seed)
@@ -194,9 +197,9 @@ class Distillation:
             raise InputError(f"{output}: {start} steps are done, more than {steps}; choose another --output")
         if world.main:
             for name in (folder.METRICS, folder.EVALUATION, folder.UNREADABLE):
-                folder.cut_rows(output / name, start)
+                cut(output / name, start)
         distributed.barrier()
-        unreadable = {row["name"] for row in _rows(output / folder.UNREADABLE)}
+        unreadable = {row["name"] for row in rows(output / folder.UNREADABLE)}
         with stop_signals() as stop, self._bar(start) as bar:
             if start == 0:
                 self._evaluate(engine, held_out, 0)
@@ -229,10 +232,16 @@ class Distillation:
                     append_line(output / folder.METRICS, json.dumps({"step": done, **row}))
                 bar.set_postfix(loss=f"{value:.4f}", refresh=False)
                 bar.update()
+                due = config.checkpoint_every and done % config.checkpoint_every == 0
+                saved = stopping or due or done == steps
+                if saved and not checkpoint.finite(engine):
+                    raise InputError(
+                        f"{output}: the weights became NaN or infinite by step {done} and are not saved; lower "
+                        "--learning-rate"
+                    )
                 if done == steps or (config.evaluate_every and done % config.evaluate_every == 0):
                     self._evaluate(engine, held_out, done)
-                due = config.checkpoint_every and done % config.checkpoint_every == 0
-                if stopping or due or done == steps:
+                if saved:
                     checkpoint.save(engine, checkpoints, done, world, config.keep_checkpoints)
                 if stopping and done < steps:
                     raise KeyboardInterrupt
@@ -321,7 +330,3 @@ class _Silent:
 
     def update(self) -> None:
         pass
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return read_jsonl(path) if path.is_file() else []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os.path
 import re
-import string
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -14,30 +14,33 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 from rbctl.files import read_json, read_text, read_yaml
 from rbctl.options import nearest
+from rbctl.paths import inside
 from rbctl.plugins.eval import world
 from rbctl.plugins.eval.case import Case, CaseObject
 from rbctl.plugins.eval.metrics import PROFILES
 from rbctl.relations import check_box, load_relation, shipped
+from rbctl.templates import fill, places
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-_TEXT, _TEXTS, _WHOLE = "text", "a list of texts", "a whole number"
+_TEXT, _TEXTS, _CASES, _SEED = "text", "a list of texts", "a whole number from 1 to 100000", "a whole number below 2^63"
 _MAPPING, _MAPPINGS = "a mapping", "a list of mappings"
 _FORMS: dict[str, Callable[[Any], bool]] = {
     _TEXT: lambda value: isinstance(value, str),
     _TEXTS: lambda value: isinstance(value, list) and all(isinstance(part, str) for part in value),
     _MAPPING: lambda value: isinstance(value, dict),
     _MAPPINGS: lambda value: isinstance(value, list) and all(isinstance(part, dict) for part in value),
-    _WHOLE: lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+    _CASES: lambda value: type(value) is int and 1 <= value <= 100_000,
+    _SEED: lambda value: type(value) is int and 0 <= value < 2**63,
 }
 KEYS = {
     "dreambench": {"live": _TEXTS, "subjects": _TEXTS},
     "customconcept101": {"file": _TEXT},
     "scenes": {"subjects": _MAPPING, "scenes": _MAPPINGS},
     "combinations": {"classes": _MAPPING, "places": _TEXTS, "combinations": _MAPPINGS},
-    "menagerie": {"relations": _TEXTS, "cases": _WHOLE, "seed": _WHOLE},
+    "menagerie": {"relations": _TEXTS, "cases": _CASES, "seed": _SEED},
 }
 _COMMON = {"name": _TEXT, "kind": _TEXT, "profiles": _TEXTS, "data": _TEXT, "source": _TEXT}
 
@@ -71,6 +74,7 @@ class Wanted:
         cases: a relation, where the benchmark draws them.
         partial: leave cases without pictures out.
         drawn: where drawn pictures go.
+        follow_outside: pictures may lie outside of their folder.
     """
 
     data: Path | None = None
@@ -78,6 +82,7 @@ class Wanted:
     cases: int | None = None
     partial: bool = False
     drawn: Path = field(default_factory=lambda: Path("drawn"))
+    follow_outside: bool = False
 
 
 def find_benchmark(name: str) -> Path:
@@ -107,13 +112,13 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
     content = read_yaml(path)
     kind = content.get("kind")
     if not isinstance(kind, str) or kind not in KEYS:
-        raise InputError(f"{path}: kind: {kind!r}; one of {', '.join(KEYS)}")
+        raise InputError(f"{path}: kind: {abridged(kind)}; one of {', '.join(KEYS)}")
     known = _COMMON | KEYS[kind]
     for key, value in content.items():
         if key not in known:
             raise InputError(f"{path}: no key {key!r}{nearest(str(key), known) or '; keys: ' + ', '.join(known)}")
         if not _FORMS[known[key]](value):
-            raise InputError(f"{path}: {key}: {known[key]} was expected, not {value!r}")
+            raise InputError(f"{path}: {key}: {known[key]} was expected, not {abridged(value)}")
     profiles = tuple(content.get("profiles", ("relationbench",)))
     for profile in profiles:
         if profile not in PROFILES:
@@ -127,12 +132,17 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
             wanted.relations or tuple(content.get("relations", ())),
         )
     else:
+        # The YAML is the user's own word, as a prompts file is; the lists in the folder that it names are not.
         data = wanted.data or (path.parent / content["data"] if content.get("data") else None)
         if data is None:
             raise InputError(f"{path}: says not where its pictures lie; give their folder with --data")
         if not data.is_dir():
             raise InputError(f"--data {data}: no such folder")
-        cases = _READERS[kind](path, content, data)
+        cases = _READERS[kind](path, content, data, wanted.follow_outside)
+        people = [who for case in cases for who in case.objects]
+        for image in dict.fromkeys(image for who in people for image in (who.image, *who.references)):
+            name = os.path.relpath(image, data) if image.is_relative_to(data) else str(image)
+            inside(data, name, f"{path}: a picture", wanted.follow_outside)
         if wanted.relations:
             groups = sorted({case.group for case in cases})
             for relation in wanted.relations:
@@ -177,21 +187,21 @@ def subject(name: str, words: str, folder: Path, role: str = "") -> CaseObject:
     return CaseObject(name=words, image=real[0] if real else folder, references=real, subject=name, role=role)
 
 
-def _filled(where: str, template: str, /, *words: str, **places: str) -> str:
+def _filled(where: str, template: str, /, *words: str, **named: str) -> str:
     """A prompt with its places filled.
 
     Raises:
         InputError: it has other places, or a bracket that is not closed.
     """
     try:
-        return template.format(*words, **places)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: {template!r}: not a prompt with places in braces ({error})") from error
+        return fill(template, *words, **named)
+    except ValueError as error:
+        raise InputError(f"{where}: {abridged(template)}: not a prompt with places in braces ({error})") from error
 
 
 # --- DreamBench ----------------------------------------------------------------------------------------------------
 
-_PROMPT = re.compile(r"^\s*'(.+)'\.format\(unique_token, class_token\)", re.MULTILINE)
+_PROMPT = re.compile(r"^[ \t]*'(.+)'\.format\(unique_token, class_token\)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -229,7 +239,7 @@ def _plain_prompt(template: str) -> str:
     return " ".join(template.replace("{0}", "").replace("{1}", "{}").split())
 
 
-def _dreambench(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, ...]:
+def _dreambench(path: Path, content: dict[str, Any], data: Path, _follow_outside: bool) -> tuple[Case, ...]:
     source = data / "prompts_and_classes.txt"
     lists = read_dreambench_lists(source)
     living, only = content.get("live", ()), content.get("subjects")
@@ -248,8 +258,8 @@ def _dreambench(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, 
 # --- CustomConcept101 ----------------------------------------------------------------------------------------------
 
 
-def _customconcept101(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, ...]:
-    source = data / content.get("file", "dataset.json")
+def _customconcept101(path: Path, content: dict[str, Any], data: Path, follow_outside: bool) -> tuple[Case, ...]:
+    source = inside(data, content.get("file", "dataset.json"), f"{path}: file", follow_outside)
     listed = read_json(source)
     if not isinstance(listed, list) or not listed:
         raise InputError(f"{source}: a list of concepts was expected")
@@ -263,7 +273,9 @@ def _customconcept101(path: Path, content: dict[str, Any], data: Path) -> tuple[
             words = [str(part["class_prompt"]) for part in concepts]
             # A single concept names its own prompts; a pair's stand in an entry beside the two.
             key = "prompt_filename" if len(parts) == 1 else "prompt_filename_compose"
-            (prompts,) = (data / str(part[key]) for part in parts if key in part)
+            (prompts,) = (
+                inside(data, str(part[key]), f"{source}: {key}", follow_outside) for part in parts if key in part
+            )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{source}: entry {number + 1} is no concept of CustomConcept101") from error
         things = tuple(
@@ -285,7 +297,7 @@ def _customconcept101(path: Path, content: dict[str, Any], data: Path) -> tuple[
 # --- scenes with a cast --------------------------------------------------------------------------------------------
 
 
-def _scenes(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, ...]:
+def _scenes(path: Path, content: dict[str, Any], data: Path, _follow_outside: bool) -> tuple[Case, ...]:
     if not (content.get("subjects") and content.get("scenes")):
         raise InputError(f"{path}: subjects and scenes were expected; docs/eval.md shows them")
     subjects, scenes = {str(name): str(words) for name, words in content["subjects"].items()}, content["scenes"]
@@ -296,15 +308,15 @@ def _scenes(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, ...]
         if not (isinstance(text, str) and _FORMS[_TEXTS](roles) and isinstance(casts, list)):
             raise InputError(f"{where}: scene (a text), roles (words) and casts (a list) were expected")
         try:
-            places = [p for _, p, _, _ in string.Formatter().parse(text) if p is not None]
+            named = places(text)
         except ValueError as error:
-            raise InputError(f"{where}: scene: {text!r}: {error}") from error
-        if sorted(places) != sorted(roles):
-            raise InputError(f"{where}: {text!r} must hold each of {', '.join(f'{{{r}}}' for r in roles)} once")
+            raise InputError(f"{where}: scene: {abridged(text)}: {error}") from error
+        if sorted(named) != sorted(roles):
+            raise InputError(f"{where}: {abridged(text)} must hold each of {', '.join(f'{{{r}}}' for r in roles)} once")
         relation = str(scene.get("relation") or "")
         for cast in casts:
             if not isinstance(cast, list) or len(cast) != len(roles):
-                raise InputError(f"{where}: casts: {cast!r} for roles {', '.join(roles)}")
+                raise InputError(f"{where}: casts: {abridged(cast)} for roles {', '.join(roles)}")
             cast = [str(who) for who in cast]
             for who in cast:
                 if who not in subjects:
@@ -336,9 +348,9 @@ def _with_articles(text: str, words: dict[str, str]) -> str:
 # --- all combinations of categories --------------------------------------------------------------------------------
 
 
-def _combinations(path: Path, content: dict[str, Any], data: Path) -> tuple[Case, ...]:
+def _combinations(path: Path, content: dict[str, Any], data: Path, _follow_outside: bool) -> tuple[Case, ...]:
     """Each picture of DATA/CATEGORY is a subject, named by its file: "dog2.jpg" is a dog."""
-    classes, places = content.get("classes", {}), content.get("places", ())
+    classes, scenery = content.get("classes", {}), content.get("places", ())
     if not content.get("combinations"):
         raise InputError(f"{path}: combinations (a list) was expected")
     cases = []
@@ -367,13 +379,13 @@ def _combinations(path: Path, content: dict[str, Any], data: Path) -> tuple[Case
                 for word, p, box in zip(words, cast, boxes, strict=True)
             )
             names = "+".join(p.stem for p in cast)
-            for k, place in enumerate(places if "{place}" in prompt else ("",)):
-                text = prompt.format(*words, place=place)
+            for k, place in enumerate(scenery if "{place}" in prompt else ("",)):
+                text = fill(prompt, *words, place=place)
                 cases.append(Case(id=f"{number:02}-{names}-{k}", text=text, objects=things, group="+".join(of)))
     return tuple(cases)
 
 
-_READERS: dict[str, Callable[[Path, dict[str, Any], Path], tuple[Case, ...]]] = {
+_READERS: dict[str, Callable[[Path, dict[str, Any], Path, bool], tuple[Case, ...]]] = {
     "dreambench": _dreambench,
     "customconcept101": _customconcept101,
     "scenes": _scenes,

@@ -6,14 +6,16 @@ import csv
 import hashlib
 import io
 import os.path
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged, reason
 from rbctl.files import read_jsonl, read_text
 from rbctl.options import nearest
+from rbctl.paths import inside
 from rbctl.plugins.eval.benchmarks import pictures_in
 from rbctl.plugins.eval.case import Case, CaseObject, Part, Picture
 from rbctl.plugins.eval.features import Digests
@@ -31,6 +33,7 @@ _COLUMNS = {
     "case": "the benchmark's case",
     "seed": "of the sampling",
 }
+_SEED = re.compile(r"-?[0-9]{1,19}")
 _SAME = {"image": "file_name", "prompt": "text"}
 
 
@@ -55,19 +58,26 @@ class Row:
     seed: int | None = None
 
 
-def read_rows(folder: Path) -> list[Row]:
+def read_rows(folder: Path, follow_outside: bool = False) -> list[Row]:
     """The pictures of a folder (metadata.jsonl, metadata.csv, else by name) or of a CSV file; all of them are there.
 
+    Args:
+        follow_outside: the list may name pictures outside of its own folder. The report shows them, and it is shared.
+
     Raises:
-        InputError: there is neither list nor picture, a line is wrong, or pictures are missing (all are named).
+        InputError: there is neither list nor picture, a line is wrong or names a picture outside, or pictures are
+            missing (all are named).
     """
     table = folder if folder.suffix.lower() == ".csv" else folder / "metadata.csv"
     listed = folder / "metadata.jsonl"
     if listed.is_file():
-        rows = [_from_record(listed, number, row) for number, row in enumerate(read_jsonl(listed), 1)]
+        rows = [_from_record(listed, number, row, follow_outside) for number, row in enumerate(read_jsonl(listed), 1)]
     elif table.is_file():
-        rows = _from_csv(table)
-    elif not (rows := [_from_name(path) for path in pictures_in(folder)]):
+        rows = _from_csv(table, follow_outside)
+    elif rows := [_from_name(path) for path in pictures_in(folder)]:
+        for row in rows:
+            inside(folder, row.file.name, str(folder), follow_outside)
+    else:
         raise InputError(
             f"{folder}: no metadata.jsonl, metadata.csv or pictures; write a CSV with file_name,text,image_prompts"
         )
@@ -82,20 +92,23 @@ def read_rows(folder: Path) -> list[Row]:
     return rows
 
 
-def _from_record(path: Path, number: int, row: Mapping[str, Any]) -> Row:
+def _from_record(path: Path, number: int, row: Mapping[str, Any], follow_outside: bool) -> Row:
     where = f"{path}:{number}"
     seed = row.get("seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise InputError(f"{where}: seed: {seed!r} is not a whole number")
+        raise InputError(f"{where}: seed: {abridged(seed)} is not a whole number")
     try:
         things = row.get("objects") or ()
         given = [thing.get("box") for thing in things]
         found = "boxes_from" not in row
         told = any("box" in thing for thing in things) if found else any(given)
         return Row(
-            file=path.parent / str(row["file_name"]),
+            file=inside(path.parent, str(row["file_name"]), f"{where}: file_name", follow_outside),
             text=str(row["text"]),
-            objects=tuple((str(thing["name"]), _near(path.parent, str(thing["image"]))) for thing in things),
+            objects=tuple(
+                (str(thing["name"]), _near(path.parent, str(thing["image"]), f"{where}: image", follow_outside))
+                for thing in things
+            ),
             boxes=tuple(None if box is None else check_box(box) for box in given) if told else None,
             found=found,
             predicate="" if "fingerprint" in row else str(row.get("predicate") or ""),
@@ -103,8 +116,8 @@ def _from_record(path: Path, number: int, row: Mapping[str, Any]) -> Row:
             case=str(row.get("case") or ""),
             seed=seed,
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: not a picture's record ({error!r}); docs/eval.md shows the form") from error
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{where}: not a picture's record ({reason(error)}); docs/eval.md shows the form") from error
 
 
 def _from_name(path: Path) -> Row:
@@ -113,12 +126,13 @@ def _from_name(path: Path) -> Row:
     return Row(path, " ".join(words[:-1] if words[-1:] and words[-1].isdigit() else words), case=path.stem)
 
 
-def _near(folder: Path, given: str) -> Path:
-    """A path as it stands, or relative to the folder of its list."""
-    return folder / given if os.path.isfile(folder / given) or not os.path.isfile(given) else Path(given)
+def _near(folder: Path, name: str, where: str, follow_outside: bool) -> Path:
+    """A path relative to the folder of its list; where the list is trusted, also as it stands."""
+    path = inside(folder, name, where, follow_outside)
+    return Path(name) if follow_outside and os.path.isfile(name) and not os.path.isfile(path) else path
 
 
-def _from_csv(path: Path) -> list[Row]:
+def _from_csv(path: Path, follow_outside: bool) -> list[Row]:
     reader = csv.DictReader(io.StringIO(read_text(path)), restkey="", restval="")
     names = [_SAME.get(name.strip(), name.strip()) for name in reader.fieldnames or ()]
     for name in names:
@@ -130,22 +144,26 @@ def _from_csv(path: Path) -> list[Row]:
         raise InputError(f"{path}: the columns file_name and text were expected in its first line")
     reader.fieldnames = names
     rows = []
-    for row in reader:
+    for row in _table(path, reader):
         where = f"{path}:{reader.line_num}"
+
+        def near(name: str, column: str, where: str = where) -> Path:
+            return _near(path.parent, name, f"{where}: {column}", follow_outside)
+
         images = _split(row.get("image_prompts"))
         called = _split(row.get("names")) or [""] * len(images)
         if len(called) != len(images):
             raise InputError(f"{where}: {len(called)} names for {len(images)} image prompts")
         boxes = _parts(where, "boxes", row.get("boxes"), len(images), lambda part: check_box(part.split()))
-        masks = _parts(where, "masks", row.get("masks"), len(images), lambda part: _near(path.parent, part))
+        masks = _parts(where, "masks", row.get("masks"), len(images), lambda part: near(part, "masks"))
         seed = str(row.get("seed") or "").strip()
-        if seed and not seed.lstrip("-").isdigit():
-            raise InputError(f"{where}: seed: {seed!r} is not a whole number")
+        if seed and not _SEED.fullmatch(seed):
+            raise InputError(f"{where}: seed: {abridged(seed)} is not a whole number")
         rows.append(
             Row(
-                file=path.parent / row["file_name"].strip(),
+                file=inside(path.parent, row["file_name"].strip(), f"{where}: file_name", follow_outside),
                 text=row["text"].strip(),
-                objects=tuple((n, _near(path.parent, image)) for n, image in zip(called, images, strict=True)),
+                objects=tuple((n, near(image, "image_prompts")) for n, image in zip(called, images, strict=True)),
                 boxes=masks or boxes,
                 found=True,
                 predicate=(row.get("predicate") or "").strip(),
@@ -155,6 +173,13 @@ def _from_csv(path: Path) -> list[Row]:
             )
         )
     return rows
+
+
+def _table(path: Path, reader: csv.DictReader[str]) -> Iterator[dict[str, str]]:
+    try:
+        yield from reader
+    except csv.Error as error:  # a field of more than 131,072 characters, a NUL
+        raise InputError(f"{path}:{reader.line_num}: not a line of CSV ({error})") from error
 
 
 def _split(value: str | None) -> list[str]:

@@ -94,7 +94,7 @@ def _benchmark(config: EvalConfig, output: Path) -> Benchmark | None:
     if config.bench is None:
         return None
     relations = config.relations or tuple(dict.fromkeys(r for loras in config.loras().values() for r in loras))
-    wanted = Wanted(config.data, relations, config.cases, config.partial, output / "bench")
+    wanted = Wanted(config.data, relations, config.cases, config.partial, output / "bench", config.follow_outside)
     return load_benchmark(config.bench, wanted)
 
 
@@ -108,7 +108,8 @@ def _bench_pictures(
     for name in [*names, *given]:
         if [*names, *given].count(name) > 1 or name == TRUTH:
             raise InputError(f"run {name!r}: the name is taken; choose another")
-    folders = {name: results.read_rows(folder) for name, folder in given.items()}  # told before anything is sampled
+    # Told before anything is sampled.
+    folders = {name: results.read_rows(folder, config.follow_outside) for name, folder in given.items()}
     flags = ["--bundle", config.bundle, "--device", config.device]
     flags += ["--images", str(config.images), *(["--steps", str(config.steps)] if config.steps else [])]
     flags += ["--recipe", config.sample_recipe] if config.sample_recipe else []
@@ -137,7 +138,7 @@ def _bench_pictures(
 def _given(config: EvalConfig, digests: Digests) -> tuple[list[Picture], dict[str, int]]:
     found: list[Picture] = []
     for name, folder in zip(_run_names(config.runs), config.runs, strict=True):
-        found += results.as_cases(name, results.read_rows(folder), digests)
+        found += results.as_cases(name, results.read_rows(folder, config.follow_outside), digests)
     return found, {}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rbctl.errors import InputError
 from rbctl.files import write_text
 from rbctl.plugins.eval.case import Case
 from rbctl.relations import shipped
+from rbctl.runs import COMMAND
 
 _ROUTINE = re.compile(r": (no relation|relation \S+), (base model|LoRA )")  # a line of every prompt
 
@@ -57,7 +57,7 @@ def sample(name: str, cases: Sequence[Case], loras: Mapping[str, Path], output: 
             raise InputError(f"--lora {path}: no such file")
     file = output.parent / f"{name}.yaml"
     write_text(file, yaml.safe_dump(prompts(cases, loras), sort_keys=False, allow_unicode=True))
-    command = [sys.executable, "-m", "rbctl", "sample", str(file), "--output", str(output), *flags]
+    command = [*COMMAND, "sample", str(file), "--output", str(output), *flags]
     click.echo(f"{name}: {len(cases)} pictures, {output}", err=True)
     last = ""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, bufsize=1) as process:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rbctl.files import read_image
+from rbctl.images import read_image
 from rbctl.plugins.eval import failures
 from rbctl.plugins.eval.case import Case, Part, Picture
 from rbctl.plugins.eval.features import FeatureStore

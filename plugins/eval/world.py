@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rbctl.files import write_jsonl, write_png
+from rbctl.files import write_jsonl
+from rbctl.images import write_png
 from rbctl.menagerie import Individual, Scene, compose, draw_individual, portrait, scoring
 from rbctl.menagerie.extension import extend
 from rbctl.menagerie.oracle import ATTRIBUTES, ROLES, Oracle, Reading, look

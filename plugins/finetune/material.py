@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, reason
 from rbctl.files import read_jsonl
+from rbctl.paths import inside
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.relations import Relation, check_box, load_relation
 from rbctl.triplets import Triplet, TripletObject
@@ -27,11 +28,13 @@ class Material:
         data: folder of the relation's triplets.
         prior: folder of the prior set, None for none.
         drawn: those of the two that the run draws itself.
+        follow_outside: the folders may name files outside of them.
     """
 
     data: Path
     prior: Path | None
     drawn: frozenset[Path]
+    follow_outside: bool = False
 
     def load(self) -> tuple[list[Triplet], list[Triplet]]:
         """The triplets and the prior set.
@@ -39,7 +42,8 @@ class Material:
         Raises:
             InputError: a folder is missing or broken.
         """
-        return load_triplets(self.data), [] if self.prior is None else _load_prior(self.prior)
+        prior = [] if self.prior is None else _load_prior(self.prior, self.follow_outside)
+        return load_triplets(self.data, follow_outside=self.follow_outside), prior
 
 
 def find(config: FinetuneConfig, relation: Relation, output: Path) -> Material:
@@ -55,9 +59,9 @@ def find(config: FinetuneConfig, relation: Relation, output: Path) -> Material:
         drawn.add(prior)
     elif config.prior not in ("auto", "none"):
         prior = Path(config.prior)
-    found = Material(data, prior, frozenset(drawn))
+    found = Material(data, prior, frozenset(drawn), config.follow_outside)
     if config.data:
-        load_triplets(config.data)
+        load_triplets(config.data, follow_outside=config.follow_outside)
     else:
         from rbctl.menagerie.triplets import check_drawable
 
@@ -65,7 +69,7 @@ def find(config: FinetuneConfig, relation: Relation, output: Path) -> Material:
     if prior in drawn:
         _prior_relations(config, relation)
     elif prior:
-        _load_prior(prior)
+        _load_prior(prior, config.follow_outside)
     return found
 
 
@@ -100,44 +104,47 @@ def _prior_relations(config: FinetuneConfig, relation: Relation) -> list[Relatio
     return others
 
 
-def _load_prior(folder: Path) -> list[Triplet]:
+def _load_prior(folder: Path, follow_outside: bool) -> list[Triplet]:
     """A folder of triplets, or what ``rbctl sample`` made: pictures of the base model itself."""
     rows: list[dict[str, Any]] = []
     with contextlib.suppress(InputError):  # whatever it is instead, load_triplets tells
         rows = read_jsonl(folder / METADATA)
     if rows and all("fingerprint" in row for row in rows):
-        return _load_sampled(folder, rows)
-    return load_triplets(folder)
+        return _load_sampled(folder, rows, follow_outside)
+    return load_triplets(folder, follow_outside=follow_outside)
 
 
-def _load_sampled(folder: Path, rows: list[dict[str, Any]]) -> list[Triplet]:
+def _load_sampled(folder: Path, rows: list[dict[str, Any]], follow_outside: bool) -> list[Triplet]:
     """Pictures of ``rbctl sample`` with the individuals and boxes they are made from; those of text alone are left out.
 
     Raises:
-        InputError: no picture has individuals, or one of the files has gone.
+        InputError: a line is wrong, no picture has individuals, or one of the files has gone or lies outside.
     """
     triplets = []
     for number, row in enumerate(rows):
-        objects = [
-            TripletObject(
-                name=thing["name"],
-                role=str(k),
-                image=Path(thing["image"]),
-                mask=None,
-                box=check_box(thing["box"]),
-                target_keypoints=absent(),
-                image_keypoints=absent(),
-            )
-            for k, thing in enumerate(row["objects"])
-        ]
+        where = f"{folder / METADATA}: picture {number + 1}"
+        try:
+            objects = [
+                TripletObject(
+                    name=str(entry["name"]),
+                    role=str(k),
+                    image=inside(folder, str(entry["image"]), f"{where}: image", follow_outside),
+                    mask=None,
+                    box=check_box(entry["box"]),
+                    target_keypoints=absent(),
+                    image_keypoints=absent(),
+                )
+                for k, entry in enumerate(row["objects"])
+            ]
+            target = inside(folder, str(row["file_name"]), f"{where}: file_name", follow_outside)
+            prompt = str(row["text"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{where}: not what 'rbctl sample' writes ({reason(error)}); sample again") from error
         if objects:
-            target = folder / row["file_name"]
-            triplets.append(
-                Triplet(id=f"{number}", target=target, prompt=row["text"], predicate="", objects=tuple(objects))
-            )
+            triplets.append(Triplet(id=f"{number}", target=target, prompt=prompt, predicate="", objects=tuple(objects)))
     if not triplets:
         raise InputError(f"{folder}: none of its pictures has individuals; sample prompts with {{name: picture}}")
-    for path in (path for t in triplets for path in (t.target, *(thing.image for thing in t.objects))):
+    for path in (path for t in triplets for path in (t.target, *(one.image for one in t.objects))):
         if not path.is_file():
             raise InputError(f"{folder}: {path} has gone; sample into the folder again")
     return triplets

@@ -15,8 +15,10 @@ import torch
 from rbctl.bundle.load import Bundle
 from rbctl.draws import generator
 from rbctl.errors import InputError
-from rbctl.files import read_jsonl, sha256, write_json, write_jsonl, write_png
+from rbctl.files import read_jsonl, sha256, write_json, write_jsonl
+from rbctl.images import write_png
 from rbctl.menagerie import BACKGROUNDS, SPECIES, Individual, Scene, compose, draw_individual, portrait
+from rbctl.paths import inside
 from rbctl.phrases import replaced
 from rbctl.plugins.finetune import material
 from rbctl.plugins.finetune.config import FinetuneConfig
@@ -113,7 +115,8 @@ def of_class(config: FinetuneConfig, output: Path, resolution: int) -> list[Pict
 def _files(folder: Path) -> list[Path]:
     """The pictures of a folder; where ``rbctl sample`` made it, those of its prompts alone."""
     if (folder / METADATA).is_file():
-        found = [folder / str(row.get("file_name")) for row in read_jsonl(folder / METADATA)]
+        rows = read_jsonl(folder / METADATA)
+        found = [inside(folder, str(row.get("file_name")), f"{folder / METADATA}: file_name") for row in rows]
     else:
         found = sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
     if not found:

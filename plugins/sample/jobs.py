@@ -24,6 +24,8 @@ from rbctl.prompts import Prompt, PromptObject
 from rbctl.relations import Relation, find_relation, load_relation, shipped
 from rbctl.runs import tuned
 
+IMAGE_PROMPTS = "image_prompts"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -175,7 +177,9 @@ def plan(
         tokens = tuple(learned[given] for given in named)
         if len({embedding.token for embedding in tokens}) < len(tokens):
             raise InputError(f"{prompt.source}: two embeddings have the same token; give one its own, PATH:<name>")
-        subjects = [(f.metadata["rbctl.instance"], embeddings.words_of(f.metadata)) for f in files if _is_subject(f)]
+        subjects = [
+            (f.metadata["rbctl.instance"], embeddings.words_of(f.metadata, f.path)) for f in files if _is_subject(f)
+        ]
         words = words_of(prompt, [*((e.token, e.words) for e in tokens), *subjects])
         boxes, boxes_from = _boxes(prompt, relation, files)
         objects = tuple(dataclasses.replace(o, box=box) for o, box in zip(prompt.objects, boxes, strict=True))
@@ -197,7 +201,12 @@ def plan(
                 **facts,
                 "seed": first_seed + image,
                 "objects": [
-                    {**dataclasses.asdict(o), "image": str(o.image), "image_hash": digests[o.image]} for o in objects
+                    {
+                        **dataclasses.asdict(o),
+                        "image": copied(o.image, digests[o.image]),
+                        "image_hash": digests[o.image],
+                    }
+                    for o in objects
                 ],
                 "predicate": relation.predicate if relation else None,
                 "boxes_from": boxes_from,
@@ -233,6 +242,11 @@ def plan(
                 )
             )
     return jobs
+
+
+def copied(image: Path, digest: str) -> str:
+    """Where the folder of the pictures holds a copy of an image prompt: it can be moved, shared and scored as it is."""
+    return f"{IMAGE_PROMPTS}/{image.stem[:40]}-{digest[:12]}{image.suffix}"
 
 
 def _first(*values: Any) -> Any:

@@ -18,8 +18,9 @@ from rbctl.conditioning import PseudoRegions, guided
 from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
 from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
-from rbctl.files import read_image, write_jsonl
+from rbctl.files import write_bytes, write_jsonl
 from rbctl.image_prompt import clip_pixels
+from rbctl.images import read_image
 from rbctl.lora import LoraFile
 from rbctl.phrases import token_spans
 from rbctl.plugins.sample.config import SampleConfig
@@ -58,6 +59,7 @@ def run(config: SampleConfig) -> Path:
     output = config.output or RUNS / "sample" / source.stem
     with claim(output):
         wanted = {job.file_name: job for job in jobs}  # two prompts may ask for the same picture
+        _copy_image_prompts(jobs, output)
         waiting = [job for job in wanted.values() if not _made(output, job)]
         if waiting:
             _sample(waiting, config, loras, output)
@@ -119,6 +121,17 @@ def _check_training(files: Iterable[LoraFile | Embedding], config: SampleConfig,
                 f"{file.path}: trained with --local-tokens {trained}, used with --local-tokens {config.local_tokens}",
                 err=True,
             )
+
+
+def _copy_image_prompts(jobs: Sequence[Job], output: Path) -> None:
+    copies = {
+        output / entry["image"]: individual.image
+        for job in jobs
+        for individual, entry in zip(job.objects, job.record["objects"], strict=True)
+    }
+    for copy, image in copies.items():
+        if not copy.is_file():
+            write_bytes(copy, image.read_bytes())
 
 
 def _made(output: Path, job: Job) -> bool:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rbctl.bundle import hashes
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 from rbctl.files import read_json, sha256, write_json
 from rbctl.options import nearest
+from rbctl.paths import leaves
 
 MANIFEST = "bundle.json"
 
@@ -215,11 +216,15 @@ def bundles_root() -> Path:
     return here if here.is_dir() else Path.home() / ".cache" / "rbctl" / "bundles"
 
 
+_DEPTH = 2  # folders in folders of a bundle
+
+
 def contents(folder: Path) -> list[str]:
     """Paths of the files of a bundle, sorted, without hidden ones and the manifest."""
     found = []
     for place, folders, names in os.walk(folder, followlinks=True):  # a part may be a link to a folder elsewhere
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        deep = len(Path(place).relative_to(folder).parts) >= _DEPTH  # a link may lead to the whole disk, or to itself
+        folders[:] = [] if deep else [name for name in folders if not name.startswith(".")]
         paths = (Path(place, name) for name in names if not name.startswith(".") and name != MANIFEST)
         found += [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
     return sorted(found)
@@ -265,6 +270,9 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     entries = files.values() if isinstance(files, dict) else [None]
     if not all(isinstance(entry, dict) and {"sha256", "size"} <= entry.keys() for entry in entries):
         raise InputError(f"{path}: not a bundle's manifest; delete it and pull or import the bundle again")
+    for name in files:
+        if leaves(name):
+            raise InputError(f"{path}: {abridged(name)} leaves the bundle; delete it, and pull or import again")
     return files
 
 

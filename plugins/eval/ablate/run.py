@@ -20,17 +20,8 @@ from rbctl import layout, lora
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.load import fingerprint, generator_fingerprint
 from rbctl.errors import InputError
-from rbctl.files import (
-    read_image,
-    read_json,
-    read_jsonl,
-    read_safetensors,
-    sha256,
-    write_bytes,
-    write_json,
-    write_png,
-    write_text,
-)
+from rbctl.files import read_json, read_jsonl, read_safetensors, sha256, write_bytes, write_json, write_text
+from rbctl.images import read_image, write_png
 from rbctl.layout import LayoutPrior
 from rbctl.menagerie.triplets import DRAWN_AS, draw_scenes, spoken
 from rbctl.pictures import grid
@@ -308,7 +299,7 @@ class Work:
             for beside in zip(*rows, strict=True):
                 made = [read_image(cell.shown / row["file_name"]) for cell, row in zip(cells, beside, strict=True)]
                 things = beside[0]["objects"]
-                pictures += [read_image(Path(thing["image"])).resize(made[0].size) for thing in things] + made
+                pictures += [read_image(cells[0].shown / thing["image"]).resize(made[0].size) for thing in things] + made
                 captions += [thing["name"] for thing in things] + [cell.variant.name for cell in cells]
         return grid(
             pictures, len(pictures) // (len(self.ablation.relations) * min(_SHOWN, self.ablation.cases)), captions

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,9 +17,8 @@ import yaml
 
 from rbctl.errors import InputError
 from rbctl.progress import progress
-from rbctl.runs import stop_signals
+from rbctl.runs import COMMAND, stop_signals
 
-_COMMAND = (sys.executable, "-m", "rbctl")
 _PAUSE = 0.1  # seconds between looks at what runs
 
 
@@ -30,7 +28,7 @@ def resolved(stage: str, *arguments: str) -> dict[str, Any]:
     Raises:
         InputError: the stage refuses them; its own words.
     """
-    done = subprocess.run([*_COMMAND, stage, *arguments, "--dry-run"], capture_output=True, text=True, check=False)
+    done = subprocess.run([*COMMAND, stage, *arguments, "--dry-run"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError(last_line(done.stderr))
     return dict(yaml.safe_load(done.stdout)[stage])
@@ -109,7 +107,7 @@ def _start(step: Step, environment: dict[str, str] | None) -> subprocess.Popen[s
     with step.log.open("a", encoding="utf-8") as log:
         # In a session of its own: Ctrl-C reaches it through us alone, once.
         return subprocess.Popen(
-            [*_COMMAND, *step.arguments],
+            [*COMMAND, *step.arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
