@@ -109,4 +109,5 @@ def versions() -> dict[str, str]:
 
 def write_record(folder: Path, **facts: Any) -> None:
     """Write ``run.json``: versions, machine, and the stage's own facts (seeds, hashes of its inputs)."""
-    write_json(folder / "run.json", {"versions": versions(), "machine": platform.platform(), **facts})
+    machine = f"{platform.system()}-{platform.release()}-{platform.machine()}"  # platform.platform() starts a program
+    write_json(folder / "run.json", {"versions": versions(), "machine": machine, **facts})

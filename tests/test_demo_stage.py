@@ -44,7 +44,7 @@ def test_the_grid_is_made_and_its_path_told_last(made: tuple[Path, Result]) -> N
     assert sheet.height // (examples.SIZE + 8) == 2
     # the first cell is the first individual's picture, the second row's base picture is the base model's
     first = read_jsonl(folder / "base" / "metadata.jsonl")[0]["objects"][0]["image"]
-    assert np.array_equal(np.asarray(sheet)[8:264, 8:264], np.asarray(read_image(Path(first))))
+    assert np.array_equal(np.asarray(sheet)[8:264, 8:264], np.asarray(read_image(folder / "base" / first)))
 
 
 def test_every_stage_did_its_part(made: tuple[Path, Result]) -> None:
