@@ -23,7 +23,8 @@ setup(
     package_dir={"rbctl": "rbctl", **{f"rbctl.{folder}": folder for folder in FOLDERS}},
     package_data={
         "rbctl": ["py.typed", "bundle/mini/*", "bundle/mini/*/*"],
-        "rbctl.plugins.eval": ["*.jinja"],
+        "rbctl.plugins.annotate": ["*.jinja", "*.css", "*.js"],
+        "rbctl.plugins.eval": ["*.jinja", "*.css"],
         "rbctl.recipes": [
             "*.yaml",
             "ablations/*.yaml",

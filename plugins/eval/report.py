@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rbctl.files import read_image
+from rbctl.images import read_image
+from rbctl.pages import render
 from rbctl.plugins.eval.failures import TYPES
 from rbctl.plugins.eval.scores import TRUTH, Row, by_case
 
@@ -135,20 +136,20 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def markdown(content: dict[str, Any], rows: Sequence[Row]) -> str:
     """The report without pictures."""
-    bench = content["benchmark"]
-    parts = [f"# {_title(content)}", bench["source"], _markdown_table(table(content)), _LEGEND, rank_line(content)]
+    parts = [f"# {_inert(_title(content))}", _inert(content["benchmark"]["source"])]
+    parts += [_markdown_table(table(content)), _LEGEND, _inert(rank_line(content))]
     for group, cells in content["groups"].items():
-        parts += [f"## {group}", _markdown_table(table(content, cells, bounds=False))]
+        parts += [f"## {_inert(group)}", _markdown_table(table(content, cells, bounds=False))]
     parts += ["## Failures", _markdown_table(failure_table(content))]
     parts += ["## Best and worst"]
     for run, (best, worst) in extremes(rows, content).items():
         for words, some in (("best", best), ("worst", worst)):
             parts.append(
-                f"{run}, {words}: " + "; ".join(f"`{r.picture.path.name}` {r.picture.case.text}" for r in some)
+                _inert(f"{run}, {words}: " + "; ".join(f"{r.picture.path.name}: {r.picture.case.text}" for r in some))
             )
     parts += ["## Cases", _markdown_table(case_table(content, rows))]
     if content["left_out"]:
-        parts += ["## Left out", "\n".join(f"- {line}" for line in content["left_out"])]
+        parts += ["## Left out", "\n".join(f"- {_inert(line)}" for line in content["left_out"])]
     parts += ["## What was run", _markdown_table(_facts_table(content))]
     parts += ["## Columns", _markdown_table(_column_table(content))]
     if len(tests := _test_table(content)) > 1:
@@ -157,9 +158,14 @@ def markdown(content: dict[str, Any], rows: Sequence[Row]) -> str:
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    escaped = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in rows]
+    escaped = [[_inert(text).replace("|", "\\|") for text in row] for row in rows]
     lines = [escaped[0], ["---"] * len(rows[0]), *escaped[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _inert(text: str) -> str:
+    """Text from data as one line of Markdown without HTML, links and pictures, which a viewer would fetch."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
 
 
 def _title(content: dict[str, Any]) -> str:
@@ -295,11 +301,8 @@ def html(content: dict[str, Any], rows: Sequence[Row], show: int) -> str:
     Args:
         show: cases whose pictures are shown; they are spread over the groups.
     """
-    from jinja2 import Environment, select_autoescape
-
-    template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
+    return render(
+        Path(__file__).with_name("report.html.jinja"),
         title=_title(content),
         content=content,
         table=table(content),
