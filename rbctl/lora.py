@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from rbctl.errors import InputError, reason
+from rbctl.errors import InputError, abridged, reason
 from rbctl.files import read_safetensors, write_safetensors
 
 TARGETS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
@@ -113,11 +113,13 @@ def _from_kohya(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, to
     plain: dict[str, torch.Tensor] = {}
     for module, parts in modules.items():
         if parts.keys() - {"alpha"} != {"lora_down.weight", "lora_up.weight"}:
-            raise InputError(f"{path}: {module!r} holds {sorted(parts)}; lora_down.weight and lora_up.weight expected")
+            raise InputError(
+                f"{path}: {abridged(module)} holds {sorted(parts)}; lora_down.weight and lora_up.weight expected"
+            )
         down, up, alpha = parts["lora_down.weight"], parts["lora_up.weight"].float(), parts.get("alpha")
         if alpha is not None:
             if alpha.numel() != 1 or not torch.isfinite(alpha).all():
-                raise InputError(f"{path}: the alpha of {module!r} is not a finite number")
+                raise InputError(f"{path}: the alpha of {abridged(module)} is not a finite number")
             up = up * (float(alpha) / down.shape[0])
         plain |= {f"{module}.lora_down.weight": down, f"{module}.lora_up.weight": up}
     try:
@@ -140,18 +142,22 @@ def read(path: Path) -> LoraFile:
     for key, value in tensors.items():
         if not key.endswith(".alpha") and (value.ndim != 2 or not value.numel()):
             shape = list(value.shape)
-            raise InputError(f"{path}: {key!r} {shape} is no LoRA tensor, a matrix; a relation LoRA was expected")
+            raise InputError(
+                f"{path}: {abridged(key)} {shape} is no LoRA tensor, a matrix; a relation LoRA was expected"
+            )
     if any(key.startswith("lora_unet_") for key in tensors):
         tensors = _from_kohya(path, tensors)
     for key in tensors:
         if not key.startswith("unet."):
-            raise InputError(f"{path}: {key!r} is no LoRA tensor of a UNet; a relation LoRA was expected")
+            raise InputError(f"{path}: {abridged(key)} is no LoRA tensor of a UNet; a relation LoRA was expected")
     plain = convert_unet_state_dict_to_peft({k.removeprefix("unet."): v.float() for k, v in tensors.items()})
     for key, value in plain.items():
         if not key.endswith((".lora_A.weight", ".lora_B.weight")):
-            raise InputError(f"{path}: {key!r} is no LoRA tensor; a relation LoRA was expected")
+            raise InputError(f"{path}: {abridged(key)} is no LoRA tensor; a relation LoRA was expected")
         if not torch.isfinite(value).all():
-            raise InputError(f"{path}: {key!r} holds NaN or infinite values; the training that made it diverged")
+            raise InputError(
+                f"{path}: {abridged(key)} holds NaN or infinite values; the training that made it diverged"
+            )
     ranks = {value.shape[0 if key.endswith("lora_A.weight") else 1] for key, value in plain.items()}
     if len(ranks) != 1:
         raise InputError(f"{path}: LoRA matrices of differing ranks {sorted(ranks)}; one rank was expected")
@@ -171,21 +177,23 @@ def attach(unet: Any, file: LoraFile, name: str) -> None:
     for key, value in file.tensors.items():
         module, side = key.removesuffix(".weight").rsplit(".", 1)
         if not module.endswith(targets):
-            raise InputError(f"{file.path}: trains {module!r}; a relation LoRA is on {', '.join(targets)} alone")
+            raise InputError(
+                f"{file.path}: trains {abridged(module)}; a relation LoRA is on {', '.join(targets)} alone"
+            )
         try:
             weight = unet.get_submodule(module)
         except AttributeError:
-            raise InputError(f"{file.path}: made for another base; this one has no layer {module!r}") from None
+            raise InputError(f"{file.path}: made for another base; this one has no layer {abridged(module)}") from None
         weight = getattr(weight, "base_layer", weight).weight
         size = value.shape[1] if side == "lora_A" else value.shape[0]
         if size != (weight.shape[1] if side == "lora_A" else weight.shape[0]):
             shapes = f"{tuple(value.shape)} on a layer of {tuple(weight.shape)}"
-            raise InputError(f"{file.path}: made for another base; {key!r} is {shapes}")
+            raise InputError(f"{file.path}: made for another base; {abridged(key)} is {shapes}")
     unet.add_adapter(_config(file.rank, file.rank, targets), adapter_name=name)
     expected = state(unet, name).keys()
     if missing := sorted(expected - file.tensors.keys()):
         unet.delete_adapters(name)
-        raise InputError(f"{file.path}: made for another base, or incomplete; {missing[0]!r} is missing")
+        raise InputError(f"{file.path}: made for another base, or incomplete; {abridged(missing[0])} is missing")
     set_peft_model_state_dict(unet, file.tensors, adapter_name=name)
     for key, parameter in unet.named_parameters():
         if f".{name}." in key:

@@ -114,9 +114,9 @@ class _Field(click.Parameter):
                     raise ValueError(f"true or false is expected, not {abridged(value)}")
             elif isinstance(value, bool):
                 hint = "YAML reads a bare no, yes, on or off as a truth value, so quote it"
-                raise ValueError(f"{self.type.name} is expected, not {value!r}; {hint}")
+                raise ValueError(f"{self.type.name} is expected, not {abridged(value)}; {hint}")
             if isinstance(self.type, _Number) and self.type.kind is int and isinstance(value, float):
-                raise ValueError(f"a whole number is expected, not {value!r}")
+                raise ValueError(f"a whole number is expected, not {abridged(value)}")
         try:
             self.type_cast_value(ctx, given)
         except click.BadParameter as error:
@@ -217,7 +217,7 @@ def _load_recipe(ctx: click.Context, param: click.Parameter, value: str | None) 
     recipe = _section(ctx, path, content)
     if ctx.command.name not in content:
         raise InputError(
-            f"{path}: has no section {ctx.command.name!r}, only {', '.join(map(repr, content)) or 'nothing'}"
+            f"{path}: has no section {ctx.command.name!r}, only {', '.join(map(abridged, content)) or 'nothing'}"
         )
     ctx.default_map = {**(ctx.default_map or {}), **recipe}
 
@@ -233,7 +233,7 @@ def _section(ctx: click.Context, path: Path, content: dict[str, Any]) -> dict[st
         if section not in stages:
             raise InputError(f"{path}: no stage {abridged(section)}{nearest(str(section), stages)}")
         if not isinstance(values, dict):
-            raise InputError(f"{path}: section {section!r} must be a mapping of options to values")
+            raise InputError(f"{path}: section {abridged(section)} must be a mapping of options to values")
     recipe = content.get(ctx.command.name or "", {})
     fields = {p.name: p for p in ctx.command.params if isinstance(p, _Field) and p.name}
     for key, given in recipe.items():

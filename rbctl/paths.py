@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from rbctl.errors import InputError, abridged
@@ -24,7 +25,7 @@ def inside(folder: Path, name: str, where: str, follow_outside: bool = False) ->
     Raises:
         InputError: the name is absolute, climbs out, or is a link to something outside.
     """
-    if "\0" in name:
+    if not _nameable(name):
         raise InputError(f"{where}: {abridged(name)} is no file's name")
     path = Path(folder) / name
     if follow_outside:
@@ -46,6 +47,15 @@ def leaves(name: str) -> bool:
     """Whether a name is absolute or climbs out of its folder, as POSIX or Windows reads it; links are not looked at."""
     forms = PurePosixPath(name), PureWindowsPath(name)
     return any(form.root or form.drive or ".." in form.parts for form in forms)
+
+
+def _nameable(name: str) -> bool:
+    """Whether a file system could hold a file of that name."""
+    try:
+        parts = os.fsencode(name).split(b"/")
+    except UnicodeEncodeError:  # half of a surrogate pair, that JSON can name
+        return False
+    return "\0" not in name and len(parts) <= 100 and all(len(part) <= 255 for part in parts)
 
 
 def _root(folder: Path) -> Path:

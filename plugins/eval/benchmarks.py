@@ -116,13 +116,15 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
     known = _COMMON | KEYS[kind]
     for key, value in content.items():
         if key not in known:
-            raise InputError(f"{path}: no key {key!r}{nearest(str(key), known) or '; keys: ' + ', '.join(known)}")
+            raise InputError(
+                f"{path}: no key {abridged(key)}{nearest(str(key), known) or '; keys: ' + ', '.join(known)}"
+            )
         if not _FORMS[known[key]](value):
             raise InputError(f"{path}: {key}: {known[key]} was expected, not {abridged(value)}")
     profiles = tuple(content.get("profiles", ("relationbench",)))
     for profile in profiles:
         if profile not in PROFILES:
-            raise InputError(f"{path}: profiles: no {profile!r}{nearest(str(profile), PROFILES)}")
+            raise InputError(f"{path}: profiles: no {abridged(profile)}{nearest(str(profile), PROFILES)}")
     if kind == "menagerie":
         cases = world.draw_cases(
             [load_relation(r) for r in wanted.relations or content.get("relations", ())],
@@ -136,7 +138,7 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
         data = wanted.data or (path.parent / content["data"] if content.get("data") else None)
         if data is None:
             raise InputError(f"{path}: says not where its pictures lie; give their folder with --data")
-        if not data.is_dir():
+        if not os.path.isdir(data):
             raise InputError(f"--data {data}: no such folder")
         cases = _READERS[kind](path, content, data, wanted.follow_outside)
         people = [who for case in cases for who in case.objects]
@@ -170,14 +172,14 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
 def _present(cases: Sequence[Case]) -> tuple[tuple[Case, ...], list[Path]]:
     """Cases whose pictures are all there, and the pictures that are not."""
     needed = dict.fromkeys(thing.image for case in cases for thing in case.objects)
-    missing = [path for path in needed if not path.is_file()]
+    missing = [path for path in needed if not os.path.isfile(path)]
     absent = set(missing)
     return tuple(c for c in cases if not any(thing.image in absent for thing in c.objects)), missing
 
 
 def pictures_in(folder: Path) -> tuple[Path, ...]:
     """The pictures of a folder by name; the folder itself stands for them where there are none."""
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES) if folder.is_dir() else []
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES) if os.path.isdir(folder) else []
     return tuple(found)
 
 
@@ -320,7 +322,7 @@ def _scenes(path: Path, content: dict[str, Any], data: Path, _follow_outside: bo
             cast = [str(who) for who in cast]
             for who in cast:
                 if who not in subjects:
-                    raise InputError(f"{where}: casts: no subject {who!r}{nearest(who, subjects)}")
+                    raise InputError(f"{where}: casts: no subject {abridged(who)}{nearest(who, subjects)}")
             things = tuple(subject(who, subjects[who], data / who, role) for who, role in zip(cast, roles, strict=True))
             words = {thing.role: thing.name for thing in things}
             cases.append(

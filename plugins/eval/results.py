@@ -138,7 +138,7 @@ def _from_csv(path: Path, follow_outside: bool) -> list[Row]:
     for name in names:
         if name not in _COLUMNS:
             raise InputError(
-                f"{path}: no column {name!r}{nearest(name, _COLUMNS) or '; columns: ' + ', '.join(_COLUMNS)}"
+                f"{path}: no column {abridged(name)}{nearest(name, _COLUMNS) or '; columns: ' + ', '.join(_COLUMNS)}"
             )
     if not {"file_name", "text"} <= set(names):
         raise InputError(f"{path}: the columns file_name and text were expected in its first line")

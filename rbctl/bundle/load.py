@@ -27,7 +27,7 @@ from rbctl.bundle.convert import (
 )
 from rbctl.conditioning import DUMMY_TOKENS
 from rbctl.embeddings import Embedding, pieces, placed, token_ids
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 from rbctl.image_prompt import ImagePromptEncoder
 from rbctl.pretrained import from_pretrained, network, told
 from rbctl.resampler import Resampler, ResamplerConfig
@@ -277,7 +277,7 @@ def summary(folder: Path) -> Summary:
     side = _whole_number(unet := folder / "unet" / "config.json", read_object(unet), "sample_size")
     widths = read_object(vae := folder / "vae" / "config.json").get("block_out_channels")
     if not isinstance(widths, list) or not widths:
-        raise InputError(f"{vae}: block_out_channels is {widths!r}; a list was expected")
+        raise InputError(f"{vae}: block_out_channels is {abridged(widths)}; a list was expected")
     return Summary(resolution=side * 2 ** (len(widths) - 1), gamma=_adapter_config(folder).scale)
 
 
@@ -312,7 +312,7 @@ def _whole_number(path: Path, config: Mapping[str, Any], name: str, default: int
     """An entry of a configuration that counts or measures something."""
     value = config.get(name, default)
     if type(value) is not int or value < 1:  # not isinstance: True is no size
-        raise InputError(f"{path}: {name} is {value!r}; a positive whole number was expected")
+        raise InputError(f"{path}: {name} is {abridged(value)}; a positive whole number was expected")
     return value
 
 
@@ -331,10 +331,10 @@ def _adapter_config(folder: Path) -> _AdapterConfig:
     given = {**OFFICIAL, **(read_object(path) if path.is_file() else {})}
     sizes = given.get("resampler", {})
     if not isinstance(sizes, dict):
-        raise InputError(f"{path}: resampler is {sizes!r}; a JSON object was expected")
+        raise InputError(f"{path}: resampler is {abridged(sizes)}; a JSON object was expected")
     scale = given["scale"]
     if type(scale) not in (int, float) or not math.isfinite(scale):
-        raise InputError(f"{path}: scale is {scale!r}; a number was expected")
+        raise InputError(f"{path}: scale is {abridged(scale)}; a number was expected")
     names = [f.name for f in dataclasses.fields(ResamplerConfig) if f.name in sizes]
     return _AdapterConfig(
         resampler=ResamplerConfig(**{name: _whole_number(path, sizes, name) for name in names}),
@@ -351,7 +351,7 @@ def _tokenizer(loader: Any, folder: Path, number: str) -> Any:
     if tokenizer.model_max_length != positions:
         raise InputError(
             f"{folder / f'tokenizer{number}' / 'tokenizer_config.json'}: model_max_length is "
-            f"{tokenizer.model_max_length!r}; its text encoder reads {positions} tokens"
+            f"{abridged(tokenizer.model_max_length)}; its text encoder reads {positions} tokens"
         )
     return tokenizer
 

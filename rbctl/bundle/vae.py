@@ -16,7 +16,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import nn
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 
 
 class _Block(nn.Module):
@@ -105,5 +105,5 @@ def vae_class(config: Mapping[str, Any], where: object) -> Any:
     """
     name = config.get("_class_name", "AutoencoderKL")
     if name not in _KINDS:
-        raise InputError(f"{where}: _class_name is {name!r}; known are {', '.join(_KINDS)}")
+        raise InputError(f"{where}: _class_name is {abridged(name)}; known are {', '.join(_KINDS)}")
     return _KINDS[name]

@@ -229,7 +229,8 @@ def check_field(check: Callable[[Any], Any], value: Any, where: str, name: str) 
 def _picture(given: str, folder: Path, where: str, name: str) -> Path:
     path = folder / given
     if not os.path.isfile(path):
-        raise InputError(f"{where}: {name}: no picture {path}; paths are relative to the prompts file")
+        what = f"no picture {str(path)[:500]}; paths are relative to the prompts file"
+        raise InputError(f"{where}: {name[:60]}: {what}")
     return path
 
 

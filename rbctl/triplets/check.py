@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 from rbctl.images import read_image
 from rbctl.triplets.layouts import read
 from rbctl.triplets.masks import box_of, read_mask
@@ -56,7 +56,8 @@ def _words(triplet: Triplet, reporter: Reporter) -> None:
         spoken = rf"(?<!\w){re.escape(thing.name)}(e?s)?(?!\w)"
         if thing.name and triplet.prompt and not re.search(spoken, triplet.prompt, re.IGNORECASE):
             reporter.error(
-                f"{thing.name!r} does not stand in the prompt {triplet.prompt!r}", "say it in the same words"
+                f"{abridged(thing.name)} does not stand in the prompt {abridged(triplet.prompt)}",
+                "say it in the same words",
             )
 
 

@@ -150,7 +150,9 @@ def _listed(folder: Path) -> tuple[RawTriplet, ...]:
         where = f"{path}:{number}"
         triplet = _triplet(folder, parse_json(line, where), where)
         if any(other.id == triplet.id for other in triplets):
-            raise InputError(f"{where}: file_name: a line above has {triplet.id!r} too; give each its own target")
+            raise InputError(
+                f"{where}: file_name: a line above has {abridged(triplet.id)} too; give each its own target"
+            )
         _check_names(triplet, where)
         missing += [f"{path.relative_to(folder)} (line {number})" for path in triplet.pictures if not path.is_file()]
         triplets.append(triplet)
@@ -188,7 +190,7 @@ def _check_keys(row: Any, keys: Sequence[str], where: str, field: str) -> None:
         raise InputError(f"{where}: {f'{field}: ' if field else ''}a JSON object was expected, not {abridged(row)}")
     for key in row:
         if key not in keys:
-            named = f"{field}.{key}" if field else key
+            named = f"{field}.{key[:60]}" if field else key[:60]
             raise InputError(f"{where}: no field {named}{nearest(key, keys) or '; fields: ' + ', '.join(keys)}")
 
 
@@ -263,6 +265,6 @@ def _check_names(triplet: RawTriplet, where: str) -> None:
         other = seen.setdefault(" ".join(thing.name.lower().split()), thing)
         if other is not thing:
             raise InputError(
-                f"{where}: two objects are called {thing.name!r}, {other.image.name} and {thing.image.name}; "
+                f"{where}: two objects are called {abridged(thing.name)}, {other.image.name} and {thing.image.name}; "
                 "give each a name of its own, as 'red cat' and 'blue cat'"
             )
