@@ -251,7 +251,6 @@ def test_no_pictures_is_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture
 def coco(photographs: Path, tmp_path: Path) -> Path:
-    pytest.importorskip("pycocotools")
     images = [{"id": n, "file_name": f"{n}.png", "width": 60, "height": 40} for n in range(0, 10, 2)]
     boxes = [
         {"id": 1, "image_id": 0, "category_id": 17, "bbox": [6, 4, 30, 20], "iscrowd": 0, "area": 600},
@@ -296,7 +295,6 @@ def write_shards(folder: Path, shards: int, each: int, broken: tuple[int, ...] =
 
 
 def test_shards_are_dealt_to_streams(tmp_path: Path) -> None:
-    pytest.importorskip("webdataset")
     shards = write_shards(tmp_path / "shards", 5, 3)
     assert pictures.find_shards(str(tmp_path / "shards")) == shards
     assert pictures.find_shards(f"{tmp_path}/shards/{{000..004}}.tar") == shards
@@ -312,7 +310,6 @@ def test_shards_are_dealt_to_streams(tmp_path: Path) -> None:
 
 
 def test_a_broken_sample_of_a_shard_is_replaced_by_the_next(tmp_path: Path) -> None:
-    pytest.importorskip("webdataset")
     order = pictures.shard_order(write_shards(tmp_path / "shards", 1, 4, broken=(1,)), 0, 1)
     seen = [order.at(number) for number in range(4)]
     assert [Path(one.name).name for one in seen] == ["0000.png", "0002.png", "0002.png", "0003.png"]
@@ -320,7 +317,6 @@ def test_a_broken_sample_of_a_shard_is_replaced_by_the_next(tmp_path: Path) -> N
 
 
 def test_a_broken_shard_is_one_line(tmp_path: Path) -> None:
-    pytest.importorskip("webdataset")
     (tmp_path / "0.tar").write_bytes(b"no archive at all" * 100)
     with pytest.raises(InputError, match=r"0\.tar: cannot be read as a WebDataset shard"):
         pictures.shard_order([str(tmp_path / "0.tar")], 0, 1).at(0)

@@ -236,8 +236,6 @@ def test_too_many_unreadable_pictures_stop_the_run(clip: Path, photographs: Path
 
 
 def test_shards_are_learnt_from_and_labelled_boxes_evaluated_on(clip: Path, photographs: Path, tmp_path: Path) -> None:
-    pytest.importorskip("webdataset")
-    pytest.importorskip("pycocotools")
     pictures = sorted(photographs.iterdir())
     for shard in range(2):
         with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:

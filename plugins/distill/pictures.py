@@ -208,7 +208,10 @@ def find_shards(data: str) -> list[str] | None:
         from braceexpand import braceexpand
     except ImportError as error:
         raise InputError("--data: shards need braceexpand; pip install 'rbctl[distill]'") from error
-    shards = list(braceexpand(data))
+    try:
+        shards = list(braceexpand(data))
+    except ValueError as error:
+        raise InputError(f"--data {data}: {reason(error)}") from error
     for shard in shards:
         if not os.path.isfile(shard):
             raise InputError(f"--data: no such shard {shard}")
