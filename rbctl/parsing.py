@@ -37,12 +37,15 @@ def parse_json(text: str, where: str, limit: int = JSON_LIMIT, finite: bool = Tr
         finite: refuse NaN and infinite numbers; False for who checks every number by its field.
 
     Raises:
-        InputError: it is no JSON, too long or too deep, or a number is NaN or infinite.
+        InputError: it is no JSON, too long or too deep, or holds a number that is not finite or half a character.
     """
     if len(text) > limit:
         raise InputError(f"{where}: longer than {limit >> 20} MB of JSON; split it")
     try:
-        return json.loads(text, parse_float=_finite, parse_constant=_no_number) if finite else json.loads(text)
+        value = json.loads(text, parse_float=_finite, parse_constant=_no_number) if finite else json.loads(text)
+        if "\\ud" in text.lower():  # half of a character, maybe, which no file we write could hold
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except json.JSONDecodeError as error:
         line = f":{error.lineno}" if "\n" in text.strip() else ""
         raise InputError(f"{where}{line}: not valid JSON ({error.msg} at column {error.colno})") from error

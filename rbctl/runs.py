@@ -62,7 +62,8 @@ def claim(folder: Path) -> Iterator[None]:
                 raise InputError(f"{folder}: cannot be written ({what}); choose another folder") from error
             click.echo(f"{folder}: its file system has no locks; start no second run in it", err=True)
         for left in (*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}")):  # of runs that were killed
-            left.unlink(missing_ok=True)
+            if left.parent == folder or not left.parent.is_symlink():
+                left.unlink(missing_ok=True)
         stack.enter_context(writing_in(folder))
         yield
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import shutil
 import subprocess
@@ -154,7 +156,7 @@ def test_annotating_again_keeps_the_corrections(original: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("triplets", "told"),
     [
-        ({"9.png": {}}, "9.png: no such triplet"),
+        ({"9.png": {}}, "'9.png': no such triplet"),
         ({"0-hug.png": {"drop": "yes"}}, "drop must be true or false"),
         ({"0-hug.png": {"objects": [{}, {}, {}]}}, "has 2 objects, not 3"),
         ({"0-hug.png": {"objects": [{"target_keypoints": {"17": [0, 0, 0]}}]}}, "from 0 to 16"),
@@ -223,7 +225,9 @@ def chromium(page: Path, profile: Path, *arguments: str) -> str:
 def test_dragging_hiding_and_dropping_in_a_browser(native: Path, tmp_path: Path) -> None:
     assert annotate(native, "--review").exit_code == 0
     played = native / "played.html"
-    played.write_text((native / "review.html").read_text().replace("</html>", f"<script>{_PLAYED}</script></html>"))
+    allowed = f"script-src 'sha256-{base64.b64encode(hashlib.sha256(_PLAYED.encode()).digest()).decode()}'"
+    page = (native / "review.html").read_text().replace("script-src", allowed)
+    played.write_text(page.replace("</html>", f"<script>{_PLAYED}</script></html>"))
     dom = chromium(played, tmp_path / "profile", "--dump-dom")
     saved = json.loads(dom.split("&lt;&lt;")[1].split("&gt;&gt;")[0])
     rows = lines(native / "metadata.jsonl")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rbctl.errors import InputError
-from rbctl.files import read_image, write_png
+from rbctl.errors import InputError, abridged
+from rbctl.images import write_png
 from rbctl.plugins.annotate import gates
 from rbctl.plugins.annotate.identity import match
 from rbctl.plugins.annotate.pictures import Picture
@@ -106,7 +106,7 @@ def put_together(
         matched = match(similarity)
         report["margin"] = round(matched.margin, 4)
         report["objects"], objects, masks, changes, points = [], [], {}, [], []
-        sizes = [_pixels(picture.path) for picture in (target, *alone)]
+        sizes = [picture.size for picture in (target, *alone)]
         for k, (thing, portrait) in enumerate(zip(raw.objects, portraits, strict=True)):
             one = everyone[matched.found[k]]
             mask = folder / MASKS / f"{raw.id.replace('/', '-')}-{k}.png"
@@ -217,11 +217,11 @@ def _words(raw: RawTriplet, target: Picture, work: Work, relation: Relation | No
         raise _Incomplete(f"{target.path}: has no text; state the relation with --relation, or caption it")
     for name in names:
         if not re.search(rf"(?<!\w){re.escape(name)}(e?s)?(?!\w)", text, re.IGNORECASE):
-            raise _Incomplete(f"{target.path}: {name!r} does not stand in its text {text!r}")
+            raise _Incomplete(f"{target.path}: {abridged(name)} does not stand in its text {abridged(text)}")
     known = relation or find_relation(text, [load_relation(name) for name in shipped()])
     predicate = raw.predicate or ("" if known is None else _spoken(known, text))
     if not predicate:
-        raise _Incomplete(f"{target.path}: its text {text!r} says no known relation; state one with --relation")
+        raise _Incomplete(f"{target.path}: its text {abridged(text)} says no known relation; state one with --relation")
     if known is not None and len(known.roles) == len(names):
         return text, predicate, [role.name for role in known.roles]
     return text, predicate, ["subject", "object", *(f"object {k}" for k in range(2, len(names)))][: len(names)]
@@ -232,10 +232,6 @@ def _spoken(relation: Relation, text: str) -> str:
     from rbctl.menagerie.triplets import spoken
 
     return spoken(relation, text)
-
-
-def _pixels(path: Path) -> tuple[int, int]:
-    return read_image(path).size
 
 
 def _plain(keypoints: np.ndarray) -> list[list[float]]:

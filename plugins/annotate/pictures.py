@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import ExifTags
+
+from rbctl.errors import InputError
 from rbctl.files import sha256
+from rbctl.images import open_image
 from rbctl.plugins.annotate.backends import Chosen
 from rbctl.plugins.annotate.config import AnnotateConfig
 from rbctl.plugins.annotate.store import key
@@ -25,6 +30,17 @@ class Picture:
     path: Path
     names: tuple[str, ...]
     digest: str = field(compare=False)
+
+    @functools.cached_property
+    def size(self) -> tuple[int, int]:
+        """Width and height, turned as its EXIF orientation says; zeros where it is damaged (told when it is read)."""
+        try:
+            with open_image(self.path) as opened:
+                width, height = opened.size
+                turned = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        except InputError:
+            return 0, 0
+        return (height, width) if turned else (width, height)
 
 
 def listed(triplets: Iterable[RawTriplet]) -> dict[tuple[Path, tuple[str, ...]], Picture]:

@@ -14,13 +14,14 @@ import torch
 
 from rbctl.device import pick_device
 from rbctl.errors import InputError
-from rbctl.files import write_jsonl
+from rbctl.files import write_jsonl, writing_in
 from rbctl.plugins.annotate import corrections
 from rbctl.plugins.annotate.backends import Chosen, choose
 from rbctl.plugins.annotate.config import STEPS, AnnotateConfig
 from rbctl.plugins.annotate.dataset import Limits, Result, put_together, write_masks
 from rbctl.plugins.annotate.pictures import listed
 from rbctl.plugins.annotate.processes import Share
+from rbctl.plugins.annotate.reports import REPORT
 from rbctl.plugins.annotate.shards import unpack
 from rbctl.plugins.annotate.store import Store
 from rbctl.plugins.annotate.work import Work
@@ -29,8 +30,6 @@ from rbctl.relations import Relation, load_relation
 from rbctl.runs import claim
 from rbctl.triplets.folder import METADATA
 from rbctl.triplets.raw import RAW, read_origin, read_raw
-
-REPORT = "annotations.jsonl"
 
 
 def run(config: AnnotateConfig) -> None:
@@ -42,10 +41,10 @@ def run(config: AnnotateConfig) -> None:
     if config.review:
         from rbctl.plugins.annotate.review import write_page
 
-        click.echo(write_page(config.folder))
+        click.echo(write_page(config.folder, config.follow_outside))
     elif config.apply is not None:
         with claim(config.folder):
-            left = corrections.apply(config.folder, config.apply)
+            left = corrections.apply(config.folder, config.apply, config.follow_outside)
         click.echo(f"{left} triplets are left", err=True)
         click.echo(config.folder)
     else:
@@ -61,7 +60,7 @@ def _annotate(config: AnnotateConfig) -> None:
     device = pick_device(config.device)
     share = Share(cpu=device.type == "cpu")
     try:
-        with claim(folder) if share.main else contextlib.nullcontext():
+        with claim(folder) if share.main else writing_in(folder):
             if share.main:
                 unpack(folder)
                 Store(folder).clean()
@@ -74,7 +73,7 @@ def _annotate(config: AnnotateConfig) -> None:
 def _work(config: AnnotateConfig, share: Share, device: torch.device) -> None:
     """All steps over this process's pictures; the main process then puts everybody's results together."""
     folder = config.folder
-    raw, facts = read_raw(folder), read_origin(folder)
+    raw, facts = read_raw(folder, config.follow_outside), read_origin(folder)
     relation = _relation(config, facts)
     chosen = [choose(config, step, facts.get("origin", "")) for step in STEPS]
     backends = {backend.step: backend for backend in chosen if backend is not None}

@@ -10,12 +10,14 @@ taken as occluded, as visible), ``min_similarity`` (identity: from which two pic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
+
+from rbctl.triplets.keypoints import KEYPOINTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,64 @@ class Captions(Protocol):
     """Step ``captions``: one sentence a picture, in which all the names stand."""
 
     def __call__(self, images: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> list[str]: ...
+
+
+# The arrays that a step's result is kept as, and their types.
+FIELDS: Mapping[str, Mapping[str, type]] = {
+    "boxes": {"boxes": np.float64, "scores": np.float64},
+    "masks": {"masks": np.bool_},
+    "keypoints": {"keypoints": np.float32},
+    "identity": {"identity": np.float32},
+    "captions": {"text": np.str_},
+}
+
+
+def misfit(step: str, arrays: Mapping[str, np.ndarray], count: int, size: tuple[int, int]) -> str:
+    """How a result differs from the form above; "" where it has that form.
+
+    Args:
+        arrays: as they are kept, see ``FIELDS``.
+        count: individuals that the step was asked about; of ``boxes`` and ``captions`` it is no matter.
+        size: of the picture, width and height.
+    """
+    if step == "captions":
+        return _no_sentence(arrays["text"])
+    array = arrays[step]
+    if step == "boxes" and arrays["scores"].shape != array.shape[:1]:
+        return "not one score a box"
+    shape = {
+        "boxes": (*array.shape[:1], 4),
+        "masks": (count, size[1], size[0]),
+        "keypoints": (count, len(KEYPOINTS), 3),
+        "identity": (count, array.shape[-1] if array.ndim else 0),
+    }[step]
+    if array.shape != shape:
+        return f"an array of shape {array.shape}, not {shape}"
+    if step != "masks" and not all(np.isfinite(values).all() for values in arrays.values()):
+        return "values that are no numbers"
+    if step == "boxes" and not _all_in_unit(array, arrays["scores"]):
+        return "boxes or scores outside [0, 1]"
+    if step == "boxes" and not (array[:, :2] < array[:, 2:]).all():
+        return "boxes without an area"
+    if step == "keypoints" and not _all_in_unit(array[..., 2]):
+        return "confidences outside [0, 1]"
+    if step == "identity" and not np.allclose(np.linalg.norm(array, axis=-1), 1, rtol=0, atol=0.01):
+        return "vectors whose length is not 1"
+    return ""
+
+
+def _no_sentence(text: np.ndarray) -> str:
+    if text.shape != ():
+        return f"an array of shape {text.shape}, not words"
+    try:
+        str(text).encode()
+    except ValueError:  # halves of characters, as no file can hold them
+        return "words with characters that are none"
+    return ""
+
+
+def _all_in_unit(*arrays: np.ndarray) -> bool:
+    return all(((array >= 0) & (array <= 1)).all() for array in arrays)
 
 
 def distinct(found: Found, overlap: float) -> Found:

@@ -13,14 +13,13 @@ import torch
 from PIL import Image
 
 from rbctl.errors import InputError
-from rbctl.files import read_image
+from rbctl.images import read_image
 from rbctl.plugins.annotate.backends import Chosen
 from rbctl.plugins.annotate.config import STEPS, AnnotateConfig
 from rbctl.plugins.annotate.pictures import Picture, keys
-from rbctl.plugins.annotate.steps import Found, clipped, distinct, wanted
+from rbctl.plugins.annotate.steps import FIELDS, Found, clipped, distinct, misfit, wanted
 from rbctl.plugins.annotate.store import Store
 from rbctl.progress import progress
-from rbctl.triplets.keypoints import KEYPOINTS
 
 
 @dataclass
@@ -59,15 +58,24 @@ class Work:
         return wanted(found, len(picture.names))
 
     def load(self, step: str, picture: Picture) -> dict[str, np.ndarray] | None:
-        """What a step found; None where it has not been done."""
-        return self.store.load(step, picture.path, self._name(step, picture))
+        """What a step found; None where it has not been done, or what was kept does not fit."""
+        count, area = 0, 0
+        if step in ("masks", "keypoints", "identity"):
+            if (individuals := self.found(picture)) is None:
+                return None
+            count = len(individuals[0].boxes)
+        if step == "masks":
+            area = count * picture.size[0] * picture.size[1]
+        return self.store.load(
+            step, picture.path, self._name(step, picture), lambda a: misfit(step, a, count, picture.size), area
+        )
 
     def _name(self, step: str, picture: Picture) -> str:
         return keys(picture, self.backends, self.config)[step]
 
     def _step(self, step: str, pictures: Sequence[Picture]) -> None:
         able = [picture for picture in pictures if picture not in self.problems]
-        missing = [p for p in able if not self.store.has(step, p.path, self._name(step, p))]
+        missing = [p for p in able if self.load(step, p) is None]
         if not missing:
             return
         backend = self.backends[step].load(self.config, self.device)
@@ -80,7 +88,7 @@ class Work:
                     self._check(step, len(results) == len(ready), f"{len(results)} results for {len(ready)} pictures")
                     for (picture, image), given, result in zip(ready, inputs, results, strict=True):
                         arrays = self._arrays(step, image, given, result)
-                        self.store.save(step, picture.path, self._name(step, picture), **arrays)
+                        self.store.save(step, picture.path, self._name(step, picture), arrays)
                 bar.update(len(batch))
         del backend
         gc.collect()
@@ -91,7 +99,7 @@ class Work:
         """Pictures of one size together, so that no backend pads one for another's sake."""
         batch: list[Picture] = []
         images: list[Image.Image] = []
-        for picture in sorted(pictures, key=_size):
+        for picture in sorted(pictures, key=lambda picture: picture.size):
             try:
                 image = read_image(picture.path)
             except InputError as error:
@@ -127,31 +135,18 @@ class Work:
             self._check(step, boxes.shape == (len(scores), 4), f"{len(boxes)} boxes with {len(scores)} scores")
             order = np.argsort(-scores, kind="stable")
             order = order[boxes[order].any(1)]
-            return {"boxes": boxes[order], "scores": scores[order]}
-        if step == "captions":
-            return {"text": np.array(str(result).strip())}
-        array = np.asarray(result)
-        shape = {
-            "masks": (len(given), image.height, image.width),
-            "keypoints": (len(given), len(KEYPOINTS), 3),
-            "identity": (len(given), array.shape[-1] if array.ndim else 0),
-        }[step]
-        self._check(step, array.shape == shape, f"an array of shape {array.shape}, not {shape}")
-        array = array.astype(bool if step == "masks" else np.float32)
-        self._check(step, bool(np.isfinite(array).all()), "values that are no numbers")
-        return {step: array}
+            arrays = {"boxes": boxes[order], "scores": scores[order]}
+        elif step == "captions":
+            arrays = {"text": np.array(str(result).strip())}
+        else:
+            arrays = {step: np.asarray(result).astype(FIELDS[step][step])}
+        what = misfit(step, arrays, len(given), image.size)
+        self._check(step, not what, what)
+        return arrays
 
     def _check(self, step: str, holds: bool, what: str) -> None:
         if not holds:
             raise InputError(f"--backend {step}={self.backends[step].name}: returned {what}")
-
-
-def _size(picture: Picture) -> tuple[int, int]:
-    try:
-        with Image.open(picture.path) as opened:  # only the head is read
-            return opened.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return 0, 0  # told when it is read
 
 
 def shown(path: Path, folder: Path) -> str:

@@ -35,7 +35,7 @@ _SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}  # what every reade
 
 
 def read(
-    folder: Path, sink: Sink = refuse, predicate: str = "", follow_outside: bool = False
+    folder: Path, sink: Sink = refuse, predicate: str = "", follow_outside: bool = False, table: str = METADATA
 ) -> Iterator[tuple[Triplet, Reporter]]:
     """Read the triplets of a folder one by one, each with who tells of its problems.
 
@@ -44,11 +44,12 @@ def read(
         sink: is told each problem; a sink that returns gets triplets with holes (see ``problem``).
         predicate: for triplets that state none.
         follow_outside: pictures may lie outside of the folder.
+        table: another file of the folder that has the form of ``metadata.jsonl``.
 
     Raises:
         InputError: there is no readable ``metadata.jsonl``; with the strict sink, any problem, as FILE:LINE and field.
     """
-    path = folder / METADATA
+    path = folder / table
     seen: set[str] = set()
     for number, line in numbered_lines(path):
         reporter = Reporter(f"on line {number}", f"{path}:{number}", sink)
@@ -111,7 +112,7 @@ def _object(folder: Path, row: Any, field: str, reporter: Reporter, follow_outsi
 def _known(row: dict[str, Any], keys: Sequence[str], prefix: str, reporter: Reporter) -> None:
     for key in row:
         if key not in keys:
-            reporter.error(f"no field {prefix}{key}", nearest(key, keys).removeprefix("; ") or "leave it out")
+            reporter.error(f"no field {prefix}{key[:60]}", nearest(key, keys).removeprefix("; ") or "leave it out")
 
 
 def _words(row: dict[str, Any], key: str, prefix: str, reporter: Reporter) -> str:

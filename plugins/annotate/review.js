@@ -1,32 +1,5 @@
-"""Style and script of the review page."""
-
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 0; color: #1c1e22; background: #fff }
-header { position: sticky; top: 0; z-index: 1; padding: 8px 24px; background: #fffd; border-bottom: 1px solid #ddd }
-header p { margin: 0 0 8px; color: #555 }
-h1 { font-size: 20px; margin: 0 } h2 { font-size: 17px; margin: 0 }
-main, section { padding: 0 24px 24px }
-article { padding: 16px 0; border-bottom: 1px solid #ddd } article.dropped .pictures { opacity: 0.3 }
-article p, article ul { margin: 2px 0; color: #555 } ul { padding-left: 18px } .failed { color: #b91c1c }
-.pictures { display: flex; flex-wrap: wrap; gap: 12px; margin-top: 8px }
-figure { margin: 0; max-width: 512px; flex: 1 1 260px } figcaption { color: #555; font-size: 13px }
-svg { width: 100%; max-height: 80vh; display: block; touch-action: none; user-select: none }
-.mask { fill: var(--colour); opacity: 0.3 }
-.box { fill: none; stroke: var(--colour); stroke-width: calc(0.8 * var(--unit)) }
-.bone { stroke: var(--colour); stroke-width: calc(0.8 * var(--unit)) } .bone.hidden { display: none }
-.point { r: calc(1.6 * var(--unit)); fill: var(--colour); cursor: grab }
-.point { stroke: #fff; stroke-width: calc(0.5 * var(--unit)) }
-.point.occluded { fill: #fff; stroke: var(--colour) }
-.point.absent { fill: #fff8; stroke: #999; stroke-dasharray: 1 1 }
-.point.doubtful { stroke: #dc2626; stroke-dasharray: calc(1 * var(--unit)) calc(0.6 * var(--unit)) }
-.point.changed { stroke: #000 }
-text { fill: var(--colour); font-size: calc(5 * var(--unit)) }
-text { paint-order: stroke; stroke: #fff; stroke-width: calc(1 * var(--unit)) }
-"""
-
-SCRIPT = """
 "use strict";
-const changes = {};
+const changes = Object.create(null);  // a triplet may be called "__proto__"
 
 /** The corrections of one triplet's object in one part, made where there are none. */
 function place(circle) {
@@ -69,6 +42,11 @@ function count() {
 /** What the button saves. */
 function corrections() {
   return {triplets: changes};
+}
+
+for (const svg of document.querySelectorAll("svg")) {
+  const size = svg.viewBox.baseVal;
+  svg.style.setProperty("--unit", `${Math.max(size.width, size.height) / 128}px`);
 }
 
 for (const circle of document.querySelectorAll(".point")) {
@@ -114,10 +92,9 @@ for (const box of document.querySelectorAll(".drop")) {
 
 document.getElementById("save").addEventListener("click", () => {
   const link = document.createElement("a");
-  const text = JSON.stringify(corrections(), null, 2) + "\\n";
+  const text = JSON.stringify(corrections(), null, 2) + "\n";
   link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
   link.download = "corrections.json";
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 });
-"""
