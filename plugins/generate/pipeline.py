@@ -13,14 +13,15 @@ from typing import Any
 
 from PIL import Image
 
-from rbctl.bundle.catalogue import CATALOGUE, place
+from rbctl.bundle.catalogue import CATALOGUE, place, read_object
 from rbctl.device import DTYPES, pick_device, pick_precision
 from rbctl.draws import generator
-from rbctl.errors import InputError, reason
+from rbctl.errors import InputError, abridged, reason
 from rbctl.plugins.generate.config import GenerateConfig
 from rbctl.plugins.generate.painting import Refused
 
 INDEX = "model_index.json"
+_LIBRARIES = ("diffusers", "transformers", "rbctl.bundle.vae", None)  # diffusers would import any other that is named
 
 
 class LocalPipeline:
@@ -75,6 +76,12 @@ def pipeline_folder(model: str) -> Path:
         )
     if code := next(folder.rglob("*.py"), None):
         raise InputError(f"{code}: the pipeline brings code of its own, which is never run; choose another --model")
+    index = read_object(folder / INDEX)
+    if not isinstance(index.get("_class_name"), str):
+        raise InputError(f"{folder / INDEX}: _class_name: a class of diffusers was expected; choose another --model")
+    for part, kind in index.items():
+        if isinstance(kind, list) and (len(kind) != 2 or kind[0] not in _LIBRARIES) and not part.startswith("_"):
+            raise InputError(f"{folder / INDEX}: {part}: {abridged(kind)} is no class of diffusers or transformers")
     return folder
 
 

@@ -169,11 +169,14 @@ def test_a_pipeline_folder_that_brings_code_runs_none(
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "pipeline"))
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {key: value}))
-    for place in (folder, folder / "unet"):
+    brings_code = value[-1] == "Mine"
+    for place in (folder, folder / "unet") if brings_code else ():
         for name in ("mine.py", "pipeline.py"):
             (place / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
     command = ("generate", "--relation", "hug", "--number", 1, "--engine", "diffusers", "--model", folder)
-    refused(call(*command, "--output", tmp_path / "o"), str(folder))
+    refused(
+        call(*command, "--output", tmp_path / "o"), str(folder), "code of its own" if brings_code else "no class of"
+    )
     assert not (tmp_path / "ran").exists()
 
 
