@@ -12,6 +12,7 @@ from pathlib import Path
 from rbctl.errors import InputError, abridged, reason
 from rbctl.files import write_bytes
 from rbctl.parsing import parse_json
+from rbctl.paths import inside
 from rbctl.progress import progress
 from rbctl.shards import samples
 from rbctl.triplets.raw import RAW, RawObject, RawTriplet, write_raw
@@ -49,6 +50,7 @@ def _triplet(folder: Path, shard: Path, key: str, parts: Mapping[str, bytes]) ->
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where}: its .json must hold objects, each with a name ({reason(error)})") from error
     stem = f"{shard.stem}-{key.replace('/', '-')}"
+    inside(folder, f"{stem}.png", where)
     target = _picture(parts, "", folder / stem, where)
     images = [_picture(parts, f"{k}.", folder / "images" / f"{stem}-{k}", where) for k in range(len(objects))]
     return RawTriplet(

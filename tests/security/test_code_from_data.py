@@ -41,13 +41,13 @@ def refused(result: Result, *words: str) -> None:
 # --- shards
 
 
-def write_shard(path: Path) -> None:
+def write_shard(path: Path, key: str = "0") -> None:
     encoded = io.BytesIO()
     Image.new("RGB", (8, 8)).save(encoded, format="PNG")
     row = json.dumps({"objects": [{"name": "cat"}]}).encode()
     with tarfile.open(path, "w") as archive:
-        for name, content in (("0.png", encoded.getvalue()), ("0.0.png", encoded.getvalue()), ("0.json", row)):
-            member = tarfile.TarInfo(name)
+        for name, content in ((".png", encoded.getvalue()), (".0.png", encoded.getvalue()), (".json", row)):
+            member = tarfile.TarInfo(key + name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
 
@@ -80,6 +80,16 @@ def test_shards_are_files_never_addresses(tmp_path: Path, data: str, monkeypatch
     model = ("--model", ROOT / "rbctl/bundle/mini/clipself", "--random-weights", "--train-blocks", 1)
     refused(call("distill", "--data", data, *model, "--steps", 1), "shards are local files")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["../../evil", "/tmp/evil", "a/../../evil", "x\0y", "x" * 300])
+def test_a_key_of_a_shard_stays_in_the_folder(tmp_path: Path, key: str) -> None:
+    folder = tmp_path / "deeper" / "data"
+    folder.mkdir(parents=True)
+    write_shard(folder / "a.tar", key)
+    before = {path for path in tmp_path.rglob("*") if folder not in path.parents}
+    call("annotate", folder)
+    assert {path for path in tmp_path.rglob("*") if folder not in path.parents} == before
 
 
 def test_a_shard_is_grouped_as_webdataset_has_it(tmp_path: Path) -> None:

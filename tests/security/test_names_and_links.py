@@ -204,6 +204,19 @@ def test_a_bundles_record_names_no_file_outside(tmp_path: Path) -> None:
     refused(call("models", "verify", bundle), "bundle.json", "leaves the bundle")
 
 
+@pytest.mark.parametrize("name", ["../../x.safetensors", "/etc/x.safetensors", 3])
+def test_an_index_of_weights_names_no_file_outside(tiny_bundle: Path, tmp_path: Path, name: object) -> None:
+    from diffusers import UNet2DConditionModel
+
+    from rbctl.pretrained import from_pretrained
+
+    folder = Path(shutil.copytree(tiny_bundle / "unet", tmp_path / "unet"))
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"conv_in.weight": name}}))
+    with pytest.raises(InputError, match=r"weight_map: .* leaves the folder"):
+        from_pretrained(UNet2DConditionModel, folder)
+
+
 def test_a_bundle_of_links_in_a_circle_is_walked_to_its_end(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     bundle.mkdir()

@@ -299,7 +299,9 @@ class Work:
             for beside in zip(*rows, strict=True):
                 made = [read_image(cell.shown / row["file_name"]) for cell, row in zip(cells, beside, strict=True)]
                 things = beside[0]["objects"]
-                pictures += [read_image(cells[0].shown / thing["image"]).resize(made[0].size) for thing in things] + made
+                pictures += [
+                    read_image(cells[0].shown / thing["image"]).resize(made[0].size) for thing in things
+                ] + made
                 captions += [thing["name"] for thing in things] + [cell.variant.name for cell in cells]
         return grid(
             pictures, len(pictures) // (len(self.ablation.relations) * min(_SHOWN, self.ablation.cases)), captions
