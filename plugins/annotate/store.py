@@ -111,6 +111,8 @@ def _read(path: Path, fields: Mapping[str, type], limit: int) -> Arrays:
             raise ValueError(f"other arrays than {', '.join(types)}")
         if sum(part.file_size for part in parts.values()) > limit:
             raise ValueError("too large")
+        if any(part.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for part in parts.values()):
+            raise ValueError("compressed in another way")  # LZMA takes as much memory as the file says
         return {field: _array(archive.read(part), types[field]) for field, part in parts.items()}
 
 
