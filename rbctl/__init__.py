@@ -1,10 +1,24 @@
 """Relation-aware personalised image generation: what two or more stages share."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rbctl.pipeline import RelationPipeline
 
 __version__ = "0.1.0"
+__all__ = ["RelationPipeline", "__version__"]
 
 # In a source checkout ./rbctl shadows an installed wheel; the folders plugins/, kernels/ and recipes/ lie beside it.
 _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "setup.py").is_file() and (_checkout / "kernels").is_dir():
     __path__.append(str(_checkout))
+
+
+def __getattr__(name: str) -> Any:
+    """The public Python API, imported when it is asked for: torch and diffusers take seconds."""
+    if name == "RelationPipeline":
+        from rbctl.pipeline import RelationPipeline
+
+        return RelationPipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

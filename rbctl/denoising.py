@@ -12,6 +12,8 @@ from PIL import Image
 from rbctl.attention import project_once
 from rbctl.conditioning import Conditioning
 
+OnStep = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+
 
 def initial_noise(seeds: Sequence[int], channels: int, latent_size: tuple[int, int]) -> torch.Tensor:
     """Unit noise (B, C, h, w), float32 on the CPU; every picture from its own generator, whatever the batch."""
@@ -33,7 +35,7 @@ def denoise(
     conditioning: Conditioning,
     steps: int,
     guidance_scale: torch.Tensor | None,
-    on_step: Callable[[int, torch.Tensor], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> torch.Tensor:
     """Sample latents.
 
@@ -41,7 +43,7 @@ def denoise(
         noise: (B, C, h, w) unit noise on the UNet's device.
         conditioning: 2B rows, [unconditional; conditional]; B rows where ``guidance_scale`` is None.
         guidance_scale: (B,), or None for no guidance (half the work).
-        on_step: called with the step's number and the latents after it.
+        on_step: called with the step's number, its timestep and the latents after it; returns those to go on with.
 
     Returns:
         (B, C, h, w) scaled latents, float32.
@@ -63,7 +65,7 @@ def denoise(
             prediction = guide(prediction, guidance_scale)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         if on_step:
-            on_step(number, latents)
+            latents = on_step(number, timestep, latents)
     return latents
 
 

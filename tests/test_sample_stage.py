@@ -20,6 +20,7 @@ from rbctl.cli import main
 from rbctl.errors import InputError
 from rbctl.files import read_safetensors, write_safetensors
 from rbctl.pictures import read_record
+from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.sample import run as stage
 from rbctl.plugins.sample.config import SampleConfig
 from rbctl.plugins.sample.jobs import Defaults, plan
@@ -144,11 +145,10 @@ def test_the_same_pixels_whatever_the_batch(place: Path, tiny_bundle: Path, monk
     assert len(jobs) == 6
     assert len({job.kind for job in jobs}) == 1
     assert {len(job.objects) for job in jobs} == {1, 2, 3}
-    bundle = load(str(tiny_bundle), torch.device("cpu"), torch.float32)
-    encoder = stage.ObjectEncoder(bundle, config)
-    together = stage.sample_batch(bundle, encoder, jobs, config, None)
+    pipe = RelationPipeline.from_pretrained(tiny_bundle, device="cpu")
+    together = pipe.sample([job.request for job in jobs])
     for number, job in enumerate(jobs):
-        alone = stage.sample_batch(bundle, encoder, [job], config, None)
+        alone = pipe.sample([job.request])
         assert (alone[0] - together[number]).abs().max() / 2 < 1e-3  # in [0, 1]
 
 
@@ -288,13 +288,12 @@ def test_pseudo_masks_need_the_objects_names(sample: Any, place: Path, tmp_path:
 
 
 def test_pseudo_masks_of_two_objects_of_one_name(place: Path, tiny_bundle: Path) -> None:
-    bundle = load(str(tiny_bundle), torch.device("cpu"), torch.float32, encoders=False)
     path = place / "cats.txt"
     path.write_text("A {cat: cat.png} hugs a {cat: dog.png}")
     jobs = plan(read_prompts(path), SampleConfig(prompts=path, lora="none"), DEFAULTS, {})
-    (first, second), _ = stage._pseudo_regions(bundle, jobs, 1, guidance=True).spans.tolist()
-    assert first == [2, 3]
-    assert second == [5, 6]
+    first, second = RelationPipeline.from_pretrained(tiny_bundle, device="cpu").spans(jobs[0].request)
+    assert first == (2, 3)
+    assert second == (5, 6)
 
 
 def test_a_lora_of_another_base_is_refused(sample: Any, place: Path, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -323,7 +322,7 @@ def test_a_damaged_picture_is_told_before_anything_is_loaded(
     (place / "cut.png").write_bytes((place / "whole.png").read_bytes()[:2000])
     path = tmp_path / "elsewhere.txt"
     path.write_text(f"A bear sleeps.\nA {{cat: {place / 'cut.png'}}} sleeps.")
-    monkeypatch.setattr(stage, "load", None)
+    monkeypatch.setattr(stage, "RelationPipeline", None)
     refuses(sample(path, "--lora", "none", "--output", tmp_path / "out"), f"{path}:2: cat: ", "not a readable picture")
 
 

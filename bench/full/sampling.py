@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,54 +21,42 @@ from rbctl.bundle.load import Bundle
 from rbctl.conditioning import Conditioning, guided
 from rbctl.denoising import denoise, initial_noise
 from rbctl.images import write_png
-from rbctl.plugins.sample.config import SampleConfig
-from rbctl.plugins.sample.jobs import Defaults, Job, plan
-from rbctl.plugins.sample.run import ObjectEncoder, sample_batch
-from rbctl.prompts import Prompt, PromptObject
+from rbctl.pipeline import RelationPipeline, Request, Subject
+from rbctl.prompts.fields import NEGATIVE_PROMPT
 
 
-def sample_config(bench: Bench) -> SampleConfig:
-    """``rbctl sample`` as it stands, but for the number of steps."""
-    return SampleConfig(
-        prompts=Path("fullsize"),
-        bundle=str(bench.folder),
-        steps=bench.scale.steps,
-        guidance_scale=GUIDANCE,
-        precision=bench.precision,
-    )
-
-
-def jobs(bench: Bench, pictures: int) -> list[Job]:
-    """One prompt with two individuals; their pictures are noise."""
+def requests(bench: Bench, pictures: int) -> list[Request]:
+    """One prompt with two individuals, as ``rbctl sample`` would draw it; their pictures are noise."""
     rng, names = np.random.default_rng(0), ("cat", "dog")
-    objects = []
+    subjects = []
     for name, box in zip(names, BOXES[2], strict=True):
         path = bench.work / f"{name}.png"
         write_png(path, Image.fromarray(rng.integers(0, 256, (512, 512, 3), dtype=np.uint8)))
-        objects.append(PromptObject(name=name, image=path, box=box))
-    prompt = Prompt(text="A cat is hugging a dog.", objects=tuple(objects), lora="none", images=pictures)
-    defaults = Defaults(
-        resolution=bench.scale.resolution,
-        gamma=GAMMA,
-        bundle="random",
-        bundle_fingerprint="",
-        base="",
-        local_encoder="",
-        scheduler="EulerDiscreteScheduler",
-        precision=bench.precision,
-    )
-    return plan([prompt], sample_config(bench), defaults, {})
+        subjects.append(Subject(name=name, image=path, box=box, scale=GAMMA))
+    return [
+        Request(
+            words="A cat is hugging a dog.",
+            subjects=tuple(subjects),
+            negative_prompt=NEGATIVE_PROMPT,
+            width=bench.scale.resolution,
+            height=bench.scale.resolution,
+            steps=bench.scale.steps,
+            guidance_scale=GUIDANCE,
+            seed=42 + number,
+        )
+        for number in range(pictures)
+    ]
 
 
 @torch.no_grad()
-def encoded(bench: Bench, batch: Sequence[Job]) -> dict[str, Any]:
+def encoded(bench: Bench, batch: Sequence[Request]) -> dict[str, Any]:
     """What ``guided`` wants to know of a batch; individuals are encoded once, as in a run."""
-    bundle, encoder = bench.bundle, ObjectEncoder(bench.bundle, sample_config(bench))
-    embeds, pooled = bundle.encode_prompts([job.text for job in batch])
-    negative, negative_pooled = bundle.encode_prompts([job.negative_prompt for job in batch])
-    boxes = torch.tensor([[thing.box for thing in job.objects] for job in batch], device=bundle.device)
-    phrases = torch.stack([bundle.encode_phrases([thing.name for thing in job.objects]) for job in batch])
-    tokens = torch.cat([encoder(job.objects) for job in batch])
+    bundle, pipe = bench.bundle, RelationPipeline(bench.bundle)
+    embeds, pooled = bundle.encode_prompts([request.words for request in batch])
+    negative, negative_pooled = bundle.encode_prompts([request.negative_prompt for request in batch])
+    boxes = torch.tensor([[subject.box for subject in request.subjects] for request in batch], device=bundle.device)
+    phrases = torch.stack([bundle.encode_phrases([one.name for one in request.subjects]) for request in batch])
+    tokens = torch.cat([pipe.subject_tokens(request.subjects) for request in batch])
     return {
         "prompt_embeds": embeds,
         "pooled_prompt_embeds": pooled,
@@ -187,7 +174,7 @@ def _time_loop(
 def measure(bench: Bench) -> None:
     """Pictures with two individuals: what comes before and after the loop once for all ways, the loop for each."""
     for pictures in bench.scale.pictures:
-        batch, title = jobs(bench, pictures), f"batch {pictures}"
+        batch, title = requests(bench, pictures), f"batch {pictures}"
         with_individuals, text_alone = _around(bench, batch, title)
         loops = Loops(bench.bundle, encoded(bench, batch))
         took = _ours_and_official(bench, loops, title, pictures, with_individuals)
@@ -203,10 +190,10 @@ def measure(bench: Bench) -> None:
             bench.profile(f"where sampling spends its time: 4 steps of {best}", functools.partial(loops.ours, best, 4))
 
 
-def _around(bench: Bench, batch: Sequence[Job], title: str) -> tuple[float | None, float | None]:
+def _around(bench: Bench, batch: Sequence[Request], title: str) -> tuple[float | None, float | None]:
     """Seconds that a batch takes outside the loop: with its individuals, with its text alone; None where it failed."""
     bundle, device = bench.bundle, bench.device
-    texts = [text for job in batch for text in (job.text, job.negative_prompt)]
+    texts = [text for request in batch for text in (request.words, request.negative_prompt)]
     latents = torch.randn(len(batch), bundle.unet.config.in_channels, *bench.scale.latent_size, device=device)
     decode = functools.partial(bundle.decode_latents, latents)
     with bench.row("sampling", f"{title}, before and after the loop") as row:
@@ -237,9 +224,8 @@ def _ours_and_official(bench: Bench, loops: Loops, title: str, pictures: int, ar
     return took
 
 
-def _whole(bench: Bench, batch: Sequence[Job], backend: str | None) -> None:
-    config = sample_config(bench)
-    sample_batch(bench.bundle, ObjectEncoder(bench.bundle, config), batch, config, backend)
+def _whole(bench: Bench, batch: Sequence[Request], backend: str | None) -> None:
+    RelationPipeline(bench.bundle, attention=backend or "auto").sample(batch)
 
 
 def measure_compiled(bench: Bench) -> None:
@@ -247,7 +233,7 @@ def measure_compiled(bench: Bench) -> None:
     unet = bench.bundle.unet
     attention.compile_blocks(unet, "inductor" if bench.device.type == "cuda" else "eager")
     for pictures in bench.scale.pictures:
-        loops = Loops(bench.bundle, encoded(bench, jobs(bench, pictures)))
+        loops = Loops(bench.bundle, encoded(bench, requests(bench, pictures)))
         ways: dict[str, tuple[Loop, float]] = {
             f"ours, {name}": (functools.partial(loops.ours, name), step_floor(bench.scale).flops)
             for name in bench.backends

@@ -24,15 +24,15 @@ from bench.gates.cases import Case
 from bench.gates.sheets import write_sheet
 from rbctl import lora
 from rbctl.bundle.catalogue import read_object, resolve
-from rbctl.bundle.load import BASE, Bundle, fingerprint, generator_fingerprint, load, local_encoder_hash, summary
+from rbctl.bundle.load import BASE, fingerprint, generator_fingerprint, local_encoder_hash, summary
 from rbctl.cli import main
 from rbctl.denoising import to_pictures
-from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
+from rbctl.device import DTYPES, pick_device, pick_precision
 from rbctl.errors import InputError
 from rbctl.files import atomic_write
+from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.sample.config import SampleConfig
 from rbctl.plugins.sample.jobs import Defaults, Job, plan
-from rbctl.plugins.sample.run import ObjectEncoder, sample_batch
 from rbctl.progress import progress
 from rbctl.prompts import Prompt, PromptObject
 from rbctl.relations import Box
@@ -71,7 +71,7 @@ class Sampler:
     device: str = "auto"
     batch_size: int = 8
     flags: tuple[str, ...] = ()
-    _loaded: tuple[Bundle, dict[Path, str]] | None = field(default=None, repr=False)
+    _loaded: RelationPipeline | None = field(default=None, repr=False)
 
     def __call__(
         self,
@@ -136,30 +136,31 @@ class Sampler:
         return plan(prompts, config, defaults, {str(lora_path): lora.read(lora_path)} if lora_path else {})
 
     def _sample(self, jobs: Sequence[Job], config: SampleConfig, lora_path: Path | None, name: str) -> np.ndarray:
-        device = pick_device(config.device)
-        dtype = DTYPES[pick_precision(config.precision, device)]
-        backend = pick_attention(config.attention, device, dtype)
-        bundle, attached = self.load(config, device, dtype)
-        if lora_path and lora_path not in attached:
-            attached[lora_path] = f"lora{len(attached)}"
-            lora.attach(bundle.unet, lora.read(lora_path), attached[lora_path])
-        lora.use(bundle.unet, attached[lora_path] if lora_path else None, 1.0)
-        encoder = ObjectEncoder(bundle, config)
+        pipe = self.load(config)
+        pipe.load_relation(lora_path) if lora_path else pipe.unload_relation()
         made: list[np.ndarray] = []
         with progress(len(jobs), name, unit="picture") as bar:
             for first in range(0, len(jobs), self.batch_size):
                 batch = jobs[first : first + self.batch_size]
-                decoded = sample_batch(bundle, encoder, batch, config, backend)
+                decoded = pipe.sample([job.request for job in batch])
                 made += [np.asarray(picture).transpose(2, 0, 1) for picture in to_pictures(decoded)]
                 bar.update(len(batch))
         return np.stack(made)
 
-    def load(self, config: SampleConfig, device: torch.device, dtype: torch.dtype) -> tuple[Bundle, dict[Path, str]]:
-        """The bundle, loaded once, and the LoRAs attached to it."""
+    def load(self, config: SampleConfig) -> RelationPipeline:
+        """The bundle, loaded once."""
         if self._loaded is None:
             click.echo(f"loading {self.bundle}", err=True)
-            local = config.local_tokens != "none"
-            self._loaded = (load(self.bundle, device, dtype, local_encoder=local), {})
+            precision = pick_precision(config.precision, pick_device(config.device))
+            self._loaded = RelationPipeline.from_pretrained(
+                self.bundle,
+                torch_dtype=DTYPES[precision],
+                device=config.device,
+                local_tokens=config.local_tokens,
+                local_grid=config.local_grid,
+                local_injection=config.local_injection,
+                attention=config.attention,
+            )
         return self._loaded
 
     def fresh(self) -> Sampler:
@@ -189,7 +190,7 @@ class Sampler:
         """Pictures through the VAE and back, uint8 (n, 3, H, W)."""
         device = pick_device(self.device)
         config = sample_config(self.bundle, "--device", self.device, *self.flags)
-        bundle, _ = self.load(config, device, DTYPES[pick_precision(config.precision, device)])
+        bundle = self.load(config).bundle
         back: list[np.ndarray] = []
         for first in range(0, len(pictures), self.batch_size):
             pixels = torch.from_numpy(pictures[first : first + self.batch_size]).to(device).float() / 127.5 - 1

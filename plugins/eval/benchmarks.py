@@ -35,6 +35,7 @@ _FORMS: dict[str, Callable[[Any], bool]] = {
     _CASES: lambda value: type(value) is int and 1 <= value <= 100_000,
     _SEED: lambda value: type(value) is int and 0 <= value < 2**63,
 }
+_MOST_CASES = 100_000
 KEYS = {
     "dreambench": {"live": _TEXTS, "subjects": _TEXTS},
     "customconcept101": {"file": _TEXT},
@@ -382,6 +383,8 @@ def _combinations(path: Path, content: dict[str, Any], data: Path, _follow_outsi
             )
             names = "+".join(p.stem for p in cast)
             for k, place in enumerate(scenery if "{place}" in prompt else ("",)):
+                if len(cases) == _MOST_CASES:
+                    raise InputError(f"{where}: more than {_MOST_CASES:,} cases; put fewer pictures in the folders")
                 text = fill(prompt, *words, place=place)
                 cases.append(Case(id=f"{number:02}-{names}-{k}", text=text, objects=things, group="+".join(of)))
     return tuple(cases)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rbctl.options import option
-
-NEGATIVE_PROMPT = "monochrome, lowres, bad anatomy, worst quality, low quality"
+from rbctl.prompts.fields import NEGATIVE_PROMPT, STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class SampleConfig:
     height: int | None = option(
         None, "Pixels, a multiple of 8. [default: the bundle's]", min=64, max=8192, of_bundle=True
     )
-    steps: int = option(30, "Denoising steps.", min=1, max=1000, of_bundle=True)
+    steps: int = option(STEPS, "Denoising steps.", min=1, max=1000, of_bundle=True)
     guidance_scale: float = option(
         5.0, "Classifier-free guidance; 1 is none and half the work.", min=0, max=100, of_bundle=True
     )

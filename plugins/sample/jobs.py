@@ -19,6 +19,7 @@ from rbctl.files import sha256
 from rbctl.layout import LayoutPrior
 from rbctl.lora import LoraFile
 from rbctl.phrases import replaced
+from rbctl.pipeline import Request, Subject
 from rbctl.plugins.sample.config import SampleConfig
 from rbctl.prompts import Prompt, PromptObject
 from rbctl.relations import Relation, find_relation, load_relation, shipped
@@ -29,44 +30,32 @@ IMAGE_PROMPTS = "image_prompts"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One picture to make, with everything it needs.
+    """One picture to make, and what is told of it.
 
     Attributes:
-        objects: each with its box.
-        scale: gamma, the weight of an object's image tokens unless it has its own ``subject_scale``.
+        text: the prompt as it was written.
+        objects: as the prompt gave them, each with its box.
         lora: path, or several with commas between; None for the base model.
-        words: the text as the text encoders are given it, learned tokens in their places.
-        embeddings: what those tokens stand for.
         prompt_number: which prompt of the file, from 1.
         file_name: from the text, the seed and the fingerprint alone: another prompt's picture never has it, and this
             one's keeps it wherever its line moves.
         record: the picture's metadata; ``fingerprint`` in it names all that the pixels depend on.
     """
 
+    request: Request
     text: str
     objects: tuple[PromptObject, ...]
-    negative_prompt: str
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
-    scale: float
-    seed: int
     relation: str | None
     lora: str | None
     lora_weight: float
     prompt_number: int
     file_name: str
     record: dict[str, Any]
-    words: str
-    embeddings: tuple[Embedding, ...] = ()
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Jobs of one kind can be sampled in one batch."""
-        plain = not self.objects
-        text = self.lora, self.lora_weight, self.embeddings
-        return *text, self.width, self.height, self.steps, self.guidance_scale == 1, plain
+        return self.lora, self.lora_weight, *self.request.kind
 
 
 @dataclass(frozen=True)
@@ -229,19 +218,41 @@ def plan(
                     {"path": given, "token": learned[given].token, "hash": learned_digests[given]} for given in named
                 ]
             record["fingerprint"] = _fingerprint(record)
+            request = Request(
+                words=words,
+                subjects=_subjects(objects, facts["scale"]),
+                seed=first_seed + image,
+                embeddings=tokens,
+                source=prompt.source,
+                **{key: facts[key] for key in ("negative_prompt", "width", "height", "steps", "guidance_scale")},
+            )
             jobs.append(
                 Job(
-                    **facts,
+                    request=request,
+                    text=prompt.text,
                     objects=objects,
-                    seed=first_seed + image,
+                    relation=facts["relation"],
+                    lora=path,
+                    lora_weight=weight,
                     prompt_number=number,
                     file_name=_file_name(prompt.text, first_seed + image, record["fingerprint"]),
                     record=record,
-                    words=words,
-                    embeddings=tokens,
                 )
             )
     return jobs
+
+
+def _subjects(objects: Sequence[PromptObject], scale: float) -> tuple[Subject, ...]:
+    """The objects of a prompt, all of whose boxes are known."""
+    return tuple(
+        Subject(
+            name=entry.name,
+            image=entry.image,
+            box=entry.box,  # type: ignore[arg-type]
+            scale=scale if entry.subject_scale is None else entry.subject_scale,
+        )
+        for entry in objects
+    )
 
 
 def copied(image: Path, digest: str) -> str:

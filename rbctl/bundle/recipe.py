@@ -1,0 +1,31 @@
+"""What a bundle says about sampling with it, in its own ``recipe.yaml``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rbctl.errors import InputError
+from rbctl.files import read_yaml
+from rbctl.options import BUNDLE_RECIPE
+from rbctl.prompts.fields import CHECKS, GUIDANCE_SCALE, NEGATIVE_PROMPT, STEPS, check_field
+
+_SAMPLING = ("steps", "guidance_scale", "negative_prompt", "scale")
+
+
+def sampling_defaults(folder: Path) -> dict[str, Any]:
+    """Steps, guidance_scale, negative_prompt and, where the bundle names it, scale: what ``rbctl sample`` takes too.
+
+    Raises:
+        InputError: the recipe is damaged; file and key are named.
+    """
+    defaults: dict[str, Any] = {
+        "steps": STEPS,
+        "guidance_scale": GUIDANCE_SCALE,
+        "negative_prompt": NEGATIVE_PROMPT,
+    }
+    path = folder / BUNDLE_RECIPE
+    own = read_yaml(path).get("sample", {}) if path.is_file() else {}
+    if not isinstance(own, dict):
+        raise InputError(f"{path}: section 'sample' must be a mapping of options to values")
+    return defaults | {key: check_field(CHECKS[key], own[key], str(path), key) for key in _SAMPLING if key in own}
