@@ -33,7 +33,12 @@ def _in_one_line() -> Iterator[None]:
     except click.UsageError as error:
         raise _Shown(" ".join(error.format_message().split())) from error
     except InputError as error:
-        raise _Shown(" ".join(str(error).splitlines())) from error
+        raise _Shown(_printable(" ".join(str(error).splitlines()))) from error
+
+
+def _printable(text: str) -> str:
+    """Words of data may hold codes that act on the terminal, or half characters that none can print."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 # Options that a stage may have, and what they are for when the memory is used up.

@@ -18,7 +18,7 @@ import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from rbctl import denoising, layout, lora
+from rbctl import denoising, layout, lora, memory
 from rbctl.attention import compile_blocks
 from rbctl.bundle.load import Bundle, load
 from rbctl.bundle.recipe import sampling_defaults
@@ -380,6 +380,8 @@ class RelationPipeline:
         """
         bundle, first = self.bundle, requests[0]
         latent_size = self.latent_size(first)
+        if bundle.device.type == "cpu":  # a GPU says so itself
+            self._check_memory(requests)
         embeds, pooled = bundle.encode_prompts([request.words for request in requests], first.embeddings)
         negative, negative_pooled = None, None
         if first.guidance_scale != 1:
@@ -415,6 +417,16 @@ class RelationPipeline:
             scales if negative is not None else None,
             on_step,
         )
+
+    def _check_memory(self, requests: Sequence[Request]) -> None:
+        bundle, first = self.bundle, requests[0]
+        latent_size, rows = self.latent_size(first), len(requests) * (1 if first.guidance_scale == 1 else 2)
+        denoising = memory.forward_bytes(bundle.unet.config, rows, latent_size, bundle.dtype.itemsize)
+        decoding = memory.picture_bytes(bundle.vae.config, first.height, first.width)
+        what = f"{first.source}: {len(requests)} x {first.width} x {first.height} pixels at once"
+        mend = "make them smaller, or lower --batch-size"
+        memory.require(max(denoising, decoding), bundle.device, what, mend)
+        memory.require_time(bundle.unet.config, latent_size, bundle.device, what)
 
     def decode(self, requests: Sequence[Request], latents: torch.Tensor) -> torch.Tensor:
         """Pictures (B, 3, H, W) of scaled latents.

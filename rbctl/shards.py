@@ -7,12 +7,12 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from rbctl.errors import InputError, abridged, reason
 
 _MEMBER = 256 << 20  # bytes of one file
-_RATIO = 50  # pictures do not shrink, and JSON less than that; gzip takes zeros to a thousandth
+_RATIO = 20  # pictures do not shrink, and JSON less than that; gzip takes zeros to a thousandth
 _SPARE = 64 << 20  # bytes that a shard may expand to whatever its own size
 
 
@@ -62,6 +62,8 @@ def samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
                 stem, dot, suffix = name.partition(".")
                 if not (member.isfile() and stem and dot) or member.name.startswith("__"):
                     continue
+                if member.issparse():
+                    raise InputError(f"{shard}: {abridged(member.name)} is a sparse file; no pictures are")
                 if member.size > _MEMBER:
                     raise InputError(f"{shard}: {abridged(member.name)} is larger than {_MEMBER >> 20} MB")
                 if (folder + "/" if folder else "") + stem != key:
@@ -88,8 +90,7 @@ def _expanded(file: BinaryIO, shard: Path) -> tarfile.TarFile:
 
     start = file.read(6)
     file.seek(0)
-    stream: BinaryIO = file
-    for mark, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
-        if start.startswith(mark):
-            stream = opened(file, "rb")  # type: ignore[operator]
-    return tarfile.open(fileobj=_Bounded(stream, shard), mode="r|")  # type: ignore[arg-type]
+    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+    stream = next((opened(file, "rb") for mark, opened in openers.items() if start.startswith(mark)), file)
+    bounded: Any = _Bounded(stream, shard)
+    return tarfile.open(fileobj=bounded, mode="r|")

@@ -12,13 +12,13 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from processes import run
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rbctl import embeddings, lora
 from rbctl.bundle.load import load
 from rbctl.cli import main
 from rbctl.embeddings import Embedding
-from rbctl.files import read_safetensors, write_safetensors
+from rbctl.files import read_safetensors
 from rbctl.menagerie.triplets import draw_triplets
 from rbctl.phrases import replaced
 from rbctl.plugins.finetune import baselines, pictures
@@ -287,7 +287,7 @@ def test_sampling_with_an_embedding(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def bad(path: Path, **tensors: torch.Tensor) -> Path:
-    write_safetensors(path, tensors, {})
+    save_file(tensors, path)  # ours writes no NaN
     return path
 
 

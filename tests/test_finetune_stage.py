@@ -80,6 +80,10 @@ class Road:
         return [json.loads(line) for line in (self.folder / output / "metrics.jsonl").read_text().splitlines()]
 
 
+# Decay that overshoots: every step makes the weights a hundred times as large.
+DIVERGES = {"learning_rate": 1.0, "weight_decay": 100.0, "steps": 40}
+
+
 @pytest.fixture
 def road(tiny_bundle: Path, triplets: Path, tmp_path: Path) -> Road:
     return Road(tiny_bundle, triplets, tmp_path)
@@ -344,8 +348,18 @@ def test_a_run_is_taken_up_only_with_the_same_data(road: Road, tmp_path: Path) -
 
 
 def test_a_run_that_diverged_at_once_does_not_block_the_folder(road: Road) -> None:
-    refused(road, "NaN", output="run", learning_rate=1e30, checkpoint_every=0)
+    refused(road, "NaN", output="run", checkpoint_every=0, **DIVERGES)
     assert road("run", steps=2) == 0, road.said()
+
+
+def test_the_weights_of_the_last_step_are_looked_at_before_they_are_saved(road: Road) -> None:
+    """The loss is that of the weights before the step, so it alone does not tell."""
+    options = {"output": "run", "checkpoint_every": 1, **DIVERGES}
+    refused(road, "NaN", **options)
+    checkpoints = sorted((road.folder / "run" / "checkpoints").iterdir())
+    assert checkpoints  # the last good one is kept
+    for path in (*checkpoints, *(road.folder / "run").glob("lora.safetensors")):
+        assert all(bool(tensor.isfinite().all()) for tensor in load_file(path).values())
 
 
 def test_a_damaged_checkpoint_or_cache_is_passed_over(road: Road) -> None:

@@ -99,7 +99,7 @@ def test_no_minutes_only_finishes(tmp_path: Path) -> None:
     before = part.weights().clone()
     assert torch.equal(trained(part, tmp_path, minutes=0), before)
     assert part.finished == 1
-    assert not (tmp_path / "checkpoint.pt").exists()
+    assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_a_loss_that_is_no_number_is_told(tmp_path: Path) -> None:
     part = Toy()
     with torch.no_grad():
         part.net[0].weight.fill_(float("nan"))  # type: ignore[operator, union-attr]
-    with pytest.raises(InputError, match="NaN by step 12"):
-        trained(part, tmp_path)
+    with pytest.raises(InputError, match="loss became NaN by step 12"):
+        trained(part, tmp_path, checkpoint_every=0)
 
 
 def test_schedule_and_averages() -> None:

@@ -61,6 +61,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         looks[..., 2] = np.where(looks[..., 3] == PLAIN, looks[..., 1], looks[..., 2])
         return looks.astype(np.int16)
 
+    about = {"seed": 0, "easy": names[:1], "held_out": names[1:], "individuals": 8, "portraits": 2, "shard": 16}
     for kind in ("all", "held_out", "portraits"):
         pairs = 1 if kind == "portraits" else 2
         looks = draw((count, pairs))
@@ -77,8 +78,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
             arrays["person"] = rng.integers(8, size=(count, 2)).astype(np.int32)
         if kind == "held_out":
             arrays["portraits"] = paint(looks.reshape(-1, 1, 4), [0.3])[0].reshape(count, 2, 3, 128, 128)
-        renders.write_arrays(folder / "renders" / kind / "00000", arrays)
-    about = {"seed": 0, "easy": names[:1], "held_out": names[1:], "individuals": 8, "portraits": 2, "shard": 16}
+        place = folder / "renders" / kind / "00000"
+        renders.write_arrays(place, arrays, renders.made_from(about, place))
     write_json(folder / "renders" / "about.json", about)
     return folder
 

@@ -93,7 +93,7 @@ def _tune(bench: Bench, stored: dict[str, torch.Tensor], row: Row, micro_batch: 
     accelerator = Accelerator(mixed_precision=mixed, cpu=bench.device.type == "cpu")
     bundle = load(str(bench.folder), bench.device, bench.dtype, encoders=False)
     output = Path(tempfile.mkdtemp(dir=bench.work))
-    train = functools.partial(tune, config, load_relation("hug"), bundle, stored, None, output, accelerator)
+    train = functools.partial(tune, config, load_relation("hug"), bundle, stored, None, output, accelerator, {})
     _, most = peak(train, bench.device)
     steps = [line["seconds"] for line in read_jsonl(output / "metrics.jsonl")]
     step = statistics.median(steps[WARM_UP:])

@@ -19,6 +19,7 @@ import click
 import torch
 from torch import distributed
 
+from rbctl import kept
 from rbctl.errors import InputError, reason
 from rbctl.files import read_json, write_json
 from rbctl.plugins.distill.config import DistillConfig
@@ -29,11 +30,12 @@ _COMPLETE, _UNIVERSAL = "complete.json", "universal"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint: its folder, the steps done, and how many processes wrote it."""
+    """A complete checkpoint: its folder, the steps done, how many processes wrote it, and SHA-256 by file."""
 
     folder: Path
     step: int
     processes: int
+    files: object
 
 
 def found(folder: Path) -> list[Checkpoint]:
@@ -46,8 +48,8 @@ def found(folder: Path) -> list[Checkpoint]:
     for path in sorted(folder.glob(f"step-*/{_COMPLETE}")):
         told = read_json(path)
         try:
-            whole.append(Checkpoint(path.parent, int(told["step"]), int(told["processes"])))
-        except (KeyError, TypeError, ValueError) as error:
+            whole.append(Checkpoint(path.parent, int(told["step"]), int(told["processes"]), told.get("files")))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path}: is damaged; remove {path.parent} and run the same command again") from error
     return whole
 
@@ -78,7 +80,8 @@ def save(engine: Any, folder: Path, step: int, world: World, keep: int) -> None:
         ) from error
     distributed.barrier()
     if world.main:
-        write_json(folder / tag / _COMPLETE, {"step": step, "processes": world.size})
+        facts = {"step": step, "processes": world.size, "files": kept.digests(folder / tag)}
+        write_json(folder / tag / _COMPLETE, facts)
         for old in found(folder)[:-keep]:
             (old.folder / _COMPLETE).unlink()  # first, so that a kill leaves no half that counts
             shutil.rmtree(old.folder, ignore_errors=True)
@@ -94,14 +97,26 @@ def restore(engine: Any, checkpoint: Checkpoint, world: World, universal: bool) 
     """Load a checkpoint into the engine, with all processes.
 
     Raises:
-        InputError: it is damaged, or of another model.
+        InputError: it is damaged, was changed since it was written, holds NaN, or is of another model.
     """
     folder, optimizer = checkpoint.folder, engine.optimizer
+    mend = f"remove {folder} to go on from the one before, or begin anew with --no-resume"
+    if world.main:
+        try:
+            kept.compare_files(folder, checkpoint.files)
+        except InputError as error:
+            raise InputError(f"{error}; {mend}") from error
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     if universal:
-        if world.main and not (folder / _UNIVERSAL / _COMPLETE).is_file():
-            click.echo(f"{folder}: {checkpoint.processes} processes wrote it; dividing it for {world.size}", err=True)
-            _make_universal(folder)
+        if world.main:
+            facts = {"files": checkpoint.files}
+            try:
+                kept.check(folder / _UNIVERSAL, facts)
+            except InputError:  # as a rule there is none yet
+                told = f"{folder}: {checkpoint.processes} processes wrote it; dividing it for {world.size}"
+                click.echo(told, err=True)
+                _make_universal(folder)
+                kept.seal(folder / _UNIVERSAL, facts)
         distributed.barrier()
         folder = folder / _UNIVERSAL
     try:
@@ -110,9 +125,9 @@ def restore(engine: Any, checkpoint: Checkpoint, world: World, universal: bool) 
                 str(folder.parent), tag=folder.name, load_module_strict=False, load_lr_scheduler_states=False
             )
     except Exception as error:  # DeepSpeed and torch raise all sorts on a damaged file
-        raise InputError(f"{folder}: cannot be taken up ({reason(error)}); begin anew with --no-resume") from error
+        raise InputError(f"{folder}: cannot be taken up ({reason(error)}); {mend}") from error
     if loaded is None:
-        raise InputError(f"{folder}: cannot be taken up; begin anew with --no-resume")
+        raise InputError(f"{folder}: cannot be taken up; {mend}")
     if universal:
         # DeepSpeed (0.19) gives all groups the first one's settings, and with ZeRO-3 one step counter together, which
         # then counts once for each group.
@@ -120,6 +135,16 @@ def restore(engine: Any, checkpoint: Checkpoint, world: World, universal: bool) 
             group["weight_decay"] = decay
         for state in optimizer.optimizer.state.values():
             state["step"] = torch.tensor(float(checkpoint.step))
+    if not finite(engine):
+        raise InputError(f"{folder}: holds NaN or infinite weights; {mend}")
+
+
+def finite(engine: Any) -> bool:
+    """Whether the weights that train are finite, in all processes alike; with ZeRO-3 each looks at its own part."""
+    weights = [getattr(p, "ds_tensor", p) for p in engine.module.parameters() if p.requires_grad]
+    whole = torch.tensor(float(all(bool(part.isfinite().all()) for part in weights)), device=engine.device)
+    distributed.all_reduce(whole, distributed.ReduceOp.MIN)
+    return bool(whole)
 
 
 def _make_universal(folder: Path) -> None:
@@ -138,7 +163,6 @@ def _make_universal(folder: Path) -> None:
     )
     with contextlib.redirect_stdout(sys.stderr), _only_tensors():  # it prints, and stdout is for results
         ds_to_universal.main(arguments)
-    write_json(work / _COMPLETE, {})
 
 
 @contextlib.contextmanager

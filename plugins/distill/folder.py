@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbctl.errors import InputError
-from rbctl.files import atomic_write, read_json, read_jsonl, read_yaml, write_json, write_jsonl, write_safetensors
+from rbctl.files import atomic_write, read_json, read_yaml, write_json, write_safetensors
 from rbctl.options import as_plain, write_recipe
 from rbctl.plugins.distill import checkpoint
 from rbctl.plugins.distill.config import DistillConfig
@@ -68,14 +68,6 @@ def begin(output: Path, config: DistillConfig, facts: Mapping[str, Any]) -> None
     checkpoint.drop_torn(output / CHECKPOINTS)
     write_recipe(output / "recipe.yaml", "distill", config)
     write_record(output, seed=config.seed, **facts)
-
-
-def cut_rows(path: Path, step: int) -> None:
-    """Drop the rows after ``step`` and a last line that a kill cut short."""
-    if path.is_file():
-        whole = path.read_bytes()
-        path.write_bytes(whole[: whole.rfind(b"\n") + 1])
-        write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= step])
 
 
 def write_tower(

@@ -356,7 +356,7 @@ def _combinations(path: Path, content: dict[str, Any], data: Path, _follow_outsi
     classes, scenery = content.get("classes", {}), content.get("places", ())
     if not content.get("combinations"):
         raise InputError(f"{path}: combinations (a list) was expected")
-    cases = []
+    cases: list[Case] = []
     for number, entry in enumerate(content["combinations"], 1):
         where = f"{path}: combination {number}"
         of, prompt, boxes = (entry.get(key) for key in ("of", "prompt", "boxes"))

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rbctl import kept
 from rbctl.errors import InputError
-from rbctl.files import read_image, read_safetensors, sha256, write_safetensors
+from rbctl.files import sha256
+from rbctl.images import read_image
 from rbctl.plugins.eval import processes
 from rbctl.plugins.eval.case import Part
 from rbctl.plugins.eval.encoders import Encoder, as_array
@@ -40,7 +42,8 @@ class Digests:
 class FeatureStore:
     """Features of one encoder.
 
-    Files lie under ``folder`` / the encoder's hash, and are only ever added, so that several processes may write there.
+    Files lie under ``folder`` / the encoder's hash. They are added, and removed only where they are no features of this
+    encoder, so that several processes may write there.
 
     Attributes:
         batch_size: items encoded at once.
@@ -82,11 +85,19 @@ class FeatureStore:
     def _place(self) -> Path:
         return self.folder / self.encoder.hash[:20]
 
+    @property
+    def _facts(self) -> dict[str, str]:
+        return {"encoder": self.encoder.hash}
+
     def _load(self) -> None:
         for path in sorted(self._place.glob("*.safetensors")):
             if path not in self._read:
                 self._read.add(path)
-                self._known.update({key: tensor.numpy() for key, tensor in read_safetensors(path)[0].items()})
+                tensors = kept.load(path, self._facts, _are_features)
+                if tensors is None:
+                    path.unlink(missing_ok=True)  # another process may have been quicker
+                    continue
+                self._known.update({key: tensor.numpy() for key, tensor in tensors.items()})
 
     def _fill(self, wanted: dict[str, Any], encode: Callable[[list[Any]], list[np.ndarray]]) -> None:
         if self._known.keys() >= wanted.keys():
@@ -128,7 +139,7 @@ class FeatureStore:
         self._known.update(fresh)
         name = hashlib.sha256("".join(sorted(fresh)).encode()).hexdigest()[:16]
         path = self._place / f"{name}.safetensors"
-        write_safetensors(path, {key: torch.from_numpy(value.copy()) for key, value in fresh.items()}, {"format": "pt"})
+        kept.save(path, {key: torch.from_numpy(value.copy()) for key, value in fresh.items()}, self._facts)
         self._read.add(path)
 
     @torch.no_grad()
@@ -151,6 +162,12 @@ class FeatureStore:
     def _encode_texts(self, lines: list[str]) -> list[np.ndarray]:
         assert self.encoder.texts is not None
         return list(as_array(self.encoder.texts(lines)))
+
+
+def _are_features(tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether all are (D,) float32, of one D."""
+    plain = all(tensor.ndim == 1 and tensor.dtype == torch.float32 for tensor in tensors.values())
+    return plain and len({tensor.shape for tensor in tensors.values()}) == 1
 
 
 class _Unreadable(Exception):

@@ -78,7 +78,7 @@ def run(config: FinetuneConfig) -> Path | None:
             folder.begin(output, config, facts)
         accelerator.wait_for_everyone()
         learned = None if config.method == "dreambooth_lora" else _embedding(config, bundle, token, words[0], relation)
-        parameters = _tune(config, name, bundle, learned, [own, prior], stored, output, accelerator)
+        parameters = _tune(config, name, bundle, learned, [own, prior], stored, output, accelerator, facts)
         if not main:
             return None
         told = _metadata(config, name, bundle, token, words, facts)
@@ -218,11 +218,13 @@ def _tune(
     stored: Sequence[Mapping[str, torch.Tensor]],
     output: Path,
     accelerator: Any,
+    facts: Mapping[str, Any],
 ) -> Mapping[str, nn.Parameter]:
     """Train; returns what was learned.
 
     Args:
         shown: the pictures, and the class pictures. stored: what :func:`pictures.encode` made of them.
+        facts: what the run depends on besides the options, for its checkpoints.
     """
     unet, device = bundle.unet, accelerator.device
     if learned is None:
@@ -263,7 +265,7 @@ def _tune(
             total, parts["steering"] = total + config.steering_weight * steered, steered.detach()
         return total, parts
 
-    train(config, name, Denoiser(bundle, learned), parameters, loss_of, output, accelerator)
+    train(config, name, Denoiser(bundle, learned), parameters, loss_of, output, accelerator, facts)
     return parameters
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rbctl.errors import InputError
-from rbctl.files import read_json, read_jsonl, read_yaml, write_jsonl
+from rbctl.files import read_json, read_yaml
 from rbctl.options import as_plain, write_recipe
 from rbctl.plugins.finetune import checkpoint
 from rbctl.plugins.finetune.config import FinetuneConfig
@@ -62,11 +62,3 @@ def begin(output: Path, config: FinetuneConfig, facts: dict[str, Any]) -> None:
             path.unlink(missing_ok=True)
     write_recipe(output / "recipe.yaml", "finetune", config)
     write_record(output, seed=config.seed, **facts)
-
-
-def cut_metrics(path: Path, step: int) -> None:
-    """Drop the rows after ``step`` and a last line that a kill cut short."""
-    if path.is_file():
-        whole = path.read_bytes()
-        path.write_bytes(whole[: whole.rfind(b"\n") + 1])
-        write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= step])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ from rbctl.bundle.load import Bundle
 from rbctl.conditioning import DUMMY_TOKENS
 from rbctl.draws import generator
 from rbctl.errors import InputError
-from rbctl.files import read_safetensors, write_safetensors
 from rbctl.image_prompt import clip_pixels
+from rbctl.kept import not_finite
 from rbctl.phrases import token_span
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.progress import progress
@@ -35,27 +33,50 @@ _KEYED = (
 )
 
 
-def key(config: FinetuneConfig, made_from: Mapping[str, Any], resolution: int, dtype: torch.dtype) -> str:
-    """Names one set of frozen results; ``made_from`` holds the hashes of data, prior set and bundle."""
+# The tensors' dimensions: S triplets and prior scenes, A draws, N objects, K keypoints, H x W pixels, h x w latents.
+_SHAPES = {
+    "latents_mean": "S A C h w",
+    "latents_std": "S A C h w",
+    "prompt_latents_mean": "S A N C h w",
+    "prompt_latents_std": "S A N C h w",
+    "image_tokens": "S A t D",
+    "boxes": "S A N 4",
+    "target_keypoints": "S A N K 2",
+    "image_keypoints": "S A N K 2",
+    "visible": "S A N K",
+    "object_mask": "S A H W",
+    "time_ids": "S A 6",
+    "prompt_embeds": "S T D",
+    "pooled_prompt_embeds": "S P",
+    "predicate_span": "S 2",
+    "empty_prompt_embeds": "T D",
+    "empty_pooled_prompt_embeds": "P",
+}
+_TYPES = {"visible": torch.bool, "object_mask": torch.bool, "predicate_span": torch.int64}  # others: floating point
+
+
+def made_from(config: FinetuneConfig, hashes: Mapping[str, Any], resolution: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What frozen results depend on; ``hashes`` holds those of data, prior set and bundle."""
     facts = {field: getattr(config, field) for field in _KEYED}
-    facts |= {name: made_from[name] for name in ("data", "prior", "bundle")}
+    facts |= {name: hashes[name] for name in ("data", "prior", "bundle")}
     facts |= {"resolution": resolution, "dtype": str(dtype), "version": 2}
     facts["predicate"] = config.attention_loss_weight > 0  # then every prompt was found to hold its predicate
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return facts
 
 
-def read(path: Path, wanted: str) -> dict[str, torch.Tensor] | None:
-    """The stored results, if they are of this key and whole; they can always be computed again."""
-    try:
-        tensors, metadata = read_safetensors(path)
-    except InputError:
-        return None
-    return tensors if metadata.get("key") == wanted else None
-
-
-def write(path: Path, tensors: dict[str, torch.Tensor], made_of: str) -> None:
-    """Store the results."""
-    write_safetensors(path, tensors, {"key": made_of})
+def fit(tensors: Mapping[str, torch.Tensor], triplets: int, draws: int, resolution: int) -> bool:
+    """Whether tensors are of the names, shapes and types that :func:`encode` gives so many triplets."""
+    sizes = {"S": triplets, "A": draws, "H": resolution, "W": resolution} | {n: int(n) for n in "246"}
+    if tensors.keys() != _SHAPES.keys():
+        return False
+    for name, names in _SHAPES.items():
+        tensor = tensors[name]
+        if tensor.dtype != _TYPES[name] if name in _TYPES else not tensor.is_floating_point():
+            return False
+        expected = tuple(sizes.setdefault(n, size) for n, size in zip(names.split(), tensor.shape, strict=False))
+        if tensor.ndim != len(names.split()) or tensor.shape != expected:
+            return False
+    return True
 
 
 def encode(
@@ -193,6 +214,5 @@ def _pixels(images: Sequence[Any]) -> torch.Tensor:
 
 def check_finite(frozen: dict[str, torch.Tensor], where: Path) -> None:
     """Raises InputError when a frozen network gave NaN or infinity (a damaged bundle, or fp16 overflow)."""
-    for name, tensor in frozen.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"{where}: the frozen networks gave NaN in {name}; try --precision bf16 or fp32")
+    if name := not_finite(frozen):
+        raise InputError(f"{where}: the frozen networks gave NaN in {name}; try --precision bf16 or fp32")

@@ -15,7 +15,8 @@ import torch
 from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
 from rbctl.errors import InputError
 from rbctl.files import append_line
-from rbctl.plugins.finetune import checkpoint, folder
+from rbctl.metrics import cut
+from rbctl.plugins.finetune import checkpoint
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.progress import progress
 from rbctl.runs import stop_signals
@@ -51,6 +52,7 @@ def train(
     loss_of: Callable[[Any, Sequence[int]], tuple[torch.Tensor, dict[str, torch.Tensor]]],
     output: Path,
     accelerator: Any,
+    facts: Mapping[str, Any],
     preview: Callable[[Path], None] | None = None,
 ) -> None:
     """Train the parameters from the last checkpoint on, to ``config.steps`` steps.
@@ -60,10 +62,11 @@ def train(
         parameters: what is learned, parameters of ``model``; all others of it are frozen.
         loss_of: called with the model as accelerate prepares it and the numbers of a micro-batch's samples; the mean
             loss, and its parts for the metrics.
+        facts: what the run depends on besides the options; a checkpoint made from anything else is not taken up.
         preview: draws a preview picture into a file.
 
     Raises:
-        InputError: the folder's run is longer, or the loss became NaN.
+        InputError: the folder's run is longer, or the loss or the weights became NaN; no such weights are saved.
         KeyboardInterrupt: a signal asked to stop; a checkpoint is written.
     """
     from diffusers.optimization import get_scheduler
@@ -81,7 +84,7 @@ def train(
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     # Not before: accelerate would move AdamW's step counts onto the GPU, and every step would wait for each of them.
     checkpoints = output / "checkpoints"
-    start, scaler_state = checkpoint.restore(checkpoints, parameters, optimizer)
+    start, scaler_state = checkpoint.restore(checkpoints, parameters, optimizer, facts)
     if start > config.steps:
         raise InputError(f"{output}: {start} steps are done, more than --steps {config.steps}; choose another --output")
     scaler = accelerator.scaler
@@ -91,18 +94,29 @@ def train(
     ranks, rank = accelerator.num_processes, accelerator.process_index
     metrics = output / "metrics.jsonl"
     if main:
-        folder.cut_metrics(metrics, start)
+        cut(metrics, start)
     if config.tensorboard:
         accelerator.init_trackers(output.name)
 
     def save(step: int) -> None:
+        moments = [value for p in parameters.values() for value in optimizer.state[p].values()]
+        if not all(bool(tensor.isfinite().all()) for tensor in (*parameters.values(), *moments)):
+            raise InputError(
+                f"{output}: the weights became NaN or infinite by step {step} and are not saved; lower --learning-rate"
+            )
         if main:
-            state = None if scaler is None else scaler.state_dict()
-            checkpoint.save(checkpoints, step, parameters, optimizer, state, config.keep_checkpoints)
+            state = {} if scaler is None else scaler.state_dict()
+            checkpoint.save(checkpoints, step, parameters, optimizer, state, config.keep_checkpoints, facts)
+
+    def show(step: int) -> None:
+        path = output / "previews" / f"step-{step:06d}.png"
+        due = config.preview_every and step % config.preview_every == 0
+        # That of a checkpoint is there, unless a kill came between the two.
+        if main and preview and due and not (0 < step == start and path.is_file()):
+            preview(path)
 
     with stop_signals() as stop, progress(config.steps, f"finetune {name}", initial=start) as bar:
-        if main and preview and config.preview_every and start == 0:
-            preview(output / "previews" / "step-000000.png")
+        show(start)
         for step in range(start, config.steps):
             begun = time.perf_counter()
             for group in optimizer.param_groups:
@@ -141,8 +155,7 @@ def train(
             stopping = bool(accelerator.reduce(torch.tensor(float(stop.requested), device=device), "sum") > 0)
             if stopping or done == config.steps or (config.checkpoint_every and done % config.checkpoint_every == 0):
                 save(done)
-            if main and preview and config.preview_every and done % config.preview_every == 0:
-                preview(output / "previews" / f"step-{done:06d}.png")
+            show(done)
             if stopping and done < config.steps:
                 raise KeyboardInterrupt
     if config.tensorboard:

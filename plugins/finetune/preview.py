@@ -12,7 +12,7 @@ from rbctl import denoising
 from rbctl.bundle.load import Bundle
 from rbctl.conditioning import guided
 from rbctl.device import pick_attention
-from rbctl.files import write_png
+from rbctl.images import write_png
 from rbctl.pictures import grid
 from rbctl.plugins.finetune.config import FinetuneConfig
 

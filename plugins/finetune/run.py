@@ -10,7 +10,7 @@ from typing import Any
 import click
 import torch
 
-from rbctl import attention, lora
+from rbctl import attention, kept, lora
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.load import Bundle, generator_fingerprint, load, summary
 from rbctl.device import DTYPES
@@ -59,7 +59,7 @@ def run(config: FinetuneConfig) -> Path | None:
             folder.begin(output, config, facts)
         accelerator.wait_for_everyone()
         own, others = frozen.split(stored, len(triplets))
-        parameters = tune(config, relation, bundle, own, others, output, accelerator)
+        parameters = tune(config, relation, bundle, own, others, output, accelerator, facts)
         if not main:
             return None
         tensors = {name: parameter.detach().cpu() for name, parameter in parameters.items()}
@@ -92,14 +92,15 @@ def _frozen(
 ) -> tuple[Bundle, dict[str, torch.Tensor]]:
     """The bundle without its encoders, and what they said about the triplets (from disk where that is known)."""
     device, dtype = accelerator.device, DTYPES[facts["precision"]]
-    wanted = frozen.key(config, facts, resolution, dtype)
-    if stored := frozen.read(output / "frozen.safetensors", wanted):
+    path, made_from = output / "frozen.safetensors", frozen.made_from(config, facts, resolution, dtype)
+    sizes = len(triplets) + len(prior), config.augmentation_draws, resolution
+    if stored := kept.load(path, made_from, lambda tensors: frozen.fit(tensors, *sizes)):
         return load(config.bundle, device, dtype, encoders=False), stored
     bundle = load(config.bundle, device, dtype, local_encoder=config.local_tokens != "none")
     stored = frozen.encode(bundle, triplets, config, resolution, prior)
     frozen.check_finite(stored, bundle.folder)
     if accelerator.is_main_process:
-        frozen.write(output / "frozen.safetensors", stored, wanted)
+        kept.save(path, stored, made_from)
     bundle.drop_encoders()
     return bundle, stored
 
@@ -112,11 +113,13 @@ def tune(
     prior: dict[str, torch.Tensor] | None,
     output: Path,
     accelerator: Any,
+    facts: dict[str, Any],
 ) -> dict[str, torch.nn.Parameter]:
     """Train a relation LoRA on the frozen results; returns its parameters.
 
     Args:
         stored, prior: frozen results of the relation's triplets and of the prior set.
+        facts: what the run depends on besides the options, for its checkpoints.
     """
     device, unet = accelerator.device, bundle.unet
     lora.add(unet, config.rank, config.alpha, config.seed, targets=lora.LAYERS[config.lora_layers])
@@ -136,7 +139,7 @@ def tune(
     def show(path: Path) -> None:
         preview(bundle, unet, stored, config, path)
 
-    train(config, relation.name, unet, parameters, loss_of, output, accelerator, show)
+    train(config, relation.name, unet, parameters, loss_of, output, accelerator, facts, show)
     return parameters
 
 

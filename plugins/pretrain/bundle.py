@@ -13,11 +13,12 @@ from typing import Any
 import click
 import torch
 
+from rbctl import metrics
 from rbctl.bundle.catalogue import CATALOGUE, MANIFEST, contents, has_local_encoder, missing_parts, record, size_text
 from rbctl.bundle.load import fingerprint, generator_fingerprint, load
 from rbctl.bundle.tokenizer import END, write_small_tokenizer
 from rbctl.errors import InputError
-from rbctl.files import read_json, read_jsonl, write_text
+from rbctl.files import atomic_write, read_json, write_text
 from rbctl.options import BUNDLE_RECIPE, to_yaml
 from rbctl.plugins.pretrain.config import PARTS, PretrainConfig
 from rbctl.plugins.pretrain.loop import rank
@@ -113,8 +114,8 @@ def _replace(source: Path, dest: Path) -> None:
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}.") as name:
         staged, old = Path(name) / "new", Path(name) / "old"
         for path in [*contents(source), MANIFEST]:
-            (staged / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / path, staged / path)
+            with atomic_write(staged / path) as temporary:
+                shutil.copyfile(source / path, temporary)
         if dest.exists():
             dest.rename(old)
         staged.rename(dest)
@@ -179,7 +180,7 @@ def _training(config: PretrainConfig) -> str:
             lines += [line for line in said if line.startswith(f"- {part}: ")]
             continue
         last: dict[str, Any] = {}
-        for row in read_jsonl(path):
+        for row in metrics.rows(path):
             last |= row
         step = last.pop("step", 0)
         dull = ("gradient_norm", "learning_rate", "samples_per_second")

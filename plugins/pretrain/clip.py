@@ -191,7 +191,7 @@ class ClipPart:
         self.temperature = Temperature().to(device)
         with tempfile.TemporaryDirectory() as name:
             write_small_tokenizer(Path(name), END)
-            self.tokenizer = CLIPTokenizer.from_pretrained(name)
+            self.tokenizer = CLIPTokenizer.from_pretrained(name, trust_remote_code=False)
         self.tokens: dict[str, list[int]] = {}
 
     def modules(self) -> dict[str, nn.Module]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-
 import torch
 
-from rbctl.files import read_safetensors, write_safetensors
+from rbctl.files import read_safetensors, write_bytes, write_safetensors
 from rbctl.plugins.pretrain.config import PretrainConfig
 from rbctl.plugins.pretrain.loop import rank
 from rbctl.plugins.pretrain.weights import halved
@@ -21,8 +19,7 @@ def run(config: PretrainConfig, device: torch.device) -> str:
             f"--model {config.work / 'bundle'} --data {config.work / 'pictures'} --output {source.parent}' makes it"
         )
     if rank() == 0:
-        dest.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / "open_clip_config.json", dest / "open_clip_config.json")
+        write_bytes(dest / "open_clip_config.json", (source / "open_clip_config.json").read_bytes())
         weights, _ = read_safetensors(source / "model.safetensors")
         write_safetensors(dest / "model.safetensors", halved(weights), {"format": "pt"})
     return str(dest)

@@ -23,14 +23,16 @@ import click
 import torch
 from torch import distributed, nn
 
+from rbctl import kept
 from rbctl.errors import InputError
-from rbctl.files import append_line, atomic_write, read_jsonl, read_torch, write_jsonl
+from rbctl.files import append_line
+from rbctl.metrics import cut
 from rbctl.runs import stop_signals
 
 WARMUP = 100  # steps
 LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 REPORT_EVERY = 50  # steps
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = "checkpoint.safetensors"
 _ORTHOGONAL_FROM = 32  # rows and columns; steps of narrower matrices are left to AdamW
 _ORTHOGONAL_STEP = 0.6  # root mean square of an orthogonal step, in learning rates; AdamW's is near 1 at first
 _MOMENTUM = 0.95
@@ -233,44 +235,51 @@ class _State:
             parameter.copy_(self.averages[name])
             self.averages[name].copy_(kept)
 
-    def save(self, path: Path, step: int) -> None:
-        moments: dict[str, dict[str, torch.Tensor]] = {n: {"momentum": m} for n, m in self.momenta.items()}
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that a checkpoint holds besides the step, by name."""
+        moments = {n: {"momentum": m} for n, m in self.momenta.items()}
         moments |= {n: dict(self.optimizer.state[p]) for n, p in self.parameters.items() if n not in moments}
-        content = {
-            "step": step,
-            "parameters": {name: p.detach() for name, p in self.parameters.items()},
-            "averages": self.averages,
-            "buffers": self.buffers(),
-            "moments": moments,
+        return {
+            **{f"parameters.{name}": parameter.detach() for name, parameter in self.parameters.items()},
+            **{f"averages.{name}": average for name, average in self.averages.items()},
+            **{f"buffers.{name}": buffer.clone() for name, buffer in self.buffers().items()},  # some are shared
+            **{f"{key}.{name}": value for name, state in moments.items() for key, value in state.items()},
         }
-        with atomic_write(path) as temporary:
-            torch.save(content, temporary)
 
-    def restore(self, path: Path) -> int:
-        """Load a checkpoint; returns its step. Raises InputError when it is of another network."""
-        content = read_torch(path)
-        parameters = content.get("parameters", {}) if isinstance(content, dict) else {}
-        shapes = {name: p.shape for name, p in self.parameters.items()}
-        moved = {name for name, moments in content.get("moments", {}).items() if "momentum" in moments}
-        if {name: p.shape for name, p in parameters.items()} != shapes or moved != set(self.momenta):
-            raise InputError(f"{path}: a checkpoint of another network or optimizer; remove it to begin anew")
+    def save(self, path: Path, step: int, facts: kept.Facts) -> None:
+        kept.save(path, {"step": torch.tensor(step), **self.tensors()}, facts)
+
+    def restore(self, path: Path, facts: kept.Facts) -> int:
+        """Load a checkpoint; returns its step. Raises InputError when it is damaged or of another network."""
+        mend = "remove it to begin anew"
+        try:
+            tensors = kept.read(path, facts)
+        except InputError as error:
+            raise InputError(f"{error}; {mend}") from error
+        shapes = {f"{kind}.{n}": p.shape for n, p in self.parameters.items() for kind in ("parameters", "averages")}
+        for name, parameter in self.parameters.items():
+            kinds = ("momentum",) if name in self.momenta else ("exp_avg", "exp_avg_sq")
+            shapes |= {f"{kind}.{name}": parameter.shape for kind in kinds}
+            shapes |= {} if name in self.momenta else {f"step.{name}": torch.Size()}
+        buffers = {f"buffers.{name}": buffer for name, buffer in self.buffers().items()}
+        shapes |= {"step": torch.Size()} | {name: buffer.shape for name, buffer in buffers.items()}
+        if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
+            raise InputError(f"{path}: a checkpoint of another network or optimizer; {mend}")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(parameters[name])
-                self.averages[name].copy_(content["averages"][name])
-                moments = content["moments"][name]
+                parameter.copy_(tensors[f"parameters.{name}"])
+                self.averages[name].copy_(tensors[f"averages.{name}"])
                 if name in self.momenta:
-                    self.momenta[name].copy_(moments["momentum"])
+                    self.momenta[name].copy_(tensors[f"momentum.{name}"])
                     continue
-                self.optimizer.state[parameter] = {
-                    # AdamW keeps its step count in float32; the moments have the strides of their parameter.
-                    key: value.to(parameter.device) if key == "step" else torch.empty_like(parameter).copy_(value)
-                    for key, value in moments.items()
+                # AdamW keeps its step count in float32; the moments have the strides of their parameter.
+                self.optimizer.state[parameter] = {"step": tensors[f"step.{name}"].to(parameter.device)} | {
+                    key: torch.empty_like(parameter).copy_(tensors[f"{key}.{name}"])
+                    for key in ("exp_avg", "exp_avg_sq")
                 }
-            for name, buffer in self.buffers().items():
-                if name in content["buffers"]:
-                    buffer.copy_(content["buffers"][name])
-        return int(content["step"])
+            for name, buffer in buffers.items():
+                buffer.copy_(tensors[name])
+        return int(tensors["step"])
 
 
 def train(
@@ -293,7 +302,8 @@ def train(
         checkpoint_every, preview_every: in steps; 0 for none but the last checkpoint.
 
     Raises:
-        InputError: the checkpoint in ``folder`` is of something else, or the loss is no number any more.
+        InputError: the checkpoint in ``folder`` is damaged or of something else, or the loss or the weights are no
+            numbers any more; no such weights are saved.
     """
     main, ranks = rank() == 0, world_size()
     started_here = ranks > 1 and not distributed.is_initialized()
@@ -318,10 +328,20 @@ def _train(
     ranks: int,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    state, path, metrics = _State(part), folder / CHECKPOINT, folder / "metrics.jsonl"
-    start = state.restore(path) if path.is_file() else 0
+    state, path, metrics, facts = _State(part), folder / CHECKPOINT, folder / "metrics.jsonl", {"seed": seed}
+    start = state.restore(path, facts) if path.is_file() else 0
     if main:
-        _cut(metrics, start)
+        cut(metrics, start)
+
+    def save(step: int) -> None:
+        if kept.not_finite(state.tensors()):
+            raise InputError(
+                f"{folder}: the weights became NaN or infinite by step {step} and are not saved; lower its learning "
+                f"rate (--{folder.name}-learning-rate)"
+            )
+        if main:
+            state.save(path, step, facts)
+
     for module in state.modules.values():
         module.train()
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=part.device.type == "cuda")
@@ -357,8 +377,6 @@ def _train(
                 sums, counted, last_told = {}, 0, now
                 if main:
                     _tell(metrics, done, row)
-            if main and checkpoint_every and done % checkpoint_every == 0 and done < steps:
-                state.save(path, done)
             if main and preview_every and done % preview_every == 0:
                 before = time.monotonic()
                 with state.averaged():
@@ -366,12 +384,14 @@ def _train(
                 if row:
                     _tell(metrics, done, row)
                 last_told += time.monotonic() - before  # a preview's time is no training time
-    if main:
-        if done > start:
-            state.save(path, done)
-        if not stop.requested:
-            with state.averaged():
-                part.finish(folder)
+            # Behind the preview, which a kill between them would lose.
+            if checkpoint_every and done % checkpoint_every == 0 and done < steps:
+                save(done)
+    if done > start:
+        save(done)
+    if main and not stop.requested:
+        with state.averaged():
+            part.finish(folder)
     if stop.requested:
         raise KeyboardInterrupt
 
@@ -393,16 +413,6 @@ def _anywhere(flag: bool, ranks: int) -> bool:
     raised = torch.tensor(float(flag))
     distributed.all_reduce(raised)
     return bool(raised > 0)
-
-
-def _cut(metrics: Path, start: int) -> None:
-    """Drop rows of steps that are about to be done again."""
-    if metrics.is_file():
-        try:
-            rows = read_jsonl(metrics)
-        except InputError:  # a kill tore the last line
-            rows = []
-        write_jsonl(metrics, [row for row in rows if row.get("step", 0) <= start])
 
 
 def _tell(metrics: Path, step: int, row: Mapping[str, float]) -> None:

@@ -62,7 +62,9 @@ class OraclePart:
         vae = self.bundle / "vae"
         self.vae = None
         if (vae / "config.json").is_file():
-            self.vae = UnshuffleVAE.from_pretrained(vae).to(device, memory_format=torch.channels_last)
+            self.vae = UnshuffleVAE.from_pretrained(vae, trust_remote_code=False).to(
+                device, memory_format=torch.channels_last
+            )
             self.vae.requires_grad_(False).eval()
         self.masks = self.scenes.mask32
         self.keypoints, self.looks = self.scenes.keypoints.all(), self.scenes.individuals.all()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rbctl.files import write_png
+from rbctl.images import write_png
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.config import PretrainConfig
 from rbctl.plugins.pretrain.loop import rank

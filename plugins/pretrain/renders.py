@@ -1,11 +1,12 @@
 """The data of pretraining: drawn scenes and portraits, rendered once and kept as memory-mapped arrays.
 
-A shard is a folder of .npy files. What is in it is a function of (seed, its kind and number) alone, so processes share
-the work without a word, and a killed run goes on with the shards that are missing.
+A shard is a folder of .npy files, sealed by their hashes. What is in it is a function of (seed, its kind and number)
+alone, so processes share the work without a word, and a killed run goes on with the shards that are missing.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tempfile
@@ -15,11 +16,13 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 
+from rbctl import kept
 from rbctl.errors import InputError
-from rbctl.files import read_json, read_jsonl, write_json, write_jsonl
+from rbctl.files import read_json, read_jsonl, write_bytes, write_json, write_jsonl
 from rbctl.menagerie import (
     BACKGROUNDS,
     COATS,
@@ -153,14 +156,25 @@ def _folders(folder: Path, kind: str) -> tuple[Path, ...]:
     found = tuple(sorted(path for path in (folder / kind).glob("[0-9]*") if path.is_dir()))
     if not found:
         raise InputError(f"{folder / kind}: no renders yet; make them with 'rbctl pretrain renders'")
+    about = read_json(folder / "about.json")
+    for path in found:
+        try:
+            kept.check(path, made_from(about, path))
+        except InputError as error:
+            raise InputError(f"{error}; 'rbctl pretrain renders' makes it anew") from error
     return found
+
+
+def made_from(about: Any, shard: Path) -> dict[str, Any]:
+    """What a shard's content depends on: the plan that about.json holds, its kind and its number."""
+    return {"about": about, "kind": shard.parent.name, "number": shard.name}
 
 
 def scenes(folder: Path, kind: str) -> Scenes:
     """The scenes that are there: kind "easy", "all" (all relations) or "held_out" (individuals of no training).
 
     Raises:
-        InputError: there are none yet.
+        InputError: there are none yet, or one was changed.
     """
     return Scenes(_folders(folder, kind))
 
@@ -169,7 +183,7 @@ def portraits(folder: Path) -> Portraits:
     """The pool's portraits, as many as follow one another from the first.
 
     Raises:
-        InputError: there are none yet.
+        InputError: there are none yet, or one was changed.
     """
     there = _folders(folder, "portraits")
     whole = tuple(path for number, path in enumerate(there) if int(path.name) == number)
@@ -276,28 +290,61 @@ def write_shard(
         pictures = _rendered(drawn.extra, config, device)["pictures"]
         arrays["portraits"] = pictures.reshape(-1, 2, *pictures.shape[1:])
     captions = [{"caption": scene.caption} for scene in drawn.scenes]
-    write_arrays(folder / kind / f"{number:05d}", arrays, captions)
+    place = folder / kind / f"{number:05d}"
+    write_arrays(place, arrays, made_from(_about(config), place), captions)
 
 
 def write_arrays(
-    place: Path, arrays: Mapping[str, np.ndarray], captions: Sequence[Mapping[str, Any]] | None = None
+    place: Path,
+    arrays: Mapping[str, np.ndarray],
+    facts: kept.Facts,
+    captions: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write a shard: a folder of .npy files that is there whole or not at all."""
+    """Write a shard: a folder of .npy files that is there whole or not at all.
+
+    Args:
+        facts: what it was made from.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
-    try:
-        for name, array in arrays.items():
-            np.save(staged / f"{name}.npy", array)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as name:
+        staged = Path(name) / place.name
+        for field_name, array in arrays.items():
+            content = io.BytesIO()
+            np.save(content, array)
+            write_bytes(staged / f"{field_name}.npy", content.getvalue())
         if captions is not None:
             write_jsonl(staged / "captions.jsonl", [dict(row) for row in captions])
-        staged.chmod(0o755)
+        kept.seal(staged, facts)
         try:
             staged.rename(place)
         except OSError:  # another process was quicker; what it wrote is the same
             if not place.is_dir():
                 raise
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+
+
+def fits(place: Path, facts: kept.Facts) -> bool:
+    """Whether a shard is there, made from these facts and unchanged since."""
+    try:
+        kept.check(place, facts)
+    except InputError:
+        return False
+    return True
+
+
+def missing(place: Path, facts: kept.Facts) -> bool:
+    """Whether a shard has to be made; what is there instead of one that fits is removed, with a line."""
+    if not place.is_dir():
+        return True
+    try:
+        kept.check(place, facts)
+    except InputError as error:
+        click.echo(f"{error}; made anew", err=True)
+        if place.is_symlink():
+            place.unlink()
+        else:
+            shutil.rmtree(place, ignore_errors=True)
+        return True
+    return False
 
 
 def counts(config: PretrainConfig) -> dict[str, int]:
@@ -332,7 +379,8 @@ def run(config: PretrainConfig, device: torch.device) -> str:
         for number in range(-(-count // config.shard))
     ]
     wanted = [(kind, number) for _, kind, number in sorted(shards)][mine::world]
-    wanted = [(kind, number) for kind, number in wanted if not (folder / kind / f"{number:05d}").is_dir()]
+    places = [folder / kind / f"{number:05d}" for kind, number in wanted]
+    wanted = [shard for shard, place in zip(wanted, places, strict=True) if missing(place, made_from(about, place))]
     people = pool(config)
     with progress(len(wanted), "rendering", unit="shard") as bar:
         for kind, number in wanted:

@@ -19,14 +19,15 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import nn
 
-from rbctl import attention, denoising, losses
+from rbctl import attention, denoising, kept, losses
 from rbctl.bundle.catalogue import has_local_encoder
 from rbctl.bundle.convert import attention_layers
 from rbctl.bundle.load import Bundle, fingerprint, load
 from rbctl.conditioning import DUMMY_TOKENS, Conditioning, ImageBranch, guided, latent_grids
 from rbctl.errors import InputError
-from rbctl.files import write_json, write_png, write_safetensors
+from rbctl.files import sha256, write_json, write_safetensors
 from rbctl.image_prompt import clip_pixels
+from rbctl.images import write_png
 from rbctl.menagerie import SPECIES
 from rbctl.menagerie.oracle import POINTS
 from rbctl.menagerie.teaching import keypoint_loss
@@ -135,8 +136,8 @@ class UNetPart:
         self.scenes, self.portraits = renders.scenes(source, "easy"), renders.portraits(source)
         unseen = renders.scenes(source, "held_out")
         # Named by what made them: a VAE or encoder trained again gets new ones.
-        vae = fingerprint(self.folder, ("vae",))[:12]
-        encoders = fingerprint(self.folder, ("clip_vision", "clipself"))[:12]
+        vae = fingerprint(self.folder, ("vae",))
+        encoders = fingerprint(self.folder, ("clip_vision", "clipself"))
         self.latents = _cached(cache / f"latents-{vae}", self.scenes, self._encode_scenes, "latents of scenes")
         self.tokens = _cached(cache / f"tokens-{encoders}", self.portraits, self._encode_portraits, "image tokens")
         person = self.scenes.person.all()
@@ -366,16 +367,23 @@ def _batches(count: int, size: int = 32) -> list[slice]:
 def _cached(
     folder: Path, rows: Any, encode: Callable[[Any], dict[str, np.ndarray]], label: str
 ) -> dict[str, renders.Rows]:
-    """What ``encode`` makes of each shard, computed once and memory-mapped; processes share the shards."""
+    """What ``encode`` makes of each shard, computed once and memory-mapped; processes share the shards.
+
+    Args:
+        folder: named by what encodes.
+    """
     shards: Sequence[Path] = rows.folders
-    missing = [shard for shard in shards[rank() :: world_size()] if not (folder / shard.name).is_dir()]
+    facts = {shard: {"by": folder.name, "shard": sha256(shard / kept.SEAL)} for shard in shards}
+    mine = shards[rank() :: world_size()]
+    missing = [shard for shard in mine if renders.missing(folder / shard.name, facts[shard])]
     if missing:
         with progress(len(missing), label, unit="shard") as bar:
             for shard in missing:
                 single = type(rows)((shard,), **({"per_person": 1} if hasattr(rows, "per_person") else {}))
-                renders.write_arrays(folder / shard.name, encode(single))
+                renders.write_arrays(folder / shard.name, encode(single), facts[shard])
                 bar.update()
-    while waiting := [shard for shard in shards if not (folder / shard.name).is_dir()]:
+    waiting = [shard for shard in shards if shard not in mine]
+    while waiting := [shard for shard in waiting if not renders.fits(folder / shard.name, facts[shard])]:
         click.echo(f"waiting for {len(waiting)} shards of another process", err=True)
         time.sleep(2)
     names = sorted(path.stem for path in (folder / shards[0].name).glob("*.npy"))

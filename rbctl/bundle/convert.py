@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rbctl.bundle.catalogue import read_object
 from rbctl.errors import InputError, reason
 from rbctl.files import atomic_write, read_safetensors, read_torch, write_json
+from rbctl.kept import not_finite
 
 if TYPE_CHECKING:
     import torch
@@ -162,9 +163,15 @@ def derive_adapter_config(path: Path, tensors: Mapping[str, torch.Tensor]) -> di
 
 
 def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors straight to the disk: these files may be larger than half the memory."""
+    """Write tensors straight to the disk: these files may be larger than half the memory.
+
+    Raises:
+        InputError: one holds NaN or infinite numbers, or the disk is full.
+    """
     from safetensors.torch import save_file
 
+    if name := not_finite(tensors):
+        raise InputError(f"{path}: not written: {name} holds NaN or infinite numbers; bring the original again")
     with atomic_write(path) as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {"format": "pt"})
 

@@ -74,7 +74,7 @@ def _told(what: str) -> Iterator[None]:
         raise InputError(f"{what}: {where} answered {status}; run the same command again later") from error
     # errors.HTTPError is the HTTP library's own base class, whichever library this version of the hub builds on.
     except (errors.HTTPError, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise InputError(f"{what}: no space left on the disk; free some and run the same command again") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{what}: {where} cannot be reached ({reason}); the same command goes on from here") from error

@@ -225,6 +225,9 @@ def _named(folder: Path) -> tuple[RawTriplet, ...]:
         (path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")),
         key=lambda path: _natural(path.name),
     )
+    for path in pictures:
+        if not path.name.isprintable():  # among them those that are not UTF-8, which no list of ours could hold
+            raise InputError(f"{folder}: {abridged(path.name)}: is no name for a list; rename the picture")
     stems = {path.stem for path in pictures}
     targets: list[Path] = []
     parts: dict[str, list[RawObject]] = {}

@@ -333,6 +333,18 @@ def test_a_member_larger_than_any_picture(tmp_path: Path) -> None:
         list(samples(tmp_path / "a.tar"))
 
 
+def test_a_sparse_member_stands_for_zeros_that_nobody_stored(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("0.png")
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 0
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"%011o\0" % (200 << 20)  # the size that it stands for
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(1024))
+    with pytest.raises(InputError, match="sparse"):
+        list(samples(tmp_path / "a.tar"))
+
+
 class _Zeros(io.RawIOBase):
     def __init__(self, left: int) -> None:
         self.left = left
