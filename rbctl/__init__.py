@@ -18,6 +18,11 @@ if (_checkout / "setup.py").is_file() and (_checkout / "kernels").is_dir():
 def __getattr__(name: str) -> Any:
     """The public Python API, imported when it is asked for: torch and diffusers take seconds."""
     if name == "RelationPipeline":
+        import logging
+
+        logging.getLogger("xformers").setLevel(
+            logging.ERROR
+        )  # diffusers imports it, and it warns of what we do not use
         from rbctl.pipeline import RelationPipeline
 
         return RelationPipeline

@@ -218,3 +218,15 @@ def test_import_rbctl_is_light() -> None:
     assert done.stdout.strip() == "[]"
     with pytest.raises(AttributeError, match="has no attribute 'RelationPipelin'"):
         rbctl.RelationPipelin  # noqa: B018
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="this runs a page of a checkout")
+def test_the_example_of_the_docs_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = (ROOT / "docs" / "python.md").read_text().split("```python\n")[1].split("```")[0]
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert Image.open(tmp_path / "beside.png").size == (128, 128)
