@@ -87,6 +87,7 @@ def write_page(folder: Path, follow_outside: bool = False) -> Path:
     Raises:
         InputError: the folder holds no triplets of the native form; one of them, a report or a correction is broken.
     """
+    (folder / PAGE).unlink(missing_ok=True)  # a page that came with the set may be anybody's
     rows, known = corrections.base(folder, follow_outside)
     rows = corrected(rows, {name: {**correction, "drop": False} for name, correction in known.items()})
     reports = read_reports(folder, {row["file_name"]: len(row["objects"]) for row in rows})

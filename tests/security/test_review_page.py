@@ -294,3 +294,11 @@ def test_words_of_results_are_only_words_in_the_report(tmp_path: Path) -> None:
     markdown = (tmp_path / "report" / "report.md").read_text()
     assert "cat hugs" in markdown
     assert not re.search(r"<\w|</|\]\(", markdown)
+
+
+def test_a_page_that_came_with_a_broken_set_is_not_left_to_be_opened(triplets: Path) -> None:
+    (triplets / "review.html").write_text("<script>alert(1)</script>")
+    (triplets / "annotations.jsonl").write_text('{"file_name": 3}')
+    result = CliRunner().invoke(main, ["annotate", str(triplets), "--review"])
+    assert result.exit_code == 2
+    assert not (triplets / "review.html").exists()
