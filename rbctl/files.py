@@ -8,11 +8,9 @@ import hashlib
 import json
 import os
 import pickle
-import secrets
 import stat
 import struct
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +56,6 @@ _DAMAGED = (
     AssertionError,
     OverflowError,
     struct.error,
-    zipfile.BadZipFile,
 )
 
 
@@ -117,7 +114,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     with _told(path):
         _refuse_links(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+        temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}{PARTIAL}")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
             yield temporary
@@ -277,6 +274,8 @@ def read_torch(path: Path, limit: int | None = None) -> Any:
         InputError: the file is missing, too large, damaged, compressed, or holds anything but plain containers and
             dense tensors whose numbers it stores one by one (1.5 kB can stand for a tensor of 16 GB otherwise).
     """
+    import zipfile
+
     import torch
 
     if not os.path.isfile(path):
@@ -295,7 +294,7 @@ def read_torch(path: Path, limit: int | None = None) -> Any:
         return content
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: refused, it holds more than tensors (a pickle can run code)") from error
-    except _DAMAGED as error:
+    except (*_DAMAGED, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a readable PyTorch file ({reason(error)})") from error
 
 

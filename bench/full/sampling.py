@@ -19,10 +19,10 @@ from bench.full.sizes import BOXES, GAMMA, GUIDANCE
 from rbctl import attention
 from rbctl.bundle.load import Bundle
 from rbctl.conditioning import Conditioning, guided
+from rbctl.defaults import NEGATIVE_PROMPT
 from rbctl.denoising import denoise, initial_noise
 from rbctl.images import write_png
 from rbctl.pipeline import RelationPipeline, Request, Subject
-from rbctl.prompts.fields import NEGATIVE_PROMPT
 
 
 def requests(bench: Bench, pictures: int) -> list[Request]:

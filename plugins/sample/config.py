@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rbctl.defaults import NEGATIVE_PROMPT, STEPS
 from rbctl.options import option
-from rbctl.prompts.fields import NEGATIVE_PROMPT, STEPS
 
 
 @dataclass(frozen=True, kw_only=True)

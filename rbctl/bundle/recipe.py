@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rbctl.defaults import GUIDANCE_SCALE, NEGATIVE_PROMPT, STEPS
 from rbctl.errors import InputError
 from rbctl.files import read_yaml
 from rbctl.options import BUNDLE_RECIPE
-from rbctl.prompts.fields import CHECKS, GUIDANCE_SCALE, NEGATIVE_PROMPT, STEPS, check_field
+from rbctl.prompts.fields import CHECKS, check_field
 
 _SAMPLING = ("steps", "guidance_scale", "negative_prompt", "scale")
 

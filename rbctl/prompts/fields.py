@@ -111,10 +111,6 @@ def _filled(value: Any) -> str:
     return value
 
 
-# What is sampled with where neither prompt, flag nor bundle says otherwise.
-STEPS, GUIDANCE_SCALE = 30, 5.0
-NEGATIVE_PROMPT = "monochrome, lowres, bad anatomy, worst quality, low quality"
-
 _scale = _real(0, 10)
 
 # How the value of each field is checked, whether it comes as text from a line or as a value from YAML.
