@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rbctl.defaults import NEGATIVE_PROMPT, STEPS
+from rbctl.defaults import GUIDANCE_SCALE, NEGATIVE_PROMPT, STEPS
 from rbctl.options import option
 
 
@@ -42,7 +42,7 @@ class SampleConfig:
     )
     steps: int = option(STEPS, "Denoising steps.", min=1, max=1000, of_bundle=True)
     guidance_scale: float = option(
-        5.0, "Classifier-free guidance; 1 is none and half the work.", min=0, max=100, of_bundle=True
+        GUIDANCE_SCALE, "Classifier-free guidance; 1 is none and half the work.", min=0, max=100, of_bundle=True
     )
     negative_prompt: str = option(NEGATIVE_PROMPT, "What guidance leads away from.", of_bundle=True)
     # Below 2^63 by more than the most images there may be, as the seeds count up.
