@@ -12,7 +12,7 @@ from PIL import Image
 from rbctl.attention import project_once
 from rbctl.conditioning import Conditioning
 
-OnStep = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+OnStep = Callable[[int, torch.Tensor], torch.Tensor | None]
 
 
 def initial_noise(seeds: Sequence[int], channels: int, latent_size: tuple[int, int]) -> torch.Tensor:
@@ -43,7 +43,7 @@ def denoise(
         noise: (B, C, h, w) unit noise on the UNet's device.
         conditioning: 2B rows, [unconditional; conditional]; B rows where ``guidance_scale`` is None.
         guidance_scale: (B,), or None for no guidance (half the work).
-        on_step: called with the step's number, its timestep and the latents after it; returns those to go on with.
+        on_step: called with the step's number and the latents after it; latents that it returns take their place.
 
     Returns:
         (B, C, h, w) scaled latents, float32.
@@ -65,7 +65,8 @@ def denoise(
             prediction = guide(prediction, guidance_scale)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         if on_step:
-            latents = on_step(number, timestep, latents)
+            changed = on_step(number, latents)
+            latents = latents if changed is None else changed
     return latents
 
 

@@ -302,17 +302,17 @@ class RelationPipeline:
             )
         ]
         noise = self._noise(requests, generator) if latents is None else latents
-        steps = values["steps"]
-        with progress(steps, "sampling", disable=not self._progress_bar) as bar:
+        scheduler = self.bundle.scheduler()
+        with progress(values["steps"], "sampling", disable=not self._progress_bar) as bar:
 
-            def on_step(step: int, timestep: Any, latents: torch.Tensor) -> torch.Tensor:
+            def on_step(step: int, latents: torch.Tensor) -> torch.Tensor | None:
                 bar.update()
                 if callback_on_step_end is None:
-                    return latents
-                changed = callback_on_step_end(self, step, timestep, {"latents": latents}) or {}
-                return changed.get("latents", latents)
+                    return None
+                changed = callback_on_step_end(self, step, scheduler.timesteps[step], {"latents": latents}) or {}
+                return changed.get("latents")
 
-            sampled = self.denoise(requests, noise, on_step)
+            sampled = self.denoise(requests, noise, scheduler, on_step)
         made = sampled if output_type == "latent" else _as(output_type, self.decode(requests, sampled))
         return RelationPipelineOutput(images=made) if return_dict else (made,)
 
@@ -370,12 +370,14 @@ class RelationPipeline:
         self,
         requests: Sequence[Request],
         noise: torch.Tensor | None = None,
+        scheduler: Any = None,
         on_step: denoising.OnStep | None = None,
     ) -> torch.Tensor:
         """Scaled latents (B, C, h, w) of requests of one kind.
 
         Args:
             noise: (B, C, h, w) unit noise; None draws each from its seed.
+            scheduler: of diffusers; None for the bundle's.
             on_step: see :func:`rbctl.denoising.denoise`.
         """
         bundle, first = self.bundle, requests[0]
@@ -410,7 +412,7 @@ class RelationPipeline:
         bundle.place("unet")
         return denoising.denoise(
             bundle.unet,
-            bundle.scheduler(),
+            scheduler or bundle.scheduler(),
             noise.to(bundle.device),
             conditioning,
             first.steps,

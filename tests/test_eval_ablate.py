@@ -113,7 +113,7 @@ def test_methods_of_subjects_learn_each_subject_of_each_case(tmp_path: Path) -> 
     classes = [thing["name"] for thing in row["objects"]]
     assert [words in row["words"] for words in (f"<{classes[0]}>", f"<{classes[1]}>")] == [True, True]
     shown = {path.name for path in (tmp_path / "out" / "subjects" / "ride-000-0").iterdir()}
-    assert Path(row["objects"][0]["image"]).name in shown
+    assert any(Path(row["objects"][0]["image"]).stem.startswith(Path(name).stem) for name in shown)
     plan = ablate(recipe, "--output", tmp_path / "out", "--dry-run").stdout
     assert "to do: 0 of 3 finetunings, 0 of 3 pictures, 0 of 3 scorings" in plan
 

@@ -145,7 +145,9 @@ class OpenAIImages:
             "cost": cost,
             "trouble": trouble,
         }
-        self._account.keep(picture, self._without_key(json.dumps({**row, "response": _noted(answer)})), cost)
+        text = json.dumps({**row, "response": _noted(answer)}, ensure_ascii=False)
+        whole = text.encode(errors="replace").decode()  # a server may send half a character
+        self._account.keep(picture, self._without_key(whole), cost)
 
     def _told(self, error: openai.OpenAIError) -> Exception:
         """A refusal of the prompt, or what ends the run in one line."""
