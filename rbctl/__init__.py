@@ -1,8 +1,8 @@
 """Relation-aware personalised image generation: what two or more stages share."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as of typing, whose import takes as long as all else here
 if TYPE_CHECKING:
     from rbctl.pipeline import RelationPipeline
 
@@ -15,7 +15,7 @@ if (_checkout / "setup.py").is_file() and (_checkout / "kernels").is_dir():
     __path__.append(str(_checkout))
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """The public Python API, imported when it is asked for: torch and diffusers take seconds."""
     if name == "RelationPipeline":
         import logging
