@@ -13,8 +13,7 @@ from typing import Any
 import click
 
 from rbctl import __version__
-from rbctl.errors import InputError
-from rbctl.options import nearest
+from rbctl.errors import InputError, nearest
 
 GROUP = "rbctl.plugins"
 

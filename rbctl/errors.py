@@ -1,6 +1,10 @@
 """What the user can mend."""
 
+from __future__ import annotations
+
+import difflib
 import reprlib
+from collections.abc import Iterable
 
 
 class InputError(Exception):
@@ -28,3 +32,9 @@ def abridged(value: object) -> str:
     except ValueError:  # a whole number of more digits than Python prints
         text = f"a number of type {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the nearest known word, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), 1) if len(word) <= 100 else []  # it takes the square
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -209,6 +209,18 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
     return parse_json(read_text(path, limit), str(path), limit)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read JSON whose outermost value is an object.
+
+    Raises:
+        InputError: the file is missing, too large, not JSON or no object.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a JSON object was expected")
+    return content
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a JSONL file that are not empty, with their numbers from 1.
 

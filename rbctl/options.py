@@ -7,13 +7,12 @@ field.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import os.path
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import click
 from click.core import ParameterSource
 
-from rbctl.errors import InputError, abridged, reason
+from rbctl.errors import InputError, abridged, nearest, reason
 from rbctl.files import read_yaml, write_text
 
 Config = TypeVar("Config")
@@ -53,12 +52,6 @@ def option(
     if default is ...:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the nearest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), 1) if len(word) <= 100 else []  # it takes the square
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 class _Number(click.FloatRange):
@@ -252,7 +245,7 @@ def _of_the_bundle(ctx: click.Context, bundle: str) -> dict[str, Any]:
     Raises:
         InputError: the recipe is wrong, or sets what is not a bundle's to set; file and key are named.
     """
-    from rbctl.bundle.catalogue import place  # here: it imports this module
+    from rbctl.bundle.catalogue import place
 
     path = place(bundle) / BUNDLE_RECIPE
     if not path.is_file():

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from rbctl.bundle.catalogue import read_object
 from rbctl.errors import InputError, abridged, reason
-from rbctl.files import read_safetensors, read_torch
+from rbctl.files import read_object, read_safetensors, read_torch
 from rbctl.paths import leaves
 
 

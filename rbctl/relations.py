@@ -13,9 +13,8 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from rbctl.errors import InputError, abridged
+from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_yaml
-from rbctl.options import nearest
 from rbctl.templates import fill, places
 
 Box = tuple[float, float, float, float]

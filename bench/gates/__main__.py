@@ -18,10 +18,10 @@ from bench.gates.tuning import Tuner
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.load import fingerprint, generator_fingerprint
 from rbctl.device import pick_device
-from rbctl.errors import InputError
+from rbctl.errors import InputError, nearest
 from rbctl.files import read_yaml, write_json
 from rbctl.menagerie.oracle import load_oracle
-from rbctl.options import find_recipe, nearest
+from rbctl.options import find_recipe
 
 VERBS = ("ride", "hug", "shake_hands", "carry", "high_five")
 OUT = Path(__file__).resolve().parents[1] / "out"

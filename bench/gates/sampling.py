@@ -23,13 +23,13 @@ from click.testing import CliRunner
 from bench.gates.cases import Case
 from bench.gates.sheets import write_sheet
 from rbctl import lora
-from rbctl.bundle.catalogue import read_object, resolve
+from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.load import BASE, fingerprint, generator_fingerprint, local_encoder_hash, summary
 from rbctl.cli import main
 from rbctl.denoising import to_pictures
 from rbctl.device import DTYPES, pick_device, pick_precision
 from rbctl.errors import InputError
-from rbctl.files import atomic_write
+from rbctl.files import atomic_write, read_object
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.sample.config import SampleConfig
 from rbctl.plugins.sample.jobs import Defaults, Job, plan

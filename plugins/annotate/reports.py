@@ -7,9 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rbctl.errors import InputError, abridged
+from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import numbered_lines
-from rbctl.options import nearest
 from rbctl.parsing import parse_json
 from rbctl.triplets.keypoints import KEYPOINTS
 

@@ -16,9 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from rbctl.bundle.catalogue import has_local_encoder, place, survey
 from rbctl.bundle.convert import check_tensors, default_open_clip_config, read_local_encoder, read_open_clip_config
-from rbctl.errors import InputError, reason
+from rbctl.errors import InputError, nearest, reason
 from rbctl.local_encoder import dense_features, pool_regions
-from rbctl.options import nearest
 from rbctl.plugins.distill.config import DistillConfig
 
 CONFIG, WEIGHTS, OFFICIAL = "open_clip_config.json", "model.safetensors", "epoch_6.pt"

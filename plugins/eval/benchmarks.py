@@ -14,9 +14,8 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from rbctl.errors import InputError, abridged
+from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_json, read_text, read_yaml
-from rbctl.options import nearest
 from rbctl.paths import inside
 from rbctl.plugins.eval import world
 from rbctl.plugins.eval.case import Case, CaseObject

@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 
 from rbctl.bundle import hashes
-from rbctl.bundle.catalogue import contents, read_object
+from rbctl.bundle.catalogue import contents
 from rbctl.bundle.convert import read_open_clip_config
 from rbctl.errors import InputError
+from rbctl.files import read_object
 from rbctl.image_prompt import CLIP_MEAN, CLIP_STD, clip_pixels
 from rbctl.pretrained import from_pretrained, network, refuse_code, told
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rbctl.errors import InputError, abridged, reason
+from rbctl.errors import InputError, abridged, nearest, reason
 from rbctl.files import read_jsonl, read_text
-from rbctl.options import nearest
 from rbctl.paths import inside
 from rbctl.plugins.eval.benchmarks import pictures_in
 from rbctl.plugins.eval.case import Case, CaseObject, Part, Picture

@@ -13,10 +13,11 @@ from typing import Any
 
 from PIL import Image
 
-from rbctl.bundle.catalogue import CATALOGUE, place, read_object
+from rbctl.bundle.catalogue import CATALOGUE, place
 from rbctl.device import DTYPES, pick_device, pick_precision
 from rbctl.draws import generator
 from rbctl.errors import InputError, abridged, reason
+from rbctl.files import read_object
 from rbctl.plugins.generate.config import GenerateConfig
 from rbctl.plugins.generate.painting import Refused
 

@@ -18,8 +18,7 @@ from rbctl.bundle.catalogue import (
     size_text,
     survey,
 )
-from rbctl.errors import InputError
-from rbctl.options import nearest
+from rbctl.errors import InputError, nearest
 
 
 def _sources(spec: BundleSpec) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rbctl.options import nearest, option
+from rbctl.errors import nearest
+from rbctl.options import option
 
 # Each needs only those before it.
 PARTS = ("renders", "pictures", "vae", "clip", "oracle", "clipself", "dino", "unet", "bundle")

@@ -12,12 +12,12 @@ import click
 import torch
 
 from rbctl import denoising, embeddings, lora, pictures
-from rbctl.bundle.catalogue import read_object, resolve
+from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.load import BASE, fingerprint, generator_fingerprint, local_encoder_hash, summary
 from rbctl.device import DTYPES, pick_device, pick_precision
 from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
-from rbctl.files import write_bytes, write_jsonl
+from rbctl.files import read_object, write_bytes, write_jsonl
 from rbctl.images import read_image
 from rbctl.lora import LoraFile
 from rbctl.pipeline import RelationPipeline

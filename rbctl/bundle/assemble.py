@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rbctl.bundle.catalogue import contents, missing_parts, read_object, record
+from rbctl.bundle.catalogue import contents, missing_parts, record
 from rbctl.bundle.convert import (
     convert_adapter,
     convert_image_encoder,
@@ -18,7 +18,7 @@ from rbctl.bundle.convert import (
     read_open_clip_config,
 )
 from rbctl.errors import InputError
-from rbctl.files import atomic_write, read_json, write_json
+from rbctl.files import atomic_write, read_json, read_object, write_json
 from rbctl.runs import claim
 
 

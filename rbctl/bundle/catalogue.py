@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rbctl.bundle import hashes
-from rbctl.errors import InputError, abridged
-from rbctl.files import read_json, sha256, write_json
-from rbctl.options import nearest
+from rbctl.errors import InputError, abridged, nearest
+from rbctl.files import read_object, sha256, write_json
 from rbctl.paths import leaves
 
 MANIFEST = "bundle.json"
@@ -243,18 +242,6 @@ def missing_parts(folder: Path) -> list[str]:
 def has_local_encoder(folder: Path) -> bool:
     """The bundle holds the CLIPSelf encoder, so local tokens can be had."""
     return any((folder / "clipself" / file).is_file() for file in ("model.safetensors", "epoch_6.pt"))
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """One of a bundle's JSON files: an object, all of them.
-
-    Raises:
-        InputError: it is missing or something else.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: a JSON object was expected")
-    return content
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rbctl.bundle.catalogue import read_object
 from rbctl.errors import InputError, reason
-from rbctl.files import atomic_write, read_safetensors, read_torch, write_json
+from rbctl.files import atomic_write, read_object, read_safetensors, read_torch, write_json
 from rbctl.kept import not_finite
 
 if TYPE_CHECKING:

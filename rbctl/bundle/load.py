@@ -16,7 +16,7 @@ from torch import nn
 
 from rbctl import attention
 from rbctl.bundle import hashes
-from rbctl.bundle.catalogue import contents, has_local_encoder, read_object, resolve
+from rbctl.bundle.catalogue import contents, has_local_encoder, resolve
 from rbctl.bundle.convert import (
     OFFICIAL,
     check_tensors,
@@ -28,6 +28,7 @@ from rbctl.bundle.convert import (
 from rbctl.conditioning import DUMMY_TOKENS
 from rbctl.embeddings import Embedding, pieces, placed, token_ids
 from rbctl.errors import InputError, abridged
+from rbctl.files import read_object
 from rbctl.image_prompt import ImagePromptEncoder
 from rbctl.pretrained import from_pretrained, network, told
 from rbctl.resampler import Resampler, ResamplerConfig

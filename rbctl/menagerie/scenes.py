@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from rbctl.errors import InputError, abridged
+from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_yaml
 from rbctl.menagerie.figure import JOINTS, LIMBS, SPOTS, Figure, Pose, build, keypoints, reach
 from rbctl.menagerie.individuals import SPECIES, Individual
-from rbctl.options import nearest
 from rbctl.relations import Relation
 
 PLACES = {

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rbctl.errors import InputError, abridged
-from rbctl.options import nearest
+from rbctl.errors import InputError, abridged, nearest
 from rbctl.relations import Box, check_box, load_relation
 
 

@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, nearest
 from rbctl.files import read_text
-from rbctl.options import nearest
 from rbctl.prompts.fields import CHECKS, Prompt, abridged, build
 
 # Options of a line: kohya's short names, and each field's own name.

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from rbctl.errors import InputError, abridged
+from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import numbered_lines, write_bytes, write_jsonl
 from rbctl.images import open_image, read_image, write_png
-from rbctl.options import nearest
 from rbctl.parsing import parse_json
 from rbctl.paths import inside
 from rbctl.triplets.keypoints import KEYPOINTS, absent, misplaced

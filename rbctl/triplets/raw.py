@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rbctl.errors import InputError, abridged
+from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import numbered_lines, read_json, write_json, write_jsonl
-from rbctl.options import nearest
 from rbctl.parsing import parse_json
 from rbctl.paths import inside
 

@@ -17,10 +17,9 @@ import yaml
 from click.testing import CliRunner
 
 from rbctl.cli import main
-from rbctl.errors import InputError
+from rbctl.errors import InputError, nearest
 from rbctl.menagerie.scenes import scene_rule
 from rbctl.menagerie.triplets import check_drawable
-from rbctl.options import nearest
 from rbctl.plugins.eval.ablate.recipe import read as read_ablation
 from rbctl.plugins.eval.benchmarks import Wanted, load_benchmark
 from rbctl.prompts.lines import parse_line

@@ -14,9 +14,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rbctl.errors import InputError, reason
+from rbctl.errors import InputError, nearest, reason
 from rbctl.files import sha256
-from rbctl.options import nearest
 from rbctl.plugins.annotate.config import AnnotateConfig
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from rbctl.errors import InputError, abridged
+from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_yaml
-from rbctl.options import find_recipe, nearest
+from rbctl.options import find_recipe
 from rbctl.plugins.eval.ablate.stages import resolved
 from rbctl.relations import load_relation
 
