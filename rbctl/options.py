@@ -26,6 +26,7 @@ from rbctl.files import read_yaml, write_text
 
 Config = TypeVar("Config")
 
+_LAST_GROUPS = ("Run", "Hardware", "General")  # the others come before, in the configuration's order
 BUNDLE_RECIPE = "recipe.yaml"  # in a bundle's folder: what suits it better than the defaults
 
 
@@ -33,6 +34,7 @@ def option(
     default: Any,
     help: str,
     *,
+    group: str | None = None,
     min: float | None = None,
     max: float | None = None,
     argument: bool = False,
@@ -43,15 +45,14 @@ def option(
     Args:
         default: its value when neither flag nor recipe names it; ``...`` marks it required.
         help: one line with unit and range.
+        group: its heading in ``--help``; the options after it stand there too, up to the next that names one.
         min, max: bounds of a number, both included; every number has both, and finite ones.
         argument: given by position on the command line, without a flag.
         of_bundle: the recipe inside of a bundle may set it. A bundle comes from strangers, so this is for the numbers
             and choices of sampling and tuning: never a path, an engine, a device, or whom to trust.
     """
-    metadata = {"help": help, "min": min, "max": max, "argument": argument, "of_bundle": of_bundle}
-    if default is ...:
-        return dataclasses.field(metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata = {"help": help, "group": group, "min": min, "max": max, "argument": argument, "of_bundle": of_bundle}
+    return dataclasses.field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
 
 
 class _Number(click.FloatRange):
@@ -71,8 +72,8 @@ class _Number(click.FloatRange):
         except (ValueError, OverflowError):
             number = math.nan
         if not self.low <= number <= self.high:  # nan too
-            words = "a whole number" if self.kind is int else "a number"
-            self.fail(f"{abridged(value)} is not {words} from {self.low} to {self.high}", param, ctx)
+            kind = "a whole number" if self.kind is int else "a number"
+            self.fail(f"{abridged(value)} is not {kind} from {self.low} to {self.high}", param, ctx)
         return number
 
 
@@ -80,42 +81,44 @@ class _Field(click.Parameter):
     """The parameter of a configuration's field.
 
     Attributes:
+        group: the heading that it stands under in the help.
         nullable: the field may be None.
         of_bundle: the recipe inside of a bundle may set it.
     """
 
+    group = "Options"
     nullable = False
     of_bundle = False
 
-    def check_recipe_value(self, ctx: click.Context, given: Any) -> None:
+    def check_recipe_value(self, ctx: click.Context, content: Any) -> None:
         """Refuse what is not of the field's type, even if Click takes it (3.7 for 3, true for 1, a list as text).
 
         Raises:
             ValueError: with the reason.
         """
-        if given is None:
+        if content is None:
             if self.nullable:
                 return
             raise ValueError("a value is expected, not null; leave the key out for the default")
-        if self.multiple and not isinstance(given, list):
-            raise ValueError(f"a list is expected, not {abridged(given)}")
-        for value in given if self.multiple else [given]:
-            if isinstance(value, list | dict) or value is None:
-                raise ValueError(f"one value is expected, not {abridged(value)}")
+        if self.multiple and not isinstance(content, list):
+            raise ValueError(f"a list is expected, not {abridged(content)}")
+        for single in content if self.multiple else [content]:
+            if isinstance(single, list | dict) or single is None:
+                raise ValueError(f"one value is expected, not {abridged(single)}")
             if isinstance(self.type, type(click.BOOL)):
-                if not isinstance(value, bool):
-                    raise ValueError(f"true or false is expected, not {abridged(value)}")
-            elif isinstance(value, bool):
+                if not isinstance(single, bool):
+                    raise ValueError(f"true or false is expected, not {abridged(single)}")
+            elif isinstance(single, bool):
                 hint = "YAML reads a bare no, yes, on or off as a truth value, so quote it"
-                raise ValueError(f"{self.type.name} is expected, not {abridged(value)}; {hint}")
-            if isinstance(self.type, _Number) and self.type.kind is int and isinstance(value, float):
-                raise ValueError(f"a whole number is expected, not {abridged(value)}")
+                raise ValueError(f"{self.type.name} is expected, not {abridged(single)}; {hint}")
+            if isinstance(self.type, _Number) and self.type.kind is int and isinstance(single, float):
+                raise ValueError(f"a whole number is expected, not {abridged(single)}")
         try:
-            self.type_cast_value(ctx, given)
+            self.type_cast_value(ctx, content)
         except click.BadParameter as error:
             raise ValueError(reason(error)) from error
         except TypeError as error:
-            raise ValueError(f"{abridged(given)} is not of type {self.type.name}") from error
+            raise ValueError(f"{abridged(content)} is not of type {self.type.name}") from error
 
 
 class _FieldOption(_Field, click.Option):
@@ -124,6 +127,20 @@ class _FieldOption(_Field, click.Option):
 
 class _FieldArgument(_Field, click.Argument):
     pass
+
+
+class StageCommand(click.Command):
+    """A command that lists the options of its configuration under their headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                groups.setdefault(getattr(parameter, "group", "General"), []).append(record)
+        last = [heading for heading in _LAST_GROUPS if heading in groups]
+        for heading in [*(heading for heading in groups if heading not in last), *last]:
+            with formatter.section(heading):
+                formatter.write_dl(groups[heading])
 
 
 def _is_optional(annotation: Any) -> bool:
@@ -159,36 +176,28 @@ def _click_type(annotation: Any, field: dataclasses.Field[Any]) -> tuple[Any, bo
 def _click_parameter(field: dataclasses.Field[Any], annotation: Any) -> _Field:
     kind, multiple = _click_type(annotation, field)
     flag = field.name.replace("_", "-")
-    made: _Field
+    parameter: _Field
     extra: dict[str, Any] = {"required": field.default is dataclasses.MISSING}
     if not extra["required"]:  # Click takes an explicit default, even None, for an answer to a required parameter
         extra["default"] = field.default
     if field.metadata.get("argument"):
         if multiple:  # Click gives the empty tuple of itself, and takes no default
             extra = {"nargs": -1, "required": extra["required"]}
-        made = _FieldArgument([field.name], type=kind, **extra)
-    elif kind is click.BOOL:
-        made = _FieldOption([f"--{flag}/--no-{flag}", field.name], help=field.metadata.get("help"), **extra)
+        parameter = _FieldArgument([field.name], type=kind, **extra)
     else:
-        made = _FieldOption(
-            [f"--{flag}", field.name],
-            type=kind,
-            multiple=multiple,
-            help=field.metadata.get("help"),
-            **extra,
-        )
-    if isinstance(made, click.Option):
-        made.show_default = extra.get("default") not in (None, (), "")
-    made.nullable = _is_optional(annotation)
-    made.of_bundle = bool(field.metadata.get("of_bundle"))
-    return made
+        extra |= {"help": field.metadata.get("help"), "show_default": field.default not in (None, (), "")}
+        flags = f"--{flag}/--no-{flag}" if kind is click.BOOL else f"--{flag}"
+        parameter = _FieldOption([flags, field.name], type=kind, multiple=multiple, **extra)
+    parameter.nullable = _is_optional(annotation)
+    parameter.of_bundle = bool(field.metadata.get("of_bundle"))
+    return parameter
 
 
 def find_recipe(name: str, stage: str | None = None) -> Path:
     """A recipe file by path, or by name among the shipped ones, a stage's own (recipes/STAGE/) before the others.
 
     Raises:
-        InputError: neither exists; the nearest shipped name is told.
+        InputError: neither exists; it names the nearest shipped one.
     """
     if os.path.isfile(name):
         return Path(name)
@@ -216,7 +225,7 @@ def _load_recipe(ctx: click.Context, param: click.Parameter, value: str | None) 
 
 
 def _section(ctx: click.Context, path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """What a recipe says of this command, types checked; empty where it says nothing.
+    """A recipe's values for this command, types checked; empty where it has none.
 
     Raises:
         InputError: file and key are named.
@@ -229,18 +238,18 @@ def _section(ctx: click.Context, path: Path, content: dict[str, Any]) -> dict[st
             raise InputError(f"{path}: section {abridged(section)} must be a mapping of options to values")
     recipe = content.get(ctx.command.name or "", {})
     fields = {p.name: p for p in ctx.command.params if isinstance(p, _Field) and p.name}
-    for key, given in recipe.items():
+    for key, value in recipe.items():
         if key not in fields:
             raise InputError(f"{path}: no option {abridged(key)}{nearest(str(key), fields)}")
         try:
-            fields[key].check_recipe_value(ctx, given)
+            fields[key].check_recipe_value(ctx, value)
         except ValueError as error:
             raise InputError(f"{path}: {key}: {error}") from error
     return recipe
 
 
 def _of_the_bundle(ctx: click.Context, bundle: str) -> dict[str, Any]:
-    """Values that the bundle's own recipe gives to options which neither flag nor recipe names.
+    """The values of the bundle's own recipe for options that neither flag nor recipe names.
 
     Raises:
         InputError: the recipe is wrong, or sets what is not a bundle's to set; file and key are named.
@@ -257,18 +266,17 @@ def _of_the_bundle(ctx: click.Context, bundle: str) -> dict[str, Any]:
             raise InputError(
                 f"{path}: {key}: no bundle may set this; take the line out, and give it on the command line"
             )
-    unsaid = {name for name in recipe if ctx.get_parameter_source(name) is ParameterSource.DEFAULT}
-    return {p.name: p.type_cast_value(ctx, recipe[p.name]) for p in ctx.command.params if p.name in unsaid}
+    unset = {name for name in recipe if ctx.get_parameter_source(name) is ParameterSource.DEFAULT}
+    return {p.name: p.type_cast_value(ctx, recipe[p.name]) for p in ctx.command.params if p.name in unset}
 
 
 def config_options(config_type: type[Config]) -> Callable[[Callable[[Config], None]], Callable[..., None]]:
-    """Decorate a Click command body that takes one configuration: adds its options, ``--recipe`` and ``--dry-run``.
+    """Decorate the body of a ``StageCommand`` that takes one configuration: adds options, ``--recipe``, ``--dry-run``.
 
     A configuration with a field ``bundle`` also takes what that bundle's own recipe says (``BUNDLE_RECIPE`` beside its
     networks) for every option that is not named otherwise.
     """
     annotations = typing.get_type_hints(config_type)
-    fields = dataclasses.fields(config_type)  # type: ignore[arg-type]
 
     def decorate(body: Callable[[Config], None]) -> Callable[..., None]:
         @functools.wraps(body)
@@ -284,7 +292,12 @@ def config_options(config_type: type[Config]) -> Callable[[Callable[[Config], No
                 return
             body(config)
 
-        params: list[click.Parameter] = [_click_parameter(f, annotations[f.name]) for f in fields]
+        params: list[click.Parameter] = []
+        group = _Field.group
+        for field in dataclasses.fields(config_type):  # type: ignore[arg-type]
+            parameter = _click_parameter(field, annotations[field.name])
+            parameter.group = group = field.metadata.get("group") or group
+            params.append(parameter)
         params.append(
             click.Option(
                 ["--recipe"],

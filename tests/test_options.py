@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from rbctl.cli import Stages, main
 from rbctl.errors import InputError
-from rbctl.options import BUNDLE_RECIPE, config_options, find_recipe, option, to_yaml
+from rbctl.options import BUNDLE_RECIPE, StageCommand, config_options, find_recipe, option, to_yaml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,6 +203,45 @@ def test_help_shows_defaults_and_after_a_recipe_its_values(stage: Stage) -> None
     path = stage.folder / "r.yaml"
     path.write_text("finetune: {steps: 77}")
     assert "default: 77" in stage.call("--recipe", str(path), "--help").stdout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grouped:
+    first: str = option("", "Before any heading.")
+    data: str = option("", "Read.", group="Data")
+    triplets: int = option(6, "Read too.", min=1, max=9)
+    resume: bool = option(True, "Late, though it comes early.", group="Run")
+    rank: int = option(4, "Of the LoRA.", group="LoRA", min=1, max=9)
+    relation: str = option("", "Read as well.", group="Data")
+
+
+def test_help_lists_the_options_under_headings() -> None:
+    @click.command(cls=StageCommand)
+    @config_options(Grouped)
+    def command(config: Grouped) -> None:
+        """Nothing."""
+
+    headings: dict[str, list[str]] = {}
+    for line in CliRunner().invoke(command, ["--help"]).stdout.splitlines()[4:]:
+        if line.endswith(":"):
+            headings[line[:-1]] = rows = []
+        elif line.startswith("  -"):
+            rows.append(line.split()[0])
+    assert headings == {
+        "Options": ["--first"],
+        "Data": ["--data", "--triplets", "--relation"],
+        "LoRA": ["--rank"],
+        "Run": ["--resume"],
+        "General": ["--recipe", "--dry-run", "--help"],
+    }
+
+
+@pytest.mark.parametrize("stage", ["annotate", "distill", "eval", "finetune", "generate", "pretrain", "sample"])
+def test_a_stage_of_many_options_has_a_heading_for_each(stage: str) -> None:
+    command = main.get_command(click.Context(main), stage)
+    groups = [parameter.group for parameter in command.params if hasattr(parameter, "group")]
+    assert "Options" not in groups
+    assert groups.count(max(groups, key=groups.count)) <= 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

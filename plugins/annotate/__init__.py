@@ -2,11 +2,11 @@
 
 import click
 
-from rbctl.options import config_options
+from rbctl.options import StageCommand, config_options
 from rbctl.plugins.annotate.config import AnnotateConfig
 
 
-@click.command("annotate")
+@click.command("annotate", cls=StageCommand)
 @config_options(AnnotateConfig)
 def command(config: AnnotateConfig) -> None:
     """Annotate the raw triplets in FOLDER, so that 'rbctl finetune --data FOLDER' can learn from them.

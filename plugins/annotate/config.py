@@ -17,21 +17,25 @@ STEPS = ("boxes", "masks", "keypoints", "identity", "captions")
 class AnnotateConfig:
     """What to annotate, with which models, and how strictly."""
 
-    folder: Path = option(..., "Folder of raw triplets.", argument=True)
+    folder: Path = option(..., "Folder of raw triplets.", group="Data", argument=True)
     relation: str | None = option(
         None, "Relation of the triplets, a name or a YAML file: gives prompts, predicate and roles where they lack."
     )
     backend: tuple[str, ...] = option(
-        (), "STEP=NAME, as keypoints=vitpose; once a step. [default: by the set's origin]"
+        (), "STEP=NAME, as keypoints=vitpose; once a step. [default: by the set's origin]", group="Models"
     )
-    follow_outside: bool = option(False, FOLLOW_OUTSIDE)
-    drop_failed: bool = option(False, "Leave triplets that fail a quality gate, or cannot be annotated, out.")
-    review: bool = option(False, "Write review.html, to look at and correct what was found, and stop.")
+    follow_outside: bool = option(False, FOLLOW_OUTSIDE, group="Data")
+    drop_failed: bool = option(
+        False, "Leave triplets that fail a quality gate, or cannot be annotated, out.", group="Gates"
+    )
+    review: bool = option(False, "Write review.html, to look at and correct what was found, and stop.", group="Review")
     apply: Path | None = option(None, "Take in corrections.json, as the review page saves it, and stop.")
-    json: bool = option(False, "Print the report as JSON for a program to read.")
+    json: bool = option(False, "Print the report as JSON for a program to read.", group="Run")
 
     bundle: str | None = option(
-        None, "Bundle whose oracle and CLIP image tower are used. [default: mini in the embedded world, else sdxl]"
+        None,
+        "Bundle whose oracle and CLIP image tower are used. [default: mini in the embedded world, else sdxl]",
+        group="Models",
     )
     grounding_dino: Path | None = option(None, "Folder of Grounding DINO.")
     owlv2: Path | None = option(None, "Folder of OWLv2.")
@@ -48,7 +52,7 @@ class AnnotateConfig:
         None, "Which 17 keypoints ViTPose's heatmaps are. [default: what its config.json says, else ap10k]"
     )
 
-    box_threshold: float = option(0.3, "Least score of a box.", min=0, max=1)
+    box_threshold: float = option(0.3, "Least score of a box.", group="Thresholds", min=0, max=1)
     box_overlap: float = option(0.7, "Two boxes with a larger intersection over union are one.", min=0, max=1)
     present_from: float | None = option(
         None, "Least confidence of a keypoint that is not absent. [default: the backend's]", min=0, max=1
@@ -58,7 +62,11 @@ class AnnotateConfig:
     )
 
     min_similarity: float | None = option(
-        None, "Gate: least similarity of an individual to its image prompt. [default: the backend's]", min=-1, max=1
+        None,
+        "Gate: least similarity of an individual to its image prompt. [default: the backend's]",
+        group="Gates",
+        min=-1,
+        max=1,
     )
     min_margin: float = option(0.05, "Gate: by how much the matching must be better than the next best.", min=0, max=1)
     min_pose_change: float = option(
@@ -66,7 +74,9 @@ class AnnotateConfig:
     )
     min_keypoints: int = option(6, "Gate: keypoints visible of an individual, per picture.", min=0, max=17)
 
-    batch_size: int = option(8, "Pictures at once; changes the speed and the memory, not the result.", min=1, max=4096)
+    batch_size: int = option(
+        8, "Pictures at once; changes the speed and the memory, not the result.", group="Hardware", min=1, max=4096
+    )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
 
     def __post_init__(self) -> None:

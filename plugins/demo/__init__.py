@@ -2,11 +2,11 @@
 
 import click
 
-from rbctl.options import config_options
+from rbctl.options import StageCommand, config_options
 from rbctl.plugins.demo.config import DemoConfig
 
 
-@click.command("demo")
+@click.command("demo", cls=StageCommand)
 @config_options(DemoConfig)
 def command(config: DemoConfig) -> None:
     """Teach the small base model a relation it never saw, and show it before and after.

@@ -2,11 +2,11 @@
 
 import click
 
-from rbctl.options import config_options
+from rbctl.options import StageCommand, config_options
 from rbctl.plugins.distill.config import DistillConfig
 
 
-@click.command("distill")
+@click.command("distill", cls=StageCommand)
 @config_options(DistillConfig)
 def command(config: DistillConfig) -> None:
     """Distil a CLIP image tower into the local encoder, with DeepSpeed.

@@ -17,6 +17,7 @@ class DistillConfig:
     model: str = option(
         "ViT-bigG-14",
         "A ViT of open_clip by name; a folder with open_clip_config.json and model.safetensors; or a bundle.",
+        group="Model",
     )
     weights: Path | None = option(
         None,
@@ -25,7 +26,9 @@ class DistillConfig:
     )
     random_weights: bool = option(False, "Start from random weights, to try and to time; teaches nothing.")
     data: str | None = option(
-        None, "Pictures: a folder; or WebDataset shards (a folder of .tar, or a pattern as 'shards/{000..099}.tar')."
+        None,
+        "Pictures: a folder; or WebDataset shards (a folder of .tar, or a pattern as 'shards/{000..099}.tar').",
+        group="Data",
     )
     annotations: Path | None = option(None, "COCO json that names the pictures of --data.")
     evaluation_data: str | None = option(
@@ -36,10 +39,12 @@ class DistillConfig:
         None, "COCO json of --evaluation-data; its boxes and labels give the region accuracy."
     )
     held_out: int = option(64, "Pictures to evaluate on.", min=1, max=1_000_000)
-    output: Path | None = option(None, "Run folder. [default: runs/distill/MODEL]")
+    output: Path | None = option(None, "Run folder. [default: runs/distill/MODEL]", group="Run")
     resume: bool = option(True, "Go on from the last checkpoint in the run folder; --no-resume begins anew.")
 
-    image_size: int = option(896, "Side of the picture that the student sees, in pixels.", min=8, max=8192)
+    image_size: int = option(
+        896, "Side of the picture that the student sees, in pixels.", group="Crops", min=8, max=8192
+    )
     multiscale_sizes: tuple[int, ...] = option(
         (),
         "Sides to draw the student's from at every step (CLIPSelf's option: 336 448 672 896). [default: off]",
@@ -51,7 +56,9 @@ class DistillConfig:
     crop_scale: float = option(
         1.0, "The teacher's crop is the cell enlarged so much around its centre.", min=1.0, max=100.0
     )
-    train_blocks: int = option(6, "Last blocks of the tower that train; 0 for the whole tower.", min=0, max=1000)
+    train_blocks: int = option(
+        6, "Last blocks of the tower that train; 0 for the whole tower.", group="Training", min=0, max=1000
+    )
 
     epochs: int = option(6, "Times that every picture is seen.", min=1, max=100_000)
     steps: int | None = option(None, "Optimizer steps, instead of --epochs; shards need it.", min=1, max=10_000_000)
@@ -69,7 +76,11 @@ class DistillConfig:
     seed: int = option(0, "Seed of everything random.", min=0, max=2**63 - 1)
 
     zero_stage: int = option(
-        2, "What ZeRO divides: 1 optimizer, 2 and gradients, 3 and parameters; 0 nothing.", min=0, max=3
+        2,
+        "What ZeRO divides: 1 optimizer, 2 and gradients, 3 and parameters; 0 nothing.",
+        group="Hardware",
+        min=0,
+        max=3,
     )
     zero_init: bool = option(False, "Divide the student while it is built (stage 3), if one device cannot hold it.")
     offload: Literal["none", "cpu", "nvme"] = option("none", "Where the optimizer's state is kept besides the device.")
@@ -79,7 +90,9 @@ class DistillConfig:
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
     workers: int = option(4, "Processes per rank that decode and crop; 0 for none.", min=0, max=256)
 
-    evaluate_every: int = option(1000, "Steps between evaluations; 0 for only before and after.", min=0, max=10_000_000)
+    evaluate_every: int = option(
+        1000, "Steps between evaluations; 0 for only before and after.", group="Run", min=0, max=10_000_000
+    )
     pca_pictures: int = option(
         6, "Held-out pictures whose features are drawn before and after; 0 for none.", min=0, max=10_000
     )
@@ -87,7 +100,7 @@ class DistillConfig:
     keep_checkpoints: int = option(2, "How many checkpoints stay on disk.", min=1, max=10_000)
     official_checkpoint: bool = option(False, "Also write epoch_N.pt, named as CLIPSelf's own.")
 
-    estimate: bool = option(False, "Print the memory that each process will need, and stop.")
+    estimate: bool = option(False, "Print the memory that each process will need, and stop.", group="Memory")
     estimate_gpus: tuple[int, ...] = option((1, 8, 32), "Numbers of processes to print it for.", min=1, max=100_000)
 
     def __post_init__(self) -> None:

@@ -4,11 +4,11 @@ from typing import Any
 
 import click
 
-from rbctl.options import config_options
+from rbctl.options import StageCommand, config_options
 from rbctl.plugins.eval.config import EvalConfig
 
 
-class _Eval(click.Command):
+class _Eval(StageCommand):
     """The command, and behind the word ``ablate`` another; a folder of that name is ``./ablate``."""
 
     def make_context(

@@ -19,19 +19,29 @@ _NAME = re.compile(r"[\w.+-]+")
 class EvalConfig:
     """What to score, against what, and by which encoders."""
 
-    runs: tuple[Path, ...] = option((), "Folders of pictures (metadata.jsonl, metadata.csv or names).", argument=True)
-    bench: str | None = option(None, "Benchmark: a name of recipes/benchmarks, or a YAML file.")
+    runs: tuple[Path, ...] = option(
+        (), "Folders of pictures (metadata.jsonl, metadata.csv or names).", group="Pictures", argument=True
+    )
+    bench: str | None = option(None, "Benchmark: a name of recipes/benchmarks, or a YAML file.", group="Benchmark")
     data: Path | None = option(None, "Folder of the benchmark's pictures. [default: what its YAML says]")
-    run: tuple[str, ...] = option((), "NAME=FOLDER: pictures of another method or model, scored beside; repeatable.")
-    lora: tuple[str, ...] = option((), "[NAME:]RELATION=PATH: sample the benchmark with this LoRA; repeatable.")
+    run: tuple[str, ...] = option(
+        (), "NAME=FOLDER: pictures of another method or model, scored beside; repeatable.", group="Pictures"
+    )
+    lora: tuple[str, ...] = option(
+        (), "[NAME:]RELATION=PATH: sample the benchmark with this LoRA; repeatable.", group="Sampling"
+    )
     base: bool = option(True, "With --bench, sample the base model too.")
-    relations: tuple[str, ...] = option((), "Relations of the benchmark. [default: those of --lora, else all of it]")
+    relations: tuple[str, ...] = option(
+        (), "Relations of the benchmark. [default: those of --lora, else all of it]", group="Benchmark"
+    )
     cases: int | None = option(
         None, "Cases a relation, where the benchmark draws them. [default: its own]", min=1, max=100_000
     )
     partial: bool = option(False, "Leave out cases whose pictures are not there, and count them.")
-    follow_outside: bool = option(False, FOLLOW_OUTSIDE)
-    bundle: str = option("mini", "What is sampled with, and whose encoders score: a name or a folder.")
+    follow_outside: bool = option(False, FOLLOW_OUTSIDE, group="Run")
+    bundle: str = option(
+        "mini", "What is sampled with, and whose encoders score: a name or a folder.", group="Encoders"
+    )
     clip: Path | None = option(None, "CLIP that scores: folder of transformers or open_clip. [default: the bundle's]")
     dino: Path | None = option(
         None, "DINO that scores: folder of transformers. [default: with the bundle's CLIP, its own]"
@@ -39,17 +49,21 @@ class EvalConfig:
     dinov2: Path | None = option(None, "DINOv2 that scores: folder of transformers.")
     profile: tuple[Profile, ...] = option((), "Metrics; repeatable. [default: the benchmark's, else relationbench]")
     oracle: Path | None = option(None, "Oracle of the embedded world. [default: the bundle's, else that of mini]")
-    output: Path | None = option(None, "Where report and samples go. [default: runs/eval/NAME]")
+    output: Path | None = option(None, "Where report and samples go. [default: runs/eval/NAME]", group="Run")
     cache: Path | None = option(None, "Where features are kept. [default: runs/eval/features]")
-    images: int = option(1, "Pictures sampled of each case, with seeds that count up.", min=1, max=1000)
+    images: int = option(
+        1, "Pictures sampled of each case, with seeds that count up.", group="Sampling", min=1, max=1000
+    )
     steps: int | None = option(None, "Denoising steps of the samples. [default: the bundle's]", min=1, max=1000)
     sample_recipe: str | None = option(
         None, "Recipe whose section 'sample' the samples are made with: lowvram, local_tokens, scale ..."
     )
-    batch_size: int = option(16, "Pictures encoded at once; changes nothing but speed and memory.", min=1, max=4096)
-    seed: int = option(0, "Of the bootstrap and the tests.", min=0, max=2**63 - 1)
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
-    show: int = option(24, "Cases whose pictures the report shows.", min=0, max=100_000)
+    batch_size: int = option(
+        16, "Pictures encoded at once; changes nothing but speed and memory.", group="Hardware", min=1, max=4096
+    )
+    seed: int = option(0, "Of the bootstrap and the tests.", group="Run", min=0, max=2**63 - 1)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.", group="Hardware")
+    show: int = option(24, "Cases whose pictures the report shows.", group="Run", min=0, max=100_000)
     json: bool = option(False, "Print JSON for a program to read.")
 
     def __post_init__(self) -> None:

@@ -2,11 +2,11 @@
 
 import click
 
-from rbctl.options import config_options
+from rbctl.options import StageCommand, config_options
 from rbctl.plugins.finetune.config import FinetuneConfig
 
 
-@click.command("finetune")
+@click.command("finetune", cls=StageCommand)
 @config_options(FinetuneConfig)
 def command(config: FinetuneConfig) -> None:
     """Tune a relation LoRA on a few triplets.

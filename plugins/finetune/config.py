@@ -18,20 +18,22 @@ class FinetuneConfig:
     """What to tune, on what, and how."""
 
     relation: str | None = option(
-        None, "Relation: a shipped name (ride, hug, ...) or the path of a relation's YAML; needed to learn one."
+        None,
+        "Relation: a shipped name (ride, hug, ...) or the path of a relation's YAML; needed to learn one.",
+        group="Data",
     )
     data: Path | None = option(
         None, "Folder of triplets, ours or in the official layout. [default: drawn by the embedded world]"
     )
     follow_outside: bool = option(False, FOLLOW_OUTSIDE)
     triplets: int = option(6, "How many triplets are drawn where no --data is given.", min=1, max=10_000)
-    bundle: str = option("mini", "Base model: a name of 'rbctl models list', or a folder.")
+    bundle: str = option("mini", "Base model: a name of 'rbctl models list', or a folder.", group="Model")
     output: Path | None = option(
-        None, "Run folder. [default: runs/finetune/RELATION, or RELATION-BUNDLE if not of mini]"
+        None, "Run folder. [default: runs/finetune/RELATION, or RELATION-BUNDLE if not of mini]", group="Run"
     )
     resume: bool = option(True, "Go on from the last checkpoint in the run folder; --no-resume begins anew.")
 
-    steps: int = option(500, "Optimizer steps.", min=1, max=1_000_000, of_bundle=True)
+    steps: int = option(500, "Optimizer steps.", group="Training", min=1, max=1_000_000, of_bundle=True)
     batch_size: int = option(1, "Samples per device and micro-step.", min=1, max=4096, of_bundle=True)
     gradient_accumulation: int = option(8, "Micro-steps per optimizer step.", min=1, max=4096, of_bundle=True)
     learning_rate: float = option(1e-4, "AdamW's learning rate.", min=0.0, max=1.0, of_bundle=True)
@@ -45,19 +47,20 @@ class FinetuneConfig:
     max_grad_norm: float = option(
         1.0, "Gradients are clipped to this norm; 0 for no clipping.", min=0.0, max=1_000_000.0, of_bundle=True
     )
-    rank: int = option(4, "Rank of the LoRA.", min=1, max=1024, of_bundle=True)
+    rank: int = option(4, "Rank of the LoRA.", group="LoRA", min=1, max=1024, of_bundle=True)
     alpha: float = option(4.0, "Scale of the LoRA is alpha / rank.", min=1e-3, max=1_000_000.0, of_bundle=True)
     lora_layers: Literal["attn2", "attention", "transformer"] = option(
         "attn2",
         "Layers of the LoRA: the cross-attention (paper), both attentions, or all of a transformer block's.",
         of_bundle=True,
     )
-    seed: int = option(0, "Seed of everything random.", min=0, max=2**63 - 1)
+    seed: int = option(0, "Seed of everything random.", group="Training", min=0, max=2**63 - 1)
 
     prior: str = option(
         "auto",
         "Prior set against forgetting: a folder of triplets, or of what 'rbctl sample' made; 'drawn': scenes of "
         "other relations; 'none'; 'auto': drawn where the triplets are, else none.",
+        group="Prior set",
     )
     prior_share: float = option(
         0.25, "Share of the samples that comes from the prior set.", min=0.0, max=0.9, of_bundle=True
@@ -69,7 +72,12 @@ class FinetuneConfig:
     prior_relations: tuple[str, ...] = option(EASY, "Relations of drawn prior scenes.")
 
     resolution: int | None = option(
-        None, "Side of the training pictures in pixels. [default: the bundle's]", min=64, max=8192, of_bundle=True
+        None,
+        "Side of the training pictures in pixels. [default: the bundle's]",
+        group="Augmentation",
+        min=64,
+        max=8192,
+        of_bundle=True,
     )
     augmentation_draws: int = option(
         1, "Versions of each triplet to draw from; 1 trains on it as it is.", min=1, max=10_000, of_bundle=True
@@ -83,6 +91,7 @@ class FinetuneConfig:
         "uniform",
         "Law of the timesteps (paper: uniform); logit_normal draws fewer of the first and last, cosine more of the "
         "last (ReVersion).",
+        group="Loss",
         of_bundle=True,
     )
     logit_mean: float = option(
@@ -113,7 +122,10 @@ class FinetuneConfig:
         of_bundle=True,
     )
     local_tokens: Literal["own", "first_image", "none"] = option(
-        "own", "Local tokens: each object's own, the first object's for all (official code), or none.", of_bundle=True
+        "own",
+        "Local tokens: each object's own, the first object's for all (official code), or none.",
+        group="Model",
+        of_bundle=True,
     )
     local_grid: int | None = option(
         None,
@@ -131,7 +143,7 @@ class FinetuneConfig:
         None, "Weight of the image branch. [default: the bundle's, 0.6 for SDXL]", min=0.0, max=10.0, of_bundle=True
     )
 
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.", group="Hardware")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on CUDA, fp32 on the CPU.")
     attention: Literal["auto", "eager", "sdpa", "grouped", "xformers", "triton"] = option(
         "auto", "Attention backend; see 'rbctl doctor'. auto: what $RBCTL_ATTENTION names, else the best usable one."
@@ -141,15 +153,19 @@ class FinetuneConfig:
     )
     compile: bool = option(False, "Compile the UNet's transformer blocks: a slow start, then faster steps.")
 
-    checkpoint_every: int = option(100, "Steps between checkpoints; 0 for only the last.", min=0, max=1_000_000)
+    checkpoint_every: int = option(
+        100, "Steps between checkpoints; 0 for only the last.", group="Run", min=0, max=1_000_000
+    )
     keep_checkpoints: int = option(2, "How many checkpoints stay on disk.", min=1, max=10_000)
     preview_every: int = option(0, "Steps between preview pictures; 0 for none.", min=0, max=1_000_000)
     preview_steps: int = option(30, "Denoising steps of a preview.", min=1, max=1000, of_bundle=True)
-    format: Literal["diffusers", "kohya"] = option("diffusers", "Names in the LoRA file; kohya for A1111 and ComfyUI.")
-    tensorboard: bool = option(False, "Also write tensorboard logs (pip install tensorboard).")
+    format: Literal["diffusers", "kohya"] = option(
+        "diffusers", "Names in the LoRA file; kohya for A1111 and ComfyUI.", group="LoRA"
+    )
+    tensorboard: bool = option(False, "Also write tensorboard logs (pip install tensorboard).", group="Run")
 
     method: Literal["relation_lora", "relation_inversion", "textual_inversion", "dreambooth_lora"] = option(
-        "relation_lora", "What is learned; all but the first are baselines (docs/baselines.md)."
+        "relation_lora", "What is learned; all but the first are baselines (docs/baselines.md).", group="Baselines"
     )
     class_noun: str | None = option(None, "What the subject of a baseline is: cat.")
     token: str | None = option(

@@ -2,11 +2,11 @@
 
 import click
 
-from rbctl.options import config_options
+from rbctl.options import StageCommand, config_options
 from rbctl.plugins.generate.config import GenerateConfig
 
 
-@click.command("generate")
+@click.command("generate", cls=StageCommand)
 @config_options(GenerateConfig)
 def command(config: GenerateConfig) -> None:
     """Make raw triplets of a relation: a target picture of a pair in it, and a neutral picture of each individual.

@@ -18,26 +18,33 @@ MOST_DOLLARS = 1_000_000.0  # of a picture, an answer or a set; more is a mistak
 class GenerateConfig:
     """What to make, with which engine, and for how much."""
 
-    relation: str = option(..., "Relation: the name of a shipped one, or the path of a YAML file.")
+    relation: str = option(..., "Relation: the name of a shipped one, or the path of a YAML file.", group="Data")
     number: int = option(6, "Triplets of the set.", min=1, max=10_000)
-    output: Path | None = option(None, "Folder of the set. [default: runs/generate/RELATION]")
-    engine: Literal["miniature", "openai", "diffusers"] = option("miniature", "Who makes the pictures.")
+    output: Path | None = option(None, "Folder of the set. [default: runs/generate/RELATION]", group="Run")
+    engine: Literal["miniature", "openai", "diffusers"] = option(
+        "miniature", "Who makes the pictures.", group="Pictures"
+    )
     seed: int = option(0, "Seed of who is paired with whom and, but for openai, of the pictures.", min=0, max=2**31)
     size: str | None = option(
         None, "Pixels, WIDTHxHEIGHT. [default: miniature 128x128, openai 1024x1024, diffusers the pipeline's]"
     )
     pairs: Path | None = option(
-        None, "Who is in the pictures of openai and diffusers: a text file, one 'cat, dog' a line. [default: shipped]"
+        None,
+        "Who is in the pictures of openai and diffusers: a text file, one 'cat, dog' a line. [default: shipped]",
+        group="Data",
     )
-    estimate: bool = option(False, "Print the prompts, the number of pictures and their cost, and stop.")
+    estimate: bool = option(False, "Print the prompts, the number of pictures and their cost, and stop.", group="Run")
 
     model: str | None = option(
-        None, f"openai: its name, by default {OPENAI_MODEL}; diffusers: a bundle's name or a pipeline's folder."
+        None,
+        f"openai: its name, by default {OPENAI_MODEL}; diffusers: a bundle's name or a pipeline's folder.",
+        group="Pictures",
     )
     quality: Literal["low", "medium", "high", "xhigh", "max"] = option("medium", "Quality, for openai.")
     price: float | None = option(
         None,
         "US dollars that a picture of openai costs, in place of the built-in table: prices change.",
+        group="Budget",
         min=0,
         max=MOST_DOLLARS,
     )
@@ -46,14 +53,16 @@ class GenerateConfig:
         None, "Pictures that openai may be asked for, for this set in all.", min=1, max=1_000_000
     )
     max_refusals: int = option(10, "Stop once so many prompts of the set have been refused.", min=1, max=1_000_000)
-    timeout: float = option(300.0, "Seconds to wait for an answer of openai.", min=0.1, max=3600)
+    timeout: float = option(300.0, "Seconds to wait for an answer of openai.", group="Budget", min=0.1, max=3600)
     retries: int = option(5, "Times that openai is asked again after a failure, with growing pauses.", min=0, max=100)
 
-    steps: int | None = option(None, "Denoising steps of diffusers. [default: the pipeline's]", min=1, max=1000)
+    steps: int | None = option(
+        None, "Denoising steps of diffusers. [default: the pipeline's]", group="Pictures", min=1, max=1000
+    )
     guidance_scale: float | None = option(
         None, "Classifier-free guidance of diffusers. [default: the pipeline's]", min=0, max=100
     )
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run diffusers.")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run diffusers.", group="Hardware")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on CUDA, fp32 on the CPU.")
 
     def __post_init__(self) -> None:

@@ -2,11 +2,11 @@
 
 import click
 
-from rbctl.options import config_options
+from rbctl.options import StageCommand, config_options
 from rbctl.plugins.pretrain.config import PretrainConfig
 
 
-@click.command("pretrain")
+@click.command("pretrain", cls=StageCommand)
 @config_options(PretrainConfig)
 def command(config: PretrainConfig) -> None:
     """Train the bundle 'mini' from scratch on drawn scenes.

@@ -19,7 +19,7 @@ HELD_OUT = ("ride", "hug", "shake_hands", "carry", "high_five", "stand_on", "kic
 class PretrainConfig:
     """What to train, for how long, and on how many pictures."""
 
-    parts: tuple[str, ...] = option((), "Parts, in this order; none: all.", argument=True)
+    parts: tuple[str, ...] = option((), "Parts, in this order; none: all.", group="Run", argument=True)
     work: Path = option(Path("build/pretrain"), "Folder of renders, checkpoints, previews and the bundle.")
     minutes: float | None = option(
         None,
@@ -28,20 +28,24 @@ class PretrainConfig:
         max=1_000_000,
     )
     seed: int = option(0, "Seed of everything random.", min=0, max=2**63 - 1)
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to train.")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to train.", group="Hardware")
     threads: int = option(
         1, "Threads of a process on the CPU; two processes of one thread beat one of two.", min=1, max=1024
     )
     compile: bool = option(
         False, "Compile the renderer and the networks: a slow start, then faster. Needs a C++ compiler."
     )
-    optimizer: Literal["muon", "adamw"] = option("muon", "What moves the matrices; the rest is AdamW's either way.")
-    checkpoint_every: int = option(500, "Steps between checkpoints.", min=0, max=1_000_000)
+    optimizer: Literal["muon", "adamw"] = option(
+        "muon", "What moves the matrices; the rest is AdamW's either way.", group="Training"
+    )
+    checkpoint_every: int = option(500, "Steps between checkpoints.", group="Run", min=0, max=1_000_000)
     preview_every: int = option(500, "Steps between previews; 0 for none.", min=0, max=1_000_000)
 
-    gates: Path | None = option(None, "gates.json of 'make gates' on these weights: the model card tells its figures.")
+    gates: Path | None = option(
+        None, "gates.json of 'make gates' on these weights: the model card tells its figures.", group="Run"
+    )
 
-    easy: tuple[str, ...] = option(EASY, "Relations that the base model learns.")
+    easy: tuple[str, ...] = option(EASY, "Relations that the base model learns.", group="Data")
     held_out: tuple[str, ...] = option(HELD_OUT, "Relations that only the oracle sees: left for relation LoRAs.")
     individuals: int = option(3000, "Individuals that are drawn again and again.", min=2, max=1_000_000)
     portraits: int = option(4, "Portraits of each of them.", min=1, max=10_000)
@@ -52,13 +56,17 @@ class PretrainConfig:
     )
     render_batch: int = option(16, "Scenes rendered at once (16 on a CPU, 512 on a GPU).", min=1, max=65_536)
     render_rank: int | None = option(
-        None, "Render only shards of this number modulo --render-world. [default: torchrun's rank]", min=0, max=100_000
+        None,
+        "Render only shards of this number modulo --render-world. [default: torchrun's rank]",
+        group="Data",
+        min=0,
+        max=100_000,
     )
     render_world: int | None = option(
         None, "How many processes share the shards. [default: torchrun's]", min=1, max=100_000
     )
 
-    vae_steps: int = option(6000, "Steps of the VAE.", min=1, max=10_000_000)
+    vae_steps: int = option(6000, "Steps of the VAE.", group="Training", min=1, max=10_000_000)
     vae_batch_size: int = option(16, "Pictures per process and step.", min=1, max=65_536)
     vae_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
     clip_steps: int = option(6000, "Steps of the text and image encoders.", min=1, max=10_000_000)

@@ -2,11 +2,11 @@
 
 import click
 
-from rbctl.options import config_options
+from rbctl.options import StageCommand, config_options
 from rbctl.plugins.sample.config import SampleConfig
 
 
-@click.command("sample")
+@click.command("sample", cls=StageCommand)
 @config_options(SampleConfig)
 def command(config: SampleConfig) -> None:
     """Sample pictures from PROMPTS, a prompts.txt or a YAML file.

@@ -14,20 +14,24 @@ from rbctl.options import option
 class SampleConfig:
     """What to sample, with what, and how."""
 
-    prompts: Path | None = option(None, "Prompts file, .txt or .yaml.", argument=True)
+    prompts: Path | None = option(None, "Prompts file, .txt or .yaml.", group="Prompts", argument=True)
     config: Path | None = option(None, "Instead of PROMPTS: one inference configuration of the official code.")
-    bundle: str = option("mini", "Base model: a name of 'rbctl models list', or a folder.")
-    output: Path | None = option(None, "Folder of the pictures. [default: runs/sample/NAME]")
-    relation: str | None = option(None, "Relation of prompts that name none. [default: the one their words express]")
+    bundle: str = option("mini", "Base model: a name of 'rbctl models list', or a folder.", group="Model")
+    output: Path | None = option(None, "Folder of the pictures. [default: runs/sample/NAME]", group="Run")
+    relation: str | None = option(
+        None, "Relation of prompts that name none. [default: the one their words express]", group="Prompts"
+    )
     lora: str | None = option(
         None,
         "LoRA, PATH or several with commas between; 'none' samples the base model. "
         "[default: lora.safetensors of runs/finetune/RELATION, or RELATION-BUNDLE if not of mini]",
+        group="LoRA",
     )
     embedding: tuple[str, ...] = option(
         (),
         "Learned embedding, PATH[:TOKEN], of prompts that name none; repeatable. Where a prompt does not say its "
         "token, it takes the place of the words it stands for. Then no LoRA is taken unless it is named.",
+        group="LoRA",
     )
     lora_weight: float = option(1.0, "Weight of that LoRA; a negative one leads away from it.", min=-10, max=10)
     allow_other_base: bool = option(
@@ -35,7 +39,7 @@ class SampleConfig:
     )
 
     width: int | None = option(
-        None, "Pixels, a multiple of 8. [default: the bundle's]", min=64, max=8192, of_bundle=True
+        None, "Pixels, a multiple of 8. [default: the bundle's]", group="Sampling", min=64, max=8192, of_bundle=True
     )
     height: int | None = option(
         None, "Pixels, a multiple of 8. [default: the bundle's]", min=64, max=8192, of_bundle=True
@@ -51,6 +55,7 @@ class SampleConfig:
     scale: float | None = option(
         None,
         "Weight of the image branch, finetune's gamma. [default: the bundle's, 0.6 for SDXL]",
+        group="Model",
         min=0,
         max=10,
         of_bundle=True,
@@ -73,6 +78,7 @@ class SampleConfig:
     pseudo_mask_step: int = option(
         0,
         "From this step on the objects' text-attention maps replace the boxes; 0 keeps the boxes.",
+        group="Sampling",
         min=0,
         max=1000,
         of_bundle=True,
@@ -81,6 +87,7 @@ class SampleConfig:
     batch_size: int = option(
         4,
         "Pictures sampled at once; on a GPU it changes roundings, else only speed and memory.",
+        group="Hardware",
         min=1,
         max=4096,
         of_bundle=True,
