@@ -1,22 +1,36 @@
-"""Runs: who writes in a folder, what was run, and how a run is stopped."""
+"""The life of a run in its folder: who writes there, whether it is the same run, how it begins, goes on and is stopped.
+
+run = Run(folder, "finetune", config, free=FREE, results=("lora.safetensors",), world=world)
+with run.claimed():  # one writer; the other processes of the same run may go on beside it
+    run.check(facts)  # another run's folder is refused; options named in FREE may differ
+    run.begin(facts)  # recipe.yaml and run.json; with --no-resume, what the run before left goes
+    run.cut(start)  # metrics after the last of run.checkpoints(); then run.log(step, row), under stop_signals()
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import json
 import platform
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rbctl import __version__
+from rbctl import __version__, metrics
+from rbctl.defaults import BUNDLE
 from rbctl.errors import InputError, reason
-from rbctl.files import PARTIAL, write_json, writing_in
+from rbctl.files import PARTIAL, append_line, read_object, read_yaml, write_json, writing_in
+from rbctl.options import as_plain, write_recipe
+from rbctl.processes import World
 
 RUNS = Path("runs")
 
@@ -30,9 +44,9 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def tuned(name: str, bundle: str) -> Path:
-    """Folder of a finetuning that names none; what was tuned on another bundle than mini lies apart."""
+    """Folder of a finetuning that names none; what was tuned on another bundle than the default lies apart."""
     base = Path(bundle).resolve().name
-    return RUNS / "finetune" / (name if base == "mini" else f"{name}-{base}")
+    return RUNS / "finetune" / (name if base == BUNDLE else f"{name}-{base}")
 
 
 @contextlib.contextmanager
@@ -66,6 +80,115 @@ def claim(folder: Path) -> Iterator[None]:
                 left.unlink(missing_ok=True)
         stack.enter_context(writing_in(folder))
         yield
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a stage in its folder.
+
+    Attributes:
+        stage: its name, the recipe's section.
+        config: its options, a frozen dataclass; ``resume`` and ``seed`` are read where it has them.
+        free: options that may differ when the run is taken up again: they change how it runs, not what it computes.
+            So may those whose meaning is compared as a fact: the data's hash, not how its folder was written.
+        results: files and folders that only a run of ours may have written there.
+        left: patterns of what else it leaves, and ``--no-resume`` drops.
+        checkpoint: pattern of its checkpoints, sorted by age.
+        logs: files with a row a step.
+        world: the processes that share the run; the first alone writes.
+    """
+
+    folder: Path
+    stage: str
+    config: Any
+    free: Set[str] = frozenset()
+    results: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    checkpoint: str = "checkpoints/step-*.safetensors"
+    logs: tuple[str, ...] = ("metrics.jsonl",)
+    world: World = field(default_factory=World)
+
+    @property
+    def resume(self) -> bool:
+        """Whether the run goes on from its last checkpoint, if there is one."""
+        return bool(getattr(self.config, "resume", True))
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder while the block lasts, see :func:`claim`; the first process does it for all."""
+        with claim(self.folder) if self.world.first else writing_in(self.folder):
+            yield
+
+    def checkpoints(self) -> list[Path]:
+        """All checkpoints, the oldest first."""
+        return sorted(self.folder.glob(self.checkpoint))
+
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """Refuse a folder that holds another run, or results that no run wrote; the first process does it for all.
+
+        Args:
+            facts: what the result depends on besides the options: hashes of data and bundle, precision, processes.
+
+        Raises:
+            InputError: it names what differs.
+        """
+        if not self.world.first:
+            return
+        recipe, record = self.folder / "recipe.yaml", self.folder / "run.json"
+        if not recipe.is_file():
+            for name in self.results:
+                if (self.folder / name).exists():
+                    raise InputError(f"{self.folder}: holds a {name} that no run here wrote; choose another --output")
+            return
+        if not self.resume or not self.checkpoints():
+            return
+        mend = "choose another --output, or begin anew with --no-resume"
+        before = read_yaml(recipe).get(self.stage)
+        if not isinstance(before, dict) or not record.is_file():
+            raise InputError(f"{self.folder}: its recipe.yaml or run.json is damaged; {mend}")
+        # An option that the run did not know yet was as its default is now.
+        defaults = {f.name: f.default for f in dataclasses.fields(self.config)}
+        before = {k: list(d) if isinstance(d, tuple) else d for k, d in defaults.items()} | before
+        now, recorded = as_plain(self.config), read_object(record)
+        pairs = [(key, before.get(key), now.get(key)) for key in sorted(before.keys() - self.free)]
+        pairs += [(key, recorded.get(key), value) for key, value in facts.items()]
+        for key, *values in pairs:
+            if values[0] != values[1]:
+                old, new = (v[:12] if isinstance(v, str) and len(v) == 64 else v for v in values)
+                raise InputError(f"{self.folder}: holds a run with {key} {old!r}, not {new!r}; {mend}")
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Write the recipe and the record, and with ``--no-resume`` drop what the run before left.
+
+        Called when all input is known to be good; the first process does it for all.
+        """
+        if not self.world.first:
+            return
+        if not self.resume:
+            for pattern in (self.checkpoint, *self.results, *self.logs, *self.left):
+                for path in self.folder.glob(pattern):
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
+        write_recipe(self.folder / "recipe.yaml", self.stage, self.config)
+        seed = {"seed": self.config.seed} if hasattr(self.config, "seed") else {}
+        write_record(self.folder, **seed, **facts)
+
+    def cut(self, step: int) -> None:
+        """Drop the rows of all logs after a step, which are about to be made again, and a torn last line."""
+        if self.world.first:
+            for name in self.logs:
+                metrics.cut(self.folder / name, step)
+
+    def log(self, step: int, row: Mapping[str, Any], name: str = "metrics.jsonl") -> None:
+        """Append a row to a log; the first process does it for all.
+
+        Raises:
+            InputError: the disk is full, or the file cannot be written or is a link.
+        """
+        if self.world.first:
+            append_line(self.folder / name, json.dumps({"step": step, **row}))
 
 
 class Stop:
