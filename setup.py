@@ -50,6 +50,8 @@ setup(
         "huggingface_hub>=0.30",
         "safetensors>=0.4.5",
         "click>=8.2",
+        "pydantic>=2.9",
+        "annotated-types>=0.6",
         "pyyaml>=6",
         "jinja2>=3",
         "numpy",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rbctl.errors import InputError, abridged, reason
@@ -56,29 +58,36 @@ def parse_json(text: str, where: str, limit: int = JSON_LIMIT, finite: bool = Tr
         raise InputError(f"{where}: not valid JSON ({what})") from error
 
 
+@contextlib.contextmanager
+def _yaml_errors(where: str) -> Iterator[None]:
+    """What PyYAML raises, as one line."""
+    import yaml  # here, for a quick start: no --help needs it
+
+    try:
+        yield
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line, what = f":{mark.line + 1}" if mark else "", getattr(error, "problem", None) or reason(error)
+        raise InputError(f"{where}{line}: not valid YAML ({what})") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: not valid YAML (nested too deeply)") from error
+    except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:  # "!!int x", an escape of 2^31
+        raise InputError(f"{where}: a value is not of its YAML type ({reason(error)}); quote it") from error
+
+
 def compose_yaml(text: str, where: str) -> yaml.Node | None:
     """The nodes of a YAML document, aliases shared; None of an empty one.
 
     Raises:
         InputError: it is no YAML, too long, too deep, or its aliases stand for too much.
     """
-    import yaml  # here, for a quick start: no --help needs it
+    import yaml
 
     if len(text) > YAML_LIMIT:
         raise InputError(f"{where}: longer than {YAML_LIMIT >> 20} MB of YAML; split it")
-    try:
+    with _yaml_errors(where):
         # Not the loader in C: it overflows the stack where brackets are nested too deeply.
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise InputError(
-            f"{where}{f':{mark.line + 1}' if mark else ''}: not valid YAML "
-            f"({getattr(error, 'problem', None) or reason(error)})"
-        ) from error
-    except RecursionError as error:
-        raise InputError(f"{where}: not valid YAML (nested too deeply)") from error
-    except (ValueError, LookupError, OverflowError) as error:  # an escape of no character
-        raise InputError(f"{where}: not valid YAML ({reason(error)})") from error
     if root is not None and _expanded(root, where, {}) > _EXPANDED:
         raise InputError(f"{where}: its aliases stand for more than {_EXPANDED:,} characters; write out what is meant")
     return root
@@ -104,7 +113,7 @@ def _expanded(node: yaml.Node, where: str, sizes: dict[int, int]) -> int:
 
 
 def construct_yaml(root: yaml.Node | None, where: str) -> Any:
-    """The plain value of composed nodes.
+    """The plain value of composed nodes: what JSON could hold. Dates stay words.
 
     Raises:
         InputError: a value is not of its YAML type, or a number is not finite.
@@ -113,10 +122,12 @@ def construct_yaml(root: yaml.Node | None, where: str) -> Any:
 
     class Loader(yaml.SafeLoader):
         def construct_scalar(self, node: Any) -> Any:
-            number = isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float"))
-            if number and len(node.value) > _NUMBER:
-                raise ValueError(f"a number of {len(node.value)} characters")
-            return super().construct_scalar(node)
+            text = super().construct_scalar(node)
+            if node.tag.endswith((":int", ":float")) and len(text) > _NUMBER:
+                raise ValueError(f"a number of {len(text)} characters")
+            if any("\ud800" <= char <= "\udfff" for char in text):
+                raise yaml.constructor.ConstructorError(None, None, "half a character", node.start_mark)
+            return text
 
         def construct_yaml_float(self, node: Any) -> float:
             number = super().construct_yaml_float(node)
@@ -124,21 +135,19 @@ def construct_yaml(root: yaml.Node | None, where: str) -> Any:
                 raise yaml.constructor.ConstructorError(None, None, f"{number} is no finite number", node.start_mark)
             return number
 
+        def refuse(self, node: Any) -> None:
+            raise yaml.constructor.ConstructorError(None, None, f"{node.tag} is more than JSON holds", node.start_mark)
+
     Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
+    Loader.add_constructor("tag:yaml.org,2002:timestamp", Loader.construct_scalar)
+    for name in ("binary", "omap", "pairs", "set"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{name}", Loader.refuse)
     if root is None:
         return None
     loader = Loader("")
     try:
-        return loader.construct_document(root)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise InputError(
-            f"{where}{f':{mark.line + 1}' if mark else ''}: not valid YAML "
-            f"({getattr(error, 'problem', None) or reason(error)})"
-        ) from error
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError, OverflowError) as error:
-        # PyYAML's constructors: a date of month 99, "!!int x" and the like.
-        raise InputError(f"{where}: a value is not of its YAML type ({reason(error)}); quote it") from error
+        with _yaml_errors(where):
+            return loader.construct_document(root)
     finally:
         loader.dispose()
 

@@ -144,10 +144,22 @@ def test_any_content_is_read_or_refused_in_one_line(tmp_path: Path, content: byt
             assert "\n" not in str(error)  # noqa: PT017
 
 
-@pytest.mark.parametrize("content", ["d: 2024-99-99", "n: 0b_", "b: !!bool x", "i: !!int x", "t: !!timestamp x"])
+@pytest.mark.parametrize("content", ["n: 0b_", "b: !!bool x", "i: !!int x"])
 def test_values_that_are_not_of_their_yaml_type(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(InputError, match="type"):
+        files.read_yaml(tmp_path / "a.yaml")
+
+
+def test_dates_of_yaml_are_words(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("day: 2026-01-31\nwrong: 2026-99-99\n2026-01-31: key")
+    assert files.read_yaml(tmp_path / "a.yaml") == {"day": "2026-01-31", "wrong": "2026-99-99", "2026-01-31": "key"}
+
+
+@pytest.mark.parametrize("content", ["!!binary aGk=", "!!set {a}", "!!omap [a: 1]", "!!pairs [a: 1]", '"\\ud83d"'])
+def test_yaml_that_no_json_could_hold_is_refused_by_its_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"a: 1\nb: {content}\n")
+    with pytest.raises(InputError, match=r"a\.yaml:2: not valid YAML"):
         files.read_yaml(tmp_path / "a.yaml")
 
 

@@ -1,0 +1,184 @@
+"""Files as data classes: what JSON and YAML say, checked against a frozen dataclass and read into it.
+
+    @dataclass(frozen=True)
+    class Case:
+        prompt: Words
+        relation: Literal["hug", "ride"] = "hug"
+        seeds: Annotated[tuple[int, ...], MinLen(1)]        # annotated_types: Interval, MinLen, MultipleOf ...
+
+    case = read(Case, parse_json(line, where), where)       # InputError: FILE:3: seeds[1]: a whole number was expected
+
+Ranges come from ``annotated_types``, rules of our own from :class:`Check`, rules over several fields from
+``__post_init__`` with a ValueError. Types are strict: true is no number, 3.0 no whole number, NaN nothing. A key that
+the dataclass lacks is refused. pydantic does the work; it is imported when the first file is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from rbctl.errors import InputError, abridged, nearest
+
+if TYPE_CHECKING:
+    import pydantic
+
+T = TypeVar("T")
+
+_EXPECTED = {  # by the types of pydantic's errors; the words in braces are the errors' own
+    "string_type": "words were",
+    "int_type": "a whole number was",
+    "float_type": "a number was",
+    "finite_number": "a finite number was",
+    "bool_type": "true or false was",
+    "tuple_type": "a list was",
+    "dict_type": "a mapping was",
+    "dataclass_type": "a mapping was",
+    "none_required": "nothing was",
+    "literal_error": "{expected} was",
+    "greater_than_equal": "{ge:,} or more was",
+    "less_than_equal": "{le:,} or less was",
+    "greater_than": "more than {gt:,} was",
+    "less_than": "less than {lt:,} was",
+    "multiple_of": "a multiple of {multiple_of} was",
+    "too_short": "at least {min_length} of them were",
+    "too_long": "at most {max_length} of them were",
+    "string_too_short": "at least {min_length} characters were",
+    "string_too_long": "at most {max_length} characters were",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A rule for a field: ``Annotated[str, Check(function)]``.
+
+    Attributes:
+        function: takes the value and returns it, changed or not; what is wrong is the text of its ValueError.
+        before: the function sees the value as the file has it; else after the type is checked.
+        schema: what the rule adds to the field's JSON Schema.
+    """
+
+    function: Callable[[Any], Any]
+    before: bool = False
+    schema: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        wrap = core_schema.no_info_before_validator_function if self.before else None
+        return (wrap or core_schema.no_info_after_validator_function)(self.function, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        return {**handler(core), **self.schema}
+
+
+def _filled(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"words were expected, not {abridged(text)}")
+    return text
+
+
+Words = Annotated[str, Check(_filled, schema={"pattern": r"\S"})]
+
+
+def read(kind: type[T], data: Any, where: str) -> T:
+    """Plain data of JSON or YAML as a ``kind``.
+
+    Args:
+        where: what the error begins with: FILE or FILE:LINE.
+
+    Raises:
+        InputError: a key is unknown or missing, or a value is not what its field takes; the field is named.
+    """
+    value, faults = examine(kind, data)
+    if faults:
+        raise InputError(f"{where}: {faults[0]}")
+    return typing.cast(T, value)
+
+
+def examine(kind: type[T], data: Any) -> tuple[T | None, list[str]]:
+    """As :func:`read`, with all that is wrong, as "FIELD: what; the mend"; the value is None then."""
+    from pydantic import ValidationError
+
+    try:
+        # Only in JSON do pydantic's strict types take a list for a tuple and a mapping for a dataclass.
+        return _adapter(kind).validate_json(json.dumps([data]))[0], []  # type: ignore[arg-type]
+    except ValidationError as error:
+        errors = [e for e in error.errors(include_url=False) if e["type"] != "too_short" or e["ctx"]["actual_length"]]
+        errors = errors or error.errors(include_url=False)  # one bad entry makes its list "too short" as well
+        return None, [_fault(kind, e) for e in errors]
+    except RecursionError:
+        return None, ["nested too deeply"]
+
+
+@functools.cache
+def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    # A tuple, since pydantic takes no configuration beside a dataclass; those in the tuple all follow it.
+    return TypeAdapter(tuple[kind], config={"strict": True, "extra": "forbid", "allow_inf_nan": False})
+
+
+def _fault(kind: type, error: Any) -> str:
+    steps, what = error["loc"][1:], error["type"]
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step[:60]}" for step in steps).removeprefix(".")
+    if what == "unexpected_keyword_argument":
+        keys = [field.name for field in dataclasses.fields(_kind_at(kind, steps[:-1]))]
+        return f"no key {path!r}{nearest(steps[-1], keys) or '; keys: ' + ', '.join(keys)}"
+    if what == "missing":
+        text = "is missing"
+    elif what == "value_error":
+        text = str(error["ctx"]["error"])
+    elif what == "json_invalid":
+        text = "nested too deeply"
+    elif expected := _EXPECTED.get(what):
+        text = f"{expected.format(**error.get('ctx', {}))} expected, not {abridged(error['input'])}"
+    else:
+        text = f"{error['msg']}, not {abridged(error['input'])}"
+    return f"{path}: {text}" if path else text
+
+
+def _kind_at(kind: Any, steps: Iterable[str | int]) -> Any:
+    """The dataclass that stands at a place of another."""
+    for step in steps:
+        if dataclasses.is_dataclass(kind):
+            kind = typing.get_type_hints(kind)[str(step)]
+            if typing.get_origin(kind) in (typing.Union, types.UnionType):  # X | None
+                kind = typing.get_args(kind)[0]
+        else:  # tuple[X, ...] and dict[str, X]
+            kind = [part for part in typing.get_args(kind) if part is not Ellipsis][-1]
+    return kind
+
+
+def schema(kind: type) -> dict[str, Any]:
+    """The JSON Schema of a ``kind``; what its docstring tells of its attributes are the descriptions."""
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class Generator(GenerateJsonSchema):
+        def field_title_should_be_set(self, schema: Any) -> bool:
+            return False
+
+        def dataclass_schema(self, schema: Any) -> dict[str, Any]:
+            content = super().dataclass_schema(schema)
+            summary, _, attributes = (inspect.getdoc(schema["cls"]) or "").partition("\n\nAttributes:\n")
+            content["description"] = summary.partition("\n\n")[0]
+            for names, text in re.findall(r"^ {4}([\w, ]+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE):
+                for name in names.split(", "):
+                    if name in content["properties"]:
+                        content["properties"][name]["description"] = " ".join(text.split())
+            return content
+
+    whole = _adapter(kind).json_schema(schema_generator=Generator)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **whole["prefixItems"][0],
+        "$defs": whole["$defs"],
+    }
