@@ -16,6 +16,7 @@ from torchvision import transforms
 
 from rbctl.bundle.tokenizer import END, write_tokenizer
 from rbctl.errors import InputError
+from rbctl.menagerie.judge import Judge
 from rbctl.plugins.eval import predicates
 from rbctl.plugins.eval.case import Case, Picture
 from rbctl.plugins.eval.encoders import Encoder, load_clip, load_dino
@@ -24,7 +25,6 @@ from rbctl.plugins.eval.features import Digests, FeatureStore, crop
 from rbctl.plugins.eval.intervals import interval, paired, rank_correlation, rank_interval
 from rbctl.plugins.eval.metrics import PROFILES, crop_alignment, image_alignment, text_alignment
 from rbctl.plugins.eval.scores import Row, Scorer
-from rbctl.plugins.eval.world import Judge
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CPU = torch.device("cpu")

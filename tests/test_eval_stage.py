@@ -25,13 +25,15 @@ from rbctl.cli import main
 from rbctl.files import read_json, read_jsonl
 from rbctl.images import read_image
 from rbctl.menagerie import Individual, Scene, compose
-from rbctl.menagerie.extension import extend
+from rbctl.menagerie.cases import DrawnCase
+from rbctl.menagerie.judge import Judge
 from rbctl.menagerie.oracle import load_oracle
+from rbctl.menagerie.oracle_extension import extend
 from rbctl.menagerie.triplets import pictures
 from rbctl.plugins.annotate.processes import Share
 from rbctl.plugins.eval import processes
-from rbctl.plugins.eval.case import Case, Truth
-from rbctl.plugins.eval.world import Judge, draw_cases
+from rbctl.plugins.eval.benchmarks import Wanted, load_benchmark
+from rbctl.plugins.eval.case import Case
 from rbctl.relations import load_relation
 
 CASES = 2
@@ -100,7 +102,8 @@ def pasted(case: Case) -> Image.Image:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
-    cases = draw_cases([load_relation("ride")], CASES, 0, folder / "out" / "bench", ["ride"])
+    wanted = Wanted(relations=("ride",), cases=CASES, drawn=folder / "out" / "bench")
+    cases = load_benchmark("relationbench-mini", wanted).cases
     for kind in KINDS:
         (folder / kind).mkdir()
         rows = []
@@ -506,7 +509,7 @@ def test_each_relation_of_a_user_is_judged_by_an_oracle_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two YAMLs that are not shipped: teaching the second must not ask for the first by its name."""
-    monkeypatch.setattr("rbctl.plugins.eval.world.extend", functools.partial(extend, steps=1, each=1))
+    monkeypatch.setattr("rbctl.menagerie.judge.extend", functools.partial(extend, steps=1, each=1))
     text = (Path(__file__).resolve().parents[1] / "recipes" / "examples" / "sit_back_to_back.yaml").read_text()
     judge = Judge(load_oracle(resolve("mini") / "oracle"))
     known = judge.oracle.relations
@@ -514,6 +517,6 @@ def test_each_relation_of_a_user_is_judged_by_an_oracle_of_its_own(
         (tmp_path / f"{name}.yaml").write_text(text.replace("sit_back_to_back", name))
         relation = load_relation(str(tmp_path / f"{name}.yaml"))
         scene = compose(relation, [CAT, FOX], np.random.default_rng(0))
-        case = Case(id="0", text="", relation=name, truth=Truth(scene.individuals, tmp_path / "truth.png"))
-        assert len(judge(pictures([scene], 128), [case], relation)) == 1
+        case = DrawnCase("0", relation, scene, tmp_path / "truth.png", (), seed=0, lineup=(0,))
+        assert len(judge(pictures([scene], 128), [case])) == 1
     assert judge.oracle.relations == known

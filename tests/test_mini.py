@@ -16,7 +16,7 @@ from rbctl.cli import main
 from rbctl.images import read_image, write_png
 from rbctl.menagerie import Individual, compose, draw_individual, portrait, render
 from rbctl.menagerie.oracle import load_oracle
-from rbctl.menagerie.scoring import identify, relation_score
+from rbctl.menagerie.oracle_scores import identify, relation_score
 from rbctl.relations import load_relation
 
 SCENES = 48

@@ -14,7 +14,7 @@ from torch import nn
 from rbctl.bundle.load import _load_local_encoder
 from rbctl.files import read_json, read_safetensors, write_json, write_safetensors
 from rbctl.local_encoder import local_tokens
-from rbctl.menagerie import COATS, PATTERNS, SPECIES, Individual, teaching
+from rbctl.menagerie import COATS, PATTERNS, SPECIES, Individual, oracle_training
 from rbctl.menagerie.oracle import POINTS, RawReading, by_side, load_oracle
 from rbctl.plugins.pretrain import clip, clip_texts, dino, oracle, renders
 from rbctl.plugins.pretrain.architecture import CLIP_VISION, CLIPSELF
@@ -320,8 +320,8 @@ def test_mirroring_keeps_roles_and_turns_places() -> None:
     pixels, masks = torch.rand(2, 3, 8, 8), torch.rand(2, 2, 4, 4)
     keypoints = torch.rand(2, 2, len(POINTS), 3)
     which = torch.tensor([True, False])
-    truth = teaching.Truth(torch.zeros(2), masks, keypoints, torch.zeros(2, 2, 4))
-    p, turned = teaching.mirrored(pixels, truth, which)
+    truth = oracle_training.Truth(torch.zeros(2), masks, keypoints, torch.zeros(2, 2, 4))
+    p, turned = oracle_training.mirrored(pixels, truth, which)
     m, k = turned.masks, turned.keypoints
     assert torch.equal(p[0], pixels[0].flip(-1))
     assert torch.equal(m[0], masks[0].flip(-1))
@@ -355,7 +355,7 @@ def test_keypoints_are_shared_out_so_that_the_mean_is_the_point() -> None:
     optimizer = torch.optim.Adam([heat], 0.2)
     for _ in range(150):
         optimizer.zero_grad()
-        teaching.keypoint_loss(heat, truth).backward()
+        oracle_training.keypoint_loss(heat, truth).backward()
         optimizer.step()
     line = (torch.arange(8) + 0.5) / 8
     share = heat.detach().softmax(-1).unflatten(-1, (8, 8))
@@ -366,14 +366,14 @@ def test_keypoints_are_shared_out_so_that_the_mean_is_the_point() -> None:
 
 def test_spoilt_pictures_are_like_the_others_and_not_the_same() -> None:
     pixels = torch.rand(16, 3, 32, 32) * 2 - 1
-    spoilt = teaching.spoil(pixels, draws(0))
+    spoilt = oracle_training.spoil(pixels, draws(0))
     assert spoilt.shape == pixels.shape
     assert spoilt.abs().max() <= 1
     far = (spoilt - pixels).abs().mean((1, 2, 3))
     assert far.min() > 0.01
     smooth = torch.full((4, 3, 32, 32), 0.2)
-    assert (teaching.spoil(smooth, draws(1)) - 0.2).abs().mean() < 0.2
-    assert torch.equal(teaching.spoil(pixels, draws(0)), spoilt)
+    assert (oracle_training.spoil(smooth, draws(1)) - 0.2).abs().mean() < 0.2
+    assert torch.equal(oracle_training.spoil(pixels, draws(0)), spoilt)
 
 
 def test_an_individual_that_hardly_shows_counts_little() -> None:
@@ -391,8 +391,8 @@ def test_an_individual_that_hardly_shows_counts_little() -> None:
 
     def look_cost(second: int) -> float:
         chosen = torch.tensor([[[0, 0, 0, 0], [second] * 4]])
-        truth = teaching.Truth(torch.tensor([0]), masks, torch.zeros(1, 2, 17, 3), chosen)
-        return float(teaching.oracle_loss(raw, truth)[1]["look"])
+        truth = oracle_training.Truth(torch.tensor([0]), masks, torch.zeros(1, 2, 17, 3), chosen)
+        return float(oracle_training.oracle_loss(raw, truth)[1]["look"])
 
     assert look_cost(0) == pytest.approx(look_cost(1))
     masks[0, 1, 16:] = 1

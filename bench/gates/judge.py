@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from bench.gates.cases import Case, candidates
-from rbctl.menagerie import scoring
-from rbctl.menagerie.extension import extend
+from rbctl.menagerie import oracle_scores
 from rbctl.menagerie.oracle import ATTRIBUTES, Reading
+from rbctl.menagerie.oracle_extension import extend
 from rbctl.relations import load_relation
 
 EACH = ("species", "coat", "second", "pattern", "identity", "role_identity")  # of each of two individuals
@@ -81,10 +81,10 @@ class Judge:
     def _of_one(self, reading: Reading, cases: Sequence[Case]) -> Verdicts:
         """Of cases of one relation."""
         relation, groups = cases[0].relation, [case.individuals for case in cases]
-        score = scoring.relation_score(reading, relation, groups)
+        score = oracle_scores.relation_score(reading, relation, groups)
         asked = score.slots if relation.symmetric else torch.arange(2).expand(len(cases), 2)
         if relation.name not in self._limits:
-            self._limits[relation.name] = scoring.contact_limit(relation, self.oracle)
+            self._limits[relation.name] = oracle_scores.contact_limit(relation, self.oracle)
         contact = score.contact.double().numpy()
         touching = np.where(np.isnan(contact), np.nan, contact <= self._limits[relation.name])
         direction = score.direction.double().numpy()
@@ -104,5 +104,5 @@ def _identified(reading: Reading, slots: torch.Tensor, cases: Sequence[Case]) ->
     found = []
     for k in range(2):
         rows, places = zip(*(candidates(case, k) for case in cases), strict=True)
-        found.append(scoring.identify(reading, slots[:, k], list(rows)) == torch.tensor(places))
+        found.append(oracle_scores.identify(reading, slots[:, k], list(rows)) == torch.tensor(places))
     return torch.stack(found, dim=1).numpy()

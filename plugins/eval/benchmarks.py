@@ -16,8 +16,9 @@ from typing import Any
 
 from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_json, read_text, read_yaml
+from rbctl.menagerie.cases import DrawnCase, Stream, draw_cases
+from rbctl.menagerie.oracle import look
 from rbctl.paths import inside
-from rbctl.plugins.eval import world
 from rbctl.plugins.eval.case import Case, CaseObject
 from rbctl.plugins.eval.metrics import PROFILES
 from rbctl.relations import check_box, load_relation, shipped
@@ -35,6 +36,7 @@ _FORMS: dict[str, Callable[[Any], bool]] = {
     _SEED: lambda value: type(value) is int and 0 <= value < 2**63,
 }
 _MOST_CASES = 100_000
+_STREAM = 0xE7A1  # of the embedded world's cases
 KEYS = {
     "dreambench": {"live": _TEXTS, "subjects": _TEXTS},
     "customconcept101": {"file": _TEXT},
@@ -126,13 +128,12 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
         if profile not in PROFILES:
             raise InputError(f"{path}: profiles: no {abridged(profile)}{nearest(str(profile), PROFILES)}")
     if kind == "menagerie":
-        cases = world.draw_cases(
-            [load_relation(r) for r in wanted.relations or content.get("relations", ())],
-            wanted.cases or content.get("cases", 24),
-            content.get("seed", 0),
-            wanted.drawn,
-            wanted.relations or tuple(content.get("relations", ())),
-        )
+        names = wanted.relations or tuple(content.get("relations", ()))
+        stream = Stream(_STREAM, (content.get("seed", 0),), portraits=2)  # two for the ceiling of CLIP-I and DINO
+        relations = [load_relation(relation) for relation in names]
+        drawn = draw_cases(relations, wanted.cases or content.get("cases", 24), wanted.drawn, stream)
+        told = dict(zip((relation.name for relation in relations), names, strict=True))
+        cases = tuple(of_world(case, told[case.relation.name]) for case in drawn)
     else:
         # The YAML is the user's own word, as a prompts file is; the lists in the folder that it names are not.
         data = wanted.data or (path.parent / content["data"] if content.get("data") else None)
@@ -166,6 +167,35 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
         cases=here,
         source=str(content.get("source", "")),
         left_out=len(cases) - len(here),
+    )
+
+
+def of_world(drawn: DrawnCase, spoken_to: str) -> Case:
+    """A case that the embedded world drew.
+
+    Args:
+        spoken_to: its relation as other stages are told of it, a name or a YAML's path.
+    """
+    relation = drawn.relation
+    objects = tuple(
+        CaseObject(
+            name=individual.species,
+            image=portraits[0],
+            references=portraits,
+            subject="|".join(map(str, (*look(individual), individual.proportions))),
+            role=role.name,
+        )
+        for individual, portraits, role in zip(drawn.individuals, drawn.portraits, relation.roles, strict=True)
+    )
+    return Case(
+        id=drawn.id,
+        text=drawn.scene.caption,
+        objects=objects,
+        relation=relation.name,
+        spoken_to=spoken_to,
+        group=relation.name,
+        seed=drawn.seed,
+        truth=drawn,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rbctl.menagerie.individuals import Individual
+from rbctl.menagerie.cases import DrawnCase
 from rbctl.relations import Box
 
 Part = Box | Path  # of a picture: inside a box, or where another picture, a mask of its size, is white
@@ -32,14 +32,6 @@ class CaseObject:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What the embedded world knows of a case: who is in it, and its own drawing of it."""
-
-    individuals: tuple[Individual, ...]
-    picture: Path
-
-
-@dataclass(frozen=True)
 class Case:
     """A prompt with image prompts.
 
@@ -49,6 +41,7 @@ class Case:
         relation: name, "" where there is none.
         spoken_to: the relation as other stages are told of it, a name or a YAML's path; "" where they know none.
         group: what breakdowns go by, a relation or a prompt list.
+        truth: what the embedded world knows of it, where it drew it.
     """
 
     id: str
@@ -59,7 +52,7 @@ class Case:
     spoken_to: str = ""
     group: str = ""
     seed: int = 0
-    truth: Truth | None = None
+    truth: DrawnCase | None = None
 
 
 @dataclass(frozen=True)

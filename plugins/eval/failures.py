@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rbctl.menagerie.judge import Verdict
 from rbctl.plugins.eval.metrics import Features, cosine
-from rbctl.plugins.eval.world import Verdict
 
 MISSING, DUPLICATE, SWAP = "missing object", "duplicate", "identity swap"
 RELATION, DIRECTION, CONTACT, COPY = "wrong relation", "wrong direction", "no contact", "copy-paste"

@@ -16,6 +16,7 @@ from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.load import fingerprint
 from rbctl.errors import InputError
 from rbctl.files import read_jsonl, write_json, write_jsonl, write_text
+from rbctl.menagerie.judge import Judge
 from rbctl.menagerie.oracle import load_oracle
 from rbctl.options import as_plain, write_recipe
 from rbctl.plugins.eval import processes, report, results
@@ -28,7 +29,6 @@ from rbctl.plugins.eval.metrics import PROFILES
 from rbctl.plugins.eval.predicates import lacking
 from rbctl.plugins.eval.sampling import sample
 from rbctl.plugins.eval.scores import TRUTH, Row, Scorer
-from rbctl.plugins.eval.world import Judge
 from rbctl.runs import RUNS, claim, versions, write_record
 
 _MADE_WITH = (

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from rbctl.images import read_image
+from rbctl.menagerie.judge import Judge, Verdict
 from rbctl.plugins.eval import failures
 from rbctl.plugins.eval.case import Case, Part, Picture
 from rbctl.plugins.eval.features import FeatureStore
 from rbctl.plugins.eval.intervals import interval, paired, rank_interval
 from rbctl.plugins.eval.metrics import PROFILES, Metric, cosine, crop_alignment, image_alignment, text_alignment
 from rbctl.plugins.eval.predicates import predicate
-from rbctl.plugins.eval.world import Judge, Verdict
-from rbctl.relations import Relation, load_relation
 
 ORACLE = ("relation", "direction", "contact", "identity")
 _ORACLE_SAYS = {
@@ -161,14 +160,14 @@ class Scorer:
 
     def _verdicts(self, rows: Sequence[Row]) -> None:
         assert self.judge is not None
-        for name in dict.fromkeys(row.picture.case.spoken_to for row in rows if row.picture.case.truth):
-            relation: Relation = load_relation(name)
-            same = [row for row in rows if row.picture.case.truth and row.picture.case.spoken_to == name]
+        drawn = [(row, row.picture.case.truth) for row in rows if row.picture.case.truth]
+        for name in dict.fromkeys(truth.relation.name for _, truth in drawn):
+            same = [(row, truth) for row, truth in drawn if truth.relation.name == name]
             for first in range(0, len(same), _BATCH):
                 batch = same[first : first + _BATCH]
-                images = [read_image(row.picture.path) for row in batch]
-                verdicts = self.judge(images, [row.picture.case for row in batch], relation)
-                for row, verdict in zip(batch, verdicts, strict=True):
+                images = [read_image(row.picture.path) for row, _ in batch]
+                verdicts = self.judge(images, [truth for _, truth in batch])
+                for (row, _), verdict in zip(batch, verdicts, strict=True):
                     row.verdict = verdict
 
     def _oracle(self, rows: Sequence[Row], name: str) -> list[float | None]:

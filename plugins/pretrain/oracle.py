@@ -24,8 +24,8 @@ from rbctl.menagerie.oracle import (
     by_side,
     save_oracle,
 )
-from rbctl.menagerie.scoring import find_slots, identify
-from rbctl.menagerie.teaching import Truth, mirrored, oracle_loss, ordered, spoil
+from rbctl.menagerie.oracle_scores import find_slots, identify
+from rbctl.menagerie.oracle_training import Truth, mirrored, oracle_loss, ordered, spoil
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.config import PretrainConfig
 from rbctl.plugins.pretrain.loop import draws

@@ -30,7 +30,7 @@ from rbctl.image_prompt import clip_pixels
 from rbctl.images import write_png
 from rbctl.menagerie import SPECIES
 from rbctl.menagerie.oracle import POINTS
-from rbctl.menagerie.teaching import keypoint_loss
+from rbctl.menagerie.oracle_training import keypoint_loss
 from rbctl.pictures import grid
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.architecture import ADAPTER, MODEL_INDEX, SCHEDULER, UNET

@@ -2,7 +2,7 @@
 
 It is told neither prompt nor boxes nor individuals. For each of two roles it says where it is, what it looks like and
 where its keypoints lie; and it says which relation holds. In asymmetric relations role 0 is the subject and role 1 the
-object; in symmetric ones role 0 is the one further to the left. :mod:`rbctl.menagerie.scoring` makes scores of it.
+object; in symmetric ones role 0 is the one further to the left. ``oracle_scores`` makes scores of it.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ import math
 import torch
 
 from rbctl.errors import InputError
+from rbctl.menagerie.examples import Examples, draw_examples
 from rbctl.menagerie.oracle import Oracle, by_side, look
-from rbctl.menagerie.scoring import Examples, draw_examples
-from rbctl.menagerie.teaching import Truth, mirrored, oracle_loss, ordered, spoil
+from rbctl.menagerie.oracle_training import Truth, mirrored, oracle_loss, ordered, spoil
 from rbctl.progress import progress
 from rbctl.relations import Relation, load_relation
 

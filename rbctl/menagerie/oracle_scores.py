@@ -8,26 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import avg_pool2d
 
 from rbctl.errors import InputError
-from rbctl.menagerie.drawing import render
+from rbctl.menagerie.examples import draw_examples
 from rbctl.menagerie.figure import TRUNK
-from rbctl.menagerie.individuals import ANATOMY, SPECIES, Individual, draw_individual
-from rbctl.menagerie.oracle import (
-    ATTRIBUTES,
-    MASK_SIZE,
-    NECK,
-    NOSE,
-    POINTS,
-    ROLES,
-    SIZE,
-    Oracle,
-    Reading,
-    by_side,
-    look,
-)
-from rbctl.menagerie.scenes import Scene, compose, scene_rule
+from rbctl.menagerie.individuals import ANATOMY, SPECIES, Individual
+from rbctl.menagerie.oracle import ATTRIBUTES, NECK, NOSE, POINTS, ROLES, Oracle, Reading, by_side, look
+from rbctl.menagerie.scenes import scene_rule
 from rbctl.relations import Relation, load_relation
 
 
@@ -194,35 +181,16 @@ def place(points: np.ndarray, species: str, name: str) -> np.ndarray:
     return found * np.array([1.0, -1.0])
 
 
-def contact_limit(
-    relation: Relation, oracle: Oracle | None = None, share: float = 0.95, count: int = 64, seed: int = 0
-) -> float:
-    """How far apart the touching places of true scenes lie: ``share`` of ``count`` scenes are nearer. nan without any.
+def contact_limit(relation: Relation, oracle: Oracle, share: float = 0.95, count: int = 64, seed: int = 0) -> float:
+    """How far apart an oracle sees what touches in true scenes: in ``share`` of ``count`` renders it is nearer.
 
-    A generated picture whose ``contact_distance`` is larger does not touch.
-
-    Args:
-        oracle: renders the scenes and lets it read them, so that its own error is in the limit; None measures the
-            figures themselves, and renders nothing.
+    A generated picture whose ``contact_distance`` is larger does not touch. nan where nothing must.
     """
-    contacts = scene_rule(relation).contacts
-    if not contacts:
+    if not scene_rule(relation).contacts:
         return float("nan")
-    if oracle is not None:
-        drawn = draw_examples([relation], count, seed)
-        reading = oracle.read(drawn.pictures).map(lambda tensor: tensor.cpu())
-        return float(contact_distance(reading, relation, drawn.individuals).quantile(share))
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(count):
-        scene = compose(relation, [draw_individual(rng) for _ in relation.roles], rng)
-        found.append(np.mean([np.linalg.norm(_point(scene, a) - _point(scene, b)) for a, b in contacts]))
-    return float(np.quantile(found, share))
-
-
-def _point(scene: Scene, text: str) -> np.ndarray:
-    role, _, name = text.partition(".")
-    return scene.figures[int(role)].point(name)
+    drawn = draw_examples([relation], count, seed)
+    reading = oracle.read(drawn.pictures).map(lambda tensor: tensor.cpu())
+    return float(contact_distance(reading, relation, drawn.individuals).quantile(share))
 
 
 def _pairs(reading: Reading, individuals: Pairs) -> list[Sequence[Individual]]:
@@ -247,42 +215,3 @@ def _log_likelihood(reading: Reading, individuals: Sequence[Individual]) -> torc
         values: torch.Tensor = getattr(reading, name)
         total = total + values.gather(2, looks[:, at, None, None].expand(-1, ROLES, 1))[..., 0]
     return total
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Fresh renders with what they show.
-
-    Attributes:
-        pictures: uint8 (n, 3, 128, 128).
-        masks: float (n, 2, 32, 32) in [0, 1], what is seen of each.
-        keypoints: (n, 2, 17, 3) in AP-10K's order: x, y in [0, 1] and visibility 0, 1, 2.
-        relations: n names.
-        individuals: n pairs, in the order of the roles.
-    """
-
-    pictures: torch.Tensor
-    masks: torch.Tensor
-    keypoints: torch.Tensor
-    relations: tuple[str, ...]
-    individuals: tuple[tuple[Individual, ...], ...]
-
-
-def draw_examples(
-    relations: Sequence[Relation], each: int, seed: int = 0, held_out: bool = False, batch: int = 16
-) -> Examples:
-    """``each`` renders of every relation, of individuals drawn anew (with ``held_out``: such as no training shows)."""
-    scenes, names = [], []
-    for at, relation in enumerate(relations):
-        rng = np.random.default_rng((seed, at))
-        for _ in range(each):
-            scenes.append(compose(relation, [draw_individual(rng, held_out) for _ in relation.roles], rng))
-            names.append(relation.name)
-    drawn = [render(scenes[first : first + batch], SIZE) for first in range(0, len(scenes), batch)]
-    return Examples(
-        pictures=torch.cat([lot.pictures for lot in drawn]),
-        masks=torch.cat([avg_pool2d(lot.visible.float(), SIZE // MASK_SIZE) for lot in drawn]),
-        keypoints=torch.cat([lot.keypoints.float() for lot in drawn]),
-        relations=tuple(names),
-        individuals=tuple(scene.individuals for scene in scenes),
-    )

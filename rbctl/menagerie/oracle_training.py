@@ -1,6 +1,6 @@
 """What teaches an oracle: its losses, and pictures spoilt and mirrored.
 
-Used where it is first trained (the stage ``pretrain``) and where :mod:`rbctl.menagerie.extension` teaches it more.
+Used where it is first trained (the stage ``pretrain``) and where ``oracle_extension`` teaches it more.
 """
 
 from __future__ import annotations
