@@ -232,3 +232,15 @@ def test_a_block_is_well_formed(page: str) -> None:
 )
 def test_the_check_itself(span: str, missing: list[str], tmp_path: Path) -> None:
     assert list(unknown_in(span, OPTIONS | line_options(tmp_path))) == missing
+
+
+def test_the_glossary_is_sorted_and_every_entry_says_where_it_lives() -> None:
+    entries = text_of("docs/glossary.md").split("\n- **")[1:]
+    terms = [entry.split("**")[0] for entry in entries]
+    assert len(terms) >= 40
+    assert terms == sorted(set(terms), key=str.lower)
+    for term, entry in zip(terms, entries, strict=True):
+        assert re.search(r"\]\([^)]+\)\s*$", entry), f"{term}: ends with a link"
+        assert len(re.findall(r"[.:] ", entry)) <= 4, f"{term}: one or two plain sentences"
+    for page in ("README.md", "docs/architecture.md"):
+        assert "glossary.md)" in text_of(page)
