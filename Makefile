@@ -1,11 +1,11 @@
-# setup | demo | test | bench | gates | lint | lock. Each makes the environment that it needs first.
+# setup | demo | quick | test | bench | gates | lint | lock. Each makes the environment that it needs first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONUTF8 := 1
 
-.PHONY: setup demo test bench gates lint lock clean
+.PHONY: setup demo quick test bench gates lint lock clean
 .DEFAULT_GOAL := test
 
 $(STAMP): setup.py pyproject.toml constraints.txt
@@ -20,6 +20,10 @@ setup: $(STAMP)
 # The whole road on the small bundle that ships: six drawn triplets, a relation LoRA, pictures before and after.
 demo: $(STAMP)
 	$(BIN)/rbctl demo --relation recipes/examples/sit_back_to_back.yaml --output runs/demo
+
+# While you edit: without the tests that train, start processes or take 2 seconds for another reason.
+quick: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -q -m "not slow"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
