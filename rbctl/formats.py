@@ -49,10 +49,10 @@ _EXPECTED = {  # by the types of pydantic's errors; the words in braces are the 
     "greater_than": "more than {gt:,} was",
     "less_than": "less than {lt:,} was",
     "multiple_of": "a multiple of {multiple_of} was",
-    "too_short": "at least {min_length} of them were",
-    "too_long": "at most {max_length} of them were",
-    "string_too_short": "at least {min_length} characters were",
-    "string_too_long": "at most {max_length} characters were",
+    "too_short": "{min_length} or more entries were",
+    "too_long": "{max_length} or fewer entries were",
+    "string_too_short": "{min_length} or more characters were",
+    "string_too_long": "{max_length} or fewer characters were",
 }
 
 
@@ -62,7 +62,8 @@ class Check:
 
     Attributes:
         function: takes the value and returns it, changed or not; what is wrong is the text of its ValueError.
-        before: the function sees the value as the file has it; else after the type is checked.
+        before: the function sees the value as the file has it and returns one of the field's type; else it sees what
+            is of that type already.
         schema: what the rule adds to the field's JSON Schema.
     """
 
@@ -114,6 +115,9 @@ def examine(kind: type[T], data: Any) -> tuple[T | None, list[str]]:
     except ValidationError as error:
         errors = [e for e in error.errors(include_url=False) if e["type"] != "too_short" or e["ctx"]["actual_length"]]
         errors = errors or error.errors(include_url=False)  # one bad entry makes its list "too short" as well
+        errors.sort(
+            key=lambda e: e["type"] != "unexpected_keyword_argument"
+        )  # a slip in a key before the gap it leaves
         return None, [_fault(kind, e) for e in errors]
     except RecursionError:
         return None, ["nested too deeply"]

@@ -5,21 +5,24 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 import statistics
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Annotated
 
-from rbctl.errors import InputError, abridged, reason
+from annotated_types import Interval
+
+from rbctl import formats
+from rbctl.errors import InputError, reason
 from rbctl.parsing import parse_json
 from rbctl.relations import Box, Relation
 
-Four = tuple[float, float, float, float]
+_Length = Annotated[float, Interval(ge=-10, le=10)]  # of a picture's side
+Four = tuple[_Length, _Length, _Length, _Length]
 
 _SMALLEST = 1 / 16  # a box narrower than this would hold hardly a cell of the coarsest latent grid
 _MARGIN = 0.05
 _LIMIT = 1 << 16  # characters of a prior's JSON
-_SAME = 0.5  # IoU above which two boxes hardly tell whose place is where
+_SAME = 0.5  # IoU above which two boxes hardly say whose place is where
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +44,6 @@ class LayoutPrior:
     def __post_init__(self) -> None:
         if not self.roles or not len(self.roles) == len(self.mean) == len(self.spread):
             raise ValueError("roles, mean and spread must be of the same length, one or more")
-        if not all(len(row) == 4 and all(map(math.isfinite, row)) for row in (*self.mean, *self.spread)):
-            raise ValueError("mean and spread must be rows of four finite numbers")
 
     @classmethod
     def from_boxes(cls, boxes: Sequence[Sequence[Sequence[float]]], roles: Sequence[str]) -> LayoutPrior:
@@ -78,11 +79,11 @@ class LayoutPrior:
         Two that hug share most of their boxes, and what lies in both is painted as both: one body of two colours. So
         where two boxes have an IoU above 0.5, each ends at the middle of the other.
         """
-        found = [_inside(row) for row in self.mean]
-        for k, j in itertools.combinations(range(len(found)), 2):
-            if _iou(found[k], found[j]) > _SAME:
-                found[k], found[j] = _told_apart(found[k], found[j])
-        return tuple(found)
+        boxes = [_inside(row) for row in self.mean]
+        for k, j in itertools.combinations(range(len(boxes)), 2):
+            if _iou(boxes[k], boxes[j]) > _SAME:
+                boxes[k], boxes[j] = _separated(boxes[k], boxes[j])
+        return tuple(boxes)
 
     def to_json(self) -> str:
         """One line for a file's metadata; the same prior gives the same text."""
@@ -100,16 +101,10 @@ class LayoutPrior:
             InputError: the text is something else.
         """
         try:
-            content = parse_json(text, "its JSON", limit=_LIMIT)
-            return cls(
-                tuple(str(role) for role in content["roles"]),
-                tuple(_relative(row) for row in content["mean"]),
-                tuple(_relative(row) for row in content["spread"]),
-            )
-        except (InputError, ValueError, TypeError, KeyError, OverflowError) as error:
-            raise InputError(
-                f"{where}: not a layout prior ({reason(error)}); write the file again with rbctl finetune"
-            ) from error
+            return formats.read(cls, parse_json(text, "its JSON", limit=_LIMIT), "its JSON")
+        except InputError as error:
+            mend = "write the file again with rbctl finetune"
+            raise InputError(f"{where}: not a layout prior ({reason(error)}); {mend}") from error
 
 
 def side_by_side(count: int) -> tuple[Box, ...]:
@@ -132,16 +127,9 @@ def boxes_for(count: int, prior: LayoutPrior | None, relation: Relation | None) 
     return side_by_side(count), "side by side"
 
 
-def _four(values: Any) -> Four:
-    a, b, c, d = (float(v) for v in values)
+def _four(values: Iterable[float]) -> Four:
+    a, b, c, d = values
     return a, b, c, d
-
-
-def _relative(values: Any) -> Four:
-    row = _four(values)
-    if not all(-10 <= v <= 10 for v in row):
-        raise ValueError(f"{abridged(row)} is no place in a picture")
-    return row
 
 
 def _centred(box: Sequence[float]) -> Four:
@@ -169,7 +157,7 @@ def _iou(a: Box, b: Box) -> float:
     return wide * high / (sum(areas) - wide * high)
 
 
-def _told_apart(a: Box, b: Box) -> tuple[Box, Box]:
+def _separated(a: Box, b: Box) -> tuple[Box, Box]:
     """Each box up to the other's middle, along the axis on which their middles are further apart."""
     middles = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in (a, b)]
     axis = max((0, 1), key=lambda k: abs(middles[0][k] - middles[1][k]))

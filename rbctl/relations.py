@@ -5,21 +5,22 @@ One YAML file is one relation; the shipped ones lie in recipes/relations/, a use
 
 from __future__ import annotations
 
-import dataclasses
 import os.path
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import MinLen
+
+from rbctl import formats
 from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_yaml
 from rbctl.templates import fill, places
 
-Box = tuple[float, float, float, float]
-
-_NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
+_NAME = r"[a-z0-9]+(_[a-z0-9]+)*"
 _PLACES = ("subject", "object")
 
 
@@ -29,11 +30,9 @@ def check_box(value: Any) -> Box:
     Raises:
         ValueError: not four numbers, outside [0, 1], or with no area.
     """
-    if not isinstance(value, list | tuple) or len(value) != 4:
-        raise ValueError(f"four numbers x0, y0, x1, y1 were expected, not {abridged(value)}")
-    if any(isinstance(v, bool) for v in value):
-        raise ValueError(f"four numbers x0, y0, x1, y1 were expected, not {abridged(value)}")
     try:
+        if not isinstance(value, list | tuple) or any(isinstance(v, bool) for v in value):
+            raise TypeError
         x0, y0, x1, y1 = (float(v) for v in value)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"four numbers x0, y0, x1, y1 were expected, not {abridged(value)}") from error
@@ -46,7 +45,25 @@ def check_box(value: Any) -> Box:
     return x0, y0, x1, y1
 
 
-@dataclasses.dataclass(frozen=True)
+Box = Annotated[tuple[float, float, float, float], formats.Check(check_box, before=True)]
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(f"{abridged(name)} must be lower-case words joined by '_', as in 'shake_hands'")
+    return name
+
+
+def _check_words(text: str) -> str:
+    if not _plain(text):
+        raise ValueError(f"words were expected, not {abridged(text)}")
+    return text
+
+
+_Words = Annotated[str, formats.Check(_check_words, schema={"pattern": r"\w"})]
+
+
+@dataclass(frozen=True)
 class Role:
     """One part in a relation.
 
@@ -56,12 +73,12 @@ class Role:
         description: one line for a person.
     """
 
-    name: str
+    name: _Words
     box: Box
     description: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Relation:
     """A relation between the objects of a picture.
 
@@ -76,13 +93,26 @@ class Relation:
             wrote any.
     """
 
-    name: str
-    predicate: str
-    forms: tuple[str, ...]
-    prompts: tuple[str, ...]
-    roles: tuple[Role, ...]
+    name: Annotated[str, formats.Check(_check_name, schema={"pattern": f"^{_NAME}$"})]
+    predicate: _Words
+    forms: tuple[_Words, ...] = ()
+    prompts: Annotated[tuple[_Words, ...], MinLen(1)]
+    roles: Annotated[tuple[Role, ...], MinLen(1)]
     symmetric: bool = False
     scene: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if len({role.name for role in self.roles}) < len(self.roles):
+            raise ValueError("roles: two have the same name")
+        wanted = _PLACES[: len(self.roles)]
+        for template in self.prompts:
+            try:
+                named = set(places(template))
+            except ValueError as error:
+                raise ValueError(f"prompts: {abridged(template)}: {error}") from error
+            if named != set(wanted):
+                must = " and ".join(f"{{{place}}}" for place in wanted)
+                raise ValueError(f"prompts: {abridged(template)} must hold {must}")
 
     def prompt(self, names: Sequence[str], number: int = 0) -> str:
         """Template ``number`` (counted round) with the objects' names in it; "a" becomes "an" where it must."""
@@ -104,19 +134,18 @@ def load_relation(name_or_path: str | Path) -> Relation:
     Raises:
         InputError: there is no such relation or file, or the file does not describe one; the key is named.
     """
-    given = str(name_or_path)
-    if os.path.isfile(given):
-        return _read(Path(given))
-    name = _plain(given).replace(" ", "_")
-    found = _shipped_files()
-    if name in found:
-        return _read(found[name])
-    if given.endswith((".yaml", ".yml")):
-        raise InputError(f"{given}: no such relation file")
-    meant = find_relation(given, [_read(path) for path in found.values()])
-    hint = f"; did you mean {meant.name!r}?" if meant else nearest(name, found)
-    mend = hint or f"; give the path of a YAML file, or one of: {', '.join(sorted(found))}"
-    raise InputError(f"{abridged(given)}: no such relation{mend}")
+    if os.path.isfile(name_or_path):
+        return _read(Path(name_or_path))
+    spelling, paths = str(name_or_path), _shipped_files()
+    name = _plain(spelling).replace(" ", "_")
+    if name in paths:
+        return _read(paths[name])
+    if spelling.endswith((".yaml", ".yml")):
+        raise InputError(f"{spelling}: no such relation file")
+    meant = find_relation(spelling, [_read(path) for path in paths.values()])
+    hint = f"; did you mean {meant.name!r}?" if meant else nearest(name, paths)
+    mend = hint or f"; give the path of a YAML file, or one of: {', '.join(sorted(paths))}"
+    raise InputError(f"{abridged(spelling)}: no such relation{mend}")
 
 
 def find_relation(text: str, relations: Iterable[Relation]) -> Relation | None:
@@ -153,81 +182,4 @@ def _shipped_files() -> dict[str, Path]:
 
 
 def _read(path: Path) -> Relation:
-    content = read_yaml(path)
-    known = [field.name for field in dataclasses.fields(Relation)]
-    for key in content:
-        if key not in known:
-            mend = nearest(str(key), known) or f"; keys: {', '.join(known)}"
-            raise InputError(f"{path}: no key {abridged(key)}{mend}")
-    for key in ("predicate", "prompts", "roles"):
-        if key not in content:
-            raise InputError(f"{path}: {key} is missing")
-    name = _words(path, "name", content.get("name", path.stem))
-    if not _NAME.fullmatch(name):
-        raise InputError(f"{path}: name: {abridged(name)} must be lower-case words joined by '_', as in 'shake_hands'")
-    symmetric = content.get("symmetric", False)
-    if not isinstance(symmetric, bool):
-        raise InputError(f"{path}: symmetric: true or false was expected, not {abridged(symmetric)}")
-    scene = content.get("scene")
-    if scene is not None and not isinstance(scene, dict):
-        raise InputError(f"{path}: scene: a mapping was expected, not {abridged(scene)}")
-    roles = tuple(_role(path, number, role) for number, role in enumerate(_listed(path, "roles", content["roles"]), 1))
-    if len({role.name for role in roles}) < len(roles):
-        raise InputError(f"{path}: roles: two roles have the same name")
-    return Relation(
-        name=name,
-        predicate=_words(path, "predicate", content["predicate"]),
-        forms=tuple(
-            _words(path, "forms", form) for form in _listed(path, "forms", content.get("forms", []), empty=True)
-        ),
-        prompts=tuple(_template(path, prompt, len(roles)) for prompt in _listed(path, "prompts", content["prompts"])),
-        roles=roles,
-        symmetric=symmetric,
-        scene=scene,
-    )
-
-
-def _listed(path: Path, key: str, value: Any, empty: bool = False) -> list[Any]:
-    if not isinstance(value, list) or not (value or empty):
-        raise InputError(f"{path}: {key}: a list was expected, not {abridged(value)}")
-    return value
-
-
-def _words(path: Path, key: str, value: Any) -> str:
-    if not isinstance(value, str) or not _plain(value):
-        raise InputError(f"{path}: {key}: words were expected, not {abridged(value)}")
-    return value
-
-
-def _template(path: Path, value: Any, roles: int) -> str:
-    template = _words(path, "prompts", value)
-    try:
-        named = set(places(template))
-    except ValueError as error:
-        raise InputError(f"{path}: prompts: {abridged(template)}: {error}") from error
-    wanted = set(_PLACES[:roles])
-    if named != wanted:
-        must = " and ".join(f"{{{place}}}" for place in sorted(wanted))
-        raise InputError(f"{path}: prompts: {abridged(template)} must hold {must}")
-    return template
-
-
-def _role(path: Path, number: int, value: Any) -> Role:
-    where = f"{path}: role {number}"
-    known = [field.name for field in dataclasses.fields(Role)]
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: a mapping of name, box and description was expected, not {abridged(value)}")
-    for key in value:
-        if key not in known:
-            raise InputError(f"{where}: no key {abridged(key)}{nearest(str(key), known)}")
-    for key in ("name", "box"):
-        if key not in value:
-            raise InputError(f"{where}: {key} is missing")
-    description = value.get("description", "")
-    if not isinstance(description, str):
-        raise InputError(f"{where}: description: words were expected, not {abridged(description)}")
-    try:
-        box = check_box(value["box"])
-    except ValueError as error:
-        raise InputError(f"{where}: box: {error}") from error
-    return Role(_words(path, f"role {number}: name", value["name"]), box, description)
+    return formats.read(Relation, {"name": path.stem, **read_yaml(path)}, str(path))

@@ -74,7 +74,7 @@ def test_lists_become_tuples_and_mappings_dataclasses() -> None:
         (content(kin="drawn"), "no key 'kin'; did you mean 'kind'?"),
         (content(zzz=1), "no key 'pictures[0].zzz'; keys: side, tags, notes, seed, weight"),
         (content(kind="carved"), "kind: 'drawn' or 'painted' was expected, not 'carved'"),
-        (content(pictures=[]), "pictures: at least 1 of them were expected, not []"),
+        (content(pictures=[]), "pictures: 1 or more entries were expected, not []"),
         (content(pictures={"side": 8}), "pictures: a list was expected, not {'side': 8}"),
         (content(side=None), "pictures[0].side: a whole number was expected, not None"),
         (content(side=True), "pictures[0].side: a whole number was expected, not True"),
@@ -99,6 +99,11 @@ def test_what_is_wrong_is_one_line_that_names_the_field(data: object, told: str)
         read(Set, data, "sets.jsonl:3")
     assert str(caught.value).startswith(f"sets.jsonl:3: {told}")
     assert len(str(caught.value)) < 150
+
+
+def test_a_slip_in_a_key_is_told_before_the_gap_it_leaves() -> None:
+    with pytest.raises(InputError, match=r"no key 'pictures\[0\].sid'; did you mean 'side'"):
+        read(Set, content(pictures=[{"sid": 8}]), "a.json")
 
 
 def test_all_that_is_wrong_is_told_and_nothing_twice() -> None:

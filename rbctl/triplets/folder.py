@@ -12,25 +12,62 @@ Paths are relative to the folder. ``mask`` may be null; a missing ``predicate`` 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Len, MinLen
 
-from rbctl.errors import InputError, abridged, nearest
+from rbctl import formats
+from rbctl.errors import InputError
 from rbctl.files import numbered_lines, write_bytes, write_jsonl
+from rbctl.formats import Words
 from rbctl.images import open_image, read_image, write_png
 from rbctl.parsing import parse_json
 from rbctl.paths import inside
-from rbctl.triplets.keypoints import KEYPOINTS, absent, misplaced
-from rbctl.triplets.problem import NO_BOX, NOWHERE, Reporter, Sink, refuse
-from rbctl.triplets.triplet import Box, Triplet, TripletObject, data_hash
+from rbctl.relations import Box
+from rbctl.triplets.keypoints import KEYPOINTS, misplaced
+from rbctl.triplets.problem import NOWHERE, Reporter, Sink, refuse
+from rbctl.triplets.triplet import Triplet, TripletObject, data_hash
 
 METADATA = "metadata.jsonl"
 
-_KEYS = ("file_name", "text", "predicate", "objects")
-_OBJECT_KEYS = ("name", "role", "image", "mask", "box", "target_keypoints", "image_keypoints")
 _SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}  # what every reader of imagefolder knows
+
+
+def _check_keypoints(rows: tuple[tuple[float, float, float], ...]) -> tuple[tuple[float, float, float], ...]:
+    if wrong := misplaced(np.array(rows)):
+        raise ValueError(f"{wrong}; x and y are relative, from 0 to 1; visibility 0 marks an absent keypoint")
+    if any(visibility not in (0, 1, 2) for *_, visibility in rows):
+        raise ValueError("the visibility must be 0 (absent), 1 (occluded) or 2 (visible)")
+    return rows
+
+
+_Keypoints = Annotated[
+    tuple[tuple[float, float, float], ...],
+    Len(len(KEYPOINTS), len(KEYPOINTS)),
+    formats.Check(_check_keypoints),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ObjectRow:
+    name: Words
+    role: Words
+    image: Words
+    mask: Words | None = None
+    box: Box
+    target_keypoints: _Keypoints
+    image_keypoints: _Keypoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    file_name: Words
+    text: Words
+    predicate: str = ""
+    objects: Annotated[tuple[_ObjectRow, ...], MinLen(1)]
 
 
 def read(
@@ -40,7 +77,8 @@ def read(
 
     Args:
         folder: holds ``metadata.jsonl``.
-        sink: is told each problem; a sink that returns gets triplets with holes (see ``problem``).
+        sink: is told each problem; a sink that returns gets triplets with holes (see ``problem``), and none of a line
+            whose fields are wrong.
         predicate: for triplets that state none.
         follow_outside: pictures may lie outside of the folder.
         table: another file of the folder that has the form of ``metadata.jsonl``.
@@ -53,128 +91,53 @@ def read(
     for number, line in numbered_lines(path):
         reporter = Reporter(f"on line {number}", f"{path}:{number}", sink)
         try:
-            row = parse_json(line, reporter.file, finite=False)  # keypoints and boxes are checked by field
+            content = parse_json(line, reporter.file, finite=False)  # so that the field of a NaN is named
         except InputError as error:
             reporter.failed(error, Path(reporter.file))
             continue
-        if not isinstance(row, dict):
-            reporter.error("a JSON object was expected")
-            continue
-        if isinstance(row.get("file_name"), str):
-            name = PurePosixPath(row["file_name"]).with_suffix("").as_posix() if row["file_name"].strip("./") else ""
-            reporter = Reporter(name or reporter.triplet, reporter.file, sink)
+        name = content.get("file_name") if isinstance(content, dict) else None
+        if isinstance(name, str) and name.strip("./"):
+            reporter = Reporter(PurePosixPath(name).with_suffix("").as_posix(), reporter.file, sink)
+        row, faults = formats.examine(_Row, content)
+        for fault in faults:
+            reporter.error(fault)
         if reporter.triplet in seen:
             reporter.error("file_name: a line above has the same one", "give each triplet its own target")
         seen.add(reporter.triplet)
-        yield _triplet(folder, row, reporter, predicate, follow_outside), reporter
+        if row:
+            yield _triplet(folder, row, reporter, predicate, follow_outside), reporter
 
 
-def _triplet(folder: Path, row: dict[str, Any], reporter: Reporter, predicate: str, follow_outside: bool) -> Triplet:
-    _known(row, _KEYS, "", reporter)
-    stated = row.get("predicate", "")
-    if not isinstance(stated, str):
-        reporter.error(f"predicate: words were expected, not {abridged(stated)}")
-        stated = ""
-    objects = row.get("objects")
-    if not isinstance(objects, list) or not objects:
-        reporter.error("objects: a list of at least one was expected", f"each with {', '.join(_OBJECT_KEYS)}")
-        objects = []
+def _triplet(folder: Path, row: _Row, reporter: Reporter, predicate: str, follow_outside: bool) -> Triplet:
+    def picture(name: str, field: str) -> Path:
+        try:
+            path = inside(folder, name, field, follow_outside)
+        except InputError as error:
+            reporter.error(str(error))
+            return NOWHERE
+        if path.is_file():
+            return path
+        reporter.error(f"{field}: no such file: {path}")
+        return NOWHERE
+
     return Triplet(
         id=reporter.triplet,
-        target=_file(folder, row, "file_name", "", reporter, follow_outside),
-        prompt=_words(row, "text", "", reporter),
-        predicate=stated.strip() or predicate,
+        target=picture(row.file_name, "file_name"),
+        prompt=row.text,
+        predicate=row.predicate.strip() or predicate,
         objects=tuple(
-            _object(folder, entry, f"objects[{k}]", reporter, follow_outside) for k, entry in enumerate(objects)
+            TripletObject(
+                name=entry.name,
+                role=entry.role,
+                image=picture(entry.image, f"objects[{k}].image"),
+                mask=picture(entry.mask, f"objects[{k}].mask") if entry.mask else None,
+                box=entry.box,
+                target_keypoints=np.array(entry.target_keypoints, np.float32),
+                image_keypoints=np.array(entry.image_keypoints, np.float32),
+            )
+            for k, entry in enumerate(row.objects)
         ),
     )
-
-
-def _object(folder: Path, row: Any, field: str, reporter: Reporter, follow_outside: bool) -> TripletObject:
-    if not isinstance(row, dict):
-        reporter.error(f"{field}: a JSON object was expected, not {abridged(row)}")
-        row = {"name": "", "role": "", "image": "", "box": None}
-        reporter = Reporter(reporter.triplet, reporter.file, lambda problem: None)  # told above: all of it is a hole
-    _known(row, _OBJECT_KEYS, f"{field}.", reporter)
-    prefix = f"{field}."
-    return TripletObject(
-        name=_words(row, "name", prefix, reporter),
-        role=_words(row, "role", prefix, reporter),
-        image=_file(folder, row, "image", prefix, reporter, follow_outside),
-        mask=None if row.get("mask") is None else _file(folder, row, "mask", prefix, reporter, follow_outside),
-        box=_box(row.get("box"), f"{field}.box", reporter),
-        target_keypoints=_keypoints(row.get("target_keypoints"), f"{field}.target_keypoints", reporter),
-        image_keypoints=_keypoints(row.get("image_keypoints"), f"{field}.image_keypoints", reporter),
-    )
-
-
-def _known(row: dict[str, Any], keys: Sequence[str], prefix: str, reporter: Reporter) -> None:
-    for key in row:
-        if key not in keys:
-            reporter.error(f"no field {prefix}{key[:60]}", nearest(key, keys).removeprefix("; ") or "leave it out")
-
-
-def _words(row: dict[str, Any], key: str, prefix: str, reporter: Reporter) -> str:
-    value = row.get(key)
-    if isinstance(value, str) and value.strip():
-        return value
-    reporter.error(f"{prefix}{key}: {'is missing' if value is None else f'words were expected, not {abridged(value)}'}")
-    return ""
-
-
-def _file(folder: Path, row: dict[str, Any], key: str, prefix: str, reporter: Reporter, follow_outside: bool) -> Path:
-    name = _words(row, key, prefix, reporter)
-    if not name:
-        return NOWHERE
-    try:
-        path = inside(folder, name, f"{prefix}{key}", follow_outside)
-    except InputError as error:
-        reporter.error(str(error))
-        return NOWHERE
-    if not path.is_file():
-        reporter.error(f"{prefix}{key}: no such file: {path}")
-        return NOWHERE
-    return path
-
-
-def _array(value: Any, shape: tuple[int, ...], field: str, reporter: Reporter) -> np.ndarray | None:
-    try:
-        array = np.asarray(value)
-    except (ValueError, OverflowError):  # rows of different lengths; numbers of hundreds of digits
-        array = np.asarray(None)
-    if array.dtype.kind in "iuf" and array.shape == shape:
-        return array.astype(np.float64)
-    found = f"shape {array.shape}" if array.dtype.kind in "iuf" else "something else"
-    reporter.error(
-        f"{field}: {'is missing' if value is None else f'numbers of shape {shape} were expected, not {found}'}"
-    )
-    return None
-
-
-def _box(value: Any, field: str, reporter: Reporter) -> Box:
-    array = _array(value, (4,), field, reporter)
-    if array is None:
-        return NO_BOX
-    x0, y0, x1, y1 = (float(v) for v in array)
-    if 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1:
-        return x0, y0, x1, y1
-    reporter.error(
-        f"{field}: {[x0, y0, x1, y1]} is no box", "relative [x0, y0, x1, y1] with 0 <= x0 < x1 <= 1, y likewise"
-    )
-    return NO_BOX
-
-
-def _keypoints(value: Any, field: str, reporter: Reporter) -> np.ndarray:
-    array = _array(value, (len(KEYPOINTS), 3), field, reporter)
-    if array is None:
-        return absent()
-    if wrong := misplaced(array):
-        reporter.error(f"{field}: {wrong}", "x and y are relative, from 0 to 1; visibility 0 marks an absent keypoint")
-        return absent()
-    if not np.isin(array[:, 2], (0, 1, 2)).all():
-        reporter.error(f"{field}: the visibility must be 0 (absent), 1 (occluded) or 2 (visible)")
-        return absent()
-    return array.astype(np.float32)
 
 
 def write(triplets: Sequence[Triplet], folder: Path) -> None:
@@ -200,15 +163,15 @@ def _row(folder: Path, stem: str, triplet: Triplet) -> dict[str, Any]:
         "predicate": triplet.predicate,
         "objects": [
             {
-                "name": thing.name,
-                "role": thing.role,
-                "image": _copy(thing.image, folder, f"images/{stem}-{k}"),
-                "mask": thing.mask and _copy(thing.mask, folder, f"masks/{stem}-{k}"),
-                "box": list(thing.box),
-                "target_keypoints": _plain(thing.target_keypoints),
-                "image_keypoints": _plain(thing.image_keypoints),
+                "name": entry.name,
+                "role": entry.role,
+                "image": _copy(entry.image, folder, f"images/{stem}-{k}"),
+                "mask": entry.mask and _copy(entry.mask, folder, f"masks/{stem}-{k}"),
+                "box": list(entry.box),
+                "target_keypoints": _plain(entry.target_keypoints),
+                "image_keypoints": _plain(entry.image_keypoints),
             }
-            for k, thing in enumerate(triplet.objects)
+            for k, entry in enumerate(triplet.objects)
         ],
     }
 

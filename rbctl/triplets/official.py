@@ -14,15 +14,17 @@ There are neither boxes (they come from the masks) nor visibilities (all keypoin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from annotated_types import Len
 
+from rbctl import formats
 from rbctl.errors import InputError, abridged
-from rbctl.files import read_json, read_torch
+from rbctl.files import read_object, read_torch
 from rbctl.paths import inside
 from rbctl.triplets.keypoints import KEYPOINTS, VISIBLE, absent, misplaced
 from rbctl.triplets.masks import box_of, read_mask
@@ -36,6 +38,14 @@ MASKS = "masks"
 _KEYPOINTS_LIMIT = 1 << 20  # bytes; the official files have some 2,000
 
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+_Listed = formats.Check(
+    lambda value: (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value,
+    before=True,
+)
+_Entities = Annotated[tuple[formats.Words, ...], Len(1, len(_NUMBERS)), _Listed]
+_Predicate = Annotated[tuple[str, ...], _Listed]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,15 +72,13 @@ def read(
         InputError: there is no readable ``prompts.json``; with the strict sink, any problem.
     """
     path = folder / PROMPTS
-    prompts = read_json(path)
-    if not isinstance(prompts, dict):
-        raise InputError(f"{path}: a JSON object was expected, the folders of {VIDEOS}/ as its keys")
+    prompts = read_object(path)
     for name, entry in prompts.items():
         reporter = Reporter(name, str(path), sink)
         if not name.strip(".") or "/" in name or "\\" in name:
             reporter.error("is no folder's name")
         elif not isinstance(entry, dict):
-            reporter.error(f"an object with prompt, entities and predicate was expected, not {abridged(entry)}")
+            reporter.error(f"a mapping of prompt, entities and predicate was expected, not {abridged(entry)}")
         elif not follow_outside and (leaving := _leaves(folder, name)):
             reporter.error(leaving)
         else:
@@ -95,15 +103,16 @@ def _leaves(folder: Path, name: str) -> str:
 
 def _triplet(folder: Path, name: str, entry: dict[str, Any], reporter: Reporter, predicate: str) -> Triplet:
     video, masks = folder / VIDEOS / name, folder / MASKS / name
-    names = _entities(entry, reporter) or [""] * max(1, len(list(video.glob("concept*.png"))))
+    entities = entry.get("entities", entry.get("entity"))
+    names = _field(_Entities, "entities", entities, reporter) or [""] * len(list(video.glob("concept*.png"))) or [""]
     files = [_single(video, masks)] if len(names) == 1 else [_one_of(video, masks, k) for k in range(len(names))]
     _leftovers(video, masks, files, reporter)
     targets = _keypoints(video / "motion_keyposes.pth", names, reporter)
     return Triplet(
         id=name,
         target=_picture(video / "motion.png", reporter),
-        prompt=_prompt(entry, reporter),
-        predicate=_predicate(entry, reporter) or predicate,
+        prompt=_field(formats.Words, "prompt", entry.get("prompt"), reporter) or "",
+        predicate=" ".join(_field(_Predicate, "predicate", entry.get("predicate") or [], reporter) or []) or predicate,
         objects=tuple(_object(words, k, files[k], targets[k], reporter) for k, words in enumerate(names)),
     )
 
@@ -140,39 +149,19 @@ def _one_of(video: Path, masks: Path, k: int) -> _Files:
 
 def _leftovers(video: Path, masks: Path, files: list[_Files], reporter: Reporter) -> None:
     """Tell files that belong to no entity: the counts do not agree."""
-    used = {path for thing in files for path in (thing.concept, thing.keypoints, thing.mask)}
+    used = {path for own in files for path in (own.concept, own.keypoints, own.mask)}
     for path in sorted({*video.glob("concept*.png"), *video.glob("concept_keyposes*.pth"), *masks.glob("motion*.png")}):
         if path not in used:
             named = "1 entity" if len(files) == 1 else f"{len(files)} entities"
             reporter.error(f"belongs to none of the {named}", f"name its entity in {PROMPTS}, or remove it", file=path)
 
 
-def _entities(entry: dict[str, Any], reporter: Reporter) -> list[str]:
-    value = entry.get("entities", entry.get("entity"))
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n.strip() for n in names):
-        reporter.error(f"entities: {'is missing' if value is None else f'names were expected, not {abridged(value)}'}")
-        return []
-    if len(names) > len(_NUMBERS):
-        reporter.error(f"entities: {len(names)} are more than the {len(_NUMBERS)} that file names can number")
-    return names[: len(_NUMBERS)]
-
-
-def _prompt(entry: dict[str, Any], reporter: Reporter) -> str:
-    value = entry.get("prompt")
-    if isinstance(value, str) and value.strip():
-        return value
-    reporter.error(f"prompt: {'is missing' if value is None else f'words were expected, not {abridged(value)}'}")
-    return ""
-
-
-def _predicate(entry: dict[str, Any], reporter: Reporter) -> str:
-    value = entry.get("predicate") or []
-    words = [value] if isinstance(value, str) else value
-    if isinstance(words, list) and all(isinstance(word, str) for word in words):
-        return " ".join(words).strip()
-    reporter.error(f"predicate: words were expected, not {abridged(value)}")
-    return ""
+def _field(kind: type[T], name: str, value: Any, reporter: Reporter) -> T | None:
+    """The value of a field; None, which is told, where it is missing or not what the field takes."""
+    checked, faults = formats.examine(kind, value)
+    for fault in ["is missing"] if value is None else faults:
+        reporter.error(f"{name}: {fault}")
+    return checked
 
 
 def _picture(path: Path, reporter: Reporter) -> Path:
@@ -194,7 +183,7 @@ def _mask(path: Path, reporter: Reporter) -> tuple[Path, Box]:
     return path, box
 
 
-def _keypoints(path: Path, names: list[str], reporter: Reporter) -> np.ndarray:
+def _keypoints(path: Path, names: Sequence[str], reporter: Reporter) -> np.ndarray:
     """(N, 17, 3) float32, a row per name; a row that cannot be used is absent."""
     holes = np.stack([absent() for _ in names])
     try:

@@ -12,22 +12,37 @@ the names of the pictures tell: ``3.jpg`` is a target, ``3-cat.jpg`` and ``3-pol
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
 
-from rbctl.errors import InputError, abridged, nearest
-from rbctl.files import numbered_lines, read_json, write_json, write_jsonl
+from annotated_types import MinLen
+
+from rbctl import formats
+from rbctl.errors import InputError, abridged
+from rbctl.files import numbered_lines, read_object, write_json, write_jsonl
 from rbctl.parsing import parse_json
-from rbctl.paths import inside
+from rbctl.paths import inside, leaves
 
 RAW = "raw.jsonl"
 SET = "set.json"
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_KEYS = ("file_name", "text", "predicate", "objects")
-_OBJECT_KEYS = ("name", "role", "image")
+
+
+def _check_picture(path: Path) -> Path:
+    if leaves(str(path)) or "\0" in str(path):
+        raise ValueError(f"{abridged(str(path))} leaves the folder; paths are relative and stay inside")
+    if path.suffix.lower() not in _SUFFIXES:
+        raise ValueError(f"{abridged(str(path))} is no picture's name; known are {', '.join(_SUFFIXES)}")
+    return path
+
+
+_Picture = Annotated[Path, formats.Check(_check_picture)]
+_MaybeWords = Annotated[
+    str, formats.Check(str.strip), formats.Check(lambda value: "" if value is None else value, before=True)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +55,9 @@ class RawObject:
         image: a picture of it alone.
     """
 
-    name: str
-    role: str = ""
-    image: Path
+    name: Annotated[formats.Words, formats.Check(str.strip)]
+    role: _MaybeWords = ""
+    image: _Picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +82,20 @@ class RawTriplet:
     def pictures(self) -> tuple[Path, ...]:
         """The target and the pictures of its individuals."""
         return self.target, *(individual.image for individual in self.objects)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    file_name: _Picture
+    text: _MaybeWords = ""
+    predicate: _MaybeWords = ""
+    objects: Annotated[tuple[RawObject, ...], MinLen(1)]
+
+
+@dataclass(frozen=True)
+class _Origin:
+    origin: str = ""
+    relation: str = ""
 
 
 def read_raw(folder: Path, follow_outside: bool = False) -> tuple[RawTriplet, ...]:
@@ -107,8 +136,8 @@ def write_raw(folder: Path, triplets: Iterable[RawTriplet]) -> None:
             "text": triplet.text,
             "predicate": triplet.predicate,
             "objects": [
-                {"name": thing.name, "role": thing.role, "image": thing.image.relative_to(folder).as_posix()}
-                for thing in triplet.objects
+                {"name": entry.name, "role": entry.role, "image": entry.image.relative_to(folder).as_posix()}
+                for entry in triplet.objects
             ],
         }
         for triplet in triplets
@@ -128,12 +157,8 @@ def read_origin(folder: Path) -> dict[str, Any]:
     path = folder / SET
     if not path.exists():
         return {}
-    facts = read_json(path)
-    if not isinstance(facts, dict):
-        raise InputError(f"{path}: a JSON object was expected")
-    for key in ("origin", "relation"):
-        if not isinstance(facts.get(key, ""), str):
-            raise InputError(f"{path}: {key}: words were expected, not {abridged(facts[key])}")
+    facts = read_object(path)
+    formats.read(_Origin, {key: facts[key] for key in ("origin", "relation") if key in facts}, str(path))
     return facts
 
 
@@ -147,7 +172,7 @@ def _listed(folder: Path) -> tuple[RawTriplet, ...]:
     path, triplets, missing = folder / RAW, list[RawTriplet](), list[str]()
     for number, line in numbered_lines(path):
         where = f"{path}:{number}"
-        triplet = _triplet(folder, parse_json(line, where), where)
+        triplet = _triplet(folder, formats.read(_Row, parse_json(line, where), where))
         if any(other.id == triplet.id for other in triplets):
             raise InputError(
                 f"{where}: file_name: a line above has {abridged(triplet.id)} too; give each its own target"
@@ -160,59 +185,14 @@ def _listed(folder: Path) -> tuple[RawTriplet, ...]:
     return tuple(triplets)
 
 
-def _triplet(folder: Path, row: Any, where: str) -> RawTriplet:
-    _check_keys(row, _KEYS, where, "")
-    target = _picture(folder, row, "file_name", where, "")
-    objects = row.get("objects")
-    if not isinstance(objects, list) or not objects:
-        raise InputError(f"{where}: objects: a list of at least one was expected, each with name, role and image")
-    for k, thing in enumerate(objects):
-        _check_keys(thing, _OBJECT_KEYS, where, f"objects[{k}]")
+def _triplet(folder: Path, row: _Row) -> RawTriplet:
     return RawTriplet(
-        id=target.relative_to(folder).with_suffix("").as_posix(),
-        target=target,
-        text=_words(row, "text", where, ""),
-        predicate=_words(row, "predicate", where, ""),
-        objects=tuple(
-            RawObject(
-                name=_words(thing, "name", where, f"objects[{k}].", needed=True),
-                role=_words(thing, "role", where, f"objects[{k}]."),
-                image=_picture(folder, thing, "image", where, f"objects[{k}]."),
-            )
-            for k, thing in enumerate(objects)
-        ),
+        id=row.file_name.with_suffix("").as_posix(),
+        target=folder / row.file_name,
+        text=row.text,
+        predicate=row.predicate,
+        objects=tuple(replace(entry, image=folder / entry.image) for entry in row.objects),
     )
-
-
-def _check_keys(row: Any, keys: Sequence[str], where: str, field: str) -> None:
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: {f'{field}: ' if field else ''}a JSON object was expected, not {abridged(row)}")
-    for key in row:
-        if key not in keys:
-            named = f"{field}.{key[:60]}" if field else key[:60]
-            raise InputError(f"{where}: no field {named}{nearest(key, keys) or '; fields: ' + ', '.join(keys)}")
-
-
-def _words(row: dict[str, Any], key: str, where: str, prefix: str, needed: bool = False) -> str:
-    value = row.get(key)
-    if value is None and not needed:
-        return ""
-    if not isinstance(value, str) or (needed and not value.strip()):
-        told = "is missing" if value is None else f"words were expected, not {abridged(value)}"
-        raise InputError(f"{where}: {prefix}{key}: {told}")
-    return value.strip()
-
-
-def _picture(folder: Path, row: dict[str, Any], key: str, where: str, prefix: str) -> Path:
-    name = _words(row, key, where, prefix, needed=True)
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name:
-        what = f"{abridged(name)} leaves the folder"
-        raise InputError(f"{where}: {prefix}{key}: {what}; paths are relative and stay inside")
-    if path.suffix.lower() not in _SUFFIXES:
-        what = f"{abridged(name)} is no picture's name"
-        raise InputError(f"{where}: {prefix}{key}: {what}; known are {', '.join(_SUFFIXES)}")
-    return folder / path
 
 
 def _named(folder: Path) -> tuple[RawTriplet, ...]:
@@ -263,10 +243,10 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def _check_names(triplet: RawTriplet, where: str) -> None:
     """Raises InputError when two objects of a triplet have the same name; both pictures are named."""
     seen: dict[str, RawObject] = {}
-    for thing in triplet.objects:
-        other = seen.setdefault(" ".join(thing.name.lower().split()), thing)
-        if other is not thing:
+    for entry in triplet.objects:
+        other = seen.setdefault(" ".join(entry.name.lower().split()), entry)
+        if other is not entry:
             raise InputError(
-                f"{where}: two objects are called {abridged(thing.name)}, {other.image.name} and {thing.image.name}; "
+                f"{where}: two objects are called {abridged(entry.name)}, {other.image.name} and {entry.image.name}; "
                 "give each a name of its own, as 'red cat' and 'blue cat'"
             )
