@@ -34,8 +34,8 @@ def text_of(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-def blocks(page: str, language: str) -> list[str]:
-    return [body for kind, body in FENCE.findall(text_of(page)) if kind == language]
+def blocks(page: str, *languages: str) -> list[str]:
+    return [body for kind, body in FENCE.findall(text_of(page)) if kind in languages]
 
 
 def spans(page: str) -> list[str]:
@@ -48,9 +48,9 @@ def commands(text: str) -> list[list[str]]:
     found = []
     for line in text.replace("\\\n", " ").splitlines():
         for part in re.split(r"&&|\|", line):
-            match = re.search(r"(?:^\s*|-m )rbctl\s(.*)", part)
+            match = re.search(r"(?:^\s*|-m |--module |srun .* )rbctl\s(.*)", part)
             if match:
-                found.append(shlex.split(match[1], comments=True))
+                found.append(shlex.split(match[1].removesuffix("..."), comments=True))
     return found
 
 
@@ -101,7 +101,7 @@ def taken(arguments: list[str]) -> str:
 
 @pytest.mark.parametrize("page", NAMES)
 def test_every_command_of_a_page_is_taken(page: str) -> None:
-    shown = [arguments for body in blocks(page, "") for arguments in commands(body)]
+    shown = [arguments for body in blocks(page, "", "bash", "sh") for arguments in commands(body)]
     assert {shlex.join(arguments): why for arguments in shown if (why := taken(arguments))} == {}
 
 
@@ -112,7 +112,11 @@ def test_every_command_of_a_help_is_taken() -> None:
 
 
 LOOKS = {
-    shlex.join(a): a for page in NAMES for body in blocks(page, "") for a in commands(body) if {*a} & {"--dry-run"}
+    shlex.join(a): a
+    for page in NAMES
+    for body in blocks(page, "", "bash", "sh")
+    for a in commands(body)
+    if {*a} & {"--dry-run"}
 }
 
 
@@ -204,7 +208,7 @@ def test_a_block_is_well_formed(page: str) -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rbctl":
                 module = importlib.import_module(node.module)
                 assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
-    for body in blocks(page, "yaml") + blocks(page, "json"):
+    for body in blocks(page, "yaml", "json"):
         for document in body.replace("...", "").split("\n{") if body.startswith("{") else [body]:
             assert yaml.safe_load(document) is not None
 
