@@ -7,6 +7,7 @@
         seeds: Annotated[tuple[int, ...], MinLen(1)]        # annotated_types: Interval, MinLen, MultipleOf ...
 
     case = read(Case, parse_json(line, where), where)       # InputError: FILE:3: seeds[1]: a whole number was expected
+    case = read_yaml(Case, path)                            # the line in the error is the field's own
 
 Ranges come from ``annotated_types``, rules of our own from :class:`Check`, rules over several fields from
 ``__post_init__`` with a ValueError. Types are strict: true is no number, 3.0 no whole number, NaN nothing. A key that
@@ -24,9 +25,12 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from rbctl.errors import InputError, abridged, nearest
+from rbctl.files import read_text
+from rbctl.parsing import compose_yaml, construct_yaml, line_of
 
 if TYPE_CHECKING:
     import pydantic
@@ -90,23 +94,56 @@ def _filled(text: str) -> str:
 Words = Annotated[str, Check(_filled, schema={"pattern": r"\S"})]
 
 
-def read(kind: type[T], data: Any, where: str) -> T:
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong in a file: ``steps`` are the keys and numbers that lead to it from the top."""
+
+    steps: tuple[str | int, ...]
+    text: str
+
+    def __str__(self) -> str:
+        parts = (f"[{step}]" if isinstance(step, int) else f".{step[:60]}" for step in self.steps)
+        return f"{''.join(parts).removeprefix('.')}: {self.text}" if self.steps else self.text
+
+
+def read(kind: type[T], data: Any, where: str, names: Mapping[str, str] | None = None) -> T:
     """Plain data of JSON or YAML as a ``kind``.
 
     Args:
         where: what the error begins with: FILE or FILE:LINE.
+        names: what the user calls a field, where that is not its name.
 
     Raises:
         InputError: a key is unknown or missing, or a value is not what its field takes; the field is named.
     """
     value, faults = examine(kind, data)
-    if faults:
-        raise InputError(f"{where}: {faults[0]}")
+    for fault in faults:
+        steps = [names.get(str(step), step) for step in fault.steps[:1]] if names else fault.steps[:1]
+        raise InputError(f"{where}: {Fault((*steps, *fault.steps[1:]), fault.text)}")
     return typing.cast(T, value)
 
 
-def examine(kind: type[T], data: Any) -> tuple[T | None, list[str]]:
-    """As :func:`read`, with all that is wrong, as "FIELD: what; the mend"; the value is None then."""
+def read_yaml(kind: type[T], path: Path, defaults: Mapping[str, Any] | None = None) -> T:
+    """A YAML file as a ``kind``.
+
+    Args:
+        defaults: values of keys that the file leaves out.
+
+    Raises:
+        InputError: the file is no YAML or not of that kind; FILE:LINE and field are named.
+    """
+    root = compose_yaml(read_text(path), str(path))
+    content = construct_yaml(root, str(path))
+    if isinstance(content, dict | None):
+        content = {**(defaults or {}), **(content or {})}
+    value, faults = examine(kind, content)
+    for fault in faults:
+        raise InputError(f"{path}:{line_of(root, fault.steps)}: {fault}")
+    return typing.cast(T, value)
+
+
+def examine(kind: type[T], data: Any) -> tuple[T | None, list[Fault]]:
+    """As :func:`read`, with all that is wrong; the value is None then."""
     from pydantic import ValidationError
 
     try:
@@ -120,7 +157,9 @@ def examine(kind: type[T], data: Any) -> tuple[T | None, list[str]]:
         )  # a slip in a key before the gap it leaves
         return None, [_fault(kind, e) for e in errors]
     except RecursionError:
-        return None, ["nested too deeply"]
+        return None, [Fault((), "nested too deeply")]
+    except TypeError as error:  # from Python: an array for a number
+        return None, [Fault((), f"plain values were expected ({error})")]
 
 
 @functools.cache
@@ -131,23 +170,24 @@ def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
     return TypeAdapter(tuple[kind], config={"strict": True, "extra": "forbid", "allow_inf_nan": False})
 
 
-def _fault(kind: type, error: Any) -> str:
-    steps, what = error["loc"][1:], error["type"]
-    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step[:60]}" for step in steps).removeprefix(".")
+def _fault(kind: type, error: Any) -> Fault:
+    steps, what, value = error["loc"][1:], error["type"], error["input"]
     if what == "unexpected_keyword_argument":
         keys = [field.name for field in dataclasses.fields(_kind_at(kind, steps[:-1]))]
-        return f"no key {path!r}{nearest(steps[-1], keys) or '; keys: ' + ', '.join(keys)}"
-    if what == "missing":
+        text = f"no such key{nearest(steps[-1], keys) or '; keys: ' + ', '.join(keys)}"
+    elif what == "missing":
         text = "is missing"
     elif what == "value_error":
         text = str(error["ctx"]["error"])
     elif what == "json_invalid":
-        text = "nested too deeply"
+        text = "nested too deeply" if "recursion" in error["msg"] else "half a character is in it"
     elif expected := _EXPECTED.get(what):
-        text = f"{expected.format(**error.get('ctx', {}))} expected, not {abridged(error['input'])}"
+        text = f"{expected.format(**error.get('ctx', {}))} expected, not {abridged(value)}"
+        if what in ("int_type", "float_type") and isinstance(value, str):
+            text += "; numbers have no quotes, and YAML reads 1.0e-4 as one, but not 1e-4"
     else:
-        text = f"{error['msg']}, not {abridged(error['input'])}"
-    return f"{path}: {text}" if path else text
+        text = f"{error['msg']}, not {abridged(value)}"
+    return Fault(steps, text)
 
 
 def _kind_at(kind: Any, steps: Iterable[str | int]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rbctl.errors import InputError, abridged, reason
@@ -150,6 +150,24 @@ def construct_yaml(root: yaml.Node | None, where: str) -> Any:
             return loader.construct_document(root)
     finally:
         loader.dispose()
+
+
+def line_of(root: yaml.Node | None, steps: Iterable[str | int]) -> int:
+    """The line, from 1, on which a value stands that keys and numbers lead to; of the last of them that is there."""
+    import yaml
+
+    line, node = 1, root
+    for step in steps:
+        parts: list[tuple[Any, Any]] = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [(key, value) for key, value in node.value if key.value == str(step)]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = [(value, value) for number, value in enumerate(node.value) if number == step]
+        if not parts:
+            break
+        key, node = parts[-1]
+        line = key.start_mark.line + 1
+    return line
 
 
 def parse_yaml(text: str, where: str) -> Any:

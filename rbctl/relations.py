@@ -17,7 +17,6 @@ from annotated_types import MinLen
 
 from rbctl import formats
 from rbctl.errors import InputError, abridged, nearest
-from rbctl.files import read_yaml
 from rbctl.templates import fill, places
 
 _NAME = r"[a-z0-9]+(_[a-z0-9]+)*"
@@ -182,4 +181,4 @@ def _shipped_files() -> dict[str, Path]:
 
 
 def _read(path: Path) -> Relation:
-    return formats.read(Relation, {"name": path.stem, **read_yaml(path)}, str(path))
+    return formats.read_yaml(Relation, path, defaults={"name": path.stem})

@@ -6,13 +6,14 @@ import math
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from annotated_types import Interval, MinLen, MultipleOf
 
 from rbctl.errors import InputError
-from rbctl.formats import Check, Words, examine, read, schema
+from rbctl.formats import Check, Words, examine, read, read_yaml, schema
 
 
 def no_seven(number: int) -> int:
@@ -71,15 +72,15 @@ def test_lists_become_tuples_and_mappings_dataclasses() -> None:
     [
         ([1], "a mapping was expected, not [1]"),
         ({}, "kind: is missing"),
-        (content(kin="drawn"), "no key 'kin'; did you mean 'kind'?"),
-        (content(zzz=1), "no key 'pictures[0].zzz'; keys: side, tags, notes, seed, weight"),
+        (content(kin="drawn"), "kin: no such key; did you mean 'kind'?"),
+        (content(zzz=1), "pictures[0].zzz: no such key; keys: side, tags, notes, seed, weight"),
         (content(kind="carved"), "kind: 'drawn' or 'painted' was expected, not 'carved'"),
         (content(pictures=[]), "pictures: 1 or more entries were expected, not []"),
         (content(pictures={"side": 8}), "pictures: a list was expected, not {'side': 8}"),
         (content(side=None), "pictures[0].side: a whole number was expected, not None"),
         (content(side=True), "pictures[0].side: a whole number was expected, not True"),
         (content(side=64.0), "pictures[0].side: a whole number was expected, not 64.0"),
-        (content(side="64"), "pictures[0].side: a whole number was expected, not '64'"),
+        (content(side="64"), "pictures[0].side: a whole number was expected, not '64'; numbers have no quotes"),
         (content(side=0), "pictures[0].side: 8 or more was expected, not 0"),
         (content(side=10**400), "pictures[0].side: 8,192 or less was expected, not 1"),
         (content(side=12), "pictures[0].side: a multiple of 8 was expected, not 12"),
@@ -102,14 +103,49 @@ def test_what_is_wrong_is_one_line_that_names_the_field(data: object, told: str)
 
 
 def test_a_slip_in_a_key_is_told_before_the_gap_it_leaves() -> None:
-    with pytest.raises(InputError, match=r"no key 'pictures\[0\].sid'; did you mean 'side'"):
+    with pytest.raises(InputError, match=r"pictures\[0\].sid: no such key; did you mean 'side'"):
         read(Set, content(pictures=[{"sid": 8}]), "a.json")
 
 
 def test_all_that_is_wrong_is_told_and_nothing_twice() -> None:
     value, faults = examine(Set, content(side=0, tags=[3], shared=2))
     assert value is None
-    assert [fault.partition(":")[0] for fault in faults] == ["pictures[0].side", "pictures[0].tags[0]", "shared"]
+    assert [str(fault).partition(":")[0] for fault in faults] == ["pictures[0].side", "pictures[0].tags[0]", "shared"]
+
+
+def test_a_field_goes_by_the_users_name_for_it() -> None:
+    with pytest.raises(InputError, match=r"^p.txt:1: --side: 8 or more was expected"):
+        read(Picture, {"side": 0}, "p.txt:1", names={"side": "--side"})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("side: 8", "side: 9", "5: pictures[1].side: a multiple of 8"),
+        ("tags: [x, y]", "tags: [x,\n     3]", "7: pictures[1].tags[1]: words were"),
+        ("tags: [x, y]", "tag: [x, y]", "6: pictures[1].tag: no such key"),
+        ("side: 8", "seed: 8", "4: pictures[1].side: is missing"),
+        ("kind: drawn", "kind: [", "3: not valid YAML"),
+        ("kind: drawn", "shared: 3", "1: kind: is missing"),
+        ("shared: false", "shared: 3", "8: shared: true or"),
+        ("pictures:", "extra: []\n<<: {kind: 3}\npictures:", "2: extra: a mapping"),
+    ],
+)
+def test_the_line_of_a_field_in_yaml_is_told(tmp_path: Path, old: str, new: str, told: str) -> None:
+    path = tmp_path / "a.yaml"
+    text = "kind: drawn\npictures:\n  - {side: 64}\n  - weight: 2.5\n    side: 8\n    tags: [x, y]\n\nshared: false\n"
+    path.write_text(text)
+    assert read_yaml(Set, path).pictures[1] == Picture(8, ("x", "y"), weight=2.5)
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(InputError) as caught:
+        read_yaml(Set, path)
+    assert str(caught.value).startswith(f"{path}:{told}")
+
+
+def test_defaults_stand_in_for_keys_that_a_file_leaves_out(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("tags: [x]")
+    assert read_yaml(Picture, tmp_path / "a.yaml", {"side": 8, "tags": []}) == Picture(8, ("x",))
 
 
 @pytest.mark.parametrize("depth", [300, 100_000])

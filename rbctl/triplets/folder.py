@@ -100,7 +100,7 @@ def read(
             reporter = Reporter(PurePosixPath(name).with_suffix("").as_posix(), reporter.file, sink)
         row, faults = formats.examine(_Row, content)
         for fault in faults:
-            reporter.error(fault)
+            reporter.error(str(fault))
         if reporter.triplet in seen:
             reporter.error("file_name: a line above has the same one", "give each triplet its own target")
         seen.add(reporter.triplet)

@@ -159,8 +159,9 @@ def _leftovers(video: Path, masks: Path, files: list[_Files], reporter: Reporter
 def _field(kind: type[T], name: str, value: Any, reporter: Reporter) -> T | None:
     """The value of a field; None, which is told, where it is missing or not what the field takes."""
     checked, faults = formats.examine(kind, value)
-    for fault in ["is missing"] if value is None else faults:
-        reporter.error(f"{name}: {fault}")
+    for fault in faults:
+        text = "is missing" if value is None else fault.text
+        reporter.error(str(formats.Fault((name, *fault.steps), text)))
     return checked
 
 
