@@ -9,6 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import rbctl
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("rbctl", "kernels", "plugins", "recipes")
@@ -99,3 +102,9 @@ def test_the_help_from_the_wheel(site: Path, tmp_path: Path) -> None:
     done = python(site, "sys.argv = ['rbctl', '--help']\nfrom rbctl.cli import main\nmain()", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "unusable" not in done.stdout
+
+
+def test_the_citation_names_the_version_that_is_built() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == rbctl.__version__
+    assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
