@@ -24,7 +24,7 @@ class _Shown(click.ClickException):
 
 @contextlib.contextmanager
 def _in_one_line() -> Iterator[None]:
-    """What the user can mend becomes one line on stderr and exit code 2; Click's usage block is left out."""
+    """An error that the user can mend becomes one line on stderr and exit code 2, without Click's usage block."""
     try:
         yield
     except click.exceptions.NoArgsIsHelpError:
@@ -36,7 +36,7 @@ def _in_one_line() -> Iterator[None]:
 
 
 def _printable(text: str) -> str:
-    """Words of data may hold codes that act on the terminal, or half characters that none can print."""
+    """Without control codes for the terminal and halves of characters, which text from data may hold."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
@@ -57,7 +57,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def _full(error: Exception) -> str | None:
-    """What is used up, where an error of Python or torch says that something is: a memory or the disk."""
+    """What is used up by this error of Python or torch: a memory or the disk; None for any other error."""
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for that
         return "the device's memory"
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
@@ -69,11 +69,11 @@ def _full(error: Exception) -> str | None:
 
 @functools.cache  # a look through all installed packages takes 12 ms, and the help asks once for each stage
 def stages() -> dict[str, list[EntryPoint]]:
-    """All installed stages by name; more than one entry point under a name is a conflict to be told."""
-    found: dict[str, list[EntryPoint]] = {}
+    """All installed stages by name; more than one entry point under a name is a conflict."""
+    by_name: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=GROUP):
-        found.setdefault(entry.name, []).append(entry)
-    return found
+        by_name.setdefault(entry.name, []).append(entry)
+    return by_name
 
 
 def load_stage(name: str, offered: list[EntryPoint]) -> click.Command:
@@ -147,7 +147,7 @@ class Stages(click.Group):
             stage: Any = self.get_command(ctx, ctx.invoked_subcommand or "")
             options = {parameter.name for parameter in stage.params} if stage else set()
             options -= _ON_A_GPU_ALONE if full == "the machine's memory" else set()
-            mends = [told for name, told in _SAVES_MEMORY.items() if name in options]
+            mends = [mend for name, mend in _SAVES_MEMORY.items() if name in options]
             raise _Shown(f"{full} is used up; {', '.join(mends) or 'take one with more'}") from error
         except KeyboardInterrupt:
             click.echo("interrupted; the same command again goes on from what was saved", err=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def examine(stages: dict[str, list[EntryPoint]]) -> dict[str, list[dict[str, str]]]:
     """Rows of {name, state} per topic: versions, devices, attention backends, bundles, stages."""
     return {
-        "versions": [{"name": name, "state": found} for name, found in versions().items()],
+        "versions": [{"name": name, "state": version} for name, version in versions().items()],
         "devices": _devices(),
         "attention backends": _attention(),
         "bundles": _bundles(),
@@ -34,7 +34,7 @@ def _devices() -> list[dict[str, str]]:
 
 
 def _attention() -> list[dict[str, str]]:
-    """What can be used in the precision that ``auto`` picks on each device, and what ``auto`` takes."""
+    """The usable backends in the precision that ``auto`` picks on each device, and the one that ``auto`` takes."""
     import torch
 
     from rbctl.device import DTYPES, pick_precision

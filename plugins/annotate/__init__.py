@@ -11,9 +11,10 @@ from rbctl.plugins.annotate.config import AnnotateConfig
 def command(config: AnnotateConfig) -> None:
     """Annotate the raw triplets in FOLDER, so that 'rbctl finetune --data FOLDER' can learn from them.
 
-    In: raw.jsonl, or pictures by their names: a target 3.jpg, the individuals in it 3-red_cat.jpg and 3-bear.jpg. Out,
-    in the same folder: metadata.jsonl and masks/, the whole native format, and annotations.jsonl, which tells of every
-    triplet how sure each step was and which quality gates it passed. The same command again goes on where it stopped.
+    FOLDER has raw.jsonl, or only pictures with telling names: a target 3.jpg, and its individuals 3-red_cat.jpg and
+    3-bear.jpg. The command writes metadata.jsonl and masks/, the native format, into the same folder. It also writes
+    annotations.jsonl: how confident each step was, and which quality gates each triplet passed. The same command again
+    resumes where it stopped.
 
     \b
       rbctl annotate raw
@@ -24,13 +25,13 @@ def command(config: AnnotateConfig) -> None:
       accelerate launch --num_processes 4 -m rbctl annotate photos
 
     \b
-    Steps and their backends (--backend STEP=NAME, or STEP=PACKAGE.MODULE:FUNCTION for one's own):
+    Steps and their backends (--backend STEP=NAME, or STEP=PACKAGE.MODULE:FUNCTION for your own):
       boxes      oracle, grounding-dino, owlv2
       masks      oracle, sam
       keypoints  oracle, vitpose
       identity   oracle, clip
-      captions   llava; only on demand, for pictures without a text
-    Of a set of the embedded world oracle is the default of all; else the second of each.
+      captions   llava; only on request, for pictures without a text
+    For sets of the embedded world the default is oracle; for others it is the second of each.
     """
     from rbctl.plugins.annotate.run import run
 

@@ -17,8 +17,8 @@ _follow_outside = click.option("--follow-outside", is_flag=True, help=FOLLOW_OUT
 def command() -> None:
     """Bring in, check and show triplets, the data of one relation.
 
-    A triplet is a target picture that shows the relation, a picture of each individual alone, and a prompt, annotated
-    with masks, boxes and keypoints. Four to six of them teach a relation.
+    A triplet is a target picture that shows the relation, a picture of each individual alone, and a prompt. It is
+    annotated with masks, boxes and keypoints. Four to six triplets teach a relation.
 
     \b
       rbctl data check triplets/hug
@@ -62,9 +62,9 @@ def import_(source: Path, dest: Path, predicate: str, as_json: bool, follow_outs
 @_follow_outside
 @click.pass_context
 def check(ctx: click.Context, folder: Path, as_json: bool, follow_outside: bool) -> None:
-    """Print everything that is wrong with FOLDER, a line each; exit with 2 where something must be mended.
+    """Print everything that is wrong with FOLDER, one line each; exit with 2 if something must be fixed.
 
-    Either layout will do. A warning does not fail.
+    FOLDER may have either layout. A warning does not fail.
 
     \b
       rbctl data check triplets/hug

@@ -9,11 +9,11 @@ from rbctl.plugins.demo.config import DemoConfig
 @click.command("demo", cls=StageCommand)
 @config_options(DemoConfig)
 def command(config: DemoConfig) -> None:
-    """Teach the small base model a relation it never saw, and show it before and after.
+    """Teach the small base model a new relation, and show pictures before and after.
 
-    Six triplets are drawn, a LoRA is tuned on them, and pictures of individuals that no training showed are sampled
-    with and without it. Out: demo.png, a row per pair: the two image prompts, base model, LoRA, and how the embedded
-    world itself draws them. The same command again goes on where it stopped.
+    The command draws six triplets, tunes a LoRA on them, and samples pairs of new individuals with and without it.
+    demo.png has a row per pair: two image prompts, base model, LoRA, and how the embedded world itself draws them. The
+    same command again resumes where it stopped.
 
     \b
       rbctl demo

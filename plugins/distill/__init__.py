@@ -11,10 +11,10 @@ from rbctl.plugins.distill.config import DistillConfig
 def command(config: DistillConfig) -> None:
     """Distil a CLIP image tower into the local encoder, with DeepSpeed.
 
-    In: a CLIP of open_clip (no captions are needed) and pictures: a folder, COCO (folder and json), or WebDataset
-    shards. Out: runs/distill/MODEL/clipself/, which a bundle takes as its local encoder, with metrics, evaluation, a
-    picture of the features and checkpoints beside it. The same command again goes on where it stopped, with another
-    number of processes too.
+    It needs a CLIP of open_clip and pictures: a folder, COCO (folder and json), or WebDataset shards. Captions are not
+    needed. The result is runs/distill/MODEL/clipself/, which a bundle takes as its local encoder. Metrics, evaluation,
+    a picture of the features and checkpoints are beside it. The same command again resumes where it stopped, also with
+    another number of processes.
 
     \b
       rbctl distill --recipe mini --data photographs

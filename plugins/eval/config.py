@@ -61,7 +61,7 @@ class EvalConfig:
     batch_size: int = option(
         16, "Pictures encoded at once; changes nothing but speed and memory.", group="Hardware", min=1, max=4096
     )
-    seed: int = option(0, "Of the bootstrap and the tests.", group="Run", min=0, max=2**63 - 1)
+    seed: int = option(0, "Random seed for bootstrap intervals and tests.", group="Run", min=0, max=2**63 - 1)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.", group="Hardware")
     show: int = option(24, "Cases whose pictures the report shows.", group="Run", min=0, max=100_000)
     json: bool = option(False, "Print JSON for a program to read.")

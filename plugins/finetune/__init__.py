@@ -11,17 +11,17 @@ from rbctl.plugins.finetune.config import FinetuneConfig
 def command(config: FinetuneConfig) -> None:
     """Tune a relation LoRA on a few triplets.
 
-    In: a folder of triplets (rbctl data show FOLDER draws them); without one, the embedded world draws some. Out:
-    runs/finetune/RELATION/lora.safetensors, with metrics, previews and checkpoints beside it. The same command again
-    goes on where it stopped.
+    --data is a folder of triplets ('rbctl data show FOLDER' draws them). Without it, the embedded world renders some.
+    The result is runs/finetune/RELATION/lora.safetensors, with metrics, previews and checkpoints beside it. The same
+    command again resumes where it stopped.
 
-    A prior set keeps the LoRA from spoiling what the base model can do besides: some samples of every batch come from
-    it, and what is forgotten is measured on it at the end (forgetting.json). It is drawn where the triplets are. For
-    SDXL, let the base model make it: rbctl sample ordinary.txt --bundle sdxl --lora none, then --prior
+    A prior set keeps the LoRA from spoiling what the base model can do. Some samples of every batch come from it, and
+    forgetting.json measures at the end what was forgotten. If triplets are rendered, the prior set is rendered too.
+    For SDXL, let the base model make it: rbctl sample ordinary.txt --bundle sdxl --lora none, then --prior
     runs/sample/ordinary.
 
-    --method learns something else on the same bundle, to compare with: an embedding of the relation (ReVersion) or of
-    one subject (Textual Inversion), or a subject's DreamBooth LoRA. docs/baselines.md tells of them.
+    --method trains a baseline on the same bundle: an embedding of the relation (ReVersion) or of one subject (Textual
+    Inversion), or a subject's DreamBooth LoRA. docs/baselines.md explains them.
 
     \b
       rbctl finetune --relation ride

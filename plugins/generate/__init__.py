@@ -11,13 +11,13 @@ from rbctl.plugins.generate.config import GenerateConfig
 def command(config: GenerateConfig) -> None:
     """Make raw triplets of a relation: a target picture of a pair in it, and a neutral picture of each individual.
 
-    Out: a folder with raw.jsonl, set.json, the pictures and grid.png, which 'rbctl annotate' takes. The same command
+    The result is a folder with raw.jsonl, set.json, the pictures and grid.png, for 'rbctl annotate'. The same command
     again makes only what is missing.
 
     \b
     miniature   draws the triplets in the embedded world
-    openai      asks the OpenAI images API; the key is read from OPENAI_API_KEY, --budget bounds what is spent
-    diffusers   runs a local text-to-image pipeline; nothing holds identities between its pictures
+    openai      calls the OpenAI images API; the key is read from OPENAI_API_KEY, and --budget limits the cost
+    diffusers   runs a local text-to-image pipeline, which does not keep identities between pictures
 
     \b
       rbctl generate --relation ride -n 6

@@ -11,7 +11,7 @@ import click
 def command() -> None:
     """Fetch, check and put together bundles: all frozen networks of a base model in one folder.
 
-    Bundles lie under $RBCTL_BUNDLES; else in ./bundles where there is one; else in ~/.cache/rbctl/bundles.
+    Bundles are in $RBCTL_BUNDLES, else in ./bundles if it exists, else in ~/.cache/rbctl/bundles.
 
     \b
       rbctl models pull sdxl
@@ -34,7 +34,7 @@ def list_(as_json: bool) -> None:
 def pull(name: str, output: Path | None) -> None:
     """Download bundle NAME of the catalogue from the hub, check every file, record commits and hashes.
 
-    Interrupted, the same command goes on. HF_ENDPOINT names another hub, HF_TOKEN opens gated repositories.
+    After an interruption, the same command resumes. HF_ENDPOINT names another hub, HF_TOKEN opens gated repositories.
     """
     from .run import fetch
 
@@ -44,7 +44,7 @@ def pull(name: str, output: Path | None) -> None:
 @command.command()
 @click.argument("name_or_folder")
 def verify(name_or_folder: str) -> None:
-    """Hash all files of a bundle again and compare with what was recorded when it came."""
+    """Hash all files of a bundle again, and compare with the hashes recorded at download."""
     from .run import check
 
     check(name_or_folder)

@@ -11,9 +11,10 @@ from rbctl.plugins.sample.config import SampleConfig
 def command(config: SampleConfig) -> None:
     """Sample pictures from PROMPTS, a prompts.txt or a YAML file.
 
-    One prompt a line, the individuals' pictures inline; the relation's LoRA is found in the runs folder and its layout
-    prior places the boxes. Out: PNGs, grid.png and metadata.jsonl in runs/sample/NAME. The same command again makes
-    only what is missing, wherever a line has moved; no picture is overwritten by another prompt's.
+    A line has one prompt, with the individuals' pictures inline. The relation is read from the prompt; its LoRA is
+    looked up in runs/finetune/RELATION[-BUNDLE], and its layout prior places the boxes. PNGs, grid.png and
+    metadata.jsonl go to runs/sample/NAME. The same command again makes only what is missing, also if lines have moved.
+    No prompt overwrites the picture of another.
 
     \b
       A {cat: pets/tom.jpg} is riding a {plush bear: toys/bear.png} --d 7 --s 30 --n "lowres"
