@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from commands import call, refused
 from PIL import Image
 
-from rbctl.cli import main
 from rbctl.errors import InputError, abridged
 from rbctl.files import read_json, read_safetensors, read_text, read_torch, read_yaml, write_safetensors
 from rbctl.images import MOST_PIXELS, read_image
@@ -35,18 +34,6 @@ predicate: x
 prompts: ['A {subject} x a {object}.']
 roles: [{name: a, box: [0, 0, 0.5, 1]}, {name: b, box: [0.5, 0, 1, 1]}]
 """
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, (result.output[:500], result.exception)
-    assert isinstance(result.exception, SystemExit)
-    assert len(result.output) < 1000
-    for word in words:
-        assert word in result.output
 
 
 @pytest.fixture(autouse=True)

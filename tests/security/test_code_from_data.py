@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from commands import call, refused
 from PIL import Image
 
 import rbctl
-from rbctl.cli import main
 from rbctl.errors import InputError
 from rbctl.images import FORMATS, read_image
 from rbctl.pretrained import from_pretrained, refuse_code
@@ -25,17 +24,6 @@ from rbctl.shards import samples
 
 ROOT = Path(rbctl.__file__).parent.parent
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, (result.output, result.exception)
-    assert isinstance(result.exception, SystemExit)
-    for word in words:
-        assert word in result.output
 
 
 # --- shards

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from commands import call
 from PIL import Image
 from processes import run as run_process
 from safetensors import SafetensorError
 
-from rbctl.cli import main
 from rbctl.errors import InputError
 from rbctl.files import atomic_write
 from rbctl.memory import forward_bytes, picture_bytes
@@ -24,10 +23,6 @@ from rbctl.relations import load_relation
 from rbctl.runs import claim
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 # --- the disk

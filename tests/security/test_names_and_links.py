@@ -9,27 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from commands import call, refused
 from PIL import Image
 
-from rbctl.cli import main
 from rbctl.errors import InputError
 from rbctl.files import append_line, atomic_write, write_text
 from rbctl.menagerie.triplets import draw_triplets
 from rbctl.paths import inside
 from rbctl.relations import load_relation
 from rbctl.runs import claim
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, (result.output, result.exception)
-    assert isinstance(result.exception, SystemExit)
-    for word in words:
-        assert word in result.output
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from commands import call
 from PIL import Image
 from test_annotate_review import browser, chromium  # noqa: F401
 
@@ -29,10 +30,6 @@ OBJECT = {
     "image_box": [0.1, 0.1, 0.9, 0.9], "pose_change": 0.3, "target_confidence": [0.5] * 17,
     "image_confidence": [0.9] * 17,
 }  # fmt: skip
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [*map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
