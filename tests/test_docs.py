@@ -246,5 +246,8 @@ def test_the_glossary_is_sorted_and_every_entry_says_where_it_lives() -> None:
     for term, entry in zip(terms, entries, strict=True):
         assert re.search(r"\]\([^)]+\)\s*$", entry), f"{term}: ends with a link"
         assert len(re.findall(r"[.:] ", entry)) <= 4, f"{term}: one or two plain sentences"
-    for page in ("README.md", "docs/architecture.md"):
-        assert "glossary.md)" in text_of(page)
+    assert "glossary.md)" in text_of("docs/architecture.md")
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    assert [page for page in NAMES if page.startswith("docs/") and f"({page}" not in text_of("README.md")] == []
