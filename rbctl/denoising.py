@@ -27,6 +27,24 @@ def guide(prediction: torch.Tensor, guidance_scale: torch.Tensor) -> torch.Tenso
     return unconditional + guidance_scale[:, None, None, None] * (conditional - unconditional)
 
 
+def predict(unet: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    """The UNet's output for B noisy latents, (B, C, h, w) float32.
+
+    Args:
+        latents: (B, C, h, w), as the scheduler scales them.
+        timesteps: (B,), or one for all.
+    """
+    output: torch.Tensor = unet(
+        latents.to(conditioning.prompt_embeds.dtype),
+        timesteps,
+        encoder_hidden_states=conditioning.prompt_embeds,
+        cross_attention_kwargs={"conditioning": conditioning},
+        added_cond_kwargs=conditioning.added_cond_kwargs,
+        return_dict=False,
+    )[0]
+    return output.float()
+
+
 @torch.no_grad()
 def denoise(
     unet: Any,
@@ -53,14 +71,7 @@ def denoise(
     latents = noise.float() * scheduler.init_noise_sigma
     for number, timestep in enumerate(scheduler.timesteps):
         doubled = latents if guidance_scale is None else torch.cat([latents, latents])
-        prediction = unet(
-            scheduler.scale_model_input(doubled, timestep).to(conditioning.prompt_embeds.dtype),
-            timestep,
-            encoder_hidden_states=conditioning.prompt_embeds,
-            cross_attention_kwargs={"conditioning": conditioning},
-            added_cond_kwargs=conditioning.added_cond_kwargs,
-            return_dict=False,
-        )[0].float()
+        prediction = predict(unet, scheduler.scale_model_input(doubled, timestep), timestep, conditioning)
         if guidance_scale is not None:
             prediction = guide(prediction, guidance_scale)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]

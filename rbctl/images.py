@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # No format here starts a program, as Pillow's EPS does (Ghostscript), or opens other files.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})  # by which a folder's are known
 MOST_PIXELS = 120_000_000  # of a picture with alpha they take 1.8 GB on the way to RGB
 
 # What Pillow's decoders raise on damaged pictures, by fuzzing.

@@ -8,6 +8,21 @@ import torch
 from torch.nn.functional import interpolate, mse_loss
 
 
+def noised(
+    latents: torch.Tensor, noise: torch.Tensor, alphas_cumprod: torch.Tensor, prediction_type: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The UNet's input z_t = sqrt(abar) z + sqrt(1 - abar) eps, and what its output should be: eps, or v.
+
+    Args:
+        latents, noise: (B, C, h, w) float32.
+        alphas_cumprod: (B,), abar at each sample's timestep.
+        prediction_type: "epsilon" or "v_prediction".
+    """
+    signal, sigma = alphas_cumprod.sqrt()[:, None, None, None], (1 - alphas_cumprod).sqrt()[:, None, None, None]
+    target = noise if prediction_type == "epsilon" else signal * noise - sigma * latents
+    return signal * latents + sigma * noise, target
+
+
 def pred_original_sample(
     noisy_latents: torch.Tensor, model_pred: torch.Tensor, alphas_cumprod: torch.Tensor, prediction_type: str
 ) -> torch.Tensor:

@@ -4,6 +4,7 @@ import click
 
 from rbctl.options import StageCommand, config_options
 from rbctl.plugins.finetune.config import FinetuneConfig
+from rbctl.processes import world
 
 
 @click.command("finetune", cls=StageCommand)
@@ -28,10 +29,8 @@ def command(config: FinetuneConfig) -> None:
       rbctl finetune --relation hug --data triplets/hug --recipe paper --prior runs/sample/ordinary
       rbctl finetune --method textual_inversion --data pictures/rex --class-noun dog --recipe textual_inversion
     """
-    if config.method == "relation_lora":
-        from rbctl.plugins.finetune.run import run
-    else:
-        from rbctl.plugins.finetune.baselines import run
+    from rbctl.plugins.finetune.run import run
 
-    if path := run(config):
+    path = run(config)
+    if world().first:
         click.echo(path)

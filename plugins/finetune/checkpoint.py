@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -13,15 +13,14 @@ from rbctl.errors import InputError
 
 
 def save(
-    folder: Path,
+    path: Path,
     step: int,
     parameters: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     scaler: Mapping[str, float],
-    keep: int,
     facts: kept.Facts,
-) -> Path:
-    """Write ``step-XXXXXX.safetensors`` atomically, then drop all but the last ``keep``.
+) -> None:
+    """Write a checkpoint, atomically.
 
     Args:
         scaler: the gradient scaler's state, empty where there is none.
@@ -32,25 +31,19 @@ def save(
         tensors[f"lora.{name}"] = parameter
         for part, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{part}.{name}"] = value
-    path = folder / f"step-{step:06d}.safetensors"
     kept.save(path, tensors, facts)
-    for old in found(folder)[:-keep]:
-        old.unlink()
-    return path
-
-
-def found(folder: Path) -> list[Path]:
-    """All checkpoints, the oldest first."""
-    return sorted(folder.glob("step-*.safetensors"))
 
 
 def restore(
-    folder: Path,
+    paths: Sequence[Path],
     parameters: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     facts: kept.Facts,
 ) -> tuple[int, dict[str, float]]:
     """Load the newest whole checkpoint into the parameters and the optimizer.
+
+    Args:
+        paths: all checkpoints, the oldest first.
 
     Returns:
         Its step (0 without a checkpoint) and the gradient scaler's state.
@@ -58,34 +51,37 @@ def restore(
     Raises:
         InputError: there are checkpoints, but none that is whole and of this run.
     """
-    for path in reversed(found(folder)):
+    for path in reversed(paths):
         try:
             tensors = kept.read(path, facts)
             _check(path, tensors, parameters)
         except InputError as error:
             click.echo(f"{error}; trying the one before", err=True)
             continue
-        parts = [(key.split(".", 2), value) for key, value in tensors.items()]
         for name, parameter in parameters.items():
             parameter.data.copy_(tensors[f"lora.{name}"])
+            state = {part: tensors[key] for part in _MOMENTS if (key := f"optimizer.{part}.{name}") in tensors}
             # AdamW keeps its step count on the CPU.
-            optimizer.state[parameter] |= {
-                key[1]: value if key[1] == "step" else value.to(parameter.device)
-                for key, value in parts
-                if key[0] == "optimizer" and key[2] == name
-            }
-        return int(tensors["step"]), {key[1]: value.item() for key, value in parts if key[0] == "scaler"}
-    if found(folder):
-        raise InputError(f"{folder}: no checkpoint of this run that is whole; begin anew with --no-resume")
+            state = {part: value if part == "step" else value.to(parameter.device) for part, value in state.items()}
+            optimizer.state[parameter] |= state
+        scaler = {key.removeprefix("scaler."): t.item() for key, t in tensors.items() if key.startswith("scaler.")}
+        return int(tensors["step"]), scaler
+    if paths:
+        raise InputError(f"{paths[0].parent}: no checkpoint of this run that is whole; begin anew with --no-resume")
     return 0, {}
 
 
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
+
+
 def _check(path: Path, tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.nn.Parameter]) -> None:
-    """Raises InputError where tensors are not the parameters, and what AdamW keeps of each."""
-    shapes = {f"lora.{name}": p.shape for name, p in parameters.items()} | {"step": torch.Size()}
-    lacking = shapes.keys() - tensors.keys()
-    for part, sizes in (("exp_avg", None), ("exp_avg_sq", None), ("step", torch.Size())):
-        shapes |= {f"optimizer.{part}.{name}": p.shape if sizes is None else sizes for name, p in parameters.items()}
-    wrong = [key for key, tensor in tensors.items() if shapes.get(key) != tensor.shape and key[:7] != "scaler."]
-    if lacking or wrong:
+    """Raises InputError where tensors are not the parameters, and what AdamW keeps of each that has had a gradient."""
+    needed = {f"lora.{name}": p.shape for name, p in parameters.items()} | {"step": torch.Size()}
+    moments = {
+        f"optimizer.{part}.{name}": torch.Size() if part == "step" else p.shape
+        for name, p in parameters.items()
+        for part in _MOMENTS
+    }
+    shapes = {key: tensor.shape for key, tensor in tensors.items() if not key.startswith("scaler.")}
+    if needed.keys() - shapes.keys() or any((needed | moments).get(key) != shape for key, shape in shapes.items()):
         raise InputError(f"{path}: is a checkpoint of something else")

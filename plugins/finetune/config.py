@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rbctl.defaults import BUNDLE
 from rbctl.options import option
 from rbctl.paths import FOLLOW_OUTSIDE
 
 # What the bundle mini was taught, so that it can forget it (recipes/mini.yaml, section pretrain).
 EASY = ("stand_next_to", "sit_beside", "lie_beside", "hide_behind", "jump_over", "chase", "face", "lean_on", "wave_to")
+
+# Called in every process after every step, with its number and its row of the metrics; what is true asks to stop.
+Callback = Callable[[int, Mapping[str, float]], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +32,7 @@ class FinetuneConfig:
     )
     follow_outside: bool = option(False, FOLLOW_OUTSIDE)
     triplets: int = option(6, "How many triplets are drawn where no --data is given.", min=1, max=10_000)
-    bundle: str = option("mini", "Base model: a name of 'rbctl models list', or a folder.", group="Model")
+    bundle: str = option(BUNDLE, "Base model: a name of 'rbctl models list', or a folder.", group="Model")
     output: Path | None = option(
         None, "Run folder. [default: runs/finetune/RELATION, or RELATION-BUNDLE if not of mini]", group="Run"
     )

@@ -11,8 +11,8 @@ import torch
 
 from rbctl import lora, losses
 from rbctl.files import write_json
-from rbctl.plugins.finetune.config import FinetuneConfig
-from rbctl.plugins.finetune.objective import Schedule, draw_fixed, predict
+from rbctl.plugins.finetune.objective import Objective
+from rbctl.plugins.finetune.samples import fixed_micro_batch
 from rbctl.progress import progress
 
 _LEVELS = 4  # timesteps of each scene, evenly spread
@@ -20,46 +20,39 @@ _MOST = 64  # scenes
 
 
 @torch.no_grad()
-def measure(
-    unet: Any,
-    prior: Mapping[str, torch.Tensor],
-    schedule: Schedule,
-    config: FinetuneConfig,
-    gamma: float,
-    levels: int,
-) -> dict[str, Any]:
+def measure(unet: Any, prior: Mapping[str, torch.Tensor], objective: Objective) -> dict[str, Any]:
     """Mean denoising loss over prior scenes and timesteps, the same noise in both: ``without`` and ``with`` the LoRA.
 
     Args:
-        prior: frozen results of the prior set.
+        prior: encodings of the prior set.
     """
-    count, steps = min(_MOST, prior["boxes"].shape[0]), len(schedule.alphas_cumprod)
+    count, steps = min(_MOST, prior["boxes"].shape[0]), len(objective.alphas_cumprod)
     timesteps = [round(steps * (k + 0.5) / _LEVELS) for k in range(_LEVELS)]
     pairs = [(scene, timestep) for scene in range(count) for timestep in timesteps]
-    device = schedule.alphas_cumprod.device
-    found: dict[str, Any] = {"scenes": count, "timesteps": timesteps}
+    size = objective.config.batch_size
+    means: dict[str, float] = {}
     training = unet.training
     unet.eval()
     with progress(2 * len(pairs), "measuring what is forgotten", unit="sample") as bar:
         for name, adapter in (("without", None), ("with", lora.ADAPTER)):
             lora.use(unet, adapter)
             total = 0.0
-            for first in range(0, len(pairs), config.batch_size):
-                batch = draw_fixed(prior, pairs[first : first + config.batch_size], device)
-                made = predict(unet, batch, schedule, config, gamma, levels)
-                total += float(losses.denoising(made.output, made.target).sum())
+            for first in range(0, len(pairs), size):
+                batch = fixed_micro_batch(prior, pairs[first : first + size], objective.alphas_cumprod.device)
+                prediction = objective.predict(unet, batch)
+                total += float(losses.denoising(prediction.output, prediction.target).sum())
                 bar.update(len(batch.timesteps))
-            found[name] = total / len(pairs)
+            means[name] = total / len(pairs)
     unet.train(training)
-    return found
+    return {"scenes": count, "timesteps": timesteps, **means}
 
 
-def report(path: Path, found: Mapping[str, Any]) -> None:
+def report(path: Path, measured: Mapping[str, Any]) -> None:
     """Write what was measured, and say it in a line."""
-    change = 100 * (found["with"] / found["without"] - 1)
-    write_json(path, {**found, "change_percent": round(change, 3)})
+    change = 100 * (measured["with"] / measured["without"] - 1)
+    write_json(path, {**measured, "change_percent": round(change, 3)})
     click.echo(
-        f"prior scenes ({found['scenes']}): denoising loss {found['without']:.4f} without the LoRA, "
-        f"{found['with']:.4f} with it ({change:+.1f} %)",
+        f"prior scenes ({measured['scenes']}): denoising loss {measured['without']:.4f} without the LoRA, "
+        f"{measured['with']:.4f} with it ({change:+.1f} %)",
         err=True,
     )

@@ -3,67 +3,49 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
 from rbctl.errors import InputError
-from rbctl.files import append_line
-from rbctl.metrics import cut
 from rbctl.plugins.finetune import checkpoint
-from rbctl.plugins.finetune.config import FinetuneConfig
+from rbctl.plugins.finetune.config import Callback
 from rbctl.progress import progress
-from rbctl.runs import stop_signals
+from rbctl.runs import Run, stop_signals
 
 
-def accelerated(config: FinetuneConfig, output: Path) -> tuple[Any, str]:
-    """An Accelerator as the options ask for it, and the precision picked.
+@dataclass(frozen=True)
+class Task:
+    """What is trained.
 
-    Raises:
-        InputError: device, precision or attention backend are not to be had.
-    """
-    from accelerate import Accelerator
-
-    device = pick_device(config.device)
-    precision = pick_precision(config.precision, device)
-    if precision == "fp16" and device.type == "cpu":
-        raise InputError("--precision fp16: training in fp16 needs CUDA; take bf16 or fp32")
-    pick_attention(config.attention, device, DTYPES[precision])
-    accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
-        cpu=device.type == "cpu",
-        log_with="tensorboard" if config.tensorboard else None,
-        project_dir=str(output),
-    )
-    return accelerator, precision
-
-
-def train(
-    config: FinetuneConfig,
-    name: str,
-    model: torch.nn.Module,
-    parameters: Mapping[str, torch.nn.Parameter],
-    loss_of: Callable[[Any, Sequence[int]], tuple[torch.Tensor, dict[str, torch.Tensor]]],
-    output: Path,
-    accelerator: Any,
-    facts: Mapping[str, Any],
-    preview: Callable[[Path], None] | None = None,
-) -> None:
-    """Train the parameters from the last checkpoint on, to ``config.steps`` steps.
-
-    Args:
+    Attributes:
         name: of the progress bar.
         parameters: what is learned, parameters of ``model``; all others of it are frozen.
-        loss_of: called with the model as accelerate prepares it and the numbers of a micro-batch's samples; the mean
+        loss: called with the model as accelerate prepares it and the numbers of a micro-batch's samples; the mean
             loss, and its parts for the metrics.
+        preview: writes a preview picture into a file.
+    """
+
+    name: str
+    model: torch.nn.Module
+    parameters: Mapping[str, torch.nn.Parameter]
+    loss: Callable[[Any, Sequence[int]], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+    preview: Callable[[Path], None] | None = None
+
+
+def train(run: Run, task: Task, accelerator: Any, facts: Mapping[str, Any], callback: Callback | None) -> int:
+    """Train the parameters from the last checkpoint on, to ``config.steps`` steps or until the callback stops it.
+
+    Args:
         facts: what the run depends on besides the options; a checkpoint made from anything else is not taken up.
-        preview: draws a preview picture into a file.
+
+    Returns:
+        The steps that are done.
 
     Raises:
         InputError: the folder's run is longer, or the loss or the weights became NaN; no such weights are saved.
@@ -71,92 +53,91 @@ def train(
     """
     from diffusers.optimization import get_scheduler
 
-    main, device = accelerator.is_main_process, accelerator.device
+    config, parameters, device = run.config, task.parameters, accelerator.device
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    rates = get_scheduler(
+    schedule = get_scheduler(
         config.lr_scheduler,
         optimizer,
         num_warmup_steps=config.lr_warmup_steps,
         num_training_steps=config.steps,
     )
-    rate_of = rates.lr_lambdas[0]
+    rate_of = schedule.lr_lambdas[0]
 
-    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    model, prepared_optimizer = accelerator.prepare(task.model, optimizer)
     # Not before: accelerate would move AdamW's step counts onto the GPU, and every step would wait for each of them.
-    checkpoints = output / "checkpoints"
-    start, scaler_state = checkpoint.restore(checkpoints, parameters, optimizer, facts)
+    start, scaler_state = checkpoint.restore(run.checkpoints(), parameters, optimizer, facts)
     if start > config.steps:
-        raise InputError(f"{output}: {start} steps are done, more than --steps {config.steps}; choose another --output")
+        mend = "choose another --output"
+        raise InputError(f"{run.folder}: {start} steps are done, more than --steps {config.steps}; {mend}")
     scaler = accelerator.scaler
     if scaler is not None and scaler_state:
         scaler.load_state_dict(scaler_state)
-
-    ranks, rank = accelerator.num_processes, accelerator.process_index
-    metrics = output / "metrics.jsonl"
-    if main:
-        cut(metrics, start)
+    run.cut(start)
     if config.tensorboard:
-        accelerator.init_trackers(output.name)
+        accelerator.init_trackers(run.folder.name)
 
     def save(step: int) -> None:
         moments = [value for p in parameters.values() for value in optimizer.state[p].values()]
         if not all(bool(tensor.isfinite().all()) for tensor in (*parameters.values(), *moments)):
-            raise InputError(
-                f"{output}: the weights became NaN or infinite by step {step} and are not saved; lower --learning-rate"
-            )
-        if main:
-            state = {} if scaler is None else scaler.state_dict()
-            checkpoint.save(checkpoints, step, parameters, optimizer, state, config.keep_checkpoints, facts)
+            what = f"the weights became NaN or infinite by step {step} and are not saved"
+            raise InputError(f"{run.folder}: {what}; lower --learning-rate")
+        if run.world.first:
+            path = run.folder / "checkpoints" / f"step-{step:06d}.safetensors"
+            checkpoint.save(path, step, parameters, optimizer, {} if scaler is None else scaler.state_dict(), facts)
+            for old in run.checkpoints()[: -config.keep_checkpoints]:
+                old.unlink()
 
-    def show(step: int) -> None:
-        path = output / "previews" / f"step-{step:06d}.png"
+    def preview(step: int) -> None:
+        path = run.folder / "previews" / f"step-{step:06d}.png"
         due = config.preview_every and step % config.preview_every == 0
         # That of a checkpoint is there, unless a kill came between the two.
-        if main and preview and due and not (0 < step == start and path.is_file()):
-            preview(path)
+        if run.world.first and task.preview and due and not (0 < step == start and path.is_file()):
+            task.preview(path)
 
-    with stop_signals() as stop, progress(config.steps, f"finetune {name}", initial=start) as bar:
-        show(start)
+    done = start
+    with stop_signals() as stop, progress(config.steps, f"finetune {task.name}", initial=start) as bar:
+        preview(start)
         for step in range(start, config.steps):
-            begun = time.perf_counter()
+            begun, done = time.perf_counter(), step + 1
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * rate_of(step)
             totals: dict[str, torch.Tensor] = {}
             for micro in range(config.gradient_accumulation):
-                first = ((step * config.gradient_accumulation + micro) * ranks + rank) * config.batch_size
-                numbers = range(first, first + config.batch_size)
+                batch = (step * config.gradient_accumulation + micro) * run.world.size + run.world.rank
+                numbers = range(batch * config.batch_size, (batch + 1) * config.batch_size)
                 last = micro == config.gradient_accumulation - 1
-                with contextlib.nullcontext() if last else accelerator.no_sync(prepared_model):
-                    loss, parts = loss_of(prepared_model, numbers)
+                with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                    loss, parts = task.loss(model, numbers)
                     accelerator.backward(loss / config.gradient_accumulation)
                 for part, value in {"loss": loss.detach(), **parts}.items():
                     totals[part] = totals.get(part, torch.zeros_like(value)) + value / config.gradient_accumulation
             norm = accelerator.clip_grad_norm_(parameters.values(), config.max_grad_norm or math.inf)
             prepared_optimizer.step()
             prepared_optimizer.zero_grad()
-            done = step + 1
             row = {part: float(accelerator.reduce(value, "mean")) for part, value in totals.items()}
             if scaler is None and not all(map(math.isfinite, row.values())):
-                raise InputError(f"{output}: the loss became NaN at step {done}; lower --learning-rate")
+                raise InputError(f"{run.folder}: the loss became NaN at step {done}; lower --learning-rate")
             row |= {"grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"]}
             row["seconds"] = round(time.perf_counter() - begun, 4)
             if device.type == "cuda":
                 row["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-            if main:
-                try:
-                    append_line(metrics, json.dumps({"step": done, **row}))
-                except InputError:
-                    save(done)
-                    raise
+            try:
+                run.log(done, row)
+            except InputError:  # the disk is full; a checkpoint is more than a row
+                save(done)
+                raise
             accelerator.log(row, step=done)
             bar.set_postfix({part: f"{row[part]:.4f}" for part in totals}, refresh=False)
             bar.update()
-            # A signal may reach one rank alone; all have to stop at the same step.
-            stopping = bool(accelerator.reduce(torch.tensor(float(stop.requested), device=device), "sum") > 0)
-            if stopping or done == config.steps or (config.checkpoint_every and done % config.checkpoint_every == 0):
+            enough = callback is not None and bool(callback(done, row))
+            stopped = run.world.anywhere(stop.requested or enough, device)
+            if stopped or done == config.steps or (config.checkpoint_every and done % config.checkpoint_every == 0):
                 save(done)
-            show(done)
-            if stopping and done < config.steps:
+            preview(done)
+            if stopped and done < config.steps:
+                if enough:
+                    break
                 raise KeyboardInterrupt
     if config.tensorboard:
         accelerator.end_training()
+    return done

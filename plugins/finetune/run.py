@@ -1,155 +1,120 @@
-"""The work of ``rbctl finetune``."""
+"""The work of ``rbctl finetune``: the same course for every method."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import click
 import torch
 
-from rbctl import attention, kept, lora
+from rbctl import attention, lora
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.load import Bundle, generator_fingerprint, load, summary
-from rbctl.device import DTYPES
+from rbctl.bundle.load import Bundle, generator_fingerprint, summary
+from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
 from rbctl.errors import InputError
-from rbctl.plugins.finetune import folder, forgetting, frozen, material
-from rbctl.plugins.finetune.config import FinetuneConfig
-from rbctl.plugins.finetune.loop import accelerated, train
-from rbctl.plugins.finetune.lora_file import metadata
-from rbctl.plugins.finetune.objective import Schedule, draw, training_loss
-from rbctl.plugins.finetune.preview import preview
-from rbctl.relations import Relation, load_relation
-from rbctl.runs import claim, tuned
-from rbctl.triplets import Triplet, data_hash
-from rbctl.triplets.check import check as check_triplets
+from rbctl.plugins.finetune.baselines import Baseline
+from rbctl.plugins.finetune.config import Callback, FinetuneConfig
+from rbctl.plugins.finetune.loop import Task, train
+from rbctl.plugins.finetune.relation_lora import RelationLora
+from rbctl.processes import together
+from rbctl.runs import Run
+
+# Options that may differ when a run is taken up again. Data, prior set, bundle and precision are compared as facts.
+_FREE = {"output", "resume", "device", "checkpoint_every", "keep_checkpoints", "preview_every", "preview_steps"}
+_FREE |= {"gradient_checkpointing", "format", "tensorboard", "data", "prior", "bundle", "precision"}
 
 
-def run(config: FinetuneConfig) -> Path | None:
-    """Tune the LoRA; returns its path (None on all ranks but the first)."""
-    if config.relation is None:
-        raise InputError("--relation: say which, a shipped name (ride, hug, ...) or the path of a relation's YAML")
-    relation = load_relation(config.relation)
-    output = config.output or tuned(relation.name, config.bundle)
-    found = material.find(config, relation, output)
-    base = resolve(config.bundle)
-    resolution = config.resolution or summary(base).resolution
-    accelerator, precision = accelerated(config, output)
-    main = accelerator.is_main_process
-    facts: dict[str, Any] = {
-        "bundle": generator_fingerprint(base),
-        "precision": precision,
-        "processes": accelerator.num_processes,
-    }
-    with claim(output) if main else contextlib.nullcontext():
-        if main:
-            folder.check(output, config, facts)
-            material.draw(found, config, relation, resolution)
-        accelerator.wait_for_everyone()
-        triplets, prior = found.load()
-        facts |= {"data": data_hash(triplets), "prior": data_hash(prior) if prior else None}
-        if main:
-            _warn(config, found.data, triplets)
-            folder.check(output, config, facts)
-        accelerator.wait_for_everyone()
-        bundle, stored = _frozen(config, triplets, prior, resolution, output, accelerator, facts)
-        if main:  # only now is all the input known to be good
-            folder.begin(output, config, facts)
-        accelerator.wait_for_everyone()
-        own, others = frozen.split(stored, len(triplets))
-        parameters = tune(config, relation, bundle, own, others, output, accelerator, facts)
-        if not main:
-            return None
-        tensors = {name: parameter.detach().cpu() for name, parameter in parameters.items()}
-        told = metadata(config, relation, triplets, bundle, own, facts)
-        path = output / "lora.safetensors"
-        lora.save(path, tensors, told, config.alpha, config.format)
-        if others:
-            forgetting.report(output / "forgetting.json", _forgotten(config, bundle, others, accelerator.device))
-        return path
+class Method(Protocol):
+    """What is learned, and from what. It is built before anything is written, and refuses what cannot work.
 
-
-def _warn(config: FinetuneConfig, data: Path, triplets: list[Triplet]) -> None:
-    """Say what is doubtful about the triplets but does not stop a run."""
-    for problem in check_triplets(data):
-        if problem.level == "warning":
-            click.echo(f"warning: {problem}", err=True)
-    for triplet in triplets:
-        if config.kml_weight and not any((thing.target_keypoints[:, 2] > 0).any() for thing in triplet.objects):
-            click.echo(f"warning: triplet {triplet.id!r} has no keypoints, so KML does nothing for it", err=True)
-
-
-def _frozen(
-    config: FinetuneConfig,
-    triplets: list[Triplet],
-    prior: list[Triplet],
-    resolution: int,
-    output: Path,
-    accelerator: Any,
-    facts: dict[str, Any],
-) -> tuple[Bundle, dict[str, torch.Tensor]]:
-    """The bundle without its encoders, and what they said about the triplets (from disk where that is known)."""
-    device, dtype = accelerator.device, DTYPES[facts["precision"]]
-    path, made_from = output / "frozen.safetensors", frozen.made_from(config, facts, resolution, dtype)
-    sizes = len(triplets) + len(prior), config.augmentation_draws, resolution
-    if stored := kept.load(path, made_from, lambda tensors: frozen.fit(tensors, *sizes)):
-        return load(config.bundle, device, dtype, encoders=False), stored
-    bundle = load(config.bundle, device, dtype, local_encoder=config.local_tokens != "none")
-    stored = frozen.encode(bundle, triplets, config, resolution, prior)
-    frozen.check_finite(stored, bundle.folder)
-    if accelerator.is_main_process:
-        kept.save(path, stored, made_from)
-    bundle.drop_encoders()
-    return bundle, stored
-
-
-def tune(
-    config: FinetuneConfig,
-    relation: Relation,
-    bundle: Bundle,
-    stored: dict[str, torch.Tensor],
-    prior: dict[str, torch.Tensor] | None,
-    output: Path,
-    accelerator: Any,
-    facts: dict[str, Any],
-) -> dict[str, torch.nn.Parameter]:
-    """Train a relation LoRA on the frozen results; returns its parameters.
-
-    Args:
-        stored, prior: frozen results of the relation's triplets and of the prior set.
-        facts: what the run depends on besides the options, for its checkpoints.
+    Attributes:
+        output: the run folder.
     """
-    device, unet = accelerator.device, bundle.unet
-    lora.add(unet, config.rank, config.alpha, config.seed, targets=lora.LAYERS[config.lora_layers])
-    parameters = lora.named_parameters(unet)
+
+    output: Path
+
+    def render(self, resolution: int) -> None:
+        """Render the data that is not given; in the first process alone."""
+        ...
+
+    def read(self, resolution: int) -> dict[str, Any]:
+        """Read the data; its hashes, which the run depends on."""
+        ...
+
+    def load(self, run: Run, resolution: int, device: torch.device, facts: Mapping[str, Any]) -> Bundle:
+        """The bundle, and encode the data with it."""
+        ...
+
+    def task(self) -> Task:
+        """What is trained; a LoRA is on the UNet by now."""
+        ...
+
+    def save(self, steps: int, facts: Mapping[str, Any]) -> Path:
+        """Write what was learned in so many steps."""
+        ...
+
+
+def run(config: FinetuneConfig, callback: Callback | None = None) -> Path:
+    """Learn what ``config.method`` says; returns the file, in every process.
+
+    Raises:
+        InputError: options, data or bundle are not what the method needs.
+    """
+    method: Method = RelationLora(config) if config.method == "relation_lora" else Baseline(config)
+    output, base = method.output, resolve(config.bundle)
+    resolution = config.resolution or summary(base).resolution
+    device = pick_device(config.device)
+    precision = pick_precision(config.precision, device)
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("--precision fp16: training in fp16 needs CUDA; take bf16 or fp32")
+    pick_attention(config.attention, device, DTYPES[precision])
+    with together(device, timeout=None) as world:
+        accelerator = _accelerator(config, precision, device, output)
+        facts = {"bundle": generator_fingerprint(base), "precision": precision, "processes": world.size}
+        run = Run(
+            output,
+            "finetune",
+            config,
+            free=_FREE | ({"steps"} if config.lr_scheduler.startswith("constant") else set()),
+            results=("lora.safetensors", "embedding.safetensors"),
+            left=("previews/step-*.png",),
+            world=world,
+        )
+        with run.claimed():
+            run.check(facts)
+            if world.first:
+                method.render(resolution)
+            world.wait()
+            facts |= method.read(resolution)
+            run.check(facts)
+            world.wait()
+            bundle = method.load(run, resolution, accelerator.device, facts)
+            run.begin(facts)  # only now is all the input known to be good
+            world.wait()
+            _prepare(bundle.unet, config)
+            steps = train(run, method.task(), accelerator, facts, callback)
+            path = method.save(steps, facts) if world.first else output
+            return world.gathered(path)[0]
+
+
+def _accelerator(config: FinetuneConfig, precision: str, device: torch.device, output: Path) -> Any:
+    from accelerate import Accelerator
+
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=device.type == "cpu",
+        log_with="tensorboard" if config.tensorboard else None,
+        project_dir=str(output),
+    )
+
+
+def _prepare(unet: Any, config: FinetuneConfig) -> None:
+    """The UNet as it is trained: with a LoRA, but for an embedding."""
+    if config.method in ("relation_lora", "dreambooth_lora"):
+        lora.add(unet, config.rank, config.alpha, config.seed, targets=lora.LAYERS[config.lora_layers])
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if config.compile:
         attention.compile_blocks(unet)
     unet.train()
-    schedule, gamma = _schedule(bundle, device), bundle.gamma if config.gamma is None else config.gamma
-    timesteps = len(schedule.alphas_cumprod)
-
-    def loss_of(prepared: Any, numbers: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        batch = draw(stored, numbers, config, timesteps, device, prior)
-        return training_loss(prepared, batch, schedule, config, gamma, bundle.levels)
-
-    def show(path: Path) -> None:
-        preview(bundle, unet, stored, config, path)
-
-    train(config, relation.name, unet, parameters, loss_of, output, accelerator, facts, show)
-    return parameters
-
-
-def _schedule(bundle: Bundle, device: torch.device) -> Schedule:
-    alphas, prediction_type = bundle.training_schedule()
-    return Schedule(alphas.to(device), prediction_type)
-
-
-def _forgotten(
-    config: FinetuneConfig, bundle: Bundle, prior: dict[str, torch.Tensor], device: torch.device
-) -> dict[str, Any]:
-    gamma = bundle.gamma if config.gamma is None else config.gamma
-    return forgetting.measure(bundle.unet, prior, _schedule(bundle, device), config, gamma, bundle.levels)

@@ -271,10 +271,7 @@ class UNetPart:
     ) -> torch.Tensor:
         """Denoising loss of each sample (B,), as ``rbctl finetune`` computes it."""
         h, w = latents.shape[-2:]
-        abar = self.alphas[timesteps]
-        signal, sigma = abar.sqrt()[:, None, None, None], (1 - abar).sqrt()[:, None, None, None]
-        noisy = signal * latents + sigma * noise
-        target = noise if self.prediction_type == "epsilon" else signal * noise - sigma * latents
+        noisy, target = losses.noised(latents, noise, self.alphas[timesteps], self.prediction_type)
         side = [h * self.bundle.latent_scale, w * self.bundle.latent_scale]
         conditioning = Conditioning(
             prompt_embeds=embeds,

@@ -1,0 +1,226 @@
+"""What the frozen networks say of triplets and pictures, computed once: then the loop runs the UNet alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rbctl.bundle.load import Bundle
+from rbctl.conditioning import DUMMY_TOKENS
+from rbctl.draws import generator
+from rbctl.errors import InputError
+from rbctl.image_prompt import clip_pixels
+from rbctl.kept import not_finite
+from rbctl.phrases import token_span
+from rbctl.plugins.finetune.config import FinetuneConfig
+from rbctl.progress import progress
+from rbctl.triplets import Triplet, geometry
+from rbctl.triplets.geometry import Annotated
+
+# Options that change what the frozen networks are shown.
+_OPTIONS = ("seed", "augmentation_draws", "random_flip", "max_zoom", "local_tokens", "local_grid", "local_injection")
+
+# The tensors and their dimensions: S triplets and prior scenes, A versions, N objects, K keypoints, H x W pixels,
+# h x w latents, M image tokens, T text tokens. Absent objects are zeros: a box that no query lies in.
+_SHAPES = {
+    "latents_mean": "S A C h w",
+    "latents_std": "S A C h w",
+    "prompt_latents_mean": "S A N C h w",
+    "prompt_latents_std": "S A N C h w",
+    "image_tokens": "S A M D",
+    "boxes": "S A N 4",
+    "target_keypoints": "S A N K 2",
+    "image_keypoints": "S A N K 2",
+    "visible": "S A N K",
+    "object_mask": "S A H W",
+    "time_ids": "S A 6",
+    "prompt_embeds": "S T D",
+    "pooled_prompt_embeds": "S P",
+    "predicate_span": "S 2",
+    "empty_prompt_embeds": "T D",
+    "empty_pooled_prompt_embeds": "P",
+}
+_TYPES = {"visible": torch.bool, "object_mask": torch.bool, "predicate_span": torch.int64}  # others: floating point
+PER_TRIPLET = ("prompt_embeds", "pooled_prompt_embeds", "predicate_span")
+_PER_OBJECT = ("prompt_latents_mean", "prompt_latents_std", "boxes", "target_keypoints", "image_keypoints", "visible")
+
+
+def made_from(config: FinetuneConfig, facts: Mapping[str, Any], resolution: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What encodings depend on.
+
+    Args:
+        facts: hashes of data, prior set and bundle.
+    """
+    return {
+        **{name: getattr(config, name) for name in _OPTIONS},
+        **{name: facts[name] for name in ("data", "prior", "bundle")},
+        "resolution": resolution,
+        "dtype": str(dtype),
+        "version": 2,
+        "predicate": config.attention_loss_weight > 0,  # then every prompt was found to hold its predicate
+    }
+
+
+def fit(tensors: Mapping[str, torch.Tensor], triplets: int, versions: int, resolution: int) -> bool:
+    """Whether tensors are of the names, shapes and types that :func:`encode` gives so many triplets."""
+    sizes = {"S": triplets, "A": versions, "H": resolution, "W": resolution} | {n: int(n) for n in "246"}
+    if tensors.keys() != _SHAPES.keys():
+        return False
+    for name, dimensions in _SHAPES.items():
+        tensor, names = tensors[name], dimensions.split()
+        if tensor.dtype != _TYPES[name] if name in _TYPES else not tensor.is_floating_point():
+            return False
+        expected = tuple(sizes.setdefault(n, size) for n, size in zip(names, tensor.shape, strict=False))
+        if tensor.ndim != len(names) or tensor.shape != expected:
+            return False
+    return True
+
+
+def encode(
+    bundle: Bundle,
+    triplets: Sequence[Triplet],
+    prior: Sequence[Triplet],
+    config: FinetuneConfig,
+    resolution: int,
+) -> dict[str, torch.Tensor]:
+    """Encodings of the triplets, then of the prior set, as ``_SHAPES`` names them; :func:`split` takes them apart.
+
+    Raises:
+        InputError: a picture cannot be read, a prompt lacks its predicate, or a network gave NaN.
+    """
+    everything = [*triplets, *prior]
+    most = max(len(triplet.objects) for triplet in everything)
+    rows = []
+    with progress(len(everything) * config.augmentation_draws, "encoding triplets", unit="version") as bar:
+        for number, triplet in enumerate(everything):
+            versions = []
+            for version in range(config.augmentation_draws):
+                frame = Frame.of(config, triplet.id, version, resolution)
+                versions.append(_padded(_pictures(bundle, triplet, frame, config), most))
+                bar.update()
+            needs_predicate = config.attention_loss_weight > 0 and number < len(triplets)
+            stacked = {name: torch.stack([row[name] for row in versions]) for name in versions[0]}
+            rows.append(stacked | _words(bundle, triplet, needs_predicate))
+    encoded = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
+    embeds, pooled = bundle.encode_prompts([""])
+    encoded |= {"empty_prompt_embeds": embeds[0].cpu(), "empty_pooled_prompt_embeds": pooled[0].cpu()}
+    if name := not_finite(encoded):  # a damaged bundle, or fp16 overflow
+        raise InputError(f"{bundle.folder}: the frozen networks gave NaN in {name}; try --precision bf16 or fp32")
+    return encoded
+
+
+def split(
+    encoded: Mapping[str, torch.Tensor], count: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
+    """The encodings of the first ``count`` triplets, and those of the prior set behind them (None where there is none).
+
+    Both have those of the empty prompt.
+    """
+
+    def part(rows: slice) -> dict[str, torch.Tensor]:
+        return {name: t if name.startswith("empty_") else t[rows] for name, t in encoded.items()}
+
+    return part(slice(count)), part(slice(count, None)) if encoded["boxes"].shape[0] > count else None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A version of a picture: how it is cut to the square of training, and whether it is mirrored.
+
+    Attributes:
+        anchor: where the square lies in what is left over, as of ``geometry.cover``.
+    """
+
+    resolution: int
+    zoom: float = 1.0
+    anchor: tuple[float, float] = (0.5, 0.5)
+    mirrored: bool = False
+
+    @classmethod
+    def of(cls, config: FinetuneConfig, name: object, version: int, resolution: int) -> Frame:
+        """Version 0 is the picture as it is; the others are random, a function of (seed, name, version)."""
+        if version == 0:
+            return cls(resolution)
+        chance = torch.rand(4, generator=generator(config.seed, "augmentation", name, version)).tolist()
+        zoom = 1 + chance[0] * (config.max_zoom - 1)
+        return cls(resolution, zoom, (chance[1], chance[2]), config.random_flip and chance[3] < 0.5)
+
+    def encode(self, bundle: Bundle, picture: Annotated) -> tuple[dict[str, torch.Tensor], Annotated]:
+        """``latents_mean``, ``latents_std`` and ``time_ids`` of the picture, and the picture as it was cut.
+
+        The crop of the time ids is (0, 0) whatever it was, as in the official script: sampling asks for an uncut
+        picture.
+        """
+        width, height = picture.image.size
+        picture = self.turned(picture)
+        cut = geometry.cover(picture, self.resolution, self.resolution, zoom=self.zoom, anchor=self.anchor)
+        mean, std = bundle.encode_pictures(_pixels([cut.image]))
+        time_ids = torch.tensor([height, width, 0, 0, self.resolution, self.resolution], dtype=torch.float32)
+        return {"latents_mean": mean[0], "latents_std": std[0], "time_ids": time_ids}, cut
+
+    def turned(self, picture: Annotated) -> Annotated:
+        """The picture, mirrored where this version is."""
+        return geometry.flip(picture) if self.mirrored else picture
+
+
+@torch.no_grad()
+def _pictures(bundle: Bundle, triplet: Triplet, frame: Frame, config: FinetuneConfig) -> dict[str, torch.Tensor]:
+    encoded, target = frame.encode(bundle, geometry.target(triplet))
+    prompts = [frame.turned(geometry.image_prompt(thing)) for thing in triplet.objects]
+    # The whole individual stays in view: image prompts are padded to the square, not cut.
+    squares = [geometry.contain(prompt, frame.resolution, frame.resolution) for prompt in prompts]
+    prompt_mean, prompt_std = bundle.encode_pictures(_pixels([square.image for square in squares]))
+    images = [prompt.image for prompt in prompts]
+    local = None
+    if config.local_tokens != "none":
+        local = clip_pixels(images, bundle.local_image_size).to(bundle.device, bundle.dtype)
+    pixels = clip_pixels(images, bundle.clip_image_size).to(bundle.device, bundle.dtype)
+    boxes = torch.from_numpy(target.boxes).float()
+    encoder = bundle.image_prompt_encoder
+    phrases = bundle.encode_phrases([thing.name for thing in triplet.objects])
+    tokens = encoder.object_tokens(pixels, local, config.local_tokens, config.local_grid, config.local_injection)
+    image_tokens = encoder.adapter_tokens(tokens, boxes[None].to(bundle.device), phrases[None])
+    target_points = torch.from_numpy(target.keypoints).float()
+    image_points = torch.from_numpy(np.concatenate([square.keypoints for square in squares])).float()
+    return encoded | {
+        "prompt_latents_mean": prompt_mean,
+        "prompt_latents_std": prompt_std,
+        "image_tokens": image_tokens[0],
+        "boxes": boxes,
+        "target_keypoints": target_points[..., :2],
+        "image_keypoints": image_points[..., :2],
+        "visible": (target_points[..., 2] > 0) & (image_points[..., 2] > 0),
+        "object_mask": torch.from_numpy(target.masks.any(0)),
+    }
+
+
+def _padded(encoded: dict[str, torch.Tensor], most: int) -> dict[str, torch.Tensor]:
+    """With absent objects, up to ``most``: no query lies in their all-zero boxes, and no keypoint of theirs counts."""
+    objects = encoded["boxes"].shape[0]
+    per_object = (encoded["image_tokens"].shape[0] - DUMMY_TOKENS) // objects
+    rows = dict.fromkeys(_PER_OBJECT, most - objects) | {"image_tokens": per_object * (most - objects)}
+    for name, count in rows.items():
+        tensor = encoded[name]
+        encoded[name] = torch.cat((tensor, tensor.new_zeros(count, *tensor.shape[1:])))
+    return encoded
+
+
+def _words(bundle: Bundle, triplet: Triplet, needs_predicate: bool) -> dict[str, torch.Tensor]:
+    embeds, pooled = bundle.encode_prompts([triplet.prompt])
+    span = token_span(bundle.tokenizer, triplet.prompt, triplet.predicate)
+    if needs_predicate and span == (0, 0):
+        raise InputError(
+            f"triplet {triplet.id!r}: its prompt {triplet.prompt!r} does not hold the predicate {triplet.predicate!r}, "
+            "which --attention-loss-weight needs; mend the data or set the weight to 0"
+        )
+    return {"prompt_embeds": embeds[0], "pooled_prompt_embeds": pooled[0], "predicate_span": torch.tensor(span)}
+
+
+def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
+    array = np.stack([np.asarray(image) for image in images])
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,157 @@
+"""The paper's method: a LoRA of the relation, on triplets, with keypoint matching and a prior set."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from rbctl import kept, lora
+from rbctl.bundle.load import BASE, Bundle, fingerprint, load, local_encoder_hash
+from rbctl.device import DTYPES
+from rbctl.errors import InputError
+from rbctl.layout import LayoutPrior
+from rbctl.options import to_yaml
+from rbctl.plugins.finetune import encodings, forgetting
+from rbctl.plugins.finetune.config import FinetuneConfig
+from rbctl.plugins.finetune.loop import Task
+from rbctl.plugins.finetune.objective import Objective
+from rbctl.plugins.finetune.preview import preview
+from rbctl.plugins.finetune.samples import micro_batch
+from rbctl.plugins.finetune.training_data import training_data
+from rbctl.relations import load_relation
+from rbctl.runs import Run, tuned
+from rbctl.triplets import Triplet, data_hash
+from rbctl.triplets.check import check as check_triplets
+
+
+class RelationLora:
+    """The method ``relation_lora``; see :class:`~rbctl.plugins.finetune.run.Method`."""
+
+    triplets: list[Triplet]
+    prior: list[Triplet]
+    bundle: Bundle
+    encoded: dict[str, torch.Tensor]
+    encoded_prior: dict[str, torch.Tensor] | None
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        if config.relation is None:
+            raise InputError("--relation: say which, a shipped name (ride, hug, ...) or the path of a relation's YAML")
+        self.config, self.relation = config, load_relation(config.relation)
+        self.output = config.output or tuned(self.relation.name, config.bundle)
+        self.data = training_data(config, self.relation, self.output)
+
+    def render(self, resolution: int) -> None:
+        self.data.render(resolution)
+
+    def read(self, resolution: int) -> dict[str, Any]:
+        self.triplets, self.prior = self.data.load(), self.data.load_prior()
+        return {"data": data_hash(self.triplets), "prior": data_hash(self.prior) if self.prior else None}
+
+    def load(self, run: Run, resolution: int, device: torch.device, facts: Mapping[str, Any]) -> Bundle:
+        config, dtype = self.config, DTYPES[facts["precision"]]
+        if run.world.first:
+            self._warn()
+        path, made_from = run.folder / "frozen.safetensors", encodings.made_from(config, facts, resolution, dtype)
+        sizes = len(self.triplets) + len(self.prior), config.augmentation_draws, resolution
+        encoded = kept.load(path, made_from, lambda tensors: encodings.fit(tensors, *sizes))
+        if encoded:
+            self.bundle = load(config.bundle, device, dtype, encoders=False)
+        else:
+            self.bundle = load(config.bundle, device, dtype, local_encoder=config.local_tokens != "none")
+            encoded = encodings.encode(self.bundle, self.triplets, self.prior, config, resolution)
+            if run.world.first:
+                kept.save(path, encoded, made_from)
+            self.bundle.drop_encoders()
+        self.encoded, self.encoded_prior = encodings.split(encoded, len(self.triplets))
+        return self.bundle
+
+    def _warn(self) -> None:
+        """Say what is doubtful about the triplets but does not stop a run."""
+        for problem in check_triplets(self.data.triplets):
+            if problem.level == "warning":
+                click.echo(f"warning: {problem}", err=True)
+        for triplet in self.triplets:
+            if self.config.kml_weight and not any(o.target_keypoints[:, 2].any() for o in triplet.objects):
+                click.echo(f"warning: triplet {triplet.id!r} has no keypoints, so KML does nothing for it", err=True)
+
+    @functools.cached_property
+    def _objective(self) -> Objective:
+        return Objective.of(self.bundle, self.config)
+
+    def task(self) -> Task:
+        unet, objective = self.bundle.unet, self._objective
+        timesteps, device = len(objective.alphas_cumprod), self.bundle.device
+
+        def loss(model: Any, numbers: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            batch = micro_batch(self.encoded, self.encoded_prior, numbers, self.config, timesteps, device)
+            return objective.loss(model, batch)
+
+        def show(path: Path) -> None:
+            preview(self.bundle, unet, self.encoded, self.config, path)
+
+        return Task(self.relation.name, unet, lora.named_parameters(unet), loss, show)
+
+    def save(self, steps: int, facts: Mapping[str, Any]) -> Path:
+        path, unet = self.output / "lora.safetensors", self.bundle.unet
+        lora.save(path, lora.state(unet), self._metadata(steps, facts), self.config.alpha, self.config.format)
+        if self.encoded_prior:
+            measured = forgetting.measure(unet, self.encoded_prior, self._objective)
+            forgetting.report(self.output / "forgetting.json", measured)
+        return path
+
+    def _metadata(self, steps: int, facts: Mapping[str, Any]) -> dict[str, str]:
+        """modelspec's and kohya's keys for other tools, ``rbctl.*`` for ours; no date: the same run, the same file."""
+        config, bundle = self.config, self.bundle
+        resolution = self.encoded["latents_mean"].shape[-1] * bundle.latent_scale
+        prior = layout_prior(self.triplets, self.encoded["boxes"][:, 0])
+        predicate = next((t.predicate for t in self.triplets if t.predicate), self.relation.predicate)
+        metadata = {
+            "modelspec.sai_model_spec": "1.0.0",
+            "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+            "modelspec.implementation": "diffusers",
+            "modelspec.title": f"{self.relation.name} relation LoRA",
+            "modelspec.description": f"RelationLoRA: individuals of whom one {self.relation.predicate} the other.",
+            "modelspec.trigger_phrase": predicate,
+            "modelspec.resolution": f"{resolution}x{resolution}",
+            "modelspec.prediction_type": str(bundle.scheduler_config.get("prediction_type", "epsilon")),
+            "ss_base_model_version": "sdxl_base_v1-0",
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(config.rank),
+            "ss_network_alpha": str(config.alpha),
+            "ss_steps": str(steps),
+            "rbctl.relation": self.relation.name,
+            "rbctl.predicate": predicate,
+            "rbctl.roles": json.dumps(prior.roles),
+            "rbctl.layout_prior": prior.to_json(),
+            "rbctl.trigger_prompt": self.triplets[0].prompt,
+            "rbctl.recipe": to_yaml("finetune", dataclasses.replace(config, output=None)),
+            "rbctl.data_hash": facts["data"],
+            "rbctl.base": fingerprint(bundle.folder, BASE),
+            "rbctl.local_tokens": config.local_tokens,
+        }
+        if config.local_tokens != "none":
+            metadata["rbctl.local_encoder_hash"] = local_encoder_hash(bundle.folder)
+        return metadata
+
+
+def layout_prior(triplets: Sequence[Triplet], boxes: torch.Tensor) -> LayoutPrior:
+    """Where each role lies, over the triplets that have the roles of the fullest one.
+
+    Args:
+        boxes: (S, N, 4), each triplet's boxes in the training square, in the order of its objects.
+    """
+    fullest = max(triplets, key=lambda triplet: len(triplet.objects))
+    roles = [thing.role for thing in fullest.objects]
+    rows = []
+    for triplet, row in zip(triplets, boxes.tolist(), strict=True):
+        by_role = {thing.role: box for thing, box in zip(triplet.objects, row, strict=False)}
+        if set(by_role) == set(roles):
+            rows.append([by_role[role] for role in roles])
+    return LayoutPrior.from_boxes(rows, roles)

@@ -1,0 +1,152 @@
+"""Which samples a step is made of. All that is random is a function of (seed, sample number): batch size, processes and
+resuming change nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rbctl.draws import generator
+from rbctl.plugins.finetune.config import FinetuneConfig
+from rbctl.plugins.finetune.encodings import PER_TRIPLET
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """B samples.
+
+    Attributes:
+        encoded: everything else about them, under the names of :mod:`rbctl.plugins.finetune.encodings`, with a
+            leading B.
+        latents, noise: (B, C, h, w).
+        prompt_latents: (B, N, C, h, w), of the image prompts.
+        timesteps: (B,) int64.
+        own: (B,) float32, 1 for samples of the relation, 0 for those of the prior set.
+        prior_share: of the run's samples.
+    """
+
+    encoded: Mapping[str, torch.Tensor]
+    latents: torch.Tensor
+    prompt_latents: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    own: torch.Tensor
+    prior_share: float
+
+    def means(self, parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Means of losses (B,) for the metrics: over the relation's samples, and ``prior`` over the prior set's.
+
+        Divided by the expected number of samples, not by this batch's: it may be zero, and steps are compared.
+        """
+        share = self.prior_share
+        means = {name: (part.detach() * self.own).mean() / (1 - share) for name, part in parts.items()}
+        if share:
+            means["prior"] = (parts["denoising"].detach() * (1 - self.own)).mean() / share
+        return means
+
+
+def micro_batch(
+    encoded: Mapping[str, torch.Tensor],
+    prior: Mapping[str, torch.Tensor] | None,
+    numbers: Sequence[int],
+    config: FinetuneConfig,
+    timesteps: int,
+    device: Any,
+) -> MicroBatch:
+    """The samples of these numbers.
+
+    Args:
+        encoded, prior: the relation's triplets and the prior set.
+        timesteps: how many the schedule has.
+    """
+    rows: list[dict[str, torch.Tensor]] = []
+    prior_share = config.prior_share if prior else 0.0
+    for number in numbers:
+        chance = generator(config.seed, "sample", number)
+        is_prior, which = prior_number(number, prior_share)
+        source = prior if prior and is_prior else encoded
+        count, versions = source["boxes"].shape[:2]
+        triplet = triplet_of(config.seed, which, count, "prior order" if is_prior else "order")
+        row = _row(source, triplet, int(torch.randint(versions, (1,), generator=chance)))
+        row["own"] = torch.tensor(float(not is_prior))
+        row["timestep"] = random_timestep(config, timesteps, chance)
+        row["noise"] = torch.randn(row["latents_mean"].shape, generator=chance)
+        for kind in ("latents", "prompt_latents"):
+            mean, std = row.pop(f"{kind}_mean"), row.pop(f"{kind}_std")
+            row[kind] = mean + std * torch.randn(mean.shape, generator=chance)
+        rows.append(row)
+    return _stacked(rows, device, prior_share)
+
+
+def fixed_micro_batch(encoded: Mapping[str, torch.Tensor], pairs: Sequence[tuple[int, int]], device: Any) -> MicroBatch:
+    """Triplets as they are, each at a timestep: the most likely latents, and noise that is the same at every call.
+
+    Args:
+        pairs: (triplet, timestep).
+    """
+    rows: list[dict[str, torch.Tensor]] = []
+    for triplet, timestep in pairs:
+        row = _row(encoded, triplet, 0)
+        row["own"], row["timestep"] = torch.tensor(0.0), torch.tensor(timestep)
+        row["noise"] = torch.randn(row["latents_mean"].shape, generator=generator("fixed", triplet, timestep))
+        for kind in ("latents", "prompt_latents"):
+            row[kind] = row.pop(f"{kind}_mean")
+            del row[f"{kind}_std"]
+        rows.append(row)
+    return _stacked(rows, device, 0.0)
+
+
+def _row(encoded: Mapping[str, torch.Tensor], triplet: int, version: int) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor[triplet] if name in PER_TRIPLET else tensor[triplet, version]
+        for name, tensor in encoded.items()
+        if not name.startswith("empty_")
+    }
+
+
+def _stacked(rows: Sequence[Mapping[str, torch.Tensor]], device: Any, prior_share: float) -> MicroBatch:
+    batch = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
+    return MicroBatch(
+        latents=batch.pop("latents"),
+        prompt_latents=batch.pop("prompt_latents"),
+        noise=batch.pop("noise"),
+        timesteps=batch.pop("timestep"),
+        own=batch.pop("own"),
+        prior_share=prior_share,
+        encoded=batch,
+    )
+
+
+def triplet_of(seed: int, number: int, count: int, kind: str = "order") -> int:
+    """Which of ``count`` triplets sample ``number`` of a kind is: every epoch a new permutation."""
+    epoch, position = divmod(number, count)
+    return int(torch.randperm(count, generator=generator(seed, kind, epoch))[position])
+
+
+def prior_number(number: int, share: float) -> tuple[bool, int]:
+    """Whether sample ``number`` of the run is a prior one, and which of its kind; exactly ``share`` of them are.
+
+    They are spread evenly: with a share of a quarter every fourth sample, so two in each batch of eight.
+    """
+    before = math.floor(number * share)
+    is_prior = math.floor((number + 1) * share) > before
+    return is_prior, before if is_prior else number - before
+
+
+def random_timestep(config: FinetuneConfig, timesteps: int, chance: torch.Generator) -> torch.Tensor:
+    """One timestep in [0, timesteps), int64 ().
+
+    Logit-normal: Esser et al. 2024 (arXiv 2403.03206, section 3.1). Cosine: p(t) ~ 1 - cos(pi t / T) / 2, ReVersion's
+    importance sampling (arXiv 2303.13495, section 4.3).
+    """
+    if config.timestep_sampling == "uniform":
+        return torch.randint(timesteps, (), generator=chance)
+    if config.timestep_sampling == "cosine":
+        weights = 1 - torch.cos(torch.pi * torch.arange(timesteps) / timesteps) / 2
+        return torch.multinomial(weights, 1, generator=chance)[0]
+    share = torch.sigmoid(config.logit_mean + config.logit_std * torch.randn((), generator=chance))
+    return (share * timesteps).long().clamp(max=timesteps - 1)
