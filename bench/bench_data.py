@@ -23,10 +23,9 @@ from rbctl.bundle.load import load
 from rbctl.bundle.random_weights import write_tiny
 from rbctl.image_prompt import clip_pixels
 from rbctl.menagerie.triplets import draw_triplets
-from rbctl.plugins.finetune import frozen
+from rbctl.plugins.finetune import encodings
 from rbctl.plugins.finetune.config import FinetuneConfig
-from rbctl.plugins.finetune.draws import triplet_of
-from rbctl.plugins.finetune.objective import draw
+from rbctl.plugins.finetune.samples import micro_batch, triplet_of
 from rbctl.relations import load_relation
 from rbctl.triplets import Triplet
 from rbctl.triplets import load as load_triplets
@@ -86,7 +85,8 @@ def setting(
     draw_triplets(load_relation("hug"), BATCH, 0, folder / "hug", size=RESOLUTION)
     triplets = load_triplets(folder / "hug")
     config = FinetuneConfig(relation="hug", data=Path(folder / "hug"), resolution=RESOLUTION)
-    kept = frozen.encode(load(str(folder / "bundle"), torch.device("cpu"), torch.float32), triplets, config, RESOLUTION)
+    bundle = load(str(folder / "bundle"), torch.device("cpu"), torch.float32)
+    kept = encodings.encode(bundle, triplets, [], config, RESOLUTION)
     for name, width in {"prompt_embeds": 2048, "pooled_prompt_embeds": 1280, "image_tokens": 2048}.items():
         kept[name] = torch.randn(*kept[name].shape[:-1], width)
     return triplets, kept, config
@@ -96,16 +96,16 @@ def test_batch(compare: Callable[..., Any], setting: Any) -> None:
     triplets, kept, config = setting
 
     def ours() -> Any:
-        return draw(kept, range(BATCH), config, 1000, torch.device("cpu"))
+        return micro_batch(kept, None, range(BATCH), config, 1000, torch.device("cpu"))
 
     def official() -> Any:
         return default_collate([official_sample(triplets[triplet_of(config.seed, n, BATCH)]) for n in range(BATCH)])
 
     drawn, read = ours(), official()
-    points = torch.cat([drawn.frozen[f"{where}_keypoints"] for where in ("target", "image")], dim=1)
-    seen = drawn.frozen["visible"].repeat(1, 2, 1)
+    points = torch.cat([drawn.encoded[f"{where}_keypoints"] for where in ("target", "image")], dim=1)
+    seen = drawn.encoded["visible"].repeat(1, 2, 1)
     assert seen.any()
     torch.testing.assert_close(read["keypoints"][seen], points[seen])
-    torch.testing.assert_close(read["boxes"], drawn.frozen["boxes"], rtol=0, atol=2.5 / CELLS)
+    torch.testing.assert_close(read["boxes"], drawn.encoded["boxes"], rtol=0, atol=2.5 / CELLS)
     assert drawn.latents.shape[-1] == CELLS
     compare(f"data, a batch of {BATCH}, drawn from what is kept / read at every step", ours, official, memory=True)

@@ -17,10 +17,10 @@ from rbctl import lora
 from rbctl.bundle.load import Bundle, load
 from rbctl.bundle.random_weights import write_tiny
 from rbctl.menagerie.triplets import draw_triplets
-from rbctl.plugins.finetune import frozen
+from rbctl.plugins.finetune import encodings
 from rbctl.plugins.finetune.config import FinetuneConfig
-from rbctl.plugins.finetune.draws import triplet_of
-from rbctl.plugins.finetune.objective import Schedule, draw, training_loss
+from rbctl.plugins.finetune.objective import Objective
+from rbctl.plugins.finetune.samples import micro_batch, triplet_of
 from rbctl.relations import load_relation
 from rbctl.triplets import Triplet
 from rbctl.triplets import load as load_triplets
@@ -41,9 +41,10 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[Trip
 
 
 def step(bundle: Bundle, results: dict[str, torch.Tensor], config: FinetuneConfig, first: int) -> float:
-    alphas, prediction_type = bundle.training_schedule()
-    batch = draw(results, range(first, first + BATCH), config, len(alphas), bundle.device)
-    loss, _ = training_loss(bundle.unet, batch, Schedule(alphas, prediction_type), config, bundle.gamma, bundle.levels)
+    objective = Objective.of(bundle, config)
+    timesteps = len(objective.alphas_cumprod)
+    batch = micro_batch(results, None, range(first, first + BATCH), config, timesteps, bundle.device)
+    loss, _ = objective.loss(bundle.unet, batch)
     loss.backward()
     return float(loss.detach())
 
@@ -51,12 +52,12 @@ def step(bundle: Bundle, results: dict[str, torch.Tensor], config: FinetuneConfi
 def re_encoding_step(bundle: Bundle, triplets: list[Triplet], config: FinetuneConfig, first: int) -> float:
     """The same step without anything kept: each of its samples goes through the frozen networks."""
     chosen = [triplets[triplet_of(config.seed, first + slot, len(triplets))] for slot in range(BATCH)]
-    return step(bundle, frozen.encode(bundle, chosen, config, RESOLUTION), config, first)
+    return step(bundle, encodings.encode(bundle, chosen, [], config, RESOLUTION), config, first)
 
 
 def test_step(compare: Callable[..., Any], setting: Any) -> None:
     bundle, triplets, config = setting
-    results = frozen.encode(bundle, triplets, config, RESOLUTION)
+    results = encodings.encode(bundle, triplets, [], config, RESOLUTION)
     compare(
         f"finetune, one step of {BATCH}, encoded once / at every step",
         lambda: step(bundle, results, config, 0),

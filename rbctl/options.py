@@ -221,7 +221,7 @@ def _load_recipe(ctx: click.Context, param: click.Parameter, value: str | None) 
         raise InputError(
             f"{path}: has no section {ctx.command.name!r}, only {', '.join(map(abridged, content)) or 'nothing'}"
         )
-    ctx.default_map = {**(ctx.default_map or {}), **recipe}
+    ctx.default_map = {**recipe, **(ctx.default_map or {})}
 
 
 def _section(ctx: click.Context, path: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -279,19 +279,23 @@ def config_options(config_type: type[Config]) -> Callable[[Callable[[Config], No
     annotations = typing.get_type_hints(config_type)
 
     def decorate(body: Callable[[Config], None]) -> Callable[..., None]:
-        @functools.wraps(body)
-        def wrapper(*, dry_run: bool, **values: Any) -> None:
+        def configuration(**values: Any) -> Config:
             if isinstance(values.get("bundle"), str):
                 values |= _of_the_bundle(click.get_current_context(), values["bundle"])
             try:
-                config = config_type(**values)
+                return config_type(**values)
             except ValueError as error:
                 raise InputError(str(error)) from error
+
+        @functools.wraps(body)
+        def wrapper(*, dry_run: bool, **values: Any) -> None:
+            config = configuration(**values)
             if dry_run:
                 click.echo(to_yaml(click.get_current_context().command.name or "", config), nl=False)
                 return
             body(config)
 
+        wrapper.configuration = configuration  # type: ignore[attr-defined]
         params: list[click.Parameter] = []
         group = _Field.group
         for field in dataclasses.fields(config_type):  # type: ignore[arg-type]
@@ -312,6 +316,30 @@ def config_options(config_type: type[Config]) -> Callable[[Callable[[Config], No
         return wrapper
 
     return decorate
+
+
+def configured(command: click.Command, recipe: str | Path | None = None, **options: Any) -> Any:
+    """The configuration of a stage from Python: options > recipe > the recipe that a bundle brings > default.
+
+    Args:
+        recipe: a YAML file, or the name of a shipped one.
+        options: of the stage, as its configuration names them; None is as if it were not named.
+
+    Raises:
+        InputError: there is no such option or recipe, or a value is not of its type.
+    """
+    fields = {p.name: p for p in command.params if isinstance(p, _Field)}
+    for name in options:
+        if name not in fields:
+            raise InputError(f"{command.name}: no option {name}{nearest(name, filter(None, fields))}")
+    named = {name: value for name, value in options.items() if value is not None}
+    arguments = [] if recipe is None else ["--recipe", str(recipe)]
+    try:
+        with command.make_context(command.name, arguments, default_map=named) as context:
+            context.params.pop("dry_run")
+            return command.callback.configuration(**context.params)  # type: ignore[union-attr]
+    except click.UsageError as error:
+        raise InputError(f"{command.name}: {error.format_message()}") from error
 
 
 def as_plain(config: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import platform
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -213,7 +214,9 @@ def stop_signals() -> Iterator[Stop]:
             click.echo("finishing this step, then saving (again to stop at once)", err=True)
         stop.requested = True
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Only the main thread may handle signals; a run in another one is stopped by its callback.
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop
     finally:

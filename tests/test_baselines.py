@@ -21,9 +21,11 @@ from rbctl.embeddings import Embedding
 from rbctl.files import read_safetensors
 from rbctl.menagerie.triplets import draw_triplets
 from rbctl.phrases import replaced
-from rbctl.plugins.finetune import baselines, pictures
+from rbctl.plugins.finetune import baselines
+from rbctl.plugins.finetune.captioned_pictures import of_subject
 from rbctl.plugins.finetune.config import FinetuneConfig
-from rbctl.plugins.finetune.objective import drawn_timestep
+from rbctl.plugins.finetune.run import run as finetune
+from rbctl.plugins.finetune.samples import random_timestep
 from rbctl.relations import load_relation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +45,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of one individual."""
     output = tmp_path_factory.mktemp("subject")
     config = FinetuneConfig(method="textual_inversion", class_noun="cat", triplets=3)
-    pictures.of_subject(config, "<cat>", output, 128)
+    of_subject(config, "<cat>", output, 128)
     return output / "subject"
 
 
@@ -141,7 +143,7 @@ def test_the_steering_loss_is_its_equation() -> None:
 
 def test_cosine_timesteps_are_reversions_law() -> None:
     config, chance = FinetuneConfig(timestep_sampling="cosine"), torch.Generator().manual_seed(0)
-    drawn = torch.stack([drawn_timestep(config, 1000, chance) for _ in range(4000)])
+    drawn = torch.stack([random_timestep(config, 1000, chance) for _ in range(4000)])
     shares = torch.histc(drawn.float(), 4, 0, 1000) / 4000
     # integral of 1 - cos(pi x) / 2 over each quarter
     expected = [0.25 - (math.sin(math.pi * (k + 1) / 4) - math.sin(math.pi * k / 4)) / (2 * math.pi) for k in range(4)]
@@ -206,7 +208,7 @@ def test_only_the_vectors_move(
         method="textual_inversion", data=subject, class_noun="cat", bundle=str(tiny_bundle), device="cpu",
         output=tmp_path / "out", learning_rate=1e-2, **STEPS,
     )  # fmt: skip
-    learned = embeddings.read(str(baselines.run(config)))
+    learned = embeddings.read(str(finetune(config)))
     (bundle,) = seen
     assert len(bundle.tokenizer) == bundle.text_encoder.get_input_embeddings().weight.shape[0]
     for name in ("text_encoder", "text_encoder_2", "unet", "vae"):
@@ -235,7 +237,7 @@ def test_dreambooth_trains_a_lora_with_class_pictures_and_two_of_them_sample_tog
 
     cat = learn("cat", data=subject, prior="drawn", prior_count=2, prior_share=0.5)
     assert losses(tmp_path / "cat", "prior")
-    assert len(pictures._files(tmp_path / "cat" / "prior")) == 2
+    assert len(rows(tmp_path / "cat" / "prior")) == 2
     dog = learn("dog", triplets=2, prior="none")
     assert {".attn1." in key for key in lora.read(cat).tensors} == {True, False}
     (tmp_path / "p.txt").write_text("A cat hugs a dog.\n")
@@ -343,6 +345,6 @@ def test_a_drawn_subject_is_one_individual(subject: Path) -> None:
     assert names == ["000.png", "001.png", "002.png"]
     assert len({(subject / name).read_bytes() for name in names}) == 3
     config = FinetuneConfig(method="textual_inversion", class_noun="cat", triplets=4)
-    found = pictures.of_subject(config, "<cat>", subject.parent / "more", 128)
+    found = of_subject(config, "<cat>", subject.parent / "more", 128)
     assert [p.file.read_bytes() for p in found[:3]] == [(subject / name).read_bytes() for name in names]
     assert all("<cat>" in caption for picture in found for caption in picture.captions)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ from safetensors.torch import load_file
 
 from rbctl import lora
 from rbctl.bundle.load import load as load_bundle
+from rbctl.errors import InputError
 from rbctl.files import read_yaml
 from rbctl.layout import LayoutPrior
 from rbctl.menagerie.triplets import draw_scenes, draw_triplets
 from rbctl.options import find_recipe
-from rbctl.plugins.finetune import frozen, objective, preview
+from rbctl.plugins.finetune import encodings, finetune, preview
 from rbctl.plugins.finetune.config import EASY, FinetuneConfig
-from rbctl.plugins.finetune.draws import prior_number
+from rbctl.plugins.finetune.objective import Objective
+from rbctl.plugins.finetune.relation_lora import layout_prior
+from rbctl.plugins.finetune.samples import micro_batch, prior_number, random_timestep
 from rbctl.relations import load_relation
 from rbctl.triplets import data_hash, load
 
@@ -375,8 +379,6 @@ def test_a_damaged_checkpoint_or_cache_is_passed_over(road: Road) -> None:
 
 
 def test_the_layout_prior_goes_by_role(triplets: Path) -> None:
-    from rbctl.plugins.finetune.lora_file import layout_prior
-
     found = load(triplets)
     turned = [dataclasses.replace(t, objects=t.objects[::-1]) if i % 2 else t for i, t in enumerate(found)]
 
@@ -474,35 +476,34 @@ def test_the_share_of_the_prior(share: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def stored(tiny_bundle: Path, triplets: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A bundle with a LoRA, the frozen results of two triplets and of three prior scenes."""
+def encoded(tiny_bundle: Path, triplets: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A bundle with a LoRA, the encodings of two triplets and of three prior scenes."""
     prior = tmp_path_factory.mktemp("prior") / "scenes"
     draw_scenes([load_relation(name) for name in EASY], 3, 0, prior)
     bundle = load_bundle(str(tiny_bundle), torch.device("cpu"), torch.float32)
     lora.add(bundle.unet, 4, 4, seed=0)
     config = FinetuneConfig(relation="hug", data=triplets)
-    results = frozen.encode(bundle, load(triplets)[:2], config, 128, load(prior))
-    return bundle, *frozen.split(results, 2)
+    encoded = encodings.encode(bundle, load(triplets)[:2], load(prior), config, 128)
+    return bundle, *encodings.split(encoded, 2)
 
 
-def test_frozen_results_come_apart(stored: Any, tiny_bundle: Path, triplets: Path) -> None:
-    bundle, own, prior = stored
+def test_encodings_come_apart(encoded: Any, tiny_bundle: Path, triplets: Path) -> None:
+    bundle, own, prior = encoded
     assert (own["boxes"].shape[0], prior["boxes"].shape[0]) == (2, 3)
-    alone = frozen.encode(bundle, load(triplets)[:2], FinetuneConfig(relation="hug"), 128)
+    alone = encodings.encode(bundle, load(triplets)[:2], [], FinetuneConfig(relation="hug"), 128)
     assert alone.keys() == own.keys() == prior.keys()
     assert all(torch.allclose(alone[name].float(), own[name].float(), atol=1e-5) for name in own)
-    assert frozen.split(alone, 2)[1] is None
+    assert encodings.split(alone, 2)[1] is None
 
 
-def test_prior_samples_cost_denoising_alone(stored: Any) -> None:
-    bundle, own, prior = stored
-    alphas, kind = bundle.training_schedule()
-    schedule = objective.Schedule(alphas, kind)
+def test_prior_samples_cost_denoising_alone(encoded: Any) -> None:
+    bundle, own, prior = encoded
 
     def loss(number: int, **options: Any) -> tuple[float, dict[str, torch.Tensor]]:
         config = FinetuneConfig(relation="hug", **options)
-        batch = objective.draw(own, [number], config, len(alphas), "cpu", prior)
-        total, parts = objective.training_loss(bundle.unet, batch, schedule, config, 0.6, bundle.levels)
+        total, parts = Objective.of(bundle, config).loss(
+            bundle.unet, micro_batch(own, prior, [number], config, 1000, "cpu")
+        )
         return float(total.detach()), parts
 
     of_prior, of_own = 3, 0  # with a share of a quarter
@@ -516,17 +517,16 @@ def test_prior_samples_cost_denoising_alone(stored: Any) -> None:
     assert loss(of_own, prior_weight=2)[0] == loss(of_own)[0]
 
 
-def test_the_variable_names_the_attention_backend(stored: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    bundle, own, _ = stored
-    alphas, kind = bundle.training_schedule()
+def test_the_variable_names_the_attention_backend(
+    encoded: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bundle, own, _ = encoded
     asked = []
 
     def taken(**options: Any) -> str | None:
         config = FinetuneConfig(relation="hug", preview_steps=1, **options)
-        batch = objective.draw(own, [0], config, len(alphas), "cpu")
         preview.preview(bundle, bundle.unet, own, config, tmp_path / "preview.png")
-        schedule = objective.Schedule(alphas, kind)
-        predicted = objective.predict(bundle.unet, batch, schedule, config, 0.6, bundle.levels)
+        predicted = Objective.of(bundle, config).predict(bundle.unet, micro_batch(own, None, [0], config, 1000, "cpu"))
         assert asked.pop() == predicted.conditioning.backend
         return predicted.conditioning.backend
 
@@ -585,10 +585,61 @@ def test_pictures_of_the_base_model_as_prior(road: Road, triplets: Path, tmp_pat
     refused(road, "sample into the folder again", prior=made)
 
 
+def test_a_lora_from_python_is_that_of_the_command_line(road: Road, triplets: Path) -> None:
+    assert road("command", steps=4) == 0, road.said()
+    options = {"bundle": str(road.bundle), "batch_size": 2, "gradient_accumulation": 1, "learning_rate": 1e-3}
+    seen: list[int] = []
+
+    def stop_at_two(step: int, row: Mapping[str, float]) -> bool:
+        assert row["loss"] == road.losses("command")[step - 1]["loss"]
+        seen.append(step)
+        return step == 2
+
+    output = road.folder / "python"
+    first = finetune("hug", load(triplets), output, callback=stop_at_two, steps=4, **options)
+    assert first == road.lora("python")
+    half = load_file(first)
+    # the same call goes on where the callback stopped; data in a folder is the same data
+    finetune("hug", triplets, output, callback=lambda step, row: seen.append(step), steps=4, **options)
+    assert seen == [1, 2, 3, 4]
+    assert load_equal(road.lora("python"), road.lora("command"))
+    assert not all(torch.equal(half[key], value) for key, value in load_file(first).items())
+
+
+def test_a_recipe_from_python_is_won_over_by_options(road: Road, triplets: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("finetune: {steps: 3, batch_size: 1, gradient_accumulation: 1, rank: 2}\n")
+    common: dict[str, Any] = {"relation": "hug", "data": triplets, "bundle": str(road.bundle), "steps": 1}
+    by_file = finetune(output=tmp_path / "file", recipe=tmp_path / "recipe.yaml", **common)
+    config = FinetuneConfig(batch_size=1, gradient_accumulation=1, rank=2, steps=7)
+    by_config = finetune(output=tmp_path / "config", recipe=config, **common)
+    assert load_equal(by_file, by_config)
+    assert {value.shape[0] for key, value in load_file(by_file).items() if ".down." in key} == {2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stepz": 3}, "no option stepz; did you mean 'steps'"),
+        ({"steps": "many"}, "'many' is not a whole number"),
+        ({"relation": "ridee"}, "did you mean 'ride'"),
+        ({"recipe": "papre"}, "did you mean 'paper'"),
+        ({"resolution": 130}, "multiple of 8"),
+    ],
+)
+def test_wrong_options_from_python_are_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        finetune(**{"relation": "ride", **options})
+
+
+def test_importing_finetune_imports_no_torch() -> None:
+    code = "import sys; from rbctl.plugins.finetune import finetune; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_timesteps_follow_the_law_asked_for() -> None:
     def drawn(**given: Any) -> torch.Tensor:
         config, chance = FinetuneConfig(relation="ride", **given), torch.Generator().manual_seed(0)
-        return torch.stack([objective.drawn_timestep(config, 1000, chance) for _ in range(4000)]).double()
+        return torch.stack([random_timestep(config, 1000, chance) for _ in range(4000)]).double()
 
     uniform, normal = drawn(), drawn(timestep_sampling="logit_normal", logit_mean=0.5, logit_std=0.8)
     assert abs(uniform.mean() - 499.5) < 20

@@ -13,17 +13,21 @@ import torch
 from bench.full.clocks import Row, gigabytes, peak
 from bench.full.floors import tuning_floor
 from bench.full.results import Bench
-from bench.full.sizes import GAMMA, TOTAL_BATCH
+from bench.full.sizes import TOTAL_BATCH
 from rbctl import lora
 from rbctl.bundle.load import Bundle, load
 from rbctl.files import read_jsonl
 from rbctl.kernels import choose
 from rbctl.menagerie.triplets import draw_triplets
-from rbctl.plugins.finetune import frozen
+from rbctl.plugins.finetune import encodings
 from rbctl.plugins.finetune.config import FinetuneConfig
-from rbctl.plugins.finetune.objective import Schedule, draw, training_loss
-from rbctl.plugins.finetune.run import tune
+from rbctl.plugins.finetune.loop import train
+from rbctl.plugins.finetune.objective import Objective
+from rbctl.plugins.finetune.relation_lora import relation_task
+from rbctl.plugins.finetune.run import prepare
+from rbctl.plugins.finetune.samples import micro_batch
 from rbctl.relations import load_relation
+from rbctl.runs import Run
 from rbctl.triplets import load as load_triplets
 
 TRIPLETS, STEPS, WARM_UP = 6, 5, 2
@@ -35,7 +39,9 @@ def measure(bench: Bench) -> None:
     draw_triplets(load_relation("hug"), TRIPLETS, 0, data, size=min(512, scale.resolution))
     bundle = bench.bundle
     with bench.row("finetune", f"encoding {TRIPLETS} triplets, once a run") as row:
-        encode = functools.partial(frozen.encode, bundle, load_triplets(data), _tuning(bench, 1), scale.resolution)
+        encode = functools.partial(
+            encodings.encode, bundle, load_triplets(data), [], _tuning(bench, 1), scale.resolution
+        )
         encode()  # cuDNN and cuBLAS look around at the first call
         begun = time.perf_counter()
         stored, most = peak(encode, bench.device)
@@ -93,8 +99,10 @@ def _tune(bench: Bench, stored: dict[str, torch.Tensor], row: Row, micro_batch: 
     accelerator = Accelerator(mixed_precision=mixed, cpu=bench.device.type == "cpu")
     bundle = load(str(bench.folder), bench.device, bench.dtype, encoders=False)
     output = Path(tempfile.mkdtemp(dir=bench.work))
-    train = functools.partial(tune, config, load_relation("hug"), bundle, stored, None, output, accelerator, {})
-    _, most = peak(train, bench.device)
+    prepare(bundle.unet, config)
+    task = relation_task("hug", bundle, stored, None, config)
+    training = functools.partial(train, Run(output, "finetune", config), task, accelerator, {}, None)
+    _, most = peak(training, bench.device)
     steps = [line["seconds"] for line in read_jsonl(output / "metrics.jsonl")]
     step = statistics.median(steps[WARM_UP:])
     row.update({"steps/s": 1 / step, "s for 500 steps": 500 * step})
@@ -106,9 +114,8 @@ def _tune(bench: Bench, stored: dict[str, torch.Tensor], row: Row, micro_batch: 
 def _micro_step(bench: Bench, bundle: Bundle, stored: dict[str, torch.Tensor], size: int) -> None:
     """Forward and backward pass of one micro-batch."""
     config = _tuning(bench, size)
-    alphas, prediction_type = bundle.training_schedule()
-    schedule = Schedule(alphas.to(bench.device), prediction_type)
-    batch = draw(stored, range(size), config, len(alphas), bench.device)
+    objective = Objective.of(bundle, config)
+    batch = micro_batch(stored, None, range(size), config, len(objective.alphas_cumprod), bench.device)
     with torch.autocast(bench.device.type, bench.dtype, enabled=bench.precision != "fp32"):
-        loss, _ = training_loss(bundle.unet, batch, schedule, config, GAMMA, bundle.levels)
+        loss, _ = objective.loss(bundle.unet, batch)
     loss.backward()

@@ -1,10 +1,67 @@
-"""Stage ``finetune``: triplets of one relation -> a relation LoRA."""
+"""Stage ``finetune``: triplets of one relation -> a relation LoRA.
+
+From Python::
+
+    from rbctl.plugins.finetune import finetune
+
+    lora = finetune(relation="hug", data="triplets/hug", steps=200, callback=lambda step, row: print(step, row["loss"]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from rbctl.options import StageCommand, config_options
-from rbctl.plugins.finetune.config import FinetuneConfig
+from rbctl.options import StageCommand, as_plain, config_options, configured
+from rbctl.plugins.finetune.config import Callback, FinetuneConfig
 from rbctl.processes import world
+
+if TYPE_CHECKING:
+    from rbctl.triplets import Triplet
+
+
+def finetune(
+    relation: str | None = None,
+    data: str | Path | Sequence[Triplet] | None = None,
+    output: str | Path | None = None,
+    *,
+    recipe: str | Path | FinetuneConfig | None = None,
+    callback: Callback | None = None,
+    **options: Any,
+) -> Path:
+    """Tune a relation LoRA, as ``rbctl finetune`` does. The same call again goes on where it stopped.
+
+    Args:
+        relation: a shipped name (ride, hug, ...) or the path of a relation's YAML.
+        data: folder of triplets, or a list of them, which is copied into the run folder. [default: rendered by the
+            embedded world]
+        output: run folder. [default: runs/finetune/RELATION, or RELATION-BUNDLE]
+        recipe: a YAML file, the name of a shipped one, or a whole configuration; options win over it.
+        callback: called as ``callback(step, row)`` after every step, with its number from 1 and its row of
+            metrics.jsonl: ``loss``, its parts, ``grad_norm``, ``lr``, ``seconds``. Where it returns something true,
+            training stops there, and the LoRA is written as it is.
+        options: those of ``rbctl finetune``, with underscores: ``steps=200, bundle="sdxl", learning_rate=1e-4``.
+
+    Returns:
+        The file: ``lora.safetensors``, or ``embedding.safetensors`` of a baseline.
+
+    Raises:
+        InputError: data, options or bundle are wrong, or the folder holds another run; told in one line.
+        KeyboardInterrupt: interrupted; a checkpoint is written.
+    """
+    triplets = () if data is None or isinstance(data, str | Path) else tuple(data)
+    options |= {"relation": relation, "data": None if triplets else data, "output": output}
+    if isinstance(recipe, FinetuneConfig):
+        whole = as_plain(recipe)
+        options = whole | {name: value for name, value in options.items() if value is not None}
+        recipe = None
+    config = configured(command, recipe, **options)
+    from rbctl.plugins.finetune.run import run
+
+    return run(config, callback, triplets)
 
 
 @click.command("finetune", cls=StageCommand)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,12 +39,14 @@ class RelationLora:
     encoded: dict[str, torch.Tensor]
     encoded_prior: dict[str, torch.Tensor] | None
 
-    def __init__(self, config: FinetuneConfig) -> None:
+    def __init__(self, config: FinetuneConfig, triplets: Sequence[Triplet] = ()) -> None:
         if config.relation is None:
             raise InputError("--relation: say which, a shipped name (ride, hug, ...) or the path of a relation's YAML")
-        self.config, self.relation = config, load_relation(config.relation)
+        self.relation = load_relation(config.relation)
         self.output = config.output or tuned(self.relation.name, config.bundle)
-        self.data = training_data(config, self.relation, self.output)
+        if triplets:
+            config = dataclasses.replace(config, data=self.output / "triplets")
+        self.config, self.data = config, training_data(config, self.relation, self.output, triplets)
 
     def render(self, resolution: int) -> None:
         self.data.render(resolution)
@@ -81,28 +82,14 @@ class RelationLora:
             if self.config.kml_weight and not any(o.target_keypoints[:, 2].any() for o in triplet.objects):
                 click.echo(f"warning: triplet {triplet.id!r} has no keypoints, so KML does nothing for it", err=True)
 
-    @functools.cached_property
-    def _objective(self) -> Objective:
-        return Objective.of(self.bundle, self.config)
-
     def task(self) -> Task:
-        unet, objective = self.bundle.unet, self._objective
-        timesteps, device = len(objective.alphas_cumprod), self.bundle.device
-
-        def loss(model: Any, numbers: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            batch = micro_batch(self.encoded, self.encoded_prior, numbers, self.config, timesteps, device)
-            return objective.loss(model, batch)
-
-        def show(path: Path) -> None:
-            preview(self.bundle, unet, self.encoded, self.config, path)
-
-        return Task(self.relation.name, unet, lora.named_parameters(unet), loss, show)
+        return relation_task(self.relation.name, self.bundle, self.encoded, self.encoded_prior, self.config)
 
     def save(self, steps: int, facts: Mapping[str, Any]) -> Path:
         path, unet = self.output / "lora.safetensors", self.bundle.unet
         lora.save(path, lora.state(unet), self._metadata(steps, facts), self.config.alpha, self.config.format)
         if self.encoded_prior:
-            measured = forgetting.measure(unet, self.encoded_prior, self._objective)
+            measured = forgetting.measure(unet, self.encoded_prior, Objective.of(self.bundle, self.config))
             forgetting.report(self.output / "forgetting.json", measured)
         return path
 
@@ -139,6 +126,29 @@ class RelationLora:
         if config.local_tokens != "none":
             metadata["rbctl.local_encoder_hash"] = local_encoder_hash(bundle.folder)
         return metadata
+
+
+def relation_task(
+    name: str,
+    bundle: Bundle,
+    encoded: Mapping[str, torch.Tensor],
+    prior: Mapping[str, torch.Tensor] | None,
+    config: FinetuneConfig,
+) -> Task:
+    """Training the LoRA that is on the bundle's UNet.
+
+    Args:
+        encoded, prior: encodings of the relation's triplets and of the prior set.
+    """
+    objective, unet = Objective.of(bundle, config), bundle.unet
+
+    def loss(model: Any, numbers: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        timesteps = len(objective.alphas_cumprod)
+        return objective.loss(model, micro_batch(encoded, prior, numbers, config, timesteps, bundle.device))
+
+    return Task(
+        name, unet, lora.named_parameters(unet), loss, lambda path: preview(bundle, unet, encoded, config, path)
+    )
 
 
 def layout_prior(triplets: Sequence[Triplet], boxes: torch.Tensor) -> LayoutPrior:

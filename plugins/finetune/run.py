@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from rbctl.plugins.finetune.loop import Task, train
 from rbctl.plugins.finetune.relation_lora import RelationLora
 from rbctl.processes import together
 from rbctl.runs import Run
+from rbctl.triplets import Triplet
 
 # Options that may differ when a run is taken up again. Data, prior set, bundle and precision are compared as facts.
 _FREE = {"output", "resume", "device", "checkpoint_every", "keep_checkpoints", "preview_every", "preview_steps"}
@@ -29,9 +30,11 @@ class Method(Protocol):
     """What is learned, and from what. It is built before anything is written, and refuses what cannot work.
 
     Attributes:
+        config: the options, with what the method fills in.
         output: the run folder.
     """
 
+    config: FinetuneConfig
     output: Path
 
     def render(self, resolution: int) -> None:
@@ -55,14 +58,18 @@ class Method(Protocol):
         ...
 
 
-def run(config: FinetuneConfig, callback: Callback | None = None) -> Path:
+def run(config: FinetuneConfig, callback: Callback | None = None, triplets: Sequence[Triplet] = ()) -> Path:
     """Learn what ``config.method`` says; returns the file, in every process.
+
+    Args:
+        callback: see :func:`rbctl.plugins.finetune.finetune`.
+        triplets: in place of the folder ``config.data``.
 
     Raises:
         InputError: options, data or bundle are not what the method needs.
     """
-    method: Method = RelationLora(config) if config.method == "relation_lora" else Baseline(config)
-    output, base = method.output, resolve(config.bundle)
+    method: Method = RelationLora(config, triplets) if config.method == "relation_lora" else Baseline(config)
+    config, output, base = method.config, method.output, resolve(config.bundle)
     resolution = config.resolution or summary(base).resolution
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
@@ -92,7 +99,7 @@ def run(config: FinetuneConfig, callback: Callback | None = None) -> Path:
             bundle = method.load(run, resolution, accelerator.device, facts)
             run.begin(facts)  # only now is all the input known to be good
             world.wait()
-            _prepare(bundle.unet, config)
+            prepare(bundle.unet, config)
             steps = train(run, method.task(), accelerator, facts, callback)
             path = method.save(steps, facts) if world.first else output
             return world.gathered(path)[0]
@@ -109,8 +116,8 @@ def _accelerator(config: FinetuneConfig, precision: str, device: torch.device, o
     )
 
 
-def _prepare(unet: Any, config: FinetuneConfig) -> None:
-    """The UNet as it is trained: with a LoRA, but for an embedding."""
+def prepare(unet: Any, config: FinetuneConfig) -> None:
+    """Make a bundle's UNet ready for training: with a LoRA on it, but for an embedding."""
     if config.method in ("relation_lora", "dreambooth_lora"):
         lora.add(unet, config.rank, config.alpha, config.seed, targets=lora.LAYERS[config.lora_layers])
     if config.gradient_checkpointing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.relations import Relation, check_box, load_relation
 from rbctl.triplets import Triplet, TripletObject
 from rbctl.triplets import load as load_triplets
-from rbctl.triplets.folder import METADATA
+from rbctl.triplets.folder import METADATA, write
 from rbctl.triplets.keypoints import absent
 
 LARGEST_RENDERED = 512  # pixels; rendered pictures need no more, whatever the resolution
@@ -28,6 +29,7 @@ class TrainingData:
         triplets: folder of the relation's triplets; without ``config.data`` the embedded world renders them.
         prior: folder of the prior set, None for none.
         prior_relations: whose scenes are rendered there; empty where the folder is given.
+        listed: triplets that are copied into their folder.
     """
 
     config: FinetuneConfig
@@ -35,6 +37,7 @@ class TrainingData:
     triplets: Path
     prior: Path | None = None
     prior_relations: tuple[Relation, ...] = ()
+    listed: Sequence[Triplet] = ()
 
     def render(self, resolution: int) -> None:
         """Render what is not given and not there yet.
@@ -45,7 +48,9 @@ class TrainingData:
         from rbctl.menagerie.triplets import draw_scenes, draw_triplets
 
         config, size = self.config, min(resolution, LARGEST_RENDERED)
-        if config.data is None:
+        if self.listed:
+            write(self.listed, self.triplets)
+        elif config.data is None:
             draw_triplets(self.relation, config.triplets, config.seed, self.triplets, size=size)
         if self.prior and self.prior_relations:
             draw_scenes(list(self.prior_relations), config.prior_count, config.seed, self.prior, size=size)
@@ -74,23 +79,25 @@ class TrainingData:
         return load_triplets(self.prior, follow_outside=self.config.follow_outside)
 
 
-def training_data(config: FinetuneConfig, relation: Relation, output: Path) -> TrainingData:
+def training_data(
+    config: FinetuneConfig, relation: Relation, output: Path, listed: Sequence[Triplet] = ()
+) -> TrainingData:
     """Where the data of a run lies or will lie. What is given is read once, what is to be rendered can be.
 
     Raises:
         InputError: a folder is missing or broken, or the embedded world cannot render what is not given.
     """
-    triplets = config.data or output / "triplets"
-    if config.prior == "none" or (config.prior == "auto" and config.data):
-        data = TrainingData(config, relation, triplets)
-    elif config.prior in ("auto", "drawn"):
-        data = TrainingData(config, relation, triplets, output / "prior", _prior_relations(config, relation))
-    else:
-        data = TrainingData(config, relation, triplets, Path(config.prior))
+    prior, others = None, tuple[Relation, ...]()
+    if config.prior == "drawn" or (config.prior == "auto" and config.data is None):
+        prior, others = output / "prior", _prior_relations(config, relation)
+    elif config.prior not in ("auto", "none"):
+        prior = Path(config.prior)
+    data = TrainingData(config, relation, config.data or output / "triplets", prior, others, listed)
+    if not others:
         data.load_prior()
-    if config.data:
+    if config.data and not listed:
         data.load()
-    else:
+    elif not config.data:
         from rbctl.menagerie.triplets import check_drawable
 
         check_drawable(relation)
