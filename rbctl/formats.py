@@ -182,7 +182,10 @@ def _fault(kind: type, error: Any) -> Fault:
     elif what == "json_invalid":
         text = "nested too deeply" if "recursion" in error["msg"] else "half a character is in it"
     elif expected := _EXPECTED.get(what):
-        text = f"{expected.format(**error.get('ctx', {}))} expected, not {abridged(value)}"
+        bounds = {
+            key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in error.get("ctx", {}).items()
+        }
+        text = f"{expected.format(**bounds)} expected, not {abridged(value)}"
         if what in ("int_type", "float_type") and isinstance(value, str):
             text += "; numbers have no quotes, and YAML reads 1.0e-4 as one, but not 1e-4"
     else:

@@ -18,7 +18,7 @@ import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from rbctl import denoising, layout, lora, memory
+from rbctl import denoising, formats, layout, lora, memory
 from rbctl.attention import compile_blocks
 from rbctl.bundle.load import Bundle, load
 from rbctl.bundle.recipe import sampling_defaults
@@ -33,7 +33,7 @@ from rbctl.layout import LayoutPrior
 from rbctl.lora import LoraFile
 from rbctl.phrases import token_spans
 from rbctl.progress import progress
-from rbctl.prompts.fields import CHECKS, check_field
+from rbctl.prompts.fields import Settings
 from rbctl.relations import Box, check_box, find_relation, load_relation, shipped
 
 Picture = Path | str | Image.Image
@@ -283,23 +283,21 @@ class RelationPipeline:
             "steps": num_inference_steps,
             "guidance_scale": guidance_scale,
             "scale": image_scale,
+            "images": num_images_per_prompt,
         }
         sizes = {"height": self.bundle.resolution, "width": self.bundle.resolution, "scale": self.bundle.gamma}
-        named = {"steps": "num_inference_steps", "scale": "image_scale"}
-        values = sizes | defaults
-        for key, value in given.items():
-            if value is not None:
-                values[key] = check_field(CHECKS[key], value, "RelationPipeline", named.get(key, key))
-        scale = values.pop("scale")
+        names = {"steps": "num_inference_steps", "scale": "image_scale", "images": "num_images_per_prompt"}
+        settings = formats.read(Settings, given, "RelationPipeline", names)
+        chosen = {key: getattr(settings, key) for key, value in given.items() if value is not None}
+        values = sizes | defaults | chosen
+        scale, copies = values.pop("scale"), values.pop("images")
         requests = [
             Request(words=words, subjects=subjects, source=f"prompt {number}", **values)
             for number, text in enumerate(prompts, 1)
             for words, subjects in [
                 self._subjects(text, _of(images, number, len(prompts)), _of(boxes, number, len(prompts)), scale)
             ]
-            for _ in range(
-                check_field(CHECKS["images"], num_images_per_prompt, "RelationPipeline", "num_images_per_prompt")
-            )
+            for _ in range(copies)
         ]
         noise = self._noise(requests, generator) if latents is None else latents
         scheduler = self.bundle.scheduler()

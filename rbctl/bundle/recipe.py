@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rbctl import formats
 from rbctl.defaults import GUIDANCE_SCALE, NEGATIVE_PROMPT, STEPS
 from rbctl.errors import InputError
 from rbctl.files import read_yaml
 from rbctl.options import BUNDLE_RECIPE
-from rbctl.prompts.fields import CHECKS, check_field
+from rbctl.prompts.fields import Settings
 
 _SAMPLING = ("steps", "guidance_scale", "negative_prompt", "scale")
 
@@ -20,13 +21,10 @@ def sampling_defaults(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: the recipe is damaged; file and key are named.
     """
-    defaults: dict[str, Any] = {
-        "steps": STEPS,
-        "guidance_scale": GUIDANCE_SCALE,
-        "negative_prompt": NEGATIVE_PROMPT,
-    }
     path = folder / BUNDLE_RECIPE
     own = read_yaml(path).get("sample", {}) if path.is_file() else {}
     if not isinstance(own, dict):
         raise InputError(f"{path}: section 'sample' must be a mapping of options to values")
-    return defaults | {key: check_field(CHECKS[key], own[key], str(path), key) for key in _SAMPLING if key in own}
+    settings = formats.read(Settings, {key: own[key] for key in _SAMPLING if key in own}, str(path))
+    defaults = {"steps": STEPS, "guidance_scale": GUIDANCE_SCALE, "negative_prompt": NEGATIVE_PROMPT}
+    return defaults | {key: value for key in _SAMPLING if (value := getattr(settings, key)) is not None}

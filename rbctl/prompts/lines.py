@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
-from rbctl.errors import InputError, nearest
+from rbctl import formats
+from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_text
-from rbctl.prompts.fields import CHECKS, Prompt, abridged, build
+from rbctl.prompts.fields import Entry, Prompt, PromptObject, Settings, build
 
 # Options of a line: kohya's short names, and each field's own name.
 _OPTIONS = {
-    **{field.replace("_", "-"): field for field in CHECKS if field != "lora_weight"},
+    **{
+        field.name.replace("_", "-"): field.name
+        for field in dataclasses.fields(Settings)
+        if field.name != "lora_weight"
+    },
     "n": "negative_prompt",
     "w": "width",
     "h": "height",
@@ -45,43 +51,42 @@ def parse_line(line: str, folder: Path, where: str) -> Prompt:
     """
     text, objects, options = split_text(line, where, with_options=True)
     values: dict[str, Any] = {}
-    boxes: list[Any] = []
-    shown: dict[str, str] = {}  # a field's option as the line has it
-    rest = options
-    while rest:
-        found = _OPTION.match(rest)
-        if not found:
-            raise InputError(f"{where}: {abridged(rest)} is not an option; write --name value")
-        rest = rest[found.end() :]
-        name = found["name"]
-        value = found["bare"].strip() if found["quoted"] is None else found["quoted"]
+    weights: list[str] = []
+    names: dict[str, str] = {}  # a field's option as the line has it
+    while options:
+        option = _OPTION.match(options)
+        if not option:
+            raise InputError(f"{where}: {abridged(options)} is not an option; write --name value")
+        options = options[option.end() :]
+        name = option["name"]
+        value = option["bare"].strip() if option["quoted"] is None else option["quoted"]
         field = _OPTIONS.get(name)
         if field is None:
             known = [f"--{option}" for option in _OPTIONS]
             mend = nearest(f"--{name}", known) or f"; options: {' '.join(known)}"
             raise InputError(f"{where}: no option --{name}{mend}")
-        if found["quoted"] is None and value.startswith('"') and value.count('"') == 1:
+        if option["quoted"] is None and value.startswith('"') and value.count('"') == 1:
             raise InputError(f'{where}: --{name}: the quote is not closed; end it with "')
         if not value.strip() and field != "negative_prompt":
             raise InputError(f"{where}: --{name} has no value")
-        shown[field] = f"--{name}"
         if field == "boxes":
-            boxes.append([part.strip() for part in value.split(",")])
-            continue
-        if field in values:
+            values.setdefault(field, []).append(value.split(","))
+        elif field in names:
             raise InputError(f"{where}: --{name} is given twice; leave one out")
-        if field == "subject_scale":
-            values[field] = [part.strip() for part in value.split(",")]
         elif field == "lora":
-            given = _lora(value)
-            if given.keys() & values.keys():
-                raise InputError(f"{where}: --lora and --am both give a weight; leave one out")
-            values.update(given)
+            values["lora"], weight = _lora(value)
+            weights += [weight] if weight else []
+        elif field == "lora_weight":
+            weights.append(value)
         else:
-            values[field] = value
-    if boxes:
-        values["boxes"] = boxes
-    return build(text, [{"name": n, "image": p} for n, p in objects], values, folder, where, shown)
+            values[field] = value.split(",") if field == "subject_scale" else value
+        names[field] = f"--{name}"
+    if len(weights) > 1:
+        raise InputError(f"{where}: --lora and --am both give a weight; leave one out")
+    if weights:
+        values["lora_weight"] = weights[0]
+        names.setdefault("lora_weight", "--lora")
+    return build(formats.read(Entry, values, where, names), text, objects, folder, where, names)
 
 
 def read_lines(path: Path) -> tuple[Prompt, ...]:
@@ -93,14 +98,14 @@ def read_lines(path: Path) -> tuple[Prompt, ...]:
     )
 
 
-def split_text(line: str, where: str, with_options: bool) -> tuple[str, list[tuple[str, str]], str]:
-    """The prompt's text, its inline objects as (name, path), and what follows from the first option on.
+def split_text(line: str, where: str, with_options: bool) -> tuple[str, list[PromptObject], str]:
+    """The prompt's text, its inline objects, and what follows from the first option on.
 
     Raises:
         InputError: a brace is not closed or not opened, or holds no object.
     """
     text: list[str] = []
-    objects: list[tuple[str, str]] = []
+    objects: list[PromptObject] = []
     position = 0
     while position < len(line):
         pair, char = line[position : position + 2], line[position]
@@ -117,7 +122,7 @@ def split_text(line: str, where: str, with_options: bool) -> tuple[str, list[tup
             name, colon, picture = (part.strip() for part in inside.partition(":"))
             if not (name and colon and picture):
                 raise InputError(f"{where}: '{{{inside}}}' is no object; write {{name: picture}}, or {{{{ for a brace")
-            objects.append((name, picture))
+            objects.append(PromptObject(name=name, image=Path(picture)))
             text.append(name)
             position = end + 1
         elif char == "}":
@@ -128,11 +133,11 @@ def split_text(line: str, where: str, with_options: bool) -> tuple[str, list[tup
     return "".join(text).strip(), objects, line[position:].strip()
 
 
-def _lora(value: str) -> dict[str, Any]:
+def _lora(value: str) -> tuple[str, str | None]:
     """PATH[:WEIGHT]; a colon that no number follows belongs to the path."""
     head, colon, tail = value.rpartition(":")
     try:
         float(tail)
     except ValueError:
-        return {"lora": value}
-    return {"lora": head.strip(), "lora_weight": tail} if colon else {"lora": value}
+        return value, None
+    return (head.strip(), tail) if colon else (value, None)
