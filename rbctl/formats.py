@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
 _EXPECTED = {  # by the types of pydantic's errors; the words in braces are the errors' own
     "string_type": "words were",
     "int_type": "a whole number was",
@@ -224,8 +226,4 @@ def schema(kind: type) -> dict[str, Any]:
             return content
 
     whole = _adapter(kind).json_schema(schema_generator=Generator)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **whole["prefixItems"][0],
-        "$defs": whole["$defs"],
-    }
+    return {"$schema": DIALECT, **whole["prefixItems"][0], "$defs": whole["$defs"]}

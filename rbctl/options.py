@@ -313,6 +313,7 @@ def config_options(config_type: type[Config]) -> Callable[[Callable[[Config], No
         )
         params.append(click.Option(["--dry-run"], is_flag=True, help="Print the resolved recipe and stop."))
         wrapper.__click_params__ = list(reversed(params))  # type: ignore[attr-defined]
+        wrapper.config_type = config_type  # type: ignore[attr-defined]
         return wrapper
 
     return decorate

@@ -105,3 +105,20 @@ def show(folder: Path, output: Path | None, follow_outside: bool) -> None:
     output = output or RUNS / "data" / f"{folder.resolve().name}.png"
     contact_sheet(load(folder, follow_outside=follow_outside), output)
     click.echo(output)
+
+
+@command.command("schemas")
+@click.argument("folder", type=_FOLDER)
+def schemas_(folder: Path) -> None:
+    """Write JSON Schemas of relations, prompts, recipes and benchmarks to FOLDER, and print their paths.
+
+    With one, an editor completes keys and marks what is wrong. The first line of a YAML file names its schema:
+
+    \b
+      rbctl data schemas schemas
+      # yaml-language-server: $schema=schemas/relation.json
+    """
+    from rbctl.schemas import write_schemas
+
+    for path in write_schemas(folder):
+        click.echo(path)
