@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from rbctl import lora
-from rbctl.bundle.load import Bundle, load
+from rbctl.bundle.bundle import Bundle
+from rbctl.bundle.load import load
 from rbctl.bundle.random_weights import write_tiny
 from rbctl.menagerie.triplets import draw_triplets
 from rbctl.plugins.finetune import encodings

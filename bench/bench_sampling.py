@@ -15,7 +15,8 @@ import torch
 from bench.conftest import peak_mb
 from bench.official import OfficialConditioning, processors
 from rbctl.attention import project_once
-from rbctl.bundle.load import Bundle, load
+from rbctl.bundle.bundle import Bundle
+from rbctl.bundle.load import load
 from rbctl.conditioning import Conditioning, guided
 from rbctl.denoising import denoise, initial_noise
 

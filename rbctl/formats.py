@@ -26,7 +26,9 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from annotated_types import Ge
 
 from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_text
@@ -93,6 +95,7 @@ def _filled(text: str) -> str:
     return text
 
 
+Positive = Annotated[int, Ge(1)]
 Words = Annotated[str, Check(_filled, schema={"pattern": r"\S"})]
 
 
@@ -108,17 +111,20 @@ class Fault:
         return f"{''.join(parts).removeprefix('.')}: {self.text}" if self.steps else self.text
 
 
-def read(kind: type[T], data: Any, where: str, names: Mapping[str, str] | None = None) -> T:
+def read(
+    kind: type[T], data: Any, where: str, names: Mapping[str, str] | None = None, ignore_others: bool = False
+) -> T:
     """Plain data of JSON or YAML as a ``kind``.
 
     Args:
         where: what the error begins with: FILE or FILE:LINE.
         names: what the user calls a field, where that is not its name.
+        ignore_others: keys that the kind lacks are left out, as in a file that others share; else they are refused.
 
     Raises:
         InputError: a key is unknown or missing, or a value is not what its field takes; the field is named.
     """
-    value, faults = examine(kind, data)
+    value, faults = examine(kind, data, ignore_others)
     for fault in faults:
         steps = [names.get(str(step), step) for step in fault.steps[:1]] if names else fault.steps[:1]
         raise InputError(f"{where}: {Fault((*steps, *fault.steps[1:]), fault.text)}")
@@ -144,13 +150,13 @@ def read_yaml(kind: type[T], path: Path, defaults: Mapping[str, Any] | None = No
     return typing.cast(T, value)
 
 
-def examine(kind: type[T], data: Any) -> tuple[T | None, list[Fault]]:
+def examine(kind: type[T], data: Any, ignore_others: bool = False) -> tuple[T | None, list[Fault]]:
     """As :func:`read`, with all that is wrong; the value is None then."""
     from pydantic import ValidationError
 
     try:
         # Only in JSON do pydantic's strict types take a list for a tuple and a mapping for a dataclass.
-        return _adapter(kind).validate_json(json.dumps([data]))[0], []  # type: ignore[arg-type]
+        return _adapter(kind, ignore_others).validate_json(json.dumps([data]))[0], []  # type: ignore[arg-type]
     except ValidationError as error:
         errors = [e for e in error.errors(include_url=False) if e["type"] != "too_short" or e["ctx"]["actual_length"]]
         errors = errors or error.errors(include_url=False)  # one bad entry makes its list "too short" as well
@@ -165,11 +171,12 @@ def examine(kind: type[T], data: Any) -> tuple[T | None, list[Fault]]:
 
 
 @functools.cache
-def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+def _adapter(kind: Any, ignore_others: bool = False) -> pydantic.TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     # A tuple, since pydantic takes no configuration beside a dataclass; those in the tuple all follow it.
-    return TypeAdapter(tuple[kind], config={"strict": True, "extra": "forbid", "allow_inf_nan": False})
+    extra: Literal["ignore", "forbid"] = "ignore" if ignore_others else "forbid"
+    return TypeAdapter(tuple[kind], config={"strict": True, "extra": extra, "allow_inf_nan": False})
 
 
 def _fault(kind: type, error: Any) -> Fault:

@@ -20,7 +20,8 @@ from PIL import Image
 
 from rbctl import denoising, formats, layout, lora, memory
 from rbctl.attention import compile_blocks
-from rbctl.bundle.load import Bundle, load
+from rbctl.bundle.bundle import Bundle
+from rbctl.bundle.load import load
 from rbctl.bundle.recipe import sampling_defaults
 from rbctl.conditioning import PseudoRegions, guided
 from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision

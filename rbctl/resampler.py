@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from rbctl.formats import Positive
+
 FOURIER_TEMPERATURE = 100
 
 
@@ -15,16 +17,16 @@ FOURIER_TEMPERATURE = 100
 class ResamplerConfig:
     """Sizes; the defaults are those of the official SDXL adapter."""
 
-    dim: int = 1280
-    depth: int = 4
-    dim_head: int = 64
-    heads: int = 20
-    num_queries: int = 16
-    embedding_dim: int = 1664
-    output_dim: int = 2048
-    ff_mult: int = 4
-    phrase_embeddings_dim: int = 768
-    fourier_freqs: int = 8
+    dim: Positive = 1280
+    depth: Positive = 4
+    dim_head: Positive = 64
+    heads: Positive = 20
+    num_queries: Positive = 16
+    embedding_dim: Positive = 1664
+    output_dim: Positive = 2048
+    ff_mult: Positive = 4
+    phrase_embeddings_dim: Positive = 768
+    fourier_freqs: Positive = 8
 
 
 def fourier_embedding(boxes: torch.Tensor, num_freqs: int) -> torch.Tensor:

@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rbctl.bundle import hashes
-from rbctl.bundle.load import fingerprint, load, summary
+from rbctl.bundle.config import summary
+from rbctl.bundle.fingerprints import fingerprint
+from rbctl.bundle.load import load
 from rbctl.errors import InputError
 from rbctl.files import read_torch, sha256
 
@@ -84,18 +86,18 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     ("text_encoder/pytorch_model.bin", pickled_code, "text_encoder/pytorch_model.bin: refused"),
     ("text_encoder/config.json", text("[]"), "text_encoder/config.json"),
     ("clip_vision/config.json", text("{}"), "clip_vision: weights do not fit config.json"),
-    ("unet/config.json", text("{}"), "unet/config.json: sample_size is None"),
+    ("unet/config.json", text("{}"), "unet/config.json: sample_size: is missing"),
     ("unet/config.json", text("[]"), "unet/config.json"),
     ("unet/config.json", change(block_out_channels=3), "unet: cannot be loaded"),
-    ("vae/config.json", change(block_out_channels=3), "vae/config.json: block_out_channels is 3"),
+    ("vae/config.json", change(block_out_channels=3), "vae/config.json: block_out_channels: a list was"),
     ("scheduler/scheduler_config.json", change(_class_name="Foo"), "scheduler/scheduler_config.json.*Foo"),
     ("scheduler/scheduler_config.json", change(beta_start="x"), "scheduler/scheduler_config.json"),
     ("scheduler/scheduler_config.json", text("[]"), "scheduler/scheduler_config.json"),
     ("ms_adapter_config.json", text("[]"), "ms_adapter_config.json"),
     ("ms_adapter_config.json", change(resampler=[]), "ms_adapter_config.json: resampler"),
-    ("ms_adapter_config.json", change(resampler={"dim": "x"}), "ms_adapter_config.json: dim is 'x'"),
-    ("ms_adapter_config.json", change(scale="much"), "ms_adapter_config.json: scale is 'much'"),
-    ("ms_adapter_config.json", change(clip_image_size=0), "ms_adapter_config.json: clip_image_size is 0"),
+    ("ms_adapter_config.json", change(resampler={"dim": "x"}), "_config.json: resampler.dim: a whole number was"),
+    ("ms_adapter_config.json", change(scale="much"), "_config.json: scale: a number was expected, not .much."),
+    ("ms_adapter_config.json", change(clip_image_size=0), "_config.json: clip_image_size: 1 or more was"),
     ("ms_adapter.safetensors", lose_a_tensor, "ms_adapter.safetensors: does not fit: missing dummy_image_tokens"),
     ("ms_adapter.bin", saved(torch.zeros(3)), "ms_adapter.bin: not an MS-Diffusion adapter"),
     ("ms_adapter.bin", saved({"a": 1}), "ms_adapter.bin: not an MS-Diffusion adapter"),

@@ -372,12 +372,12 @@ def test_weights_of_another_architecture_are_one_line(clip: Path, tmp_path: Path
 
 def test_what_is_written_is_read_by_bundles_and_as_the_official_file(clip: Path, tmp_path: Path) -> None:
     from rbctl.bundle.convert import convert_local_encoder
-    from rbctl.bundle.load import _load_local_encoder
+    from rbctl.bundle.load import load_local_encoder
 
     tower = find_tower(DistillConfig(model=str(clip), image_size=64))
     tensors = read_weights(tower, 0)
     folder = write_tower(tmp_path, tensors, tower.config, {"rbctl.steps": "3"})
-    visual = _load_local_encoder(folder)
+    visual = load_local_encoder(folder)
     assert all(torch.equal(tensors[name], value) for name, value in visual.state_dict().items())
     official = write_official(tmp_path, tensors, "tiny", 6)
     assert official.name == "epoch_6.pt"

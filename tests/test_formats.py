@@ -107,6 +107,11 @@ def test_a_slip_in_a_key_is_told_before_the_gap_it_leaves() -> None:
         read(Set, content(pictures=[{"sid": 8}]), "a.json")
 
 
+def test_keys_of_others_may_be_left_out() -> None:
+    data = content(pictures=[{"side": 8, "theirs": [1]}], kin=3)
+    assert read(Set, data, "a.json", ignore_others=True) == Set("drawn", (Picture(8),))
+
+
 def test_all_that_is_wrong_is_told_and_nothing_twice() -> None:
     value, faults = examine(Set, content(side=0, tags=[3], shared=2))
     assert value is None

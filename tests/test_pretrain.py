@@ -20,7 +20,8 @@ from click.testing import CliRunner
 from torch import nn
 
 from rbctl.bundle import catalogue
-from rbctl.bundle.load import generator_fingerprint, load
+from rbctl.bundle.fingerprints import generator_fingerprint
+from rbctl.bundle.load import load
 from rbctl.bundle.random_weights import write_random
 from rbctl.bundle.tokenizer import write_small_tokenizer
 from rbctl.bundle.vae import UnshuffleVAE, vae_class

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from rbctl.bundle.load import _load_local_encoder
+from rbctl.bundle.load import load_local_encoder
 from rbctl.files import read_json, read_safetensors, write_json, write_safetensors
 from rbctl.local_encoder import local_tokens
 from rbctl.menagerie import COATS, PATTERNS, SPECIES, Individual, oracle_training
@@ -246,7 +246,7 @@ def test_open_clip_reads_the_same_weights_the_same_way(act: str, tmp_path: Path)
     write_json(tmp_path / "open_clip_config.json", {**CLIPSELF, "quick_gelu": act == "quick_gelu"})
     weights = {name: tensor.contiguous() for name, tensor in clip.open_clip_visual(vision.state_dict()).items()}
     write_safetensors(tmp_path / "model.safetensors", weights, {"format": "pt"})
-    visual = _load_local_encoder(tmp_path).eval()
+    visual = load_local_encoder(tmp_path).eval()
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         ours, theirs = vision(pixels).image_embeds, visual(pixels)
@@ -304,7 +304,7 @@ def test_encoders_learn_and_are_written_as_a_bundle_has_them(config: PretrainCon
         assert torch.allclose(embeds, together, atol=5e-3)  # the files hold halves
         assert torch.equal(first(tokens).last_hidden_state, second(tokens).last_hidden_state)
     vision = CLIPVisionModelWithProjection.from_pretrained(folder / "clip_vision", dtype=torch.float32).eval()
-    visual = _load_local_encoder(folder / "clipself").float().eval()
+    visual = load_local_encoder(folder / "clipself").float().eval()
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(vision(pixels).image_embeds, visual(pixels), atol=1e-4)

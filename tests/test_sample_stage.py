@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from rbctl import attention, denoising, lora
-from rbctl.bundle.load import BASE, fingerprint, load
+from rbctl.bundle.fingerprints import BASE, fingerprint
+from rbctl.bundle.load import load
 from rbctl.cli import main
 from rbctl.errors import InputError
 from rbctl.files import read_safetensors, write_safetensors

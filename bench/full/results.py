@@ -14,7 +14,8 @@ import torch
 
 from bench.full.clocks import Rates, Row, hot_spots, once
 from bench.full.sizes import FULL, Scale
-from rbctl.bundle.load import Bundle, load
+from rbctl.bundle.bundle import Bundle
+from rbctl.bundle.load import load
 from rbctl.bundle.random_weights import write_random
 from rbctl.device import DTYPES, pick_precision
 from rbctl.errors import reason

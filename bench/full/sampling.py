@@ -17,7 +17,7 @@ from bench.full.floors import step_floor, text_step_flops
 from bench.full.results import Bench
 from bench.full.sizes import BOXES, GAMMA, GUIDANCE
 from rbctl import attention
-from rbctl.bundle.load import Bundle
+from rbctl.bundle.bundle import Bundle
 from rbctl.conditioning import Conditioning, guided
 from rbctl.defaults import NEGATIVE_PROMPT
 from rbctl.denoising import denoise, initial_noise

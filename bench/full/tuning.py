@@ -15,7 +15,8 @@ from bench.full.floors import tuning_floor
 from bench.full.results import Bench
 from bench.full.sizes import TOTAL_BATCH
 from rbctl import lora
-from rbctl.bundle.load import Bundle, load
+from rbctl.bundle.bundle import Bundle
+from rbctl.bundle.load import load
 from rbctl.files import read_jsonl
 from rbctl.kernels import choose
 from rbctl.menagerie.triplets import draw_triplets

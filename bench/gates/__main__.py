@@ -16,7 +16,7 @@ from bench.gates.sampling import Sampler
 from bench.gates.sections import SECTIONS, Bench
 from bench.gates.tuning import Tuner
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.load import fingerprint, generator_fingerprint
+from rbctl.bundle.fingerprints import fingerprint, generator_fingerprint
 from rbctl.device import pick_device
 from rbctl.errors import InputError, nearest
 from rbctl.files import read_yaml, write_json

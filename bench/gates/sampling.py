@@ -24,7 +24,8 @@ from bench.gates.cases import Case
 from bench.gates.sheets import write_sheet
 from rbctl import lora
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.load import BASE, fingerprint, generator_fingerprint, local_encoder_hash, summary
+from rbctl.bundle.config import summary
+from rbctl.bundle.fingerprints import BASE, fingerprint, generator_fingerprint, local_encoder_hash
 from rbctl.cli import main
 from rbctl.denoising import to_pictures
 from rbctl.device import DTYPES, pick_device, pick_precision

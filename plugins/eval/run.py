@@ -13,7 +13,7 @@ import click
 import torch
 
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.load import fingerprint
+from rbctl.bundle.fingerprints import fingerprint
 from rbctl.errors import InputError
 from rbctl.files import read_jsonl, write_json, write_jsonl, write_text
 from rbctl.menagerie.judge import Judge

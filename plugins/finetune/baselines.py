@@ -19,7 +19,9 @@ import torch
 from torch import nn
 
 from rbctl import denoising, embeddings, lora, losses
-from rbctl.bundle.load import BASE, Bundle, fingerprint, load
+from rbctl.bundle.bundle import Bundle
+from rbctl.bundle.fingerprints import BASE, fingerprint
+from rbctl.bundle.load import load
 from rbctl.conditioning import Conditioning
 from rbctl.device import DTYPES
 from rbctl.draws import generator

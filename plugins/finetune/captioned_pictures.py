@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rbctl.bundle.load import Bundle
+from rbctl.bundle.bundle import Bundle
 from rbctl.errors import InputError
 from rbctl.files import read_jsonl, sha256, write_json, write_jsonl
 from rbctl.images import SUFFIXES, read_image, write_png

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rbctl.bundle.load import Bundle
+from rbctl.bundle.bundle import Bundle
 from rbctl.conditioning import DUMMY_TOKENS
 from rbctl.draws import generator
 from rbctl.errors import InputError

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rbctl import denoising, losses
-from rbctl.bundle.load import Bundle
+from rbctl.bundle.bundle import Bundle
 from rbctl.conditioning import Conditioning, ImageBranch, TextMaps, latent_grids
 from rbctl.device import pick_attention
 from rbctl.plugins.finetune.config import FinetuneConfig

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rbctl import denoising
-from rbctl.bundle.load import Bundle
+from rbctl.bundle.bundle import Bundle
 from rbctl.conditioning import guided
 from rbctl.device import pick_attention
 from rbctl.images import write_png

@@ -12,7 +12,9 @@ import click
 import torch
 
 from rbctl import kept, lora
-from rbctl.bundle.load import BASE, Bundle, fingerprint, load, local_encoder_hash
+from rbctl.bundle.bundle import Bundle
+from rbctl.bundle.fingerprints import BASE, fingerprint, local_encoder_hash
+from rbctl.bundle.load import load
 from rbctl.device import DTYPES
 from rbctl.errors import InputError
 from rbctl.layout import LayoutPrior

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import torch
 
 from rbctl import attention, lora
+from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.load import Bundle, generator_fingerprint, summary
+from rbctl.bundle.config import summary
+from rbctl.bundle.fingerprints import generator_fingerprint
 from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
 from rbctl.errors import InputError
 from rbctl.plugins.finetune.baselines import Baseline

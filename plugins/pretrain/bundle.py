@@ -15,7 +15,8 @@ import torch
 
 from rbctl import metrics
 from rbctl.bundle.catalogue import CATALOGUE, MANIFEST, contents, has_local_encoder, missing_parts, record, size_text
-from rbctl.bundle.load import fingerprint, generator_fingerprint, load
+from rbctl.bundle.fingerprints import fingerprint, generator_fingerprint
+from rbctl.bundle.load import load
 from rbctl.bundle.tokenizer import END, write_small_tokenizer
 from rbctl.errors import InputError
 from rbctl.files import atomic_write, read_json, write_text

@@ -20,9 +20,11 @@ from PIL import Image
 from torch import nn
 
 from rbctl import attention, denoising, kept, losses
+from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.catalogue import has_local_encoder
 from rbctl.bundle.convert import attention_layers
-from rbctl.bundle.load import Bundle, fingerprint, load
+from rbctl.bundle.fingerprints import fingerprint
+from rbctl.bundle.load import load
 from rbctl.conditioning import DUMMY_TOKENS, Conditioning, ImageBranch, guided, latent_grids
 from rbctl.errors import InputError
 from rbctl.files import sha256, write_json, write_safetensors

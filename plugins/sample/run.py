@@ -13,7 +13,8 @@ import torch
 
 from rbctl import denoising, embeddings, lora, pictures
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.load import BASE, fingerprint, generator_fingerprint, local_encoder_hash, summary
+from rbctl.bundle.config import summary
+from rbctl.bundle.fingerprints import BASE, fingerprint, generator_fingerprint, local_encoder_hash
 from rbctl.device import DTYPES, pick_device, pick_precision
 from rbctl.embeddings import Embedding
 from rbctl.errors import InputError

@@ -158,7 +158,7 @@ def read_origin(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     facts = read_object(path)
-    formats.read(_Origin, {key: facts[key] for key in ("origin", "relation") if key in facts}, str(path))
+    formats.read(_Origin, facts, str(path), ignore_others=True)
     return facts
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from rbctl import layout, lora
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.load import fingerprint, generator_fingerprint
+from rbctl.bundle.fingerprints import fingerprint, generator_fingerprint
 from rbctl.errors import InputError
 from rbctl.files import read_json, read_jsonl, read_safetensors, sha256, write_bytes, write_json, write_text
 from rbctl.images import read_image, write_png

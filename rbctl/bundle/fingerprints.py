@@ -1,0 +1,36 @@
+"""Fingerprints: what names the content of a bundle, or of a part of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from rbctl.bundle.catalogue import contents, has_local_encoder
+from rbctl.bundle.hashes import file_hashes
+
+BASE = ("unet", "ms_adapter.safetensors", "ms_adapter.bin")  # what a relation LoRA was tuned on
+
+
+def fingerprint(folder: Path, parts: Sequence[str] | None = None) -> str:
+    """Names the content of a bundle, wherever it lies: SHA-256 over the paths and hashes of its files.
+
+    The hashes are those of the files as they are now, not those of ``bundle.json``, which says what came once.
+
+    Args:
+        parts: only these files and folders of it, as ``BASE``.
+    """
+    paths = [path for path in contents(folder) if parts is None or Path(path).parts[0] in parts]
+    digests = file_hashes(folder, paths)
+    return hashlib.sha256("".join(f"{path}\0{digest}\n" for path, digest in digests.items()).encode()).hexdigest()
+
+
+def generator_fingerprint(folder: Path) -> str:
+    """Names what pictures are made with; another oracle, DINO, recipe or model card does not change it."""
+    parts = {Path(path).parts[0] for path in contents(folder)} - {"oracle", "dino", "README.md", "recipe.yaml"}
+    return fingerprint(folder, sorted(parts))
+
+
+def local_encoder_hash(folder: Path) -> str:
+    """Names the bundle's local encoder; empty where there is none."""
+    return fingerprint(folder, ("clipself",)) if has_local_encoder(folder) else ""
