@@ -23,8 +23,7 @@ from rbctl.bundle.convert import (
     convert_image_encoder,
     convert_local_encoder,
     default_open_clip_config,
-    derive_adapter_config,
-    resampler_shapes,
+    official_adapter_config,
 )
 from rbctl.bundle.download import verify
 from rbctl.errors import InputError
@@ -90,6 +89,10 @@ def whole_clip(tiny_bundle: Path, folder: Path) -> None:
     write_json(folder / "config.json", {"model_type": "clip", "projection_dim": 24, "vision_config": vision})
 
 
+def unet_of(official: Path) -> dict[str, Any]:
+    return read_json(official / "base/unet/config.json")
+
+
 # --- names and shapes
 
 
@@ -102,7 +105,7 @@ def test_official_adapter_shapes() -> None:
     expected |= {f"ms_adapter.{k}": tuple(v) for k, v in keys["ms_adapter"]["tensors"].items()}
     expected["dummy_image_tokens"] = tuple(keys["dummy_image_tokens"])
     empty = {name: torch.empty(shape, device="meta") for name, shape in expected.items()}
-    config = derive_adapter_config(Path("ms_adapter.bin"), empty)
+    config = official_adapter_config(Path("ms_adapter.bin"), empty)
     assert config["resampler"] == keys["image_proj"]["config"]
     assert (config["clip_image_size"], config["local_image_size"], config["num_dummy_tokens"]) == (224, 896, 4)
     assert adapter_shapes(config, SDXL_UNET) == expected
@@ -146,7 +149,7 @@ def test_check_tensors_says_everything_in_one_line() -> None:
 
 def test_adapter_round_trip(official: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     config = read_json(official / "adapter/ms_adapter_config.json")
-    convert_adapter(official / "adapter/ms_adapter.bin", tmp_path / "out.safetensors", config=config)
+    convert_adapter(official / "adapter/ms_adapter.bin", tmp_path / "out.safetensors", unet_of(official), config)
     assert same(
         read_safetensors(tmp_path / "out.safetensors")[0], read_safetensors(tiny_bundle / "ms_adapter.safetensors")[0]
     )
@@ -166,7 +169,7 @@ def test_adapter_round_trip_of_the_reference(tmp_path: Path) -> None:
 
 def test_head_width_of_an_unofficial_adapter_is_asked_for(official: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"dim_head is not known; put ms_adapter_config\.json beside it"):
-        convert_adapter(official / "adapter/ms_adapter.bin", tmp_path / "out.safetensors")
+        convert_adapter(official / "adapter/ms_adapter.bin", tmp_path / "out.safetensors", unet_of(official))
 
 
 def test_adapter_of_another_base_is_refused(official: Path, tmp_path: Path) -> None:
@@ -193,7 +196,7 @@ def test_pickled_code_is_refused_and_not_run(official: Path, tmp_path: Path) -> 
     torch.save({"state_dict": _Bomb(marker)}, zipped)
     for source in (plain, zipped):
         with pytest.raises(InputError, match=source.name):
-            convert_adapter(source, tmp_path / "out.safetensors")
+            convert_adapter(source, tmp_path / "out.safetensors", SDXL_UNET)
         with pytest.raises(InputError, match=source.name):
             convert_local_encoder(source, tmp_path / "out.safetensors")
         with pytest.raises(InputError, match=source.name):
@@ -213,7 +216,7 @@ def test_pickled_code_is_refused_and_not_run(official: Path, tmp_path: Path) -> 
 def test_other_files_are_no_adapters(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "a.bin")
     with pytest.raises(InputError, match=message):
-        convert_adapter(tmp_path / "a.bin", tmp_path / "out.safetensors")
+        convert_adapter(tmp_path / "a.bin", tmp_path / "out.safetensors", SDXL_UNET)
 
 
 # --- the encoders
@@ -376,22 +379,3 @@ def test_encoders_must_fit_the_adapter(official: Path, tmp_path: Path) -> None:
 def test_missing_sources_are_told(official: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         import_bundle(tmp_path / "bundle", **{**sources(official), **changes})
-
-
-def test_resampler_shapes_depend_on_the_configuration() -> None:
-    config = {
-        "dim": 8,
-        "depth": 1,
-        "dim_head": 3,
-        "heads": 2,
-        "num_queries": 5,
-        "ff_mult": 2,
-        "embedding_dim": 7,
-        "output_dim": 11,
-        "phrase_embeddings_dim": 4,
-        "fourier_freqs": 2,
-    }
-    shapes = resampler_shapes(config)
-    assert shapes["latent_proj.2.weight"] == (40, 40)
-    assert shapes["layers.0.0.to_kv.weight"] == (12, 8)
-    assert shapes["proj_out.weight"] == (11, 8)

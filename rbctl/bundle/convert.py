@@ -6,10 +6,12 @@ is ``{"epoch", "name", "state_dict"}``. Names and shapes are checked against wha
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rbctl import formats
 from rbctl.errors import InputError, reason
 from rbctl.files import atomic_write, read_object, read_safetensors, read_torch, write_json
 from rbctl.kept import not_finite
@@ -18,11 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 Shape = tuple[int, ...]
-
-# Sizes of the official adapter that its tensors do not show; what ms_adapter_config.json leaves out is so too.
-OFFICIAL = {"num_patches": 4, "scale": 0.6, "clip_image_size": 224, "local_image_size": 896}
-_OFFICIAL_WIDTH, _OFFICIAL_HEAD = 1280, 64
-_FOURIER_FREQS = 8
 
 
 def _per_block(value: Any, blocks: int) -> list[Any]:
@@ -57,32 +54,6 @@ def attention_layers(unet: Mapping[str, Any]) -> list[tuple[str, int]]:
     ]
 
 
-def resampler_shapes(config: Mapping[str, int]) -> dict[str, Shape]:
-    """Names and shapes of the grounding resampler, from the ``resampler`` part of ``ms_adapter_config.json``."""
-    dim, inner, output = config["dim"], config["heads"] * config["dim_head"], config["output_dim"]
-    grounding = config["phrase_embeddings_dim"] + 8 * config["fourier_freqs"]  # sin and cos of 4 coordinates
-    shapes: dict[str, Shape] = {
-        "grounding_latents": (1, config["num_queries"], dim),
-        "latent_proj.0.weight": (2 * grounding, grounding),
-        "latent_proj.0.bias": (2 * grounding,),
-        "latent_proj.2.weight": (config["num_queries"] * dim, 2 * grounding),
-        "latent_proj.2.bias": (config["num_queries"] * dim,),
-        "proj_in.weight": (dim, config["embedding_dim"]),
-        "proj_in.bias": (dim,),
-        "proj_out.weight": (output, dim),
-        "proj_out.bias": (output,),
-    }
-    norms = {"latent_norm": dim, "attention_norm": dim, "norm_out": output}
-    for i in range(config["depth"]):
-        norms |= {f"layers.{i}.0.norm1": dim, f"layers.{i}.0.norm2": dim, f"layers.{i}.1.0": dim}
-        shapes[f"layers.{i}.0.to_q.weight"] = (inner, dim)
-        shapes[f"layers.{i}.0.to_kv.weight"] = (2 * inner, dim)
-        shapes[f"layers.{i}.0.to_out.weight"] = (dim, inner)
-        shapes[f"layers.{i}.1.1.weight"] = (config["ff_mult"] * dim, dim)
-        shapes[f"layers.{i}.1.3.weight"] = (dim, config["ff_mult"] * dim)
-    return shapes | {f"{name}.{part}": (width,) for name, width in norms.items() for part in ("weight", "bias")}
-
-
 def adapter_shapes(config: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[str, Shape]:
     """Names and shapes of ``ms_adapter.safetensors``.
 
@@ -90,13 +61,22 @@ def adapter_shapes(config: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[s
         config: ``ms_adapter_config.json``.
         unet: ``unet/config.json``.
     """
-    width = config["resampler"]["output_dim"]
-    shapes = {f"image_proj.{name}": shape for name, shape in resampler_shapes(config["resampler"]).items()}
+    import torch
+
+    from rbctl.bundle.config import AdapterConfig
+    from rbctl.conditioning import DUMMY_TOKENS
+    from rbctl.resampler import Resampler
+
+    sizes = formats.read(AdapterConfig, config, "ms_adapter_config.json", ignore_others=True).resampler
+    with torch.device("meta"):
+        resampler = Resampler(sizes).state_dict()
+    shapes = {f"image_proj.{name}": tuple(tensor.shape) for name, tensor in resampler.items()}
     for index, (name, hidden) in enumerate(attention_layers(unet)):
         if name.endswith("attn2.processor"):
-            shapes[f"ms_adapter.{index}.to_k_ip.weight"] = (hidden, width)
-            shapes[f"ms_adapter.{index}.to_v_ip.weight"] = (hidden, width)
-    return shapes | {"dummy_image_tokens": (1, config["num_dummy_tokens"], width)}
+            shapes |= dict.fromkeys(
+                (f"ms_adapter.{index}.to_{part}_ip.weight" for part in "kv"), (hidden, sizes.output_dim)
+            )
+    return shapes | {"dummy_image_tokens": (1, DUMMY_TOKENS, sizes.output_dim)}
 
 
 def check_tensors(path: Path, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, Shape]) -> None:
@@ -105,60 +85,44 @@ def check_tensors(path: Path, tensors: Mapping[str, torch.Tensor], shapes: Mappi
     Raises:
         InputError: one line naming the first few differences of each kind.
     """
-
-    def some(names: list[str]) -> str:
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-    faults = []
-    if missing := sorted(shapes.keys() - tensors.keys()):
-        faults.append(f"missing {some(missing)}")
-    if unexpected := sorted(tensors.keys() - shapes.keys()):
-        faults.append(f"unexpected {some(unexpected)}")
     wrong = [
         f"{name} is {list(tensors[name].shape)}, {list(shapes[name])} expected"
-        for name in sorted(shapes.keys() & tensors.keys())
+        for name in shapes.keys() & tensors.keys()
         if tuple(tensors[name].shape) != shapes[name]
     ]
-    if wrong:
-        faults.append(some(wrong))
+    faults = []
+    for kind, names in (
+        ("missing ", shapes.keys() - tensors.keys()),
+        ("unexpected ", tensors.keys() - shapes.keys()),
+        ("", wrong),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            faults.append(f"{kind}{', '.join(sorted(names)[:3])}{more}")
     if faults:
         raise InputError(f"{path}: does not fit: {'; '.join(faults)}")
 
 
-def derive_adapter_config(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """``ms_adapter_config.json`` of an adapter that came without one, from the shapes of its tensors.
+def official_adapter_config(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """``ms_adapter_config.json`` of the official adapter, which comes without one.
 
     Raises:
-        InputError: a tensor needed for it is missing, or the head width cannot be told (it shows in no shape; only the
-            official one, 20 heads x 64, is known).
+        InputError: it is another adapter: its head width shows in no shape.
     """
+    from rbctl.bundle.config import AdapterConfig
+    from rbctl.conditioning import DUMMY_TOKENS
 
-    def shape(name: str, *dimensions: int) -> list[int]:
-        if name not in tensors or tensors[name].ndim <= max(dimensions):
-            raise InputError(f"{path}: missing {name}; is this an MS-Diffusion adapter?")
-        return [tensors[name].shape[d] for d in dimensions]
-
-    num_queries, dim = shape("image_proj.grounding_latents", 1, 2)
-    (inner,) = shape("image_proj.layers.0.0.to_q.weight", 0)
-    if (dim, inner) != (_OFFICIAL_WIDTH, _OFFICIAL_WIDTH):
+    latents = tensors.get("image_proj.grounding_latents")
+    if latents is None:
+        raise InputError(f"{path}: missing image_proj.grounding_latents; is this an MS-Diffusion adapter?")
+    config = dataclasses.asdict(AdapterConfig())
+    resampler = config["resampler"]
+    if latents.shape != (1, resampler["num_queries"], resampler["dim"]):
         raise InputError(
-            f"{path}: a resampler {dim} wide is not the official one, so its dim_head is not known; "
+            f"{path}: its resampler is not the official one, so its dim_head is not known; "
             "put ms_adapter_config.json beside it or name it with --adapter-config"
         )
-    resampler = {
-        "dim": dim,
-        "depth": len({name.split(".")[2] for name in tensors if name.startswith("image_proj.layers.")}),
-        "dim_head": _OFFICIAL_HEAD,
-        "heads": inner // _OFFICIAL_HEAD,
-        "num_queries": num_queries,
-        "ff_mult": shape("image_proj.layers.0.1.1.weight", 0)[0] // dim,
-        "embedding_dim": shape("image_proj.proj_in.weight", 1)[0],
-        "output_dim": shape("image_proj.proj_out.weight", 0)[0],
-        "phrase_embeddings_dim": shape("image_proj.latent_proj.0.weight", 1)[0] - 8 * _FOURIER_FREQS,
-        "fourier_freqs": _FOURIER_FREQS,
-    }
-    dummies = shape("dummy_image_tokens", 1)[0]
-    return {"resampler": resampler, "num_dummy_tokens": dummies, "num_tokens": num_queries, **OFFICIAL}
+    return {**config, "num_dummy_tokens": DUMMY_TOKENS, "num_tokens": resampler["num_queries"]}
 
 
 def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -205,43 +169,28 @@ def read_adapter(source: Path) -> dict[str, torch.Tensor]:
 
 
 def convert_adapter(
-    source: Path,
-    dest: Path,
-    unet: Mapping[str, Any] | None = None,
-    config: Mapping[str, Any] | None = None,
+    source: Path, dest: Path, unet: Mapping[str, Any], config: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write the adapter as safetensors with flat names.
+    """Write the adapter as safetensors with flat names; returns its configuration.
 
     Args:
         source: the official ms_adapter.bin, or safetensors of the same names as are written.
-        unet: ``unet/config.json`` of the base; where given, every projection is checked against it.
-        config: ``ms_adapter_config.json``; None derives it from the tensors (official sizes only).
-
-    Returns:
-        the configuration.
+        unet: ``unet/config.json`` of the base.
+        config: ``ms_adapter_config.json``; None for the official adapter.
 
     Raises:
         InputError: the file holds code, or names or shapes do not fit.
     """
-    source = Path(source)
     tensors = read_adapter(source)
-    config = dict(config) if config else derive_adapter_config(source, tensors)
+    config = dict(config or official_adapter_config(source, tensors))
     try:
-        if unet is None:  # the layers' own widths are all there is to check the projections by
-            shapes = {f"image_proj.{name}": shape for name, shape in resampler_shapes(config["resampler"]).items()}
-            shapes["dummy_image_tokens"] = (1, config["num_dummy_tokens"], config["resampler"]["output_dim"])
-            for name in (name for name in tensors if name.startswith("ms_adapter.")):
-                twin = name.replace(".to_v_ip.", ".to_k_ip.")
-                width = tensors[twin].shape[0] if twin in tensors else -1
-                shapes |= dict.fromkeys((name, twin), (width, config["resampler"]["output_dim"]))
-        else:
-            shapes = adapter_shapes(config, unet)
-            layers = enumerate(attention_layers(unet))
-            config.setdefault("adapter_index_to_layer", {str(index): name for index, (name, _) in layers})
+        shapes = adapter_shapes(config, unet)
+        layers = enumerate(attention_layers(unet))
+        config.setdefault("adapter_index_to_layer", {str(index): name for index, (name, _) in layers})
     except (KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{source}: its configuration lacks or garbles {error}; see ms_adapter_config.json") from error
+        raise InputError(f"{source}: the configuration of its UNet lacks or garbles {error}") from error
     check_tensors(source, tensors, shapes)
-    _save(Path(dest), tensors)
+    _save(dest, tensors)
     return config
 
 
@@ -282,12 +231,8 @@ def convert_local_encoder(source: Path, dest: Path, config: Mapping[str, Any] | 
     """Write the visual tower of a CLIPSelf checkpoint as safetensors in open_clip naming.
 
     Args:
-        source: the official epoch_6.pt ({"epoch", "name", "state_dict"}, perhaps with ``module.`` prefixes), a bare
-            state dict, or safetensors.
-        config: open_clip's model configuration; None is ViT-bigG-14.
-
-    Returns:
-        the configuration.
+        source: the official epoch_6.pt, a bare state dict, or safetensors.
+        config: open_clip's model configuration, which is returned; None is ViT-bigG-14.
 
     Raises:
         InputError: the file holds code, or names or shapes do not fit.
@@ -295,7 +240,6 @@ def convert_local_encoder(source: Path, dest: Path, config: Mapping[str, Any] | 
     import torch
     from open_clip.model import CLIP
 
-    source = Path(source)
     config = dict(config or default_open_clip_config())
     tensors = read_local_encoder(source)
     try:
@@ -307,7 +251,7 @@ def convert_local_encoder(source: Path, dest: Path, config: Mapping[str, Any] | 
     # The text tower is of no use here: it may be missing and is not kept, but anything foreign is told.
     text = {name: shape for name, shape in shapes.items() if not name.startswith("visual.") and name in tensors}
     check_tensors(source, tensors, {n: s for n, s in shapes.items() if n.startswith("visual.")} | text)
-    _save(Path(dest), {name: tensor for name, tensor in tensors.items() if name.startswith("visual.")})
+    _save(dest, {name: tensor for name, tensor in tensors.items() if name.startswith("visual.")})
     return config
 
 
@@ -326,15 +270,11 @@ def _read_sharded(folder: Path) -> dict[str, torch.Tensor]:
     raise InputError(f"{folder}: no model.safetensors or pytorch_model.bin in it")
 
 
-def convert_image_encoder(source: Path, dest: Path) -> dict[str, Any]:
+def convert_image_encoder(source: Path, dest: Path) -> None:
     """Write the image tower of a CLIP as transformers' CLIPVisionModelWithProjection: config.json, model.safetensors.
 
     Args:
         source: folder of a CLIPModel or CLIPVisionModelWithProjection in transformers' layout.
-        dest: folder to write.
-
-    Returns:
-        the tower's configuration.
 
     Raises:
         InputError: the folder holds no CLIP, or names or shapes do not fit its configuration.
@@ -342,7 +282,6 @@ def convert_image_encoder(source: Path, dest: Path) -> dict[str, Any]:
     import torch
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    source, dest = Path(source), Path(dest)
     config = read_object(source / "config.json")
     if config.get("model_type") not in ("clip", "clip_vision_model"):
         raise InputError(f"{source}: not a CLIP in transformers' layout")
@@ -369,4 +308,3 @@ def convert_image_encoder(source: Path, dest: Path) -> dict[str, Any]:
     check_tensors(source, tensors, {name: tuple(tensor.shape) for name, tensor in expected.items()})
     write_json(dest / "config.json", vision)
     _save(dest / "model.safetensors", tensors)
-    return vision
