@@ -306,16 +306,20 @@ def test_an_unknown_recipe_names_the_shipped_ones() -> None:
         find_recipe("no such thing")
 
 
-RECIPES = sorted(p for p in (Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
-SECTIONS = [(path.stem, section) for path in RECIPES for section in yaml.safe_load(path.read_text(encoding="utf-8"))]
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+SECTIONS = [
+    (str(path.relative_to(RECIPES).with_suffix("")), section)
+    for path in [*RECIPES.glob("*.yaml"), *RECIPES.glob("distill/*.yaml")]
+    for section in yaml.safe_load(path.read_text(encoding="utf-8"))
+]
 
 
-@pytest.mark.parametrize(("recipe", "section"), SECTIONS)
+@pytest.mark.parametrize(("recipe", "section"), sorted(SECTIONS))
 def test_a_shipped_recipe_is_taken_by_its_stage(recipe: str, section: str) -> None:
     required = {"finetune": ["--relation", "hug", "--data", "d"], "sample": ["p.txt"]}.get(section, [])
-    result = CliRunner().invoke(main, [section, *required, "--recipe", recipe, "--dry-run"])
+    result = CliRunner().invoke(main, [section, *required, "--recipe", Path(recipe).name, "--dry-run"])
     assert result.exit_code == 0, result.output
     resolved = yaml.safe_load(result.stdout)[section]
-    written = yaml.safe_load((RECIPES[0].parent / f"{recipe}.yaml").read_text(encoding="utf-8"))[section]
+    written = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8"))[section]
     for key, value in written.items():
         assert resolved[key] == (float(value) if isinstance(resolved[key], float) else value)
