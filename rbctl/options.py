@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import os.path
 import types
@@ -26,6 +27,7 @@ from rbctl.files import read_yaml, write_text
 
 Config = TypeVar("Config")
 
+_PLAIN_TYPES: dict[Any, Any] = {bool: click.BOOL, str: click.STRING, Path: click.Path(path_type=Path)}
 _LAST_GROUPS = ("Run", "Hardware", "General")  # the others come before, in the configuration's order
 BUNDLE_RECIPE = "recipe.yaml"  # in a bundle's folder: what suits it better than the defaults
 
@@ -159,17 +161,13 @@ def _click_type(annotation: Any, field: dataclasses.Field[Any]) -> tuple[Any, bo
         return _click_type(typing.get_args(annotation)[0], field)[0], True
     if typing.get_origin(annotation) is Literal:
         return click.Choice([str(choice) for choice in typing.get_args(annotation)]), False
-    if annotation is bool:
-        return click.BOOL, False
+    if annotation in _PLAIN_TYPES:
+        return _PLAIN_TYPES[annotation], False
     if annotation is int or annotation is float:
         low, high = field.metadata.get("min"), field.metadata.get("max")
         if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
             raise TypeError(f"{field.name}: a number needs a finite min and max, not {low} and {high}")
         return _Number(annotation, low, high), False
-    if annotation is Path:
-        return click.Path(path_type=Path), False
-    if annotation is str:
-        return click.STRING, False
     raise TypeError(f"no option type for {annotation!r}")
 
 
@@ -218,9 +216,8 @@ def _load_recipe(ctx: click.Context, param: click.Parameter, value: str | None) 
     content = read_yaml(path)
     recipe = _section(ctx, path, content)
     if ctx.command.name not in content:
-        raise InputError(
-            f"{path}: has no section {ctx.command.name!r}, only {', '.join(map(abridged, content)) or 'nothing'}"
-        )
+        sections = ", ".join(map(abridged, content)) or "nothing"
+        raise InputError(f"{path}: has no section {ctx.command.name!r}, only {sections}")
     ctx.default_map = {**recipe, **(ctx.default_map or {})}
 
 
@@ -261,11 +258,8 @@ def _of_the_bundle(ctx: click.Context, bundle: str) -> dict[str, Any]:
         return {}
     recipe = _section(ctx, path, read_yaml(path))
     settable = {p.name for p in ctx.command.params if isinstance(p, _Field) and p.of_bundle}
-    for key in recipe:
-        if key not in settable:
-            raise InputError(
-                f"{path}: {key}: no bundle may set this; take the line out, and give it on the command line"
-            )
+    if foreign := [key for key in recipe if key not in settable]:
+        raise InputError(f"{path}: {foreign[0]}: no bundle may set this; give it on the command line instead")
     unset = {name for name in recipe if ctx.get_parameter_source(name) is ParameterSource.DEFAULT}
     return {p.name: p.type_cast_value(ctx, recipe[p.name]) for p in ctx.command.params if p.name in unset}
 
@@ -302,16 +296,11 @@ def config_options(config_type: type[Config]) -> Callable[[Callable[[Config], No
             parameter = _click_parameter(field, annotations[field.name])
             parameter.group = group = field.metadata.get("group") or group
             params.append(parameter)
-        params.append(
-            click.Option(
-                ["--recipe"],
-                is_eager=True,
-                expose_value=False,
-                callback=_load_recipe,
-                help="YAML file, or the name of a shipped one; flags win over it.",
-            )
-        )
-        params.append(click.Option(["--dry-run"], is_flag=True, help="Print the resolved recipe and stop."))
+        recipe_help = "YAML file, or the name of a shipped one; flags win over it."
+        params += [
+            click.Option(["--recipe"], is_eager=True, expose_value=False, callback=_load_recipe, help=recipe_help),
+            click.Option(["--dry-run"], is_flag=True, help="Print the resolved recipe and stop."),
+        ]
         wrapper.__click_params__ = list(reversed(params))  # type: ignore[attr-defined]
         wrapper.config_type = config_type  # type: ignore[attr-defined]
         return wrapper
@@ -345,13 +334,8 @@ def configured(command: click.Command, recipe: str | Path | None = None, **optio
 
 def as_plain(config: Any) -> dict[str, Any]:
     """The configuration as YAML and JSON can hold it."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Path):
-            return str(value)
-        return [plain(v) for v in value] if isinstance(value, tuple) else value
-
-    return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return plain
 
 
 def to_yaml(section: str, config: Any) -> str:
