@@ -19,11 +19,11 @@ from PIL import Image, ImageDraw, ImageOps
 
 from rbctl.cli import main
 from rbctl.errors import InputError
-from rbctl.plugins.annotate import gates
 from rbctl.plugins.annotate.backends.vitpose import COCO, from_coco
+from rbctl.plugins.annotate.comparison import OTHER_SIDE, match, pose_change
 from rbctl.plugins.annotate.config import AnnotateConfig
-from rbctl.plugins.annotate.identity import match
-from rbctl.plugins.annotate.steps import Found, distinct, wanted
+from rbctl.plugins.annotate.reports import Gate
+from rbctl.plugins.annotate.steps import Detections, select
 from rbctl.triplets import load
 from rbctl.triplets.check import check
 from rbctl.triplets.keypoints import KEYPOINTS
@@ -167,7 +167,7 @@ def seen_boxes(pixels: torch.Tensor) -> torch.Tensor:
 def test_grounding_dino_gives_boxes_back(models: Path, monkeypatch: pytest.MonkeyPatch, size, flipped) -> None:
     from transformers import GroundingDinoForObjectDetection
 
-    from rbctl.plugins.annotate.backends.grounding_dino import Boxes
+    from rbctl.plugins.annotate.backends.detectors import GroundingDino
 
     def forward(self, pixel_values, pixel_mask, **_):
         boxes, logits = torch.full((len(pixel_values), 12, 4), 0.5), torch.full((len(pixel_values), 12, 16), -torch.inf)
@@ -182,7 +182,7 @@ def test_grounding_dino_gives_boxes_back(models: Path, monkeypatch: pytest.Monke
     if flipped:
         image = ImageOps.mirror(image)
         true[:, [0, 2]] = size[0] - true[:, [2, 0]]
-    backend = Boxes(models / "grounding-dino", config(), CPU)
+    backend = GroundingDino(models / "grounding-dino", config(), CPU)
     for found in backend([image, image], [("red cat", "blue bear"), ("red cat",)]):
         assert found.scores == pytest.approx(torch.tensor([2.0, 1.0]).sigmoid().numpy())
         assert np.abs(found.boxes * (*size, *size) - true).max() <= max(size) / 64 + 0.51
@@ -192,7 +192,7 @@ def test_grounding_dino_gives_boxes_back(models: Path, monkeypatch: pytest.Monke
 def test_owlv2_gives_boxes_back_from_its_padded_square(models: Path, monkeypatch: pytest.MonkeyPatch, size) -> None:
     from transformers import Owlv2ForObjectDetection
 
-    from rbctl.plugins.annotate.backends.owlv2 import Boxes
+    from rbctl.plugins.annotate.backends.detectors import Owlv2
 
     def forward(self, pixel_values, **_):
         boxes, logits = torch.full((1, 16, 4), 0.5), torch.full((1, 16, 2), -9.0)
@@ -202,17 +202,16 @@ def test_owlv2_gives_boxes_back_from_its_padded_square(models: Path, monkeypatch
 
     monkeypatch.setattr(Owlv2ForObjectDetection, "forward", forward)
     image, true = rectangles(size)
-    (found,) = Boxes(models / "owlv2", config(), CPU)([image], [("red cat", "blue bear")])
+    (found,) = Owlv2(models / "owlv2", config(), CPU)([image], [("red cat", "blue bear")])
     assert np.abs(found.boxes * (*size, *size) - true).max() <= max(size) / 64 + 0.51
     assert found.scores == pytest.approx([0.7311, 0.8808], abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["grounding_dino", "owlv2"])
-def test_the_real_detectors_run(models: Path, name: str) -> None:
-    import importlib
+@pytest.mark.parametrize(("name", "folder"), [("GroundingDino", "grounding-dino"), ("Owlv2", "owlv2")])
+def test_the_real_detectors_run(models: Path, name: str, folder: str) -> None:
+    from rbctl.plugins.annotate.backends import detectors
 
-    module = importlib.import_module(f"rbctl.plugins.annotate.backends.{name}")
-    backend = module.Boxes(models / name.replace("_", "-"), config(box_threshold=0.0), CPU)
+    backend = getattr(detectors, name)(models / folder, config(box_threshold=0.0), CPU)
     images = [rectangles((128, 96))[0]] * 2
     found = backend(images, [("red cat", "blue bear"), ("red cat",)])
     assert len(found) == 2
@@ -407,17 +406,17 @@ def test_photographs_by_models_of_transformers(models: Path, tmp_path: Path, mon
 
 def test_two_boxes_of_one_are_one_and_surplus_counts() -> None:
     boxes = np.array([[0, 0, 0.5, 1], [0.01, 0, 0.5, 1], [0.5, 0, 1, 1], [0.6, 0.2, 0.9, 0.4]])
-    found = distinct(Found(boxes, np.array([0.8, 0.9, 0.7, 0.6])), 0.7)
-    assert found.scores.tolist() == [0.9, 0.7, 0.6]
-    two, surplus = wanted(found, 2)
-    assert (len(two.boxes), surplus) == (2, 1)
-    assert wanted(Found(boxes[:3], np.array([0.9, 0.8, 0.3])), 2)[1] == 0
+    detections = Detections(boxes, np.array([0.8, 0.9, 0.7, 0.6]))
+    assert select(detections, 4, 0.7)[0].scores.tolist() == [0.9, 0.7, 0.6]
+    two, surplus = select(detections, 2, 0.7)
+    assert (two.scores.tolist(), surplus) == ([0.9, 0.7], 1)
+    assert select(Detections(boxes[1:], np.array([0.9, 0.8, 0.3])), 2, 0.7)[1] == 0
 
 
 def test_matching_and_its_margin() -> None:
-    found = match(np.array([[0.2, 0.9, 0.3], [0.8, 0.85, 0.1], [0.3, 0.2, 0.6]]))
-    assert found.found.tolist() == [1, 0, 2]
-    assert found.margin == pytest.approx((0.9 + 0.8 + 0.6 - (0.2 + 0.85 + 0.6)) / 3)
+    matching = match(np.array([[0.2, 0.9, 0.3], [0.8, 0.85, 0.1], [0.3, 0.2, 0.6]]))
+    assert matching.individuals.tolist() == [1, 0, 2]
+    assert matching.margin == pytest.approx((0.9 + 0.8 + 0.6 - (0.2 + 0.85 + 0.6)) / 3)
     assert match(np.array([[0.4]])).margin == 1
     assert match(np.array([[0.5, 0.1]])).margin == pytest.approx(0.4)
 
@@ -428,15 +427,15 @@ def test_a_pose_is_the_same_wherever_it_is() -> None:
     turn = np.array([[0.6, -0.8], [0.8, 0.6]])
     moved = np.column_stack((pose[:, :2] @ turn * 3 + (40, -7), pose[:, 2]))
     mirrored = pose * (-1, 1, 1)
-    assert gates.pose_change(pose, moved) == pytest.approx(0, abs=1e-5)
-    assert gates.pose_change(pose, mirrored) == pytest.approx(0, abs=1e-5)
-    assert gates.pose_change(pose, mirrored[gates._OTHER_SIDE]) == pytest.approx(0, abs=1e-5)
+    assert pose_change(pose, moved) == pytest.approx(0, abs=1e-5)
+    assert pose_change(pose, mirrored) == pytest.approx(0, abs=1e-5)
+    assert pose_change(pose, mirrored[OTHER_SIDE]) == pytest.approx(0, abs=1e-5)
     bent = pose.copy()
     bent[:9, :2] += 40
-    assert gates.pose_change(pose, bent) > 0.15
+    assert pose_change(pose, bent) > 0.15
     hidden = pose * (1, 1, 0.5)
-    assert gates.pose_change(pose, hidden) is None
-    assert not gates.at_least(None, 0.1)["passed"]
+    assert pose_change(pose, hidden) is None
+    assert not Gate.at_least(None, 0.1).passed
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from rbctl.bundle.catalogue import resolve
 from rbctl.menagerie import compose, portrait, render
 from rbctl.menagerie.triplets import draw_group
 from rbctl.plugins.annotate.backends import clip, oracle
+from rbctl.plugins.annotate.comparison import match
 from rbctl.plugins.annotate.config import AnnotateConfig
-from rbctl.plugins.annotate.identity import match
 from rbctl.relations import load_relation, shipped
 
 DRAWABLE = [name for name in shipped() if load_relation(name).scene is not None]
@@ -49,7 +49,7 @@ def right(count: int, identity: oracle.Identity | clip.Identity) -> int:
         (((seen,), (there,)), (_, alone)) = looks
         matched = match(np.concatenate(alone) @ there.T)
         overlap = [[(mask & true).sum() for true in visible] for mask in seen]
-        good += all(np.argmax(overlap[matched.found[k]]) == order[k] for k in range(2))
+        good += all(np.argmax(overlap[matched.individuals[k]]) == order[k] for k in range(2))
     return good
 
 

@@ -157,12 +157,15 @@ def test_annotating_again_keeps_the_corrections(original: Path, tmp_path: Path) 
     ("triplets", "told"),
     [
         ({"9.png": {}}, "'9.png': no such triplet"),
-        ({"0-hug.png": {"drop": "yes"}}, "drop must be true or false"),
+        ({"0-hug.png": {"drop": "yes"}}, "drop: true or false was expected"),
         ({"0-hug.png": {"objects": [{}, {}, {}]}}, "has 2 objects, not 3"),
         ({"0-hug.png": {"objects": [{"target_keypoints": {"17": [0, 0, 0]}}]}}, "from 0 to 16"),
-        ({"0-hug.png": {"objects": [{"target_keypoints": {"1": [0, 2, 2]}}]}}, "x and y in [0, 1]"),
+        (
+            {"0-hug.png": {"objects": [{"target_keypoints": {"1": [0, 2, 2]}}]}},
+            "target_keypoints.1[1]: 1.0 or less was expected",
+        ),
         ({f"{k}-hug.png": {"drop": True} for k in range(4)}, "drops every triplet"),
-        (None, "triplets: not there"),
+        (None, "triplets: a mapping was expected"),
     ],
 )
 def test_bad_corrections_are_one_line_and_change_nothing(native: Path, triplets: object, told: str) -> None:

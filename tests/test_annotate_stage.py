@@ -277,12 +277,12 @@ def test_a_corrupt_picture_is_told_and_the_rest_is_written(copied: Path) -> None
 
 def found_three(images, names):
     """A backend of a user's own, that sees three in every target."""
-    from rbctl.plugins.annotate.steps import Found
+    from rbctl.plugins.annotate.steps import Detections
 
     boxes = np.array([[0, 0.2, 0.3, 0.8], [0.35, 0.2, 0.6, 0.8], [0.65, 0.2, 1, 0.8]])
-    return [
-        Found(boxes[: 3 if len(row) > 1 else 1], np.array([0.9, 0.8, 0.7])[: 3 if len(row) > 1 else 1]) for row in names
-    ]
+    scores = np.array([0.9, 0.8, 0.7])
+    counts = [3 if len(row) > 1 else 1 for row in names]
+    return [Detections(boxes[:count], scores[:count]) for count in counts]
 
 
 def corner_points(images, boxes):

@@ -30,7 +30,6 @@ from rbctl.menagerie.judge import Judge
 from rbctl.menagerie.oracle import load_oracle
 from rbctl.menagerie.oracle_extension import extend
 from rbctl.menagerie.triplets import pictures
-from rbctl.plugins.annotate.processes import Share
 from rbctl.plugins.eval import processes
 from rbctl.plugins.eval.benchmarks import Wanted, load_benchmark
 from rbctl.plugins.eval.case import Case
@@ -486,8 +485,7 @@ def test_processes_wait_as_long_as_the_first_samples(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("accelerate.PartialState", state)
     assert processes.count_and_rank() == (2, 1)
-    Share(cpu=True).wait()
-    assert [options["timeout"].days for options in asked] == [7, 7]
+    assert [options["timeout"].days for options in asked] == [7]
 
 
 @pytest.mark.slow

@@ -14,76 +14,130 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from rbctl.errors import InputError, abridged
 from rbctl.files import numbered_lines, read_json, read_jsonl, write_json, write_jsonl
+from rbctl.formats import Check, read
 from rbctl.parsing import parse_json
-from rbctl.plugins.annotate.store import KEPT
+from rbctl.plugins.annotate.cache import PLACE
 from rbctl.triplets.folder import METADATA
 from rbctl.triplets.folder import read as read_triplets
 from rbctl.triplets.keypoints import KEYPOINTS
 from rbctl.triplets.problem import Problem, refuse
 
 CORRECTIONS = "corrections.json"
-_POINTS = ("target_keypoints", "image_keypoints")
+_PARTS = ("target_keypoints", "image_keypoints")
 
 Rows = list[dict[str, Any]]
-Corrections = dict[str, dict[str, Any]]
 
 
-def corrected(rows: Rows, corrections: Corrections) -> Rows:
-    """The rows with corrections laid over them; dropped ones are left out."""
-    left = []
-    for row in copy.deepcopy(rows):
-        correction = corrections.get(row["file_name"], {})
-        if correction.get("drop"):
-            continue
-        for thing, changed in zip(row["objects"], correction.get("objects", []), strict=False):
-            for part in _POINTS:
-                for number, point in changed.get(part, {}).items():
-                    thing[part][int(number)] = list(point)
-        left.append(row)
-    return left
+def _counted(points: dict[str, Any]) -> dict[str, Any]:
+    for number in points:
+        if number not in map(str, range(len(KEYPOINTS))):
+            raise ValueError(f"{abridged(number)}: keypoints are counted from 0 to {len(KEYPOINTS) - 1}")
+    return points
 
 
-def read(path: Path) -> Corrections:
-    """Corrections by the triplets' file names.
+Coordinate = Annotated[float, Interval(ge=0, le=1)]
+Point = tuple[Coordinate, Coordinate, Literal[0, 1, 2]]  # x, y, visibility
+Points = Annotated[dict[str, Point], Check(_counted)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectCorrection:
+    """New keypoints of one object, by their numbers."""
+
+    target_keypoints: Points = field(default_factory=dict)
+    image_keypoints: Points = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """What is changed of one triplet.
+
+    Attributes:
+        drop: whether it is left out; None: as before.
+        objects: of its first objects.
+    """
+
+    drop: bool | None = None
+    objects: tuple[ObjectCorrection, ...] = ()
+
+    @staticmethod
+    def from_points(drop: bool | None, points: Mapping[tuple[int, str, str], Point]) -> Correction:
+        """From points by object, part and number."""
+        objects = tuple(ObjectCorrection() for _ in range(1 + max((k for k, _, _ in points), default=-1)))
+        for (k, part, number), point in points.items():
+            getattr(objects[k], part)[number] = point
+        return Correction(drop=drop, objects=objects)
+
+    @property
+    def points(self) -> dict[tuple[int, str, str], Point]:
+        """Points by object, part and number."""
+        return {
+            (k, part, number): point
+            for k, corrected in enumerate(self.objects)
+            for part in _PARTS
+            for number, point in getattr(corrected, part).items()
+        }
+
+    def then(self, later: Correction) -> Correction:
+        """Both, one after the other."""
+        drop = self.drop if later.drop is None else later.drop
+        return Correction.from_points(bool(drop), {**self.points, **later.points})
+
+    def shown_by(self, row: Mapping[str, Any]) -> Correction:
+        """What of it a row of metadata.jsonl shows, its triplet not being dropped."""
+        places = {(k, part): entry[part] for k, entry in enumerate(row["objects"]) for part in _PARTS}
+        shown = {
+            (k, part, number): point
+            for (k, part, number), point in self.points.items()
+            if (k, part) in places and places[k, part][int(number)] == list(point)
+        }
+        return Correction.from_points(False, shown)
+
+    def on(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row of metadata.jsonl with the points laid over it."""
+        corrected = copy.deepcopy(dict(row))
+        for (k, part, number), point in self.points.items():
+            if k < len(row["objects"]):
+                corrected["objects"][k][part][int(number)] = list(point)
+        return corrected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrections:
+    """corrections.json.
+
+    Attributes:
+        triplets: by their file names.
+        published: digests of what metadata.jsonl held when it was written last, or was about to be.
+    """
+
+    triplets: dict[str, Correction]
+    published: tuple[str, ...] = ()
+
+    def of(self, row: Mapping[str, Any]) -> Correction:
+        """The correction of a row of metadata.jsonl; one that changes nothing where there is none."""
+        return self.triplets.get(row["file_name"], Correction())
+
+
+def read_corrections(path: Path) -> Corrections:
+    """Read corrections.json, or what the review page saves.
 
     Raises:
         InputError: the file is damaged, or no such thing; the entry is named.
     """
-    content = read_json(path)
-    triplets = content.get("triplets") if isinstance(content, dict) else None
-    if not isinstance(triplets, dict):
-        raise InputError(f"{path}: triplets: not there; the review page saves such a file ('rbctl annotate --review')")
-    for name, correction in triplets.items():
-        where = f"{path}: {abridged(name)}"
-        if not isinstance(correction, dict) or not isinstance(correction.get("drop", False), bool):
-            raise InputError(f"{where}: drop must be true or false, objects a list")
-        objects = correction.get("objects", [])
-        if not isinstance(objects, list) or not all(isinstance(thing, dict) for thing in objects):
-            raise InputError(f"{where}: objects: a list of JSON objects was expected")
-        for k, thing in enumerate(objects):
-            for part in _POINTS:
-                points = thing.get(part, {})
-                if not isinstance(points, dict):
-                    raise InputError(f"{where}: objects[{k}].{part}: a JSON object was expected")
-                for number, point in points.items():
-                    _check_point(f"{where}: objects[{k}].{part}.{abridged(number)}", number, point)
-    return triplets
-
-
-def _check_point(where: str, number: str, point: Any) -> None:
-    if number not in map(str, range(len(KEYPOINTS))):
-        raise InputError(f"{where}: keypoints are counted from 0 to {len(KEYPOINTS) - 1}")
-    numbers = isinstance(point, list) and len(point) == 3 and all(type(v) in (int, float) for v in point)
-    if not numbers or not (0 <= point[0] <= 1 and 0 <= point[1] <= 1) or point[2] not in (0, 1, 2):
-        what = "[x, y, visibility] was expected, x and y in [0, 1], then 0, 1 or 2"
-        raise InputError(f"{where}: {abridged(point)}; {what}")
+    return read(Corrections, read_json(path), str(path))
 
 
 def publish(folder: Path, rows: Rows) -> None:
@@ -97,50 +151,20 @@ def apply(folder: Path, path: Path, follow_outside: bool = False) -> int:
     Raises:
         InputError: the file is wrong, names a triplet that is not there, or would leave none.
     """
-    new = read(path)
+    new = read_corrections(path)
     rows, known = base(folder, follow_outside)
-    by_name = {row["file_name"]: row for row in rows}
-    for name, correction in new.items():
+    counts = {row["file_name"]: len(row["objects"]) for row in rows}
+    for name, correction in new.triplets.items():
         where = f"{path}: {abridged(name)}"
-        if name not in by_name:
+        if name not in counts:
             raise InputError(f"{where}: no such triplet in {folder / METADATA}; it is of another set")
-        count, own = len(correction.get("objects", [])), len(by_name[name]["objects"])
-        if count > own:
-            raise InputError(f"{where}: has {own} objects, not {count}")
-        known[name] = _merged(known.get(name, {}), correction)
-    if not corrected(rows, known):
+        if len(correction.objects) > counts[name]:
+            raise InputError(f"{where}: has {counts[name]} objects, not {len(correction.objects)}")
+    both = {row["file_name"]: known.of(row).then(new.of(row)) for row in rows if row["file_name"] in new.triplets}
+    known = Corrections(triplets={**known.triplets, **both})
+    if all(known.of(row).drop for row in rows):
         raise InputError(f"{path}: drops every triplet; keep one at least")
     return _write(folder, rows, known)
-
-
-def _write(folder: Path, rows: Rows, known: Corrections) -> int:
-    """Write base, corrections and what both make, in the order in which a kill loses nothing; returns what is left."""
-    left = corrected(rows, known)
-    write_jsonl(folder / KEPT / METADATA, rows)
-    if known:
-        before = []
-        with contextlib.suppress(InputError):  # there is none, or it is damaged
-            before = [_digest(read_jsonl(folder / METADATA))]
-        write_json(folder / CORRECTIONS, {"triplets": known, "published": [*before, _digest(left)]})
-    write_jsonl(folder / METADATA, left)
-    return len(left)
-
-
-def _digest(rows: Rows) -> str:
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-
-
-def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    objects = []
-    for k in range(max(len(old.get("objects", [])), len(new.get("objects", [])))):
-        both = [c.get("objects", [])[k] if k < len(c.get("objects", [])) else {} for c in (old, new)]
-        objects.append({part: {**both[0].get(part, {}), **both[1].get(part, {})} for part in _POINTS})
-    return {"drop": new.get("drop", old.get("drop", False)), "objects": objects}
-
-
-def _known(folder: Path) -> Corrections:
-    path = folder / CORRECTIONS
-    return read(path) if path.is_file() else {}
 
 
 def base(folder: Path, follow_outside: bool = False) -> tuple[Rows, Corrections]:
@@ -158,38 +182,39 @@ def base(folder: Path, follow_outside: bool = False) -> tuple[Rows, Corrections]
     now, known = _rows(folder, METADATA, follow_outside, strict=True), _known(folder)
     if not now:
         raise InputError(f"{folder}: holds no triplet")
-    if not known:
-        return now, {}
-    before = f"{KEPT}/{METADATA}"
-    rows = _rows(folder, before, follow_outside, strict=False) if (folder / before).is_file() else []
-    if rows and _digest(now) in _published(folder):
-        return rows, known
-    names = {row["file_name"] for row in now}
-    dropped = [row for row in rows if row["file_name"] not in names and known.get(row["file_name"], {}).get("drop")]
-    return [*now, *dropped], _seen(known, now)
+    if not known.triplets:
+        return now, known
+    table = f"{PLACE}/{METADATA}"
+    before = _rows(folder, table, follow_outside, strict=False) if (folder / table).is_file() else []
+    if before and _digest(now) in known.published:
+        return before, known
+    by_name = {row["file_name"]: row for row in now}
+    dropped = [row for row in before if row["file_name"] not in by_name and known.of(row).drop]
+    shown = {name: c.shown_by(by_name[name]) if name in by_name else c for name, c in known.triplets.items()}
+    return [*now, *dropped], Corrections(triplets=shown)
 
 
-def _published(folder: Path) -> list[Any]:
-    """Digests of what metadata.jsonl held when it was written last, or was about to be."""
-    published = read_json(folder / CORRECTIONS).get("published")
-    return published if isinstance(published, list) else []
+def _write(folder: Path, rows: Rows, known: Corrections) -> int:
+    """Write base, corrections and what both make, in the order in which a kill loses nothing; returns what is left."""
+    left = [known.of(row).on(row) for row in rows if not known.of(row).drop]
+    write_jsonl(folder / PLACE / METADATA, rows)
+    if known.triplets:
+        before = []
+        with contextlib.suppress(InputError):  # there is none, or it is damaged
+            before = [_digest(read_jsonl(folder / METADATA))]
+        saved = dataclasses.replace(known, published=(*before, _digest(left)))
+        write_json(folder / CORRECTIONS, dataclasses.asdict(saved))
+    write_jsonl(folder / METADATA, left)
+    return len(left)
 
 
-def _seen(known: Corrections, rows: Rows) -> Corrections:
-    """The corrections that rows show, and those of other triplets."""
-    seen = dict(known)
-    for row in rows:
-        if correction := known.get(row["file_name"]):
-            objects = [
-                {part: _agreeing(changed.get(part, {}), thing[part]) for part in _POINTS}
-                for thing, changed in zip(row["objects"], correction.get("objects", []), strict=False)
-            ]
-            seen[row["file_name"]] = {"drop": False, "objects": objects}
-    return seen
+def _digest(rows: Rows) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
-def _agreeing(points: dict[str, Any], keypoints: list[Any]) -> dict[str, Any]:
-    return {number: point for number, point in points.items() if keypoints[int(number)] == point}
+def _known(folder: Path) -> Corrections:
+    path = folder / CORRECTIONS
+    return read_corrections(path) if path.is_file() else Corrections(triplets={})
 
 
 def _rows(folder: Path, table: str, follow_outside: bool, strict: bool) -> Rows:

@@ -1,9 +1,9 @@
-"""The pictures of a raw set, each with who should be in it, and the names its results are kept under."""
+"""The pictures of a raw set, each with who should be in it."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +12,6 @@ from PIL import ExifTags
 from rbctl.errors import InputError
 from rbctl.files import sha256
 from rbctl.images import open_image
-from rbctl.plugins.annotate.backends import Chosen
-from rbctl.plugins.annotate.config import AnnotateConfig
-from rbctl.plugins.annotate.store import key
 from rbctl.triplets.raw import RawTriplet
 
 
@@ -43,25 +40,31 @@ class Picture:
         return (height, width) if turned else (width, height)
 
 
-def listed(triplets: Iterable[RawTriplet]) -> dict[tuple[Path, tuple[str, ...]], Picture]:
-    """Every picture of a set once, by its path and names."""
-    pictures: dict[tuple[Path, tuple[str, ...]], Picture] = {}
-    for triplet in triplets:
-        shown = [(triplet.target, tuple(thing.name for thing in triplet.objects))]
-        shown += [(thing.image, (thing.name,)) for thing in triplet.objects]
-        for path, names in shown:
-            if (path, names) not in pictures:
-                pictures[path, names] = Picture(path, names, sha256(path))
-    return pictures
+@dataclass(frozen=True)
+class PictureTriplet:
+    """A raw triplet and its pictures: the target, and an image prompt of each object."""
+
+    raw: RawTriplet
+    target: Picture
+    image_prompts: tuple[Picture, ...]
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return self.target, *self.image_prompts
 
 
-def keys(picture: Picture, backends: Mapping[str, Chosen], config: AnnotateConfig) -> dict[str, str]:
-    """The name of each step's result: what the picture, the backend and the steps before it make it depend on."""
-    made = {"boxes": key(picture.digest, picture.names, backends["boxes"].content)}
-    boxes = made["boxes"], config.box_overlap
-    made["masks"] = key(*boxes, backends["masks"].content)
-    made["keypoints"] = key(*boxes, backends["keypoints"].content)
-    made["identity"] = key(made["masks"], backends["identity"].content)
-    if "captions" in backends:
-        made["captions"] = key(picture.digest, picture.names, backends["captions"].content)
-    return made
+def with_pictures(triplets: Iterable[RawTriplet]) -> list[PictureTriplet]:
+    """The triplets with their pictures; what several show under the same names is one picture."""
+
+    @functools.cache
+    def picture(path: Path, *names: str) -> Picture:
+        return Picture(path, names, sha256(path))
+
+    return [
+        PictureTriplet(
+            raw=triplet,
+            target=picture(triplet.target, *(individual.name for individual in triplet.objects)),
+            image_prompts=tuple(picture(individual.image, individual.name) for individual in triplet.objects),
+        )
+        for triplet in triplets
+    ]

@@ -1,8 +1,17 @@
 """The steps of annotation: what a backend of each is called with and what it returns.
 
-A backend is a callable. It gets a batch of B pictures of one size, as PIL RGB, and a list of B further inputs; it
-returns a list of B results. Coordinates are relative to the picture, x and y in [0, 1], boxes xyxy. K counts the
-individuals in a picture, in the order in which the step ``boxes`` found them.
+A backend is a callable. It gets a batch of pictures of one size, as PIL RGB, and a list with one more input for each;
+it returns a list with one result for each. ::
+
+    step       input                           result
+    boxes      names of the individuals        Detections: where they are
+    masks      (K, 4) boxes                    (K, H, W) bool: what the individual in each box covers
+    keypoints  (K, 4) boxes                    (K, 17, 3) x, y, confidence in [0, 1], in AP-10K's order
+    identity   (K, H, W) bool masks            (K, D) unit vectors: what each individual looks like
+    captions   names of the individuals        one sentence, in which all the names stand
+
+Coordinates are relative to the picture, x and y in [0, 1], boxes xyxy. K counts the individuals in a picture, in the
+order in which the step ``boxes`` found them.
 
 A backend may have attributes: ``present_from`` and ``visible_from`` (keypoints: confidences from which a keypoint is
 taken as occluded, as visible), ``min_similarity`` (identity: from which two pictures are taken to show the same one).
@@ -10,57 +19,28 @@ taken as occluded, as visible), ``min_similarity`` (identity: from which two pic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
+from torchvision.ops import nms
 
 from rbctl.triplets.keypoints import KEYPOINTS
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """Boxes of a picture, the surest first.
+class Detections:
+    """Boxes of K individuals in a picture, in any order.
 
     Attributes:
-        boxes: (K, 4) float64.
+        boxes: (K, 4) relative xyxy.
         scores: (K,) in [0, 1].
     """
 
     boxes: np.ndarray
     scores: np.ndarray
-
-
-class Boxes(Protocol):
-    """Step ``boxes``: where the individuals with these names are."""
-
-    def __call__(self, images: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> list[Found]: ...
-
-
-class Masks(Protocol):
-    """Step ``masks``: what the individual in each of (K, 4) boxes covers, (K, H, W) bool."""
-
-    def __call__(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray]) -> list[np.ndarray]: ...
-
-
-class Keypoints(Protocol):
-    """Step ``keypoints``: (K, 17, 3) x, y, confidence in [0, 1], in AP-10K's order, for (K, 4) boxes."""
-
-    def __call__(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray]) -> list[np.ndarray]: ...
-
-
-class Identity(Protocol):
-    """Step ``identity``: what each individual looks like, (K, D) unit vectors, for (K, H, W) bool masks."""
-
-    def __call__(self, images: Sequence[Image.Image], masks: Sequence[np.ndarray]) -> list[np.ndarray]: ...
-
-
-class Captions(Protocol):
-    """Step ``captions``: one sentence a picture, in which all the names stand."""
-
-    def __call__(self, images: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> list[str]: ...
 
 
 # The arrays that a step's result is kept as, and their types.
@@ -73,6 +53,21 @@ FIELDS: Mapping[str, Mapping[str, type]] = {
 }
 
 
+def as_arrays(step: str, result: Any) -> dict[str, np.ndarray]:
+    """What a backend returned for one picture as the arrays of ``FIELDS``; boxes clipped, the surest first."""
+    if step == "captions":
+        return {"text": np.array(str(result).strip())}
+    if step != "boxes":
+        return {step: np.asarray(result).astype(FIELDS[step][step])}
+    boxes = np.clip(np.asarray(result.boxes, np.float64).reshape(-1, 4), 0, 1)
+    scores = np.asarray(result.scores, np.float64)
+    if scores.shape != boxes.shape[:1]:
+        return {"boxes": boxes, "scores": scores}
+    order = np.argsort(-scores, kind="stable")
+    order = order[~(boxes[order, 2:] <= boxes[order, :2]).any(1)]
+    return {"boxes": boxes[order], "scores": scores[order]}
+
+
 def misfit(step: str, arrays: Mapping[str, np.ndarray], count: int, size: tuple[int, int]) -> str:
     """How a result differs from the form above; "" where it has that form.
 
@@ -82,10 +77,12 @@ def misfit(step: str, arrays: Mapping[str, np.ndarray], count: int, size: tuple[
         size: of the picture, width and height.
     """
     if step == "captions":
-        return _no_sentence(arrays["text"])
+        text = arrays["text"]
+        whole = not text.shape and str(text) == str(text).encode(errors="replace").decode()
+        return "" if whole else "words that no file can hold"  # halves of characters, or several texts
     array = arrays[step]
     if step == "boxes" and arrays["scores"].shape != array.shape[:1]:
-        return "not one score a box"
+        return f"{len(array)} boxes with {arrays['scores'].size} scores"
     shape = {
         "boxes": (*array.shape[:1], 4),
         "masks": (count, size[1], size[0]),
@@ -107,55 +104,22 @@ def misfit(step: str, arrays: Mapping[str, np.ndarray], count: int, size: tuple[
     return ""
 
 
-def _no_sentence(text: np.ndarray) -> str:
-    if text.shape != ():
-        return f"an array of shape {text.shape}, not words"
-    try:
-        str(text).encode()
-    except ValueError:  # halves of characters, as no file can hold them
-        return "words with characters that are none"
-    return ""
-
-
 def _all_in_unit(*arrays: np.ndarray) -> bool:
     return all(((array >= 0) & (array <= 1)).all() for array in arrays)
-
-
-def distinct(found: Found, overlap: float) -> Found:
-    """Leave out boxes whose intersection over union with a surer one is more than ``overlap``."""
-    kept: list[int] = []
-    for k in np.argsort(-found.scores, kind="stable"):
-        if all(intersection_over_union(found.boxes[k], found.boxes[j]) <= overlap for j in kept):
-            kept.append(int(k))
-    return Found(found.boxes[kept], found.scores[kept])
-
-
-def intersection_over_union(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two boxes (4,)."""
-    width, height = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    shared = max(width, 0) * max(height, 0)
-    whole = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared
-    return float(shared / whole) if whole > 0 else 0.0
 
 
 SURPLUS = 0.75  # of the score of the last individual that is wanted: one more that is so sure is one too many
 
 
-def wanted(found: Found, count: int) -> tuple[Found, int]:
-    """The ``count`` surest, and how many more there are that are nearly as sure."""
-    more = found.scores[count:]
-    surplus = int((more >= SURPLUS * found.scores[count - 1]).sum()) if len(more) else 0
-    return Found(found.boxes[:count], found.scores[:count]), surplus
+def select(detections: Detections, count: int, overlap: float) -> tuple[Detections, int]:
+    """The ``count`` surest individuals, and how many more there are that are nearly as sure.
 
-
-def clipped(boxes: np.ndarray) -> np.ndarray:
-    """Boxes (K, 4) inside [0, 1]; those without an area left get zeros."""
-    boxes = np.clip(np.asarray(boxes, np.float64).reshape(-1, 4), 0, 1)
-    empty = (boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1])
-    return np.where(empty[:, None], 0, boxes)
-
-
-def corners(boxes: np.ndarray) -> np.ndarray:
-    """Boxes (..., 4) as centre and size -> xyxy."""
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return np.concatenate((centre - half, centre + half), axis=-1)
+    Args:
+        overlap: two boxes with a larger intersection over union are one individual; the surer one is taken.
+    """
+    boxes, scores = detections.boxes, detections.scores
+    kept = nms(torch.from_numpy(boxes), torch.from_numpy(scores), overlap).numpy()
+    boxes, scores = boxes[kept], scores[kept]
+    more = scores[count:]
+    surplus = int((more >= SURPLUS * scores[count - 1]).sum()) if len(more) else 0
+    return Detections(boxes[:count], scores[:count]), surplus

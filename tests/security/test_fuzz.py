@@ -276,7 +276,7 @@ def test_corrections_and_reports(tmp_path: Path, random: np.random.Generator) ->
     }
     for _ in range(ROUNDS):
         (tmp_path / "corrections.json").write_bytes(as_json(broken(content, random)))
-        tried(lambda: corrections.read(tmp_path / "corrections.json"), "corrections")
+        tried(lambda: corrections.read_corrections(tmp_path / "corrections.json"), "corrections")
         (tmp_path / "annotations.jsonl").write_bytes(as_jsonl(broken([report], random)))
         tried(lambda: reports.read_reports(tmp_path, {"0.png": ["cat"]}), "reports")
 

@@ -20,7 +20,7 @@ from test_annotate_stage import annotate, as_raw, kept, lines
 from rbctl import files
 from rbctl.cli import main
 from rbctl.menagerie.triplets import draw_triplets
-from rbctl.plugins.annotate.store import Store
+from rbctl.plugins.annotate.cache import Cache
 from rbctl.relations import load_relation
 
 
@@ -62,7 +62,7 @@ def resealed(step: str, **fields: Any) -> Callable[[Path], None]:
         arrays = {**arrays_of(path), **fields}
         del arrays["seal"]
         name = path.stem.rpartition("-")[2]
-        Store(path.parents[2]).save(step, Path(path.stem.removesuffix(f"-{name}")), name, arrays)
+        Cache(path.parents[2]).save(step, Path(path.stem.removesuffix(f"-{name}")), name, arrays)
 
     return act
 
@@ -191,9 +191,9 @@ def test_a_picture_that_its_exif_turns_is_not_made_anew_for_ever(copied: Path) -
 
 
 def loud_scores(images: Any, names: Any) -> Any:
-    from rbctl.plugins.annotate.steps import Found
+    from rbctl.plugins.annotate.steps import Detections
 
-    return [Found(np.array([[0.1, 0.1, 0.9, 0.9]]), np.array([7.0])) for _ in images]
+    return [Detections(np.array([[0.1, 0.1, 0.9, 0.9]]), np.array([7.0])) for _ in images]
 
 
 def test_a_backend_of_ones_own_is_held_to_the_same_form(copied: Path) -> None:
@@ -339,7 +339,7 @@ def test_who_edits_the_triplets_overrules_a_correction(native: Path) -> None:
         ('{"triplets": {"0-hug.png": {"objects": [{"target_keypoints": {"1": [1e999, 0, 2]}}]}}}', "no finite number"),
         (
             '{"triplets": {"0-hug.png": {"objects": [{"image_keypoints": {"1": [true, 0, 2]}}]}}}',
-            "[True, 0, 2]; [x, y,",
+            "image_keypoints.1[0]: a number was expected, not True",
         ),
         (f'{{"triplets": {{"0-hug.png": {{"objects": [{{"image_keypoints": {{"1": {[9] * 999}}}}}]}}}}}}', "[9, 9,"),
         (f'{{"triplets": {{"{"x" * 5000}": {{}}}}}}', "...xxx"),
@@ -368,16 +368,16 @@ def test_a_broken_base_is_no_traceback(native: Path) -> None:
 
 def test_arrays_are_read_as_numpy_writes_them(tmp_path: Path) -> None:
     """Also those without an element, and of no dimension."""
-    store = Store(tmp_path)
+    cache = Cache(tmp_path)
     for step, arrays in (
         ("boxes", {"boxes": np.zeros((0, 4)), "scores": np.zeros(0)}),
         ("captions", {"text": np.array("A caption, with ü.")}),
         ("masks", {"masks": np.asfortranarray(np.random.default_rng(0).random((2, 3, 4)) > 0.5)}),
     ):
-        store.save(step, Path("0.png"), "key", arrays)
-        found = store.load(step, Path("0.png"), "key", lambda arrays: "")
+        cache.save(step, Path("0.png"), "key", arrays)
+        found = cache.load(step, Path("0.png"), "key", lambda arrays: "")
         assert found is not None
         for field, array in arrays.items():
             np.testing.assert_array_equal(found[field], array)
-        with np.load(io.BytesIO(store.path(step, Path("0.png"), "key").read_bytes())) as content:
+        with np.load(io.BytesIO(cache.path(step, Path("0.png"), "key").read_bytes())) as content:
             assert set(content.files) == {*arrays, "seal"}

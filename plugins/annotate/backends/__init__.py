@@ -5,7 +5,6 @@ What a backend is called with and returns stands in :mod:`rbctl.plugins.annotate
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib
 import inspect
@@ -31,10 +30,14 @@ _XPOSE = (
 
 
 @dataclass(frozen=True)
-class _Ours:
-    """A backend that comes with rbctl: ``module:factory``, its model's option, and what fits it on the hub.
+class _Shipped:
+    """A backend that comes with rbctl.
 
-    ``settings`` are the options that change its result.
+    Attributes:
+        place: ``module:class`` in this package.
+        option: names the folder of its model.
+        hub: a model of the hub that fits.
+        settings: options that change its result.
     """
 
     place: str
@@ -43,124 +46,107 @@ class _Ours:
     settings: tuple[str, ...] = ()
 
 
-_HERE = "rbctl.plugins.annotate.backends"
-OURS: dict[str, dict[str, _Ours]] = {
+_DINO, _OWLV2 = "IDEA-Research/grounding-dino-tiny", "google/owlv2-base-patch16-ensemble"
+_VITPOSE = ("vitpose", "usyd-community/vitpose-plus-base", ("vitpose_expert", "vitpose_order"))
+SHIPPED: dict[str, dict[str, _Shipped]] = {
     "boxes": {
-        "oracle": _Ours(f"{_HERE}.oracle:Boxes"),
-        "grounding-dino": _Ours(
-            f"{_HERE}.grounding_dino:Boxes", "grounding_dino", "IDEA-Research/grounding-dino-tiny", ("box_threshold",)
-        ),
-        "owlv2": _Ours(f"{_HERE}.owlv2:Boxes", "owlv2", "google/owlv2-base-patch16-ensemble", ("box_threshold",)),
+        "oracle": _Shipped("oracle:Boxes"),
+        "grounding-dino": _Shipped("detectors:GroundingDino", "grounding_dino", _DINO, ("box_threshold",)),
+        "owlv2": _Shipped("detectors:Owlv2", "owlv2", _OWLV2, ("box_threshold",)),
     },
-    "masks": {
-        "oracle": _Ours(f"{_HERE}.oracle:Masks"),
-        "sam": _Ours(f"{_HERE}.sam:Masks", "sam", "facebook/sam-vit-huge"),
-    },
-    "keypoints": {
-        "oracle": _Ours(f"{_HERE}.oracle:Keypoints"),
-        "vitpose": _Ours(
-            f"{_HERE}.vitpose:Keypoints",
-            "vitpose",
-            "usyd-community/vitpose-plus-base",
-            ("vitpose_expert", "vitpose_order"),
-        ),
-    },
-    "identity": {
-        "oracle": _Ours(f"{_HERE}.oracle:Identity"),
-        "clip": _Ours(f"{_HERE}.clip:Identity"),
-    },
-    "captions": {
-        "llava": _Ours(f"{_HERE}.llava:Captions", "llava", "llava-hf/llava-1.5-7b-hf"),
-    },
+    "masks": {"oracle": _Shipped("oracle:Masks"), "sam": _Shipped("sam:Masks", "sam", "facebook/sam-vit-huge")},
+    "keypoints": {"oracle": _Shipped("oracle:Keypoints"), "vitpose": _Shipped("vitpose:Keypoints", *_VITPOSE)},
+    "identity": {"oracle": _Shipped("oracle:Identity"), "clip": _Shipped("clip:Identity")},
+    "captions": {"llava": _Shipped("llava:Captions", "llava", "llava-hf/llava-1.5-7b-hf")},
 }
-_DEFAULTS = {"boxes": "grounding-dino", "masks": "sam", "keypoints": "vitpose", "identity": "clip"}
+_OF_PHOTOS = {"boxes": "grounding-dino", "masks": "sam", "keypoints": "vitpose", "identity": "clip"}
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The backend of a step: not loaded yet.
+class Backend:
+    """The backend of a step, its model not loaded yet.
 
     Attributes:
         step, name: as in ``--backend STEP=NAME``.
-        place: ``module:factory`` or ``module:function``.
-        folder: of its model, None for another's backend.
-        content: names what it would say: model files, code and settings; results are kept under it.
+        factory: a class of ours, or a user's class or function.
+        model: folder of the model; None for a user's backend.
+        fingerprint: of model files, code and settings; results are cached under it.
     """
 
     step: str
     name: str
-    place: str
-    folder: Path | None
-    content: str
+    factory: Any
+    model: Path | None
+    fingerprint: str
 
     def load(self, config: AnnotateConfig, device: torch.device) -> Any:
         """The callable of the step, its model loaded.
 
         Raises:
-            InputError: the model cannot be loaded, or the user's code cannot be imported.
+            InputError: the model cannot be loaded.
         """
-        made = _imported(self)
-        if self.folder is not None:
-            return made(self.folder, config, device)
-        return made() if inspect.isclass(made) else made
-
-    def limit(self, name: str, default: float) -> float:
-        """An attribute of the backend that suits its confidences."""
-        return float(getattr(_imported(self), name, default))
+        if self.model is not None:
+            return self.factory(self.model, config, device)
+        return self.factory() if inspect.isclass(self.factory) else self.factory
 
 
-def choose(config: AnnotateConfig, step: str, origin: str) -> Chosen | None:
+def choose(config: AnnotateConfig, step: str, origin: str) -> Backend | None:
     """The backend of a step; None for captions nobody asked for.
 
+    Args:
+        origin: of the set, as its ``set.json`` has it.
+
     Raises:
-        InputError: there is no such backend, or its model's folder is not given or not there.
+        InputError: there is no such backend, its code cannot be imported, or its model's folder is missing.
     """
-    name = config.backend_of(step) or ("oracle" if origin == MINIATURE else _DEFAULTS.get(step, ""))
-    if step == "captions" and config.backend_of(step) is None:
-        return None
-    if ours := OURS[step].get(name):
-        folder = _folder(config, name, ours, origin)
-        settings = {key: value for key, value in dataclasses.asdict(config).items() if key in ours.settings}
-        return _named(Chosen(step, name, ours.place, folder, f"{_print(folder)} {settings}"))
-    if ":" in name:
-        place = name
+    name = config.backend_of(step)
+    if name is None:
+        if step == "captions":
+            return None
+        name = "oracle" if origin == MINIATURE else _OF_PHOTOS[step]
+    where, model, facts = f"--backend {step}={name}", None, ""
+    if shipped := SHIPPED[step].get(name):
+        place = f"{__name__}.{shipped.place}"
+        model = _model_folder(config, name, shipped, origin)
+        facts = f"{_fingerprint(model)} { {option: getattr(config, option) for option in shipped.settings} }"
     else:
-        offered = [entry for entry in entry_points(group=GROUP) if entry.name == name]
-        if not offered and name == "xpose":
-            raise InputError(f"--backend {step}={name}: {_XPOSE}")
-        if not offered:
-            known = [*OURS[step], *(entry.name for entry in entry_points(group=GROUP))]
-            hint = nearest(name, known) or f"; backends: {', '.join(known)}, or PACKAGE.MODULE:FUNCTION"
-            raise InputError(f"--backend {step}={name}: no such backend{hint}")
-        place = offered[0].value
-    return _named(Chosen(step, name, place, None, ""))
-
-
-def _named(chosen: Chosen) -> Chosen:
-    """With the backend's code in its content."""
-    source = inspect.getsourcefile(inspect.unwrap(_imported(chosen)))
+        place = name if ":" in name else _offered(step, name, where)
+    factory = _imported(place, where)
+    source = inspect.getsourcefile(inspect.unwrap(factory))
     code = sha256(Path(source)) if source else ""
-    return dataclasses.replace(chosen, content=f"{chosen.place} {code} {chosen.content}")
+    return Backend(step, name, factory, model, f"{place} {code} {facts}")
 
 
-def _imported(chosen: Chosen) -> Any:
-    module, _, attribute = chosen.place.partition(":")
+def _offered(step: str, name: str, where: str) -> str:
+    """The place of a backend that an installed package offers."""
+    offers = {entry.name: entry.value for entry in entry_points(group=GROUP)}
+    if name in offers:
+        return offers[name]
+    if name == "xpose":
+        raise InputError(f"{where}: {_XPOSE}")
+    names = [*SHIPPED[step], *offers]
+    hint = nearest(name, names) or f"; backends: {', '.join(names)}, or PACKAGE.MODULE:FUNCTION"
+    raise InputError(f"{where}: no such backend{hint}")
+
+
+def _imported(place: str, where: str) -> Any:
+    module, _, attributes = place.partition(":")
     try:
-        found = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
+        factory: Any = importlib.import_module(module)
+        for attribute in attributes.split("."):
+            factory = getattr(factory, attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"--backend {chosen.step}={chosen.name}: cannot be imported ({reason(error)})") from error
-    if not callable(found):
-        raise InputError(f"--backend {chosen.step}={chosen.name}: is not callable")
-    return found
+        raise InputError(f"{where}: cannot be imported ({reason(error)})") from error
+    if not callable(factory):
+        raise InputError(f"{where}: is not callable")
+    return factory
 
 
-def _folder(config: AnnotateConfig, name: str, ours: _Ours, origin: str) -> Path:
+def _model_folder(config: AnnotateConfig, name: str, shipped: _Shipped, origin: str) -> Path:
     """Where the model of one of our backends lies."""
     from rbctl.bundle.catalogue import CATALOGUE, place
 
-    if ours.option == "bundle":
+    if shipped.option == "bundle":
         bundle = config.bundle or ("mini" if origin == MINIATURE else "sdxl")
         part = "oracle" if name == "oracle" else "clip_vision"
         folder = place(bundle) / part
@@ -168,19 +154,18 @@ def _folder(config: AnnotateConfig, name: str, ours: _Ours, origin: str) -> Path
             pull = f", or run 'rbctl models pull {bundle}'" if bundle in CATALOGUE else ""
             raise InputError(f"{folder}: not here; choose a bundle that has {part}/ with --bundle{pull}")
         return folder
-    flag = f"--{ours.option.replace('_', '-')}"
-    given: Path | None = getattr(config, ours.option)
-    if given is None:
-        raise InputError(f"{name}: give the folder of its model with {flag}; {ours.hub} of the hub fits")
-    if not (given / "config.json").is_file():
-        raise InputError(f"{flag} {given}: no config.json is there; a folder as {ours.hub} of the hub is expected")
-    return given
+    flag, model = f"--{shipped.option.replace('_', '-')}", getattr(config, shipped.option)
+    if model is None:
+        raise InputError(f"{name}: give the folder of its model with {flag}; {shipped.hub} of the hub fits")
+    if not (model / "config.json").is_file():
+        raise InputError(f"{flag} {model}: no config.json is there; a folder as {shipped.hub} of the hub is expected")
+    return Path(model)
 
 
-def _print(folder: Path) -> str:
-    """A name for the content of a model's folder; of large files the ends stand for the whole."""
+def _fingerprint(model: Path) -> str:
+    """Digest of the files of a model's folder; of large ones the ends stand for the whole."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    for path in sorted(model.iterdir()):
         if path.suffix in (".json", ".safetensors", ".txt", ".model"):
             with path.open("rb") as file:
                 digest.update(f"{path.name} {path.stat().st_size} ".encode() + file.read(1 << 20))

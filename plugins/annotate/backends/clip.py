@@ -11,8 +11,8 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from rbctl.image_prompt import CLIP_MEAN, clip_pixels
-from rbctl.plugins.annotate.backends.loading import network
 from rbctl.plugins.annotate.config import AnnotateConfig
+from rbctl.pretrained import network
 from rbctl.triplets.masks import box_of
 
 _PLAIN = tuple(round(255 * value) for value in CLIP_MEAN)  # what CLIP sees as zeros
@@ -20,14 +20,14 @@ _MARGIN = 0.1  # around the individual, of its longer side
 
 
 class Identity:
-    """See :class:`rbctl.plugins.annotate.steps.Identity`; the vectors are CLIP's image embeddings."""
+    """The vectors are CLIP's image embeddings."""
 
     min_similarity = 0.6
 
     def __init__(self, folder: Path, config: AnnotateConfig, device: torch.device) -> None:
         from transformers import CLIPVisionModelWithProjection
 
-        self.model = network(CLIPVisionModelWithProjection, folder, device)
+        self.model = network(CLIPVisionModelWithProjection, folder, torch.float32, use_safetensors=True).to(device)
         self.batch_size = config.batch_size
 
     def __call__(self, images: Sequence[Image.Image], masks: Sequence[np.ndarray]) -> list[np.ndarray]:

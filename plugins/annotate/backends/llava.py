@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from rbctl.plugins.annotate.backends.loading import network, processor
 from rbctl.plugins.annotate.config import AnnotateConfig
+from rbctl.pretrained import from_pretrained, network
 
 _QUESTION = (
     "USER: <image>\nDescribe in one short sentence what {names} are doing to each other. Use exactly these names. "
@@ -19,25 +19,21 @@ _MOST_TOKENS = 48
 
 
 class Captions:
-    """See :class:`rbctl.plugins.annotate.steps.Captions`."""
-
     def __init__(self, folder: Path, config: AnnotateConfig, device: torch.device) -> None:
         from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-        dtype = (
-            torch.bfloat16 if device.type == "cuda" else torch.float32
-        )  # 7 billion weights, for 12 GB twice too many
-        self.model = network(LlavaForConditionalGeneration, folder, device, dtype)
-        self.processor = processor(AutoProcessor, folder)
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # 7 billion weights: 14 GB in half
+        self.model = network(LlavaForConditionalGeneration, folder, dtype, use_safetensors=True).to(device)
+        self.processor = from_pretrained(AutoProcessor, folder)
 
     def __call__(self, images: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> list[str]:
-        found = []
+        captions = []
         for image, row in zip(images, names, strict=True):
             question = _QUESTION.format(names=" and ".join(f"the {name}" for name in row))
             inputs = self.processor(images=image, text=question, return_tensors="pt")
             inputs = inputs.to(self.model.device, self.model.dtype)
             with torch.no_grad():
                 tokens = self.model.generate(**inputs, max_new_tokens=_MOST_TOKENS, do_sample=False)
-            said = self.processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            found.append(" ".join(said.split()))
-        return found
+            answer = tokens[0, inputs["input_ids"].shape[1] :]
+            captions.append(" ".join(self.processor.tokenizer.decode(answer, skip_special_tokens=True).split()))
+        return captions

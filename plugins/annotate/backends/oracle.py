@@ -7,7 +7,8 @@ both of its readings are taken for that one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,33 @@ import torch
 from PIL import Image, ImageOps
 from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import interpolate
+from torchvision.ops import box_iou
 
 from rbctl.menagerie.oracle import ATTRIBUTES, ROLES, SIZE, Reading, by_side, load_oracle
 from rbctl.plugins.annotate.config import AnnotateConfig
-from rbctl.plugins.annotate.steps import Found, intersection_over_union
+from rbctl.plugins.annotate.steps import Detections
 from rbctl.triplets.masks import box_of
 
-_SEEN = 0.004  # an individual covers at least this share of the picture
+_LEAST_AREA = 0.004  # an individual covers at least this share of the picture
 _SAME = 0.6  # maps that share more of the smaller one show one individual
 
 # How a portrait is shown: its size, where it lies from left (0) to right (1), and whether mirrored.
 _VIEWS = tuple((scale, left, flip) for scale, left in ((0.8, 0.5), (0.65, 0.0), (0.65, 1.0)) for flip in (False, True))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """What the oracle reads of one picture, by role.
+
+    Attributes:
+        maps: (2, H, W) in [0, 1], where each role is seen.
+        keypoints: (2, 17, 3) x, y, confidence.
+        looks: (2, D) probabilities of every species, coat, second colour and pattern; each kind sums to 1.
+    """
+
+    maps: np.ndarray
+    keypoints: np.ndarray
+    looks: np.ndarray
 
 
 class _Reader:
@@ -34,6 +51,13 @@ class _Reader:
 
     def read(self, images: Sequence[Image.Image]) -> Reading:
         return self.oracle.read(images).map(lambda tensor: tensor.cpu())
+
+    def pairs(self, images: Sequence[Image.Image]) -> Iterator[_Pair]:
+        reading = self.read(images)
+        looks = _looks(reading).numpy()
+        for k, image in enumerate(images):
+            maps = interpolate(reading.maps[k][None], (image.height, image.width), mode="bilinear")[0].numpy()
+            yield _Pair(maps, reading.keypoints[k].numpy(), looks[k])
 
     def alone(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
         """Read a picture of one individual: keypoints (17, 3) and probabilities of its looks (D,).
@@ -50,43 +74,31 @@ class _Reader:
         points = by_side(torch.cat((xy, points[..., 2:]), dim=-1))
         flipped = torch.cat((1 - points[..., :1], points[..., 1:]), dim=-1)
         points = by_side(torch.where(mirrored[:, None, None], flipped, points))
-        return np.median(points.numpy(), axis=0), _probabilities(reading)[views, roles].mean(0).numpy()
+        return np.median(points.numpy(), axis=0), _looks(reading)[views, roles].mean(0).numpy()
 
 
 class Boxes(_Reader):
-    """See :class:`rbctl.plugins.annotate.steps.Boxes`."""
-
-    def __call__(self, images: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> list[Found]:
-        reading = self.read(images)
-        found = []
-        for at, (image, wanted) in enumerate(zip(images, names, strict=True)):
-            maps = _maps(reading, at, image.size)
-            maps = maps.max(0, keepdims=True) if len(wanted) == 1 or _one(maps) else maps
-            masks = _masks(maps)
-            rows = [(box_of(mask), float(maps[k][mask].mean())) for k, mask in enumerate(masks) if mask.mean() >= _SEEN]
-            rows.sort(key=lambda row: -row[1])
-            boxes = np.array([box for box, _ in rows], np.float64).reshape(-1, 4)
-            found.append(Found(boxes, np.array([score for _, score in rows])))
-        return found
+    def __call__(self, images: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> list[Detections]:
+        detections = []
+        for pair, individuals in zip(self.pairs(images), names, strict=True):
+            maps = _merged(pair.maps) if len(individuals) == 1 or _shows_one(pair.maps) else pair.maps
+            seen = [(k, mask) for k, mask in enumerate(_masks(maps)) if mask.mean() >= _LEAST_AREA]
+            scored = sorted(((box_of(mask), float(maps[k][mask].mean())) for k, mask in seen), key=lambda row: -row[1])
+            boxes = np.array([box for box, _ in scored], np.float64).reshape(-1, 4)
+            detections.append(Detections(boxes, np.array([score for _, score in scored])))
+        return detections
 
 
 class Masks(_Reader):
-    """See :class:`rbctl.plugins.annotate.steps.Masks`."""
-
     def __call__(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        reading = self.read(images)
-        masks = []
-        for at, (image, rows) in enumerate(zip(images, boxes, strict=True)):
-            maps = _maps(reading, at, image.size)
-            if len(rows) == 1:
-                masks.append(_masks(maps.max(0, keepdims=True)))
-            else:
-                masks.append(_masks(maps)[_roles_of_boxes(_masks(maps), rows)])
-        return masks
+        return [
+            _masks(_merged(pair.maps)) if len(rows) == 1 else _masks(pair.maps)[_roles_of_boxes(pair.maps, rows)]
+            for pair, rows in zip(self.pairs(images), boxes, strict=True)
+        ]
 
 
 class Keypoints(_Reader):
-    """See :class:`rbctl.plugins.annotate.steps.Keypoints`; the confidence is how surely a keypoint is seen.
+    """The confidence is how surely a keypoint is seen.
 
     Hidden ones are guessed, so none is absent.
     """
@@ -94,37 +106,25 @@ class Keypoints(_Reader):
     present_from, visible_from = 0.0, 0.5
 
     def __call__(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        reading = self.read(images)
-        found = []
-        for at, (image, rows) in enumerate(zip(images, boxes, strict=True)):
-            if len(rows) == 1:
-                found.append(self.alone(image)[0][None])
-            else:
-                roles = _roles_of_boxes(_masks(_maps(reading, at, image.size)), rows)
-                found.append(reading.keypoints[at].numpy()[roles])
-        return found
+        return [
+            self.alone(image)[0][None] if len(rows) == 1 else pair.keypoints[_roles_of_boxes(pair.maps, rows)]
+            for image, pair, rows in zip(images, self.pairs(images), boxes, strict=True)
+        ]
 
 
 class Identity(_Reader):
-    """See :class:`rbctl.plugins.annotate.steps.Identity`.
-
-    The vector holds the square roots of the probabilities of every species, coat, second colour and pattern, so that
+    """The vector holds the square roots of the probabilities of every species, coat, second colour and pattern, so that
     the product of two is the mean Bhattacharyya coefficient of what is read of both.
     """
 
     min_similarity = 0.6
 
     def __call__(self, images: Sequence[Image.Image], masks: Sequence[np.ndarray]) -> list[np.ndarray]:
-        reading = self.read(images)
-        found = []
-        for at, (image, rows) in enumerate(zip(images, masks, strict=True)):
-            if len(rows) == 1:
-                probabilities = self.alone(image)[1][None]
-            else:
-                roles = _roles_of_masks(_masks(_maps(reading, at, image.size)), rows)
-                probabilities = _probabilities(reading)[at].numpy()[roles]
-            found.append(np.sqrt(probabilities / len(ATTRIBUTES)).astype(np.float32))
-        return found
+        vectors = []
+        for image, pair, rows in zip(images, self.pairs(images), masks, strict=True):
+            looks = self.alone(image)[1][None] if len(rows) == 1 else pair.looks[_roles_of_masks(pair.maps, rows)]
+            vectors.append(np.sqrt(looks / len(ATTRIBUTES)).astype(np.float32))
+        return vectors
 
 
 def _framed(image: Image.Image, scale: float, left: float, mirrored: bool) -> Image.Image:
@@ -140,10 +140,9 @@ def _framed(image: Image.Image, scale: float, left: float, mirrored: bool) -> Im
     return frame
 
 
-def _maps(reading: Reading, at: int, size: tuple[int, int]) -> np.ndarray:
-    """Where each role is seen, (2, H, W) in [0, 1], at the size of the picture."""
-    width, height = size
-    return interpolate(reading.maps[at][None], (height, width), mode="bilinear")[0].numpy()
+def _looks(reading: Reading) -> torch.Tensor:
+    """(B, 2, D) probabilities of every attribute's values."""
+    return torch.cat([getattr(reading, name).exp() for name in ATTRIBUTES], dim=-1)
 
 
 def _masks(maps: np.ndarray) -> np.ndarray:
@@ -151,29 +150,32 @@ def _masks(maps: np.ndarray) -> np.ndarray:
     return (maps >= 0.5) & (maps == maps.max(0))
 
 
-def _one(maps: np.ndarray) -> bool:
+def _merged(maps: np.ndarray) -> np.ndarray:
+    """The map, (1, H, W), of a picture that shows one individual."""
+    return maps.max(0, keepdims=True)
+
+
+def _shows_one(maps: np.ndarray) -> bool:
     """Whether both maps show the same individual."""
     first, second = maps >= 0.5
     smaller = min(first.sum(), second.sum())
     return bool(smaller and (first & second).sum() / smaller > _SAME)
 
 
-def _roles_of_boxes(masks: np.ndarray, boxes: np.ndarray) -> list[int]:
+def _roles_of_boxes(maps: np.ndarray, boxes: np.ndarray) -> list[int]:
     """The role that each of K boxes is of."""
-    return _assigned([[intersection_over_union(np.array(box_of(mask)), box) for mask in masks] for box in boxes])
+    own = torch.tensor([box_of(mask) for mask in _masks(maps)], dtype=torch.float64)
+    return _assigned(box_iou(torch.from_numpy(boxes), own).numpy())
 
 
-def _roles_of_masks(own: np.ndarray, masks: np.ndarray) -> list[int]:
+def _roles_of_masks(maps: np.ndarray, masks: np.ndarray) -> list[int]:
     """The role that each of K masks is of."""
-    return _assigned([[(mask & one).sum() / max((mask | one).sum(), 1) for one in own] for mask in masks])
+    masks, own = masks[:, None], _masks(maps)
+    return _assigned((masks & own).sum((2, 3)) / np.maximum((masks | own).sum((2, 3)), 1))
 
 
-def _assigned(scores: Sequence[Sequence[float]]) -> list[int]:
-    rows, roles = linear_sum_assignment(np.array(scores), maximize=True)
-    of = dict(zip(rows.tolist(), roles.tolist(), strict=True))
-    return [of.get(k, k % ROLES) for k in range(len(scores))]  # it knows no third individual
-
-
-def _probabilities(reading: Reading) -> torch.Tensor:
-    """(B, 2, D), of every species, coat, second colour and pattern; each kind sums to 1."""
-    return torch.cat([getattr(reading, name).exp() for name in ATTRIBUTES], dim=-1)
+def _assigned(scores: np.ndarray) -> list[int]:
+    """The role of each row of (K, 2) scores."""
+    rows, roles = linear_sum_assignment(scores, maximize=True)
+    role_of = dict(zip(rows.tolist(), roles.tolist(), strict=True))
+    return [role_of.get(k, k % ROLES) for k in range(len(scores))]  # it knows no third individual

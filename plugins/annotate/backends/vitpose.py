@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from rbctl.errors import InputError
-from rbctl.plugins.annotate.backends.loading import network, processor
 from rbctl.plugins.annotate.config import AnnotateConfig
+from rbctl.pretrained import from_pretrained, network
 from rbctl.triplets.keypoints import KEYPOINTS
 
 EXPERTS = {"ap10k": 3, "coco": 0}
@@ -38,8 +38,8 @@ _PERSON = {
 }
 
 
-def told_order(names: Collection[str]) -> str | None:
-    """The order that a model's names of keypoints (``id2label``) tell; COCO has no neck."""
+def named_order(names: Collection[str]) -> str | None:
+    """The order that a model's names of keypoints (``id2label``) have; None where they name none. COCO has no neck."""
     lower = {name.lower() for name in names}
     return None if "nose" not in lower else "ap10k" if "neck" in lower else "coco"
 
@@ -54,38 +54,39 @@ def from_coco(keypoints: np.ndarray) -> np.ndarray:
 
 
 class Keypoints:
-    """See :class:`rbctl.plugins.annotate.steps.Keypoints`; the confidence is the height of a heat map's peak."""
+    """The confidence is the height of a heat map's peak."""
 
     present_from, visible_from = 0.1, 0.3
 
     def __init__(self, folder: Path, config: AnnotateConfig, device: torch.device) -> None:
         from transformers import AutoImageProcessor, VitPoseForPoseEstimation
 
-        self.model = network(VitPoseForPoseEstimation, folder, device)
-        self.processor = processor(AutoImageProcessor, folder)
-        told, self.batch_size = told_order(self.model.config.id2label.values()), config.batch_size
-        if told and config.vitpose_order not in (told, None):
+        self.model = network(VitPoseForPoseEstimation, folder, torch.float32, use_safetensors=True).to(device)
+        self.processor = from_pretrained(AutoImageProcessor, folder)
+        self.batch_size = config.batch_size
+        named = named_order(self.model.config.id2label.values())
+        if named and config.vitpose_order not in (named, None):
             raise InputError(
-                f"--vitpose-order {config.vitpose_order}: the config.json in {folder} names {told}'s keypoints (the "
+                f"--vitpose-order {config.vitpose_order}: the config.json in {folder} names {named}'s keypoints (the "
                 "hub's ViTPose++ has COCO's alone); leave it out, or bring a backend of your own for another model"
             )
-        self.order = config.vitpose_order or told or "ap10k"
+        self.order = config.vitpose_order or named or "ap10k"
         experts = getattr(self.model.config.backbone_config, "num_experts", 1)
-        chosen = EXPERTS[self.order] if config.vitpose_expert is None else config.vitpose_expert
-        if experts > 1 and chosen >= experts:
-            raise InputError(f"--vitpose-expert {chosen}: the model in {folder} has experts 0 to {experts - 1}")
+        expert = EXPERTS[self.order] if config.vitpose_expert is None else config.vitpose_expert
+        if experts > 1 and expert >= experts:
+            raise InputError(f"--vitpose-expert {expert}: the model in {folder} has experts 0 to {experts - 1}")
         if experts <= 1 and config.vitpose_expert is not None:
             raise InputError(f"--vitpose-expert: the model in {folder} has no experts; it is no ViTPose++")
-        self.expert = chosen if experts > 1 else None
+        self.expert = expert if experts > 1 else None
 
     def __call__(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        found = []
+        keypoints = []
         for image, rows in zip(images, boxes, strict=True):
-            parts = [self._read(image, rows[k : k + self.batch_size]) for k in range(0, len(rows), self.batch_size)]
-            found.append(np.concatenate(parts))
-        return found
+            batches = [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
+            keypoints.append(np.concatenate([self._keypoints(image, batch) for batch in batches]))
+        return keypoints
 
-    def _read(self, image: Image.Image, boxes: np.ndarray) -> np.ndarray:
+    def _keypoints(self, image: Image.Image, boxes: np.ndarray) -> np.ndarray:
         # ViTPose counts pixels at their centres, we at their corners: half a pixel apart.
         corner = boxes[:, :2] * image.size - 0.5
         pixels = [np.concatenate((corner, (boxes[:, 2:] - boxes[:, :2]) * image.size), axis=1).tolist()]
@@ -94,8 +95,8 @@ class Keypoints:
             inputs["dataset_index"] = torch.full((len(boxes),), self.expert, device=self.model.device)
         with torch.no_grad():
             output = self.model(**inputs)
-        (people,) = self.processor.post_process_pose_estimation(output, boxes=pixels)
-        xy = np.stack([one["keypoints"].numpy() for one in people])
-        confidence = np.stack([one["scores"].numpy() for one in people]).reshape(len(people), -1, 1)
+        (poses,) = self.processor.post_process_pose_estimation(output, boxes=pixels)
+        xy = np.stack([pose["keypoints"].numpy() for pose in poses])
+        confidence = np.stack([pose["scores"].numpy() for pose in poses]).reshape(len(poses), -1, 1)
         keypoints = np.concatenate(((xy + 0.5) / image.size, confidence.clip(0, 1)), axis=-1)
         return from_coco(keypoints) if self.order == "coco" else keypoints

@@ -1,0 +1,219 @@
+"""What the steps found, put together: a triplet's row of the native format, its masks, and its report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rbctl.errors import InputError, abridged
+from rbctl.images import write_png
+from rbctl.menagerie.triplets import spoken
+from rbctl.plugins.annotate.comparison import match, pose_change
+from rbctl.plugins.annotate.pictures import Picture, PictureTriplet
+from rbctl.plugins.annotate.predictions import Predictions
+from rbctl.plugins.annotate.reports import Gate, ObjectReport, Report
+from rbctl.relations import Relation, find_relation, load_relation, shipped
+from rbctl.triplets.keypoints import ABSENT, OCCLUDED, VISIBLE
+from rbctl.triplets.masks import box_of, read_mask
+
+
+class _Incomplete(Exception):
+    """A triplet that cannot be annotated, and why."""
+
+
+@dataclass(frozen=True)
+class AnnotatedTriplet:
+    """One triplet.
+
+    Attributes:
+        row: its line of metadata.jsonl, None where it cannot be annotated.
+        masks: (H, W) bool by their files.
+    """
+
+    report: Report
+    row: dict[str, Any] | None
+    masks: Mapping[Path, np.ndarray]
+
+    def write_masks(self) -> None:
+        """Write the masks; those that are there already stay."""
+        for path, mask in self.masks.items():
+            try:
+                if path.is_file() and np.array_equal(read_mask(path), mask):
+                    continue
+            except InputError:
+                pass  # damaged: written anew
+            write_png(path, Image.fromarray(mask.astype(np.uint8) * 255))
+
+
+@dataclass(frozen=True, eq=False)
+class _Individual:
+    """Somebody in a picture: mask (H, W), keypoints (17, 3) with confidences, look (D,), score of the box."""
+
+    mask: np.ndarray
+    keypoints: np.ndarray
+    look: np.ndarray
+    score: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From which confidences on a keypoint is present and visible, and two individuals are the same."""
+
+    present_from: float
+    visible_from: float
+    min_similarity: float
+
+    def visibility(self, keypoints: np.ndarray) -> np.ndarray:
+        """(17, 3) x, y, confidence -> x, y, visibility; outside the picture and absent are zeros."""
+        xy, confidence = keypoints[:, :2], keypoints[:, 2]
+        seen = np.where(confidence >= self.visible_from, VISIBLE, OCCLUDED)
+        present = ((xy >= 0) & (xy <= 1)).all(1) & (confidence >= self.present_from)
+        points = np.column_stack((xy.round(5), seen))
+        return np.where(present[:, None], points, ABSENT).astype(np.float64)
+
+
+def assemble(
+    folder: Path, triplet: PictureTriplet, predictions: Predictions, limits: Limits, relation: Relation | None
+) -> AnnotatedTriplet:
+    """One triplet of the results of all steps.
+
+    Args:
+        relation: what the set shows, where that is known.
+    """
+    target, config = triplet.target, predictions.config
+    file_name = target.path.relative_to(folder).as_posix()
+    backends = {step: backend.name for step, backend in predictions.backends.items()}
+    gates: dict[str, Gate] = {}
+    try:
+        gates["present"] = _present(triplet, predictions)
+        text, predicate, roles = _words(triplet, predictions, relation)
+        everyone = _individuals(predictions, target)
+        portraits = [_individuals(predictions, picture)[0] for picture in triplet.image_prompts]
+    except _Incomplete as error:
+        report = Report(file_name=file_name, problem=str(error), backends=backends, gates=gates, kept=False)
+        return AnnotatedTriplet(report, None, {})
+    matching = match(np.stack([one.look for one in portraits]) @ np.stack([one.look for one in everyone]).T)
+    objects, reports, masks = [], [], dict[Path, np.ndarray]()
+    visible, changes = list[int](), list[float]()
+    for k, (raw, image_prompt, portrait) in enumerate(
+        zip(triplet.raw.objects, triplet.image_prompts, portraits, strict=True)
+    ):
+        individual = everyone[matching.individuals[k]]
+        here, there = limits.visibility(individual.keypoints), limits.visibility(portrait.keypoints)
+        visible += [int((points[:, 2] == VISIBLE).sum()) for points in (here, there)]
+        change = pose_change(here * (*target.size, 1), there * (*image_prompt.size, 1))
+        changes += [] if change is None else [change]
+        mask = folder / "masks" / f"{triplet.raw.id.replace('/', '-')}-{k}.png"
+        masks[mask] = individual.mask
+        objects.append(
+            {
+                "name": raw.name,
+                "role": raw.role or roles[k],
+                "image": raw.image.relative_to(folder).as_posix(),
+                "mask": mask.relative_to(folder).as_posix(),
+                "box": list(box_of(individual.mask)),
+                "target_keypoints": _plain(here),
+                "image_keypoints": _plain(there),
+            }
+        )
+        reports.append(
+            ObjectReport(
+                name=raw.name,
+                found=int(matching.individuals[k]),
+                similarity=round(float(matching.similarity[k]), 4),
+                box_score=round(individual.score, 4),
+                image_box_score=round(portrait.score, 4),
+                image_box=tuple(round(v, 5) for v in box_of(portrait.mask)),
+                pose_change=None if change is None else round(change, 4),
+                target_confidence=tuple(round(float(v), 3) for v in individual.keypoints[:, 2]),
+                image_confidence=tuple(round(float(v), 3) for v in portrait.keypoints[:, 2]),
+            )
+        )
+    gates |= {
+        "same": Gate.at_least(float(matching.similarity.min()), limits.min_similarity),
+        "told_apart": Gate.at_least(matching.margin, config.min_margin),
+        "pose": Gate.at_least(max(changes, default=None), config.min_pose_change),
+        "keypoints": Gate.at_least(min(visible), config.min_keypoints),
+    }
+    report = Report(
+        file_name=file_name,
+        backends=backends,
+        gates=gates,
+        margin=round(matching.margin, 4),
+        objects=tuple(reports),
+        kept=not config.drop_failed or all(gate.passed for gate in gates.values()),
+    )
+    row = {"file_name": file_name, "text": text, "predicate": predicate, "objects": objects}
+    return AnnotatedTriplet(report, row, masks)
+
+
+def _present(triplet: PictureTriplet, predictions: Predictions) -> Gate:
+    """The gate that everybody is there.
+
+    Raises:
+        _Incomplete: a picture cannot be read, somebody is missing, or there are more than image prompts.
+    """
+    if problems := [predictions.problems[p] for p in triplet.pictures if p in predictions.problems]:
+        raise _Incomplete("; ".join(problems))
+    for picture in triplet.pictures:
+        selection = predictions.individuals(picture)
+        if selection is None:
+            raise _Incomplete(f"{picture.path}: not annotated yet; run the same command again")
+        count, surplus, expected = len(selection[0].boxes), selection[1], len(picture.names)
+        if count < expected:
+            what = "nobody was found" if not count else f"{count} of {expected} individuals were found"
+            raise _Incomplete(f"{picture.path}: {what} ({', '.join(picture.names)})")
+        if surplus:
+            where = f"for {expected} image prompts" if picture is triplet.target else "where one was expected"
+            raise _Incomplete(f"{picture.path}: {count + surplus} individuals were found {where}")
+    return Gate.at_least(len(triplet.image_prompts), len(triplet.image_prompts))
+
+
+def _individuals(predictions: Predictions, picture: Picture) -> list[_Individual]:
+    selection = predictions.individuals(picture)
+    masks, keypoints, looks = (predictions.load(step, picture) for step in ("masks", "keypoints", "identity"))
+    if masks is not None and not masks["masks"].any((1, 2)).all():
+        raise _Incomplete(f"{picture.path}: the mask of somebody in it is empty")
+    if selection is None or masks is None or keypoints is None or looks is None:
+        raise _Incomplete(f"{picture.path}: not annotated yet; run the same command again")
+    return [
+        _Individual(masks["masks"][k], keypoints["keypoints"][k], looks["identity"][k], float(score))
+        for k, score in enumerate(selection[0].scores)
+    ]
+
+
+def _words(
+    triplet: PictureTriplet, predictions: Predictions, relation: Relation | None
+) -> tuple[str, str, tuple[str, ...]]:
+    """Caption, predicate and roles.
+
+    Raises:
+        _Incomplete: one cannot be told.
+    """
+    where, names, text = triplet.target.path, triplet.target.names, triplet.raw.text
+    if not text and "captions" in predictions.backends and (caption := predictions.load("captions", triplet.target)):
+        text = str(caption["text"])
+    if not text and relation is not None and len(relation.roles) == len(names):
+        text = relation.prompt(names)
+    if not text:
+        raise _Incomplete(f"{where}: has no text; state the relation with --relation, or caption it")
+    for name in names:
+        if not re.search(rf"(?<!\w){re.escape(name)}(e?s)?(?!\w)", text, re.IGNORECASE):
+            raise _Incomplete(f"{where}: {abridged(name)} does not stand in its text {abridged(text)}")
+    relation = relation or find_relation(text, [load_relation(name) for name in shipped()])
+    predicate = triplet.raw.predicate or (spoken(relation, text) if relation else "")
+    if not predicate:
+        raise _Incomplete(f"{where}: its text {abridged(text)} says no known relation; state one with --relation")
+    if relation is not None and len(relation.roles) == len(names):
+        return text, predicate, tuple(role.name for role in relation.roles)
+    return text, predicate, ("subject", "object", *(f"object {k}" for k in range(2, len(names))))
+
+
+def _plain(keypoints: np.ndarray) -> list[list[float]]:
+    return [[float(x), float(y), int(v)] for x, y, v in keypoints]
