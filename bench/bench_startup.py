@@ -1,7 +1,7 @@
-"""How long a word of help and the first imports take, against importing torch.
+"""How long a word of help and the first imports take, against importing torch; and those of sampling against all.
 
-That is the least a command line takes that imports its libraries at once. PyTorch's figure of memory means nothing in
-another process: peaks are the whole resident set of each.
+Importing torch is the least a command line takes that imports its libraries at once. PyTorch's figure of memory means
+nothing in another process: peaks are the whole resident set of each.
 """
 
 from __future__ import annotations
@@ -17,6 +17,19 @@ import pytest
 
 RBCTL = str(Path(sys.executable).with_name("rbctl"))
 TORCH = (sys.executable, "-c", "import torch")
+# What `rbctl sample` imports for a picture, and what it and its libraries imported before rbctl.imports.
+NETWORKS = """
+    from rbctl.plugins.sample import run
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+    from open_clip.model import CLIPVisionCfg
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+"""
+SAMPLE = (sys.executable, "-c", f"from rbctl.imports import deferred\nwith deferred():{NETWORKS}")
+EVERYTHING = (
+    sys.executable,
+    "-c",
+    f"import diffusers, open_clip, peft, torchvision, transformers, xformers.ops\nif True:{NETWORKS}",
+)
 
 # Started by a small process: on Linux the peak of one that this process starts would count its own memory too.
 _PEAK = """
@@ -54,4 +67,15 @@ def test_start(compare: Callable[..., Any], name: str, command: tuple[str, ...])
         lambda: call(*TORCH),
         rounds=3,
         memory=(resident_mb(*command), resident_mb(*TORCH)),
+    )
+
+
+def test_start_of_sampling(compare: Callable[..., Any]) -> None:
+    compare(
+        "imports of rbctl sample / of whole libraries, user CPU time",
+        lambda: call(*SAMPLE),
+        lambda: call(*EVERYTHING),
+        rounds=5,
+        processes=True,
+        memory=(resident_mb(*SAMPLE), resident_mb(*EVERYTHING)),
     )

@@ -18,12 +18,10 @@ if (_checkout / "setup.py").is_file() and (_checkout / "kernels").is_dir():
 def __getattr__(name: str) -> object:
     """The public Python API, imported when it is asked for: torch and diffusers take seconds."""
     if name == "RelationPipeline":
-        import logging
+        from rbctl.imports import deferred
 
-        logging.getLogger("xformers").setLevel(
-            logging.ERROR
-        )  # diffusers imports it, and it warns of what we do not use
-        from rbctl.pipeline import RelationPipeline
+        with deferred():
+            from rbctl.pipeline import RelationPipeline
 
         return RelationPipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

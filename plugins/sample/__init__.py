@@ -30,6 +30,9 @@ def command(config: SampleConfig) -> None:
       rbctl sample prompts.txt --bundle sdxl --batch-size 4 --images 2 --lora none
       rbctl sample --config example_two_objects.yaml --bundle sdxl --lora runs/finetune/hug-sdxl/lora.safetensors
     """
-    from rbctl.plugins.sample.run import run
+    from rbctl.imports import deferred
+
+    with deferred():
+        from rbctl.plugins.sample.run import run
 
     click.echo(run(config))
