@@ -76,8 +76,6 @@ class _Name:
 class _Module(types.ModuleType):
     """Stands in for a module; its names are ``_Name``."""
 
-    __path__: Sequence[str] = ()
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -128,14 +126,14 @@ def deferred() -> Iterator[None]:
     """Import foreign libraries in this block: ``DEFERRED`` wait until they are used, and nothing is printed."""
     finder, collecting = _Finder(DEFERRED), gc.isenabled()
     gc.disable()  # what imports make stays: to look for garbage among it takes a quarter of the time
-    sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, finder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         _withdraw(DEFERRED)
-        sys.meta_path.remove(finder)  # type: ignore[arg-type]
+        sys.meta_path.remove(finder)
         if collecting:
             gc.enable()
 
