@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import open_clip
 
-from rbctl.bundle.random_weights import CLIP_VISION, TEXT_1, TEXT_2, TINY, UNET, VAE, Architecture
+from rbctl.bundle.random_weights import TINY, Architecture
 from rbctl.relations import Box
 
 SDXL = Architecture(
     unet={
-        **UNET,
+        **TINY.unet,
         "sample_size": 128,
         "block_out_channels": [320, 640, 1280],
         "transformer_layers_per_block": [1, 2, 10],
@@ -23,14 +23,14 @@ SDXL = Architecture(
         "projection_class_embeddings_input_dim": 2816,
     },
     vae={
-        **VAE,
+        **TINY.vae,
         "sample_size": 1024,
         "block_out_channels": [128, 256, 512, 512],
         "layers_per_block": 2,
         "norm_num_groups": 32,
     },
     text_encoder={
-        **TEXT_1,
+        **TINY.text_encoder,
         "hidden_size": 768,
         "intermediate_size": 3072,
         "projection_dim": 768,
@@ -38,7 +38,7 @@ SDXL = Architecture(
         "num_attention_heads": 12,
     },
     text_encoder_2={
-        **TEXT_2,
+        **TINY.text_encoder_2,
         "hidden_size": 1280,
         "intermediate_size": 5120,
         "projection_dim": 1280,
@@ -46,7 +46,7 @@ SDXL = Architecture(
         "num_attention_heads": 20,
     },
     clip_vision={
-        **CLIP_VISION,
+        **TINY.clip_vision,
         "hidden_size": 1664,
         "intermediate_size": 8192,
         "projection_dim": 1280,

@@ -6,6 +6,6 @@ Moving the parts of a triplet together is in ``geometry``, finding what is broke
 
 from rbctl.triplets.keypoints import KEYPOINTS, SKELETON
 from rbctl.triplets.layouts import load
-from rbctl.triplets.triplet import Box, Triplet, TripletObject, data_hash
+from rbctl.triplets.triplet import Triplet, TripletObject, data_hash
 
-__all__ = ["KEYPOINTS", "SKELETON", "Box", "Triplet", "TripletObject", "data_hash", "load"]
+__all__ = ["KEYPOINTS", "SKELETON", "Triplet", "TripletObject", "data_hash", "load"]

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from rbctl.images import read_image
+from rbctl.relations import Box
 from rbctl.triplets.problem import NO_BOX
-from rbctl.triplets.triplet import Box
 
 
 def read_mask(path: Path) -> np.ndarray:

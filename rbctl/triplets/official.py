@@ -26,10 +26,11 @@ from rbctl import formats
 from rbctl.errors import InputError, abridged
 from rbctl.files import read_object, read_torch
 from rbctl.paths import inside
+from rbctl.relations import Box
 from rbctl.triplets.keypoints import KEYPOINTS, VISIBLE, absent, misplaced
 from rbctl.triplets.masks import box_of, read_mask
 from rbctl.triplets.problem import NO_BOX, NOWHERE, Problem, Reporter, Sink, refuse
-from rbctl.triplets.triplet import Box, Triplet, TripletObject
+from rbctl.triplets.triplet import Triplet, TripletObject
 
 PROMPTS = "prompts.json"
 VIDEOS = "videos"
@@ -60,17 +61,7 @@ class _Files:
 def read(
     folder: Path, sink: Sink = refuse, predicate: str = "", follow_outside: bool = False
 ) -> Iterator[tuple[Triplet, Reporter]]:
-    """Read the triplets of an official folder one by one, each with who tells of its problems.
-
-    Args:
-        folder: holds ``prompts.json`` and ``videos/``.
-        sink: is told each problem; a sink that returns gets triplets with holes (see ``problem``).
-        predicate: for triplets that state none.
-        follow_outside: files may be links to others outside of the folder.
-
-    Raises:
-        InputError: there is no readable ``prompts.json``; with the strict sink, any problem.
-    """
+    """Read the triplets of an official folder one by one; arguments and errors are those of ``folder.read``."""
     path = folder / PROMPTS
     prompts = read_object(path)
     for name, entry in prompts.items():
@@ -105,7 +96,7 @@ def _triplet(folder: Path, name: str, entry: dict[str, Any], reporter: Reporter,
     video, masks = folder / VIDEOS / name, folder / MASKS / name
     entities = entry.get("entities", entry.get("entity"))
     names = _field(_Entities, "entities", entities, reporter) or [""] * len(list(video.glob("concept*.png"))) or [""]
-    files = [_single(video, masks)] if len(names) == 1 else [_one_of(video, masks, k) for k in range(len(names))]
+    files = [_files(video, masks, number, len(names)) for number in range(len(names))]
     _leftovers(video, masks, files, reporter)
     targets = _keypoints(video / "motion_keyposes.pth", names, reporter)
     return Triplet(
@@ -130,21 +121,16 @@ def _object(name: str, number: int, files: _Files, target_keypoints: np.ndarray,
     )
 
 
-def _single(video: Path, masks: Path) -> _Files:
-    numbered = _one_of(video, masks, 0)
-
-    def either(path: Path, other: Path) -> Path:
-        return other if other.exists() and not path.exists() else path
-
-    return _Files(
-        either(video / "concept.png", numbered.concept),
-        either(video / "concept_keyposes.pth", numbered.keypoints),
-        either(masks / "motion.png", numbered.mask),
-    )
-
-
-def _one_of(video: Path, masks: Path, k: int) -> _Files:
-    return _Files(video / f"concept{k}.png", video / f"concept_keyposes_{_NUMBERS[k]}.pth", masks / f"motion{k}.png")
+def _files(video: Path, masks: Path, number: int, count: int) -> _Files:
+    """Where the files of an object lie; those of a single one may be numbered or not."""
+    tags = [(str(number), f"_{_NUMBERS[number]}")]
+    if count == 1:
+        tags.insert(0, ("", ""))
+    choices = [
+        (video / f"concept{tag}.png", video / f"concept_keyposes{word}.pth", masks / f"motion{tag}.png")
+        for tag, word in tags
+    ]
+    return _Files(*(next(filter(Path.exists, paths), paths[0]) for paths in zip(*choices, strict=True)))
 
 
 def _leftovers(video: Path, masks: Path, files: list[_Files], reporter: Reporter) -> None:

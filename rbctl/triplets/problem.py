@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from rbctl.errors import InputError
-from rbctl.triplets.triplet import Box
+from rbctl.relations import Box
 
 NOWHERE = Path()
 NO_BOX: Box = (0.0, 0.0, 0.0, 0.0)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rbctl.files import sha256
-
-Box = tuple[float, float, float, float]
+from rbctl.relations import Box
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,24 +65,16 @@ def data_hash(triplets: Iterable[Triplet]) -> str:
     Raises:
         OSError: a file has gone.
     """
-    content = [
-        {
-            "target": sha256(triplet.target),
-            "prompt": triplet.prompt,
-            "predicate": triplet.predicate,
-            "objects": [
-                {
-                    "name": thing.name,
-                    "role": thing.role,
-                    "image": sha256(thing.image),
-                    "mask": None if thing.mask is None else sha256(thing.mask),
-                    "box": thing.box,
-                    "target_keypoints": thing.target_keypoints.tolist(),
-                    "image_keypoints": thing.image_keypoints.tolist(),
-                }
-                for thing in triplet.objects
-            ],
-        }
-        for triplet in triplets
-    ]
+    content = [_content(triplet) for triplet in triplets]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _content(value: Any) -> Any:
+    """As JSON holds it: pictures by their hashes; the id is a name of no meaning."""
+    if isinstance(value, Triplet | TripletObject):
+        return {f.name: _content(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name != "id"}
+    if isinstance(value, Path):
+        return sha256(value)
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [_content(part) for part in value] if isinstance(value, tuple) else value
