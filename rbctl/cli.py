@@ -46,10 +46,13 @@ _SAVES_MEMORY = {
     "micro_batch_size": "lower --micro-batch-size",
     "gradient_accumulation": "raise --gradient-accumulation instead",
     "gradient_checkpointing": "take --gradient-checkpointing",
+    "zero_stage": "raise --zero-stage",
+    "offload": "take --offload cpu",
     "lowvram": "take --lowvram",
     "resolution": "lower --resolution",
     "image_size": "lower --image-size",
     "width": "make smaller pictures (--width, --height)",
+    "estimate": "ask --estimate what it needs",
 }
 _ON_A_GPU_ALONE = {"lowvram"}
 _NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory")  # torch's words on the CPU

@@ -146,7 +146,7 @@ def together(
     try:
         yield here
     except RuntimeError as error:
-        if not any(sign in str(error).lower() for sign in _LOST):
+        if type(error).__name__ == "OutOfMemoryError" or not any(sign in str(error).lower() for sign in _LOST):
             raise
         raise InputError(
             "another process of the run has ended, by an error that it tells or by a kill; the same command again goes "

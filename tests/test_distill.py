@@ -16,15 +16,22 @@ from safetensors.torch import load_file
 
 from rbctl.errors import InputError
 from rbctl.files import write_json, write_safetensors
-from rbctl.plugins.distill import draws, grid, launch, pictures
+from rbctl.plugins.distill import grid, pictures
 from rbctl.plugins.distill.batches import cell_count, cut, normalised, numbers
 from rbctl.plugins.distill.config import DistillConfig
 from rbctl.plugins.distill.engine import micro_steps
 from rbctl.plugins.distill.estimate import Sizes, measure, memory, table
 from rbctl.plugins.distill.evaluation import pca_pictures, text_embeddings
-from rbctl.plugins.distill.folder import write_official, write_tower
 from rbctl.plugins.distill.objective import clipself_loss, crop_embeddings, learning_rate
-from rbctl.plugins.distill.tower import Student, Tower, find_tower, read_weights, trained_names
+from rbctl.plugins.distill.tower import (
+    Student,
+    Tower,
+    find_tower,
+    read_weights,
+    trained_names,
+    write_official,
+    write_weights,
+)
 
 TINY: dict[str, Any] = {
     "embed_dim": 24,
@@ -118,8 +125,8 @@ def test_loss_and_gradients_are_the_official_ones(loss_golden: Any, parts: int) 
 def test_crops_boxes_and_padding_are_the_official_ones(loss_golden: Any) -> None:
     facts, t = loss_golden
     config, first = facts["config"], 0
-    assert [list(one) for one in draws.grids(6)] == facts["meta"]["choices_max_split_6"]
-    assert len(draws.grids(16)) == facts["meta"]["num_choices_max_split_16"]
+    assert [list(one) for one in grid.grids(6)] == facts["meta"]["choices_max_split_6"]
+    assert len(grid.grids(16)) == facts["meta"]["num_choices_max_split_16"]
     for name, sample in facts["meta"]["samples"].items():
         scale, index = float(name.split(".image")[0].removeprefix("crop_scale")), int(name[-1])
         image = Image.fromarray(t[f"grid.image{index}.in.rgb_uint8_hwc"].numpy())
@@ -161,7 +168,7 @@ def test_the_last_blocks_train(loss_golden: Any) -> None:
         trained_names(tower, 4)
 
 
-# Draws and divisions
+# Samples and divisions
 
 
 def test_a_batch_is_the_same_however_it_is_divided() -> None:
@@ -185,13 +192,13 @@ def test_the_cells_of_a_step_are_known_without_its_pictures() -> None:
     assert all(float(one.boxes[0].min()) >= 0 and float(one.boxes[0].max()) <= 1 for one in made)
 
 
-def test_draws_depend_on_seed_and_number_alone() -> None:
-    first = [draws.draw_grid(0, n, 6, 20) for n in range(50)]
-    assert first == [draws.draw_grid(0, n, 6, 20) for n in range(50)]
-    assert first != [draws.draw_grid(1, n, 6, 20) for n in range(50)]
-    sizes = [draws.draw_size(0, step, (32, 64), 96) for step in range(50)]
+def test_what_is_random_depends_on_seed_and_number_alone() -> None:
+    first = [grid.random_grid(0, n, 6, 20) for n in range(50)]
+    assert first == [grid.random_grid(0, n, 6, 20) for n in range(50)]
+    assert first != [grid.random_grid(1, n, 6, 20) for n in range(50)]
+    sizes = [grid.random_size(0, step, (32, 64), 96) for step in range(50)]
     assert set(sizes) == {32, 64}
-    assert draws.draw_size(0, 3, (), 96) == 96
+    assert grid.random_size(0, 3, (), 96) == 96
 
 
 def test_learning_rate_warms_up_and_falls() -> None:
@@ -322,21 +329,6 @@ def test_a_broken_shard_is_one_line(tmp_path: Path) -> None:
         pictures.shard_order([str(tmp_path / "0.tar")], 0, 1).at(0)
 
 
-# Launchers
-
-
-def test_launchers_are_understood() -> None:
-    given = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
-    assert launch.surroundings({**given, "HOME": "/"}) == given  # deepspeed and torchrun
-    slurm = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "70001"}
-    found = launch.surroundings({**slurm, "SLURM_STEP_NODELIST": "node7"})
-    assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"]) == ("9", "1", "16")
-    assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("node7", str(20000 + 70001 % 20000))
-    assert launch.surroundings({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"})["WORLD_SIZE"] == "1"  # no srun
-    with pytest.raises(InputError, match="MASTER_PORT not"):
-        launch.surroundings({k: v for k, v in given.items() if k != "MASTER_PORT"})
-
-
 # Towers
 
 
@@ -376,11 +368,11 @@ def test_what_is_written_is_read_by_bundles_and_as_the_official_file(clip: Path,
 
     tower = find_tower(DistillConfig(model=str(clip), image_size=64))
     tensors = read_weights(tower, 0)
-    folder = write_tower(tmp_path, tensors, tower.config, {"rbctl.steps": "3"})
+    folder = write_weights(tmp_path / "clipself", tensors, tower.config, {"rbctl.steps": "3"})
     visual = load_local_encoder(folder)
     assert all(torch.equal(tensors[name], value) for name, value in visual.state_dict().items())
-    official = write_official(tmp_path, tensors, "tiny", 6)
-    assert official.name == "epoch_6.pt"
+    official = tmp_path / "epoch_6.pt"
+    write_official(official, tensors, "tiny", 6)
     assert torch.load(official, weights_only=True)["epoch"] == 6
     convert_local_encoder(official, tmp_path / "again.safetensors", tower.config)
     again = load_file(tmp_path / "again.safetensors")

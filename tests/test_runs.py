@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import pytest
 
 from rbctl.errors import InputError
 from rbctl.metrics import rows
-from rbctl.processes import World, launched, world
+from rbctl.processes import World, launched, together, world
 from rbctl.runs import Run
 
 
@@ -107,8 +108,27 @@ def test_the_launcher_says_which_process_this_is() -> None:
     assert world({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == World(5, 8, 1)
     assert world({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}) == World(2, 4, 0)
     assert world({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == World()  # no srun
-    with pytest.raises(InputError, match="MASTER_ADDR, MASTER_PORT not; start with"):
-        launched({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
+
+
+def test_launchers_are_understood() -> None:
+    variables = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    assert launched({**variables, "HOME": "/"}) == variables  # deepspeed and torchrun
+    slurm = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "70001"}
+    of_slurm = launched({**slurm, "SLURM_STEP_NODELIST": "node7"})
+    assert (of_slurm["RANK"], of_slurm["LOCAL_RANK"], of_slurm["WORLD_SIZE"]) == ("9", "1", "16")
+    assert (of_slurm["MASTER_ADDR"], of_slurm["MASTER_PORT"]) == ("node7", str(20000 + 70001 % 20000))
+    assert launched({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"})["WORLD_SIZE"] == "1"  # no srun
+    with pytest.raises(InputError, match="MASTER_PORT not; start with"):
+        launched({key: value for key, value in variables.items() if key != "MASTER_PORT"})
+
+
+def test_a_single_process_leaves_no_variables_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with together(even_alone=True) as alone:
+        assert alone == World()
+        assert os.environ["MASTER_PORT"]
+    assert "MASTER_PORT" not in os.environ
 
 
 TOGETHER = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from rbctl.errors import InputError
 from rbctl.image_prompt import CLIP_MEAN, CLIP_STD
 from rbctl.plugins.distill.config import DistillConfig
-from rbctl.plugins.distill.draws import draw_grid
-from rbctl.plugins.distill.grid import cells, crop, enlarged, fit, in_square
+from rbctl.plugins.distill.grid import cells, crop, enlarged, fit, in_square, random_grid
 from rbctl.plugins.distill.pictures import Order
+from rbctl.processes import World
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,12 @@ class Cut:
 
 
 def cut(image: Image.Image, number: object, config: DistillConfig, crop_size: int) -> Cut:
-    """Cut a picture into the cells that ``number`` draws.
+    """Cut a picture into the random cells of sample ``number``.
 
     Args:
         crop_size: side of the teacher's crops in pixels.
     """
-    rows, columns, kept = draw_grid(config.seed, number, config.max_split, config.max_cells)
+    rows, columns, kept = random_grid(config.seed, number, config.max_split, config.max_cells)
     grid = cells(rows, columns)
     boxes = [grid[index] for index in kept]
     crops = [fit(crop(image, enlarged(box, config.crop_scale)), crop_size, centred=True) for box in boxes]
@@ -53,16 +54,16 @@ def cut(image: Image.Image, number: object, config: DistillConfig, crop_size: in
 
 def together(cuts: Sequence[Cut | InputError]) -> Cut | InputError:
     """Several cuts as one, or the first error among them."""
-    made = []
-    for one in cuts:
-        if isinstance(one, InputError):
-            return one
-        made.append(one)
+    whole = []
+    for each in cuts:
+        if isinstance(each, InputError):
+            return each
+        whole.append(each)
     return Cut(
-        torch.cat([one.pixels for one in made]),
-        torch.cat([one.crops for one in made]),
-        [box for one in made for box in one.boxes],
-        tuple(name for one in made for name in one.unreadable),
+        torch.cat([each.pixels for each in whole]),
+        torch.cat([each.crops for each in whole]),
+        [boxes for each in whole for boxes in each.boxes],
+        tuple(reason for each in whole for reason in each.unreadable),
     )
 
 
@@ -83,8 +84,8 @@ class Samples(Dataset[Any]):
             seen = self.order.at(number)
         except InputError as error:
             return error
-        made = cut(seen.image, number, self.config, self.crop_size)
-        return Cut(made.pixels, made.crops, made.boxes, seen.unreadable)
+        whole = cut(seen.image, number, self.config, self.crop_size)
+        return dataclasses.replace(whole, unreadable=seen.unreadable)
 
 
 def numbers(config: DistillConfig, processes: int, rank: int, steps: range) -> Iterator[list[int]]:
@@ -100,7 +101,7 @@ def cell_count(config: DistillConfig, step: int) -> int:
     """Cells in the whole batch of a step. It depends on the numbers alone, so every process knows it by itself."""
     first = step * config.batch_size
     return sum(
-        len(draw_grid(config.seed, number, config.max_split, config.max_cells)[2])
+        len(random_grid(config.seed, number, config.max_split, config.max_cells)[2])
         for number in range(first, first + config.batch_size)
     )
 
@@ -109,9 +110,7 @@ def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def loader(
-    order: Order, config: DistillConfig, crop_size: int, processes: int, rank: int, steps: range, pin: bool
-) -> Iterator[Cut]:
+def loader(order: Order, config: DistillConfig, crop_size: int, world: World, steps: range, pin: bool) -> Iterator[Cut]:
     """Micro-batches of a process, cut ahead of their turn in ``config.workers`` processes.
 
     Raises:
@@ -119,7 +118,7 @@ def loader(
     """
     for batch in DataLoader(
         Samples(order, config, crop_size),
-        batch_sampler=numbers(config, processes, rank, steps),
+        batch_sampler=numbers(config, world.size, world.rank, steps),
         num_workers=config.workers,
         collate_fn=together,
         worker_init_fn=_one_thread,

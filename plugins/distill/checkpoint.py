@@ -22,10 +22,11 @@ from torch import distributed
 from rbctl import kept
 from rbctl.errors import InputError, reason
 from rbctl.files import read_json, write_json
-from rbctl.plugins.distill.config import DistillConfig
-from rbctl.plugins.distill.launch import World
+from rbctl.processes import World
+from rbctl.runs import Run
 
-_COMPLETE, _UNIVERSAL = "complete.json", "universal"
+COMPLETE = "checkpoints/step-*/complete.json"
+_UNIVERSAL = "universal"
 
 
 @dataclass(frozen=True)
@@ -38,59 +39,54 @@ class Checkpoint:
     files: object
 
 
-def found(folder: Path) -> list[Checkpoint]:
-    """All complete checkpoints, the oldest first.
+def last(run: Run) -> Checkpoint | None:
+    """The newest complete checkpoint.
 
     Raises:
-        InputError: a ``complete.json`` is damaged.
+        InputError: its ``complete.json`` is damaged.
     """
-    whole = []
-    for path in sorted(folder.glob(f"step-*/{_COMPLETE}")):
-        told = read_json(path)
+    for path in reversed(run.checkpoints()):
+        content = read_json(path)
         try:
-            whole.append(Checkpoint(path.parent, int(told["step"]), int(told["processes"]), told.get("files")))
+            return Checkpoint(path.parent, int(content["step"]), int(content["processes"]), content.get("files"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path}: is damaged; remove {path.parent} and run the same command again") from error
-    return whole
+    return None
 
 
-def drop_torn(folder: Path) -> None:
+def drop_torn(run: Run) -> None:
     """Remove what a killed or failed save left."""
-    for path in folder.glob("step-*"):
-        if not (path / _COMPLETE).is_file():
+    whole = {path.parent for path in run.checkpoints()}
+    for path in run.folder.glob("checkpoints/step-*"):
+        if path not in whole:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def save(engine: Any, folder: Path, step: int, world: World, keep: int) -> None:
-    """Write a checkpoint with all processes, then drop all but the last ``keep``.
+def save(engine: Any, run: Run, step: int) -> None:
+    """Write a checkpoint with all processes, then drop all but the last ``keep_checkpoints``.
 
     Raises:
         InputError: the disk is full, or cannot be written; the checkpoints before it stay as they are.
     """
-    tag = f"step-{step:07d}"
-    if any(one.step == step for one in found(folder)):
+    folder = run.folder / "checkpoints" / f"step-{step:07d}"
+    complete = folder / Path(COMPLETE).name
+    if complete.is_file():
         return
     try:
-        engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=True)
+        engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=True)
     except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
-        shutil.rmtree(folder / tag, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise InputError(
-            f"{folder / tag}: cannot be written ({reason(error)}); the checkpoint before it is good: free some space "
-            "and run the same command again"
+            f"{folder}: cannot be written ({reason(error)}); the checkpoint before it is good: free some space and run "
+            "the same command again"
         ) from error
-    distributed.barrier()
-    if world.main:
-        facts = {"step": step, "processes": world.size, "files": kept.digests(folder / tag)}
-        write_json(folder / tag / _COMPLETE, facts)
-        for old in found(folder)[:-keep]:
-            (old.folder / _COMPLETE).unlink()  # first, so that a kill leaves no half that counts
-            shutil.rmtree(old.folder, ignore_errors=True)
-    distributed.barrier()
-
-
-def needs_universal(checkpoint: Checkpoint | None, world: World, config: DistillConfig) -> bool:
-    """Whether a checkpoint has to be made a universal one: another number of processes divided it."""
-    return checkpoint is not None and config.zero_stage > 0 and checkpoint.processes != world.size
+    run.world.wait()
+    if run.world.first:
+        write_json(complete, {"step": step, "processes": run.world.size, "files": kept.digests(folder)})
+        for old in run.checkpoints()[: -run.config.keep_checkpoints]:
+            old.unlink()  # first, so that a kill leaves no half that counts
+            shutil.rmtree(old.parent, ignore_errors=True)
+    run.world.wait()
 
 
 def restore(engine: Any, checkpoint: Checkpoint, world: World, universal: bool) -> None:
@@ -101,23 +97,24 @@ def restore(engine: Any, checkpoint: Checkpoint, world: World, universal: bool) 
     """
     folder, optimizer = checkpoint.folder, engine.optimizer
     mend = f"remove {folder} to go on from the one before, or begin anew with --no-resume"
-    if world.main:
+    if world.first:
         try:
             kept.compare_files(folder, checkpoint.files)
         except InputError as error:
             raise InputError(f"{error}; {mend}") from error
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     if universal:
-        if world.main:
+        if world.first:
             facts = {"files": checkpoint.files}
             try:
                 kept.check(folder / _UNIVERSAL, facts)
             except InputError:  # as a rule there is none yet
-                told = f"{folder}: {checkpoint.processes} processes wrote it; dividing it for {world.size}"
-                click.echo(told, err=True)
+                click.echo(
+                    f"{folder}: {checkpoint.processes} processes wrote it; dividing it for {world.size}", err=True
+                )
                 _make_universal(folder)
                 kept.seal(folder / _UNIVERSAL, facts)
-        distributed.barrier()
+        world.wait()
         folder = folder / _UNIVERSAL
     try:
         with _only_tensors():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +15,24 @@ import torch
 from rbctl.device import DTYPES
 from rbctl.errors import InputError, reason
 from rbctl.plugins.distill.config import DistillConfig
-from rbctl.plugins.distill.launch import World
 from rbctl.plugins.distill.tower import Student, Tower
+from rbctl.processes import World
+
+
+def prepare_deepspeed(device: torch.device) -> None:
+    """Import DeepSpeed for a device, inside of ``together(even_alone=True)``; its log goes to stderr."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    # init_distributed would compile it, for over a minute; gloo serves without.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    logger = logging.getLogger("DeepSpeed")  # it logs to stdout, which is for results
+    logger.setLevel(logging.ERROR)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
 
 
 def micro_steps(config: DistillConfig, processes: int) -> int:
@@ -148,7 +167,7 @@ def consolidated(engine: Any, world: World) -> dict[str, torch.Tensor]:
             # The optimizer's own copy is finer than the bf16 parameter.
             finer = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
             finer = kept.get(id(parameter)) if finer is None else finer
-            if world.main:
+            if world.first:
                 tensors[name] = (value if finer is None else finer).detach().float().cpu().clone()
             del value, finer
     gc.collect()

@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from rbctl.device import DTYPES
 from rbctl.plugins.distill.config import DistillConfig
-from rbctl.plugins.distill.draws import grids
+from rbctl.plugins.distill.grid import grids
 from rbctl.plugins.distill.tower import Student, Tower, find_tower, trained_names
 
 _GB = 1e9

@@ -20,10 +20,10 @@ from rbctl.pictures import grid
 from rbctl.plugins.distill.batches import Cut, cut, normalised, together
 from rbctl.plugins.distill.config import DistillConfig
 from rbctl.plugins.distill.grid import fit, in_square
-from rbctl.plugins.distill.launch import World, total
 from rbctl.plugins.distill.objective import crop_embeddings, region_cosines
 from rbctl.plugins.distill.pictures import Pictures
 from rbctl.plugins.distill.tower import Tower
+from rbctl.processes import World
 
 PROMPT = "a photo of a {}."  # what a label's text embedding is of
 _VOCABULARY = 49408  # of open_clip's own tokenizer
@@ -79,7 +79,7 @@ class HeldOut:
             start = (turn * world.size + world.rank) * config.micro_batch_size
             mine = self.indices[start : start + config.micro_batch_size]
             self.held.append(self._hold(mine or self.indices[:1], bool(mine), teacher, crop_size))
-        if not total(sum(one.counted * len(one.wanted) for one in self.held), device):
+        if not world.anywhere(any(batch.counted for batch in self.held), device):
             raise InputError(f"{pictures.folder}: none of the {len(self.indices)} held-out pictures can be read")
 
     def _hold(self, indices: Sequence[int], counted: bool, teacher: Any, crop_size: int) -> Held:
@@ -116,35 +116,33 @@ class HeldOut:
         summed = torch.zeros(2, dtype=torch.float64, device=self.device)
         labels = 0 if self.texts is None else len(self.texts)
         right, seen = (torch.zeros(labels, dtype=torch.float64, device=self.device) for _ in range(2))
-        for one in self.held:
-            boxes = [torch.cat(pair).to(self.device) for pair in zip(one.cut.boxes, one.regions, strict=True)]
-            features = student(normalised(one.cut.pixels, self.device, dtype), boxes)
-            if not one.counted:
+        for batch in self.held:
+            boxes = [torch.cat(pair) for pair in zip(batch.cut.boxes, batch.regions, strict=True)]
+            pixels = normalised(batch.cut.pixels, self.device, dtype)
+            features = student(pixels, [part.to(self.device) for part in boxes])
+            if not batch.counted:
                 continue
             of_cells = torch.cat(
-                [
-                    torch.arange(len(cells) + len(regions)) < len(cells)
-                    for cells, regions in zip(one.cut.boxes, one.regions, strict=True)
-                ]
+                [torch.arange(len(both)) < len(cells) for both, cells in zip(boxes, batch.cut.boxes, strict=True)]
             ).to(self.device)
-            cosines = region_cosines(features[of_cells], one.wanted)
+            cosines = region_cosines(features[of_cells], batch.wanted)
             summed += torch.stack([cosines.double().sum(), torch.tensor(float(len(cosines)), device=self.device)])
-            if self.texts is not None and len(one.labels):
-                said = (normalize(features[~of_cells].float(), dim=-1) @ self.texts.T).argmax(-1)
-                right += torch.bincount(one.labels[said == one.labels], minlength=labels)
-                seen += torch.bincount(one.labels, minlength=labels)
+            if self.texts is not None and len(batch.labels):
+                read = (normalize(features[~of_cells].float(), dim=-1) @ self.texts.T).argmax(-1)
+                right += torch.bincount(batch.labels[read == batch.labels], minlength=labels)
+                seen += torch.bincount(batch.labels, minlength=labels)
         torch.distributed.all_reduce(summed)
-        found = {"region_cosine": float(summed[0] / summed[1])}
+        scores = {"region_cosine": float(summed[0] / summed[1])}
         if self.texts is not None:
             both = torch.stack([right, seen])
             torch.distributed.all_reduce(both)
             right, seen = both
             if seen.any():
-                found["region_accuracy"] = float((right[seen > 0] / seen[seen > 0]).mean())
-        return found
+                scores["region_accuracy"] = float((right[seen > 0] / seen[seen > 0]).mean())
+        return scores
 
-    def draw(self, student: Any, teacher: Any, dtype: torch.dtype, path: Path, write: bool) -> None:
-        """Draw the local tokens of some held-out pictures before (the teacher's) and after (the student's).
+    def write_sheet(self, student: Any, teacher: Any, dtype: torch.dtype, path: Path, write: bool) -> None:
+        """Show the local tokens of some held-out pictures before (the teacher's) and after (the student's).
 
         All processes call it; ``write`` on one of them.
         """

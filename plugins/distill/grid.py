@@ -1,17 +1,46 @@
-"""Geometry of the pictures: cells of a grid, the student's padded square, the teacher's crops.
+"""Geometry of the pictures: cells of a random grid, the student's padded square, the teacher's crops.
 
-Pixel sizes are rounded as the official data set does, so that its pictures come out the same.
+Pixel sizes are rounded as the official data set does, so that its pictures come out the same. All that is random is a
+function of (seed, sample number): processes and resuming change nothing.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
+from rbctl.draws import generator
+
 Box = tuple[float, float, float, float]  # xyxy
+
+
+@functools.cache
+def grids(max_split: int) -> tuple[tuple[int, int], ...]:
+    """Every grid (rows M, columns N) that a picture may be cut into: ceil(M / 2) <= N <= min(2 M, max_split)."""
+    return tuple(
+        (rows, columns)
+        for rows in range(1, max_split + 1)
+        for columns in range((rows + 1) // 2, min(2 * rows, max_split) + 1)
+    )
+
+
+def random_grid(seed: int, number: object, max_split: int, max_cells: int) -> tuple[int, int, list[int]]:
+    """Rows, columns, and which cells are kept (row by row counted, shuffled) of sample ``number``."""
+    chance = generator(seed, "grid", number)
+    choices = grids(max_split)
+    rows, columns = choices[int(torch.randint(len(choices), (), generator=chance))]
+    return rows, columns, torch.randperm(rows * columns, generator=chance)[:max_cells].tolist()
+
+
+def random_size(seed: int, step: int, sizes: tuple[int, ...], otherwise: int) -> int:
+    """Side of the student's pictures at a step, the same in all processes."""
+    if not sizes:
+        return otherwise
+    return sizes[int(torch.randint(len(sizes), (), generator=generator(seed, "size", step)))]
 
 
 def cells(rows: int, columns: int) -> list[Box]:

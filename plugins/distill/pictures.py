@@ -5,26 +5,28 @@ A picture that cannot be read is replaced by the next one of the order, and its 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
+import itertools
 import os
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from PIL import Image
 
+from rbctl.draws import generator
 from rbctl.errors import InputError, reason
 from rbctl.files import read_json
-from rbctl.images import read_image
+from rbctl.images import SUFFIXES, read_image
 from rbctl.paths import inside
-from rbctl.plugins.distill.draws import permutation
 from rbctl.plugins.distill.grid import Box
 from rbctl.shards import refuse_address, samples
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 _COCO_LIMIT = 600 << 20  # bytes; instances_train2017.json has 470 million
 _IN_A_ROW = 100  # unreadable pictures, after which nothing in the data can be one
 
@@ -115,8 +117,8 @@ def _coco(folder: Path, annotations: Path, follow_outside: bool) -> Pictures:
         names = tuple(str(category["name"]) for category in content.get("categories", ()))
         pictures = {picture["file_name"]: picture for picture in content["images"]}
         boxes: dict[Any, list[Any]] = defaultdict(list)
-        for one in content.get("annotations", ()):
-            boxes[one["image_id"]].append(one)
+        for annotation in content.get("annotations", ()):
+            boxes[annotation["image_id"]].append(annotation)
         regions = {name: _regions(picture, boxes[picture["id"]], categories) for name, picture in pictures.items()}
         for name in pictures:
             inside(folder, name, f"{annotations}: images: file_name", follow_outside)
@@ -133,15 +135,15 @@ def _coco(folder: Path, annotations: Path, follow_outside: bool) -> Pictures:
 def _regions(picture: Mapping[str, Any], annotations: Any, categories: Mapping[int, int]) -> Regions:
     width, height = picture["width"], picture["height"]
     boxes, labels = [], []
-    for one in annotations:
-        if "bbox" not in one or one.get("iscrowd"):
+    for annotation in annotations:
+        if "bbox" not in annotation or annotation.get("iscrowd"):
             continue
-        x, y, w, h = one["bbox"]
+        x, y, w, h = annotation["bbox"]
         x0, y0, x1, y1 = x / width, y / height, (x + w) / width, (y + h) / height
         box = max(x0, 0.0), max(y0, 0.0), min(x1, 1.0), min(y1, 1.0)
         if w >= 1 and h >= 1 and box[0] < box[2] and box[1] < box[3]:
             boxes.append(box)
-            labels.append(categories[one["category_id"]])
+            labels.append(categories[annotation["category_id"]])
     return Regions(tuple(boxes), tuple(labels))
 
 
@@ -160,6 +162,27 @@ def split(pictures: Pictures, held_out: int, seed: int) -> tuple[list[int], list
     return sorted(order[held_out:]), sorted(order[:held_out])
 
 
+@functools.lru_cache(maxsize=2)  # of an epoch and the next
+def permutation(seed: int, key: str, epoch: int, count: int) -> torch.Tensor:
+    """A random order of ``count`` items in an epoch."""
+    return torch.randperm(count, generator=generator(seed, key, epoch))
+
+
+def _first_readable(candidates: Iterable[tuple[str, Callable[[], Image.Image]]]) -> Seen:
+    """The first of a hundred pictures in a row that can be read.
+
+    Raises:
+        InputError: none of them can.
+    """
+    unreadable: list[tuple[str, str]] = []
+    for name, read in itertools.islice(candidates, _IN_A_ROW):
+        try:
+            return Seen(name, read(), tuple(unreadable))
+        except InputError as error:
+            unreadable.append((name, str(error)))
+    raise InputError(f"{len(unreadable)} pictures in a row cannot be read, the first: {unreadable[0][1]}")
+
+
 @dataclass
 class FolderOrder:
     """Every epoch a new permutation of the pictures."""
@@ -176,17 +199,14 @@ class FolderOrder:
         """Sample ``number``.
 
         Raises:
-            InputError: a hundred pictures in a row cannot be read.
+            InputError: a hundred pictures in a row cannot be read, or none at all.
         """
-        unreadable: list[tuple[str, str]] = []
-        for further in range(min(_IN_A_ROW, self.count)):
-            epoch, position = divmod(number + further, self.count)
-            index = self.indices[int(permutation(self.seed, "order", epoch, self.count)[position])]
-            try:
-                return Seen(self.pictures.files[index], self.pictures.read(index), tuple(unreadable))
-            except InputError as error:
-                unreadable.append((self.pictures.files[index], str(error)))
-        raise InputError(f"{len(unreadable)} pictures in a row cannot be read, the first: {unreadable[0][1]}")
+        indices = map(self._index, range(number, number + self.count))
+        return _first_readable((self.pictures.files[i], functools.partial(self.pictures.read, i)) for i in indices)
+
+    def _index(self, number: int) -> int:
+        epoch, position = divmod(number, self.count)
+        return self.indices[int(permutation(self.seed, "order", epoch, self.count)[position])]
 
     def fingerprint(self) -> str:
         return self.pictures.fingerprint()
@@ -247,28 +267,24 @@ class ShardOrder:
         if stream not in self._open or self._open[stream].position > position:
             self._open[stream] = _Stream(self._samples(stream))
         self._open[stream].advance(position)
-        unreadable: list[tuple[str, str]] = []
-        for further in range(_IN_A_ROW):
-            name, content = self._open[stream].peek(further)
-            try:
-                return Seen(name, read_image(io.BytesIO(content), where=name), tuple(unreadable))
-            except InputError as error:
-                unreadable.append((name, str(error)))
-        raise InputError(f"{_IN_A_ROW} pictures in a row cannot be read, the first: {unreadable[0][1]}")
+        ahead = map(self._open[stream].peek, itertools.count())
+        return _first_readable(
+            (name, functools.partial(read_image, io.BytesIO(content), where=name)) for name, content in ahead
+        )
 
     def _samples(self, stream: int) -> Iterator[tuple[str, bytes]]:
         """Name and bytes of every picture of a stream, epoch after epoch."""
         epoch = 0
         while True:
             dealt = permutation(self.seed, "shards", epoch, len(self.shards))[stream :: self.streams].tolist()
-            found = False
+            empty = True
             for shard in (self.shards[index] for index in dealt):
                 for key, parts in samples(Path(shard)):
                     for suffix, content in parts.items():
                         if f".{suffix}" in SUFFIXES:
-                            found = True
+                            empty = False
                             yield f"{shard}/{key}.{suffix}", content
-            if not found:
+            if empty:
                 raise InputError(f"{self.shards[dealt[0]]}: no pictures in the shards of its stream")
             epoch += 1
 

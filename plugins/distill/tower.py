@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from rbctl.bundle.catalogue import has_local_encoder, place, survey
 from rbctl.bundle.convert import check_tensors, default_open_clip_config, read_local_encoder, read_open_clip_config
 from rbctl.errors import InputError, nearest, reason
+from rbctl.files import atomic_write, write_json, write_safetensors
 from rbctl.local_encoder import dense_features, pool_regions
 from rbctl.plugins.distill.config import DistillConfig
 
@@ -67,11 +68,11 @@ def find_tower(config: DistillConfig) -> Tower:
     if folder is None:
         import open_clip
 
-        found: dict[str, Any] = dict(open_clip.get_model_config(config.model))
+        vit: dict[str, Any] = dict(open_clip.get_model_config(config.model))
         name = config.model
     else:
         path = folder / CONFIG
-        found = read_open_clip_config(path) if path.is_file() else default_open_clip_config()
+        vit = read_open_clip_config(path) if path.is_file() else default_open_clip_config()
         # A bundle's encoder lies in its folder clipself, which names nothing.
         name = folder.parent.name if folder.name == "clipself" else folder.name
     weights = config.weights
@@ -79,8 +80,8 @@ def find_tower(config: DistillConfig) -> Tower:
         weights = next((folder / file for file in (WEIGHTS, OFFICIAL) if (folder / file).is_file()), None)
     if weights is None and not config.random_weights and not config.estimate:
         raise InputError(f"--model {config.model}: name the CLIP to start from with --weights")
-    sides = _check_plain(config.model, found)
-    tower = Tower(name, found, weights, *sides)
+    sides = _check_plain(config.model, vit)
+    tower = Tower(name, vit, weights, *sides)
     for size in (config.image_size, *config.multiscale_sizes):
         if size % tower.patch_size:
             raise InputError(f"--image-size {size}: {name} needs a multiple of its patches' {tower.patch_size} pixels")
@@ -148,6 +149,27 @@ def read_weights(tower: Tower, seed: int) -> dict[str, torch.Tensor]:
     }
     check_tensors(tower.weights, tensors, tower.shapes())
     return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def write_weights(
+    output: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], metadata: Mapping[str, str]
+) -> Path:
+    """Write a folder as a bundle holds it: safetensors in open_clip naming, and open_clip's configuration.
+
+    Args:
+        tensors: by name, without ``visual.``.
+    """
+    named = {f"visual.{name}": tensor for name, tensor in tensors.items()}
+    write_json(output / CONFIG, dict(config))
+    write_safetensors(output / WEIGHTS, named, {"format": "pt", **metadata})
+    return output
+
+
+def write_official(path: Path, tensors: Mapping[str, torch.Tensor], name: str, epoch: int) -> None:
+    """Write ``epoch_N.pt`` as CLIPSelf's own training does: {"epoch", "name", "state_dict"}."""
+    state = {f"visual.{key}": tensor for key, tensor in tensors.items()}
+    with atomic_write(path) as temporary:
+        torch.save({"epoch": epoch, "name": name, "state_dict": state}, temporary)
 
 
 def trained_names(tower: Tower, blocks: int) -> frozenset[str]:
