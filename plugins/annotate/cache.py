@@ -6,14 +6,12 @@ The folder may come from a stranger, or from a broken disk: what does not fit is
 from __future__ import annotations
 
 import hashlib
-import io
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import click
 import numpy as np
-from numpy.lib import format as npy
 
 from rbctl.errors import InputError, reason
 from rbctl.files import PARTIAL, atomic_write
@@ -95,25 +93,15 @@ def _read(path: Path, types: Mapping[str, type], limit: int) -> Arrays:
     if path.stat().st_size > limit:
         raise ValueError("too large")
     with zipfile.ZipFile(path) as archive:
-        parts = {part.filename.removesuffix(".npy"): part for part in archive.infolist()}
-        if set(parts) != set(types) or len(archive.infolist()) != len(types):
-            raise ValueError(f"other arrays than {', '.join(types)}")
-        if sum(part.file_size for part in parts.values()) > limit:
-            raise ValueError("too large")
-        if any(part.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for part in parts.values()):
-            raise ValueError("compressed in another way")  # LZMA takes as much memory as the file says
-        return {field: _array(archive.read(part), types[field]) for field, part in parts.items()}
-
-
-def _array(content: bytes, kind: type) -> np.ndarray:
-    """An array of an .npy file's bytes; its shape is held to them before memory is taken."""
-    file = io.BytesIO(content)
-    if npy.read_magic(file) != (1, 0):
-        raise ValueError("another version of .npy")
-    shape, _, dtype = npy.read_array_header_1_0(file)
-    if dtype.type is not kind:
-        raise ValueError(f"an array of {dtype}")
-    array = np.frombuffer(content, dtype, offset=file.tell()).reshape(shape)
-    if kind is np.bool_ and (array.view(np.uint8) > 1).any():
+        parts = archive.infolist()
+    if sum(part.file_size for part in parts) > limit:
+        raise ValueError("too large")
+    if any(part.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for part in parts):
+        raise ValueError("compressed in another way")  # LZMA takes as much memory as the file says
+    with np.load(path, allow_pickle=False) as content:  # a shape that its bytes do not fill takes no memory
+        arrays = {field: content[field] for field in content.files}
+    if {field: array.dtype.type for field, array in arrays.items()} != types:
+        raise ValueError(f"other arrays than {', '.join(types)}")
+    if any((array.view(np.uint8) > 1).any() for array in arrays.values() if array.dtype == bool):
         raise ValueError("masks of more than two values")
-    return array.copy()
+    return arrays

@@ -16,11 +16,12 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Interval
 
@@ -35,7 +36,6 @@ from rbctl.triplets.keypoints import KEYPOINTS
 from rbctl.triplets.problem import Problem, refuse
 
 CORRECTIONS = "corrections.json"
-_PARTS = ("target_keypoints", "image_keypoints")
 
 Rows = list[dict[str, Any]]
 
@@ -49,15 +49,7 @@ def _counted(points: dict[str, Any]) -> dict[str, Any]:
 
 Coordinate = Annotated[float, Interval(ge=0, le=1)]
 Point = tuple[Coordinate, Coordinate, Literal[0, 1, 2]]  # x, y, visibility
-Points = Annotated[dict[str, Point], Check(_counted)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectCorrection:
-    """New keypoints of one object, by their numbers."""
-
-    target_keypoints: Points = field(default_factory=dict)
-    image_keypoints: Points = field(default_factory=dict)
+Part = Literal["target_keypoints", "image_keypoints"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,51 +58,35 @@ class Correction:
 
     Attributes:
         drop: whether it is left out; None: as before.
-        objects: of its first objects.
+        objects: new keypoints by their numbers, of its first objects.
     """
 
     drop: bool | None = None
-    objects: tuple[ObjectCorrection, ...] = ()
-
-    @staticmethod
-    def from_points(drop: bool | None, points: Mapping[tuple[int, str, str], Point]) -> Correction:
-        """From points by object, part and number."""
-        objects = tuple(ObjectCorrection() for _ in range(1 + max((k for k, _, _ in points), default=-1)))
-        for (k, part, number), point in points.items():
-            getattr(objects[k], part)[number] = point
-        return Correction(drop=drop, objects=objects)
-
-    @property
-    def points(self) -> dict[tuple[int, str, str], Point]:
-        """Points by object, part and number."""
-        return {
-            (k, part, number): point
-            for k, corrected in enumerate(self.objects)
-            for part in _PARTS
-            for number, point in getattr(corrected, part).items()
-        }
+    objects: tuple[dict[Part, Annotated[dict[str, Point], Check(_counted)]], ...] = ()
 
     def then(self, later: Correction) -> Correction:
         """Both, one after the other."""
-        drop = self.drop if later.drop is None else later.drop
-        return Correction.from_points(bool(drop), {**self.points, **later.points})
+        objects = tuple(
+            {part: {**old.get(part, {}), **new.get(part, {})} for part in get_args(Part)}
+            for old, new in itertools.zip_longest(self.objects, later.objects, fillvalue={})
+        )
+        return Correction(drop=bool(self.drop if later.drop is None else later.drop), objects=objects)
 
     def shown_by(self, row: Mapping[str, Any]) -> Correction:
         """What of it a row of metadata.jsonl shows, its triplet not being dropped."""
-        places = {(k, part): entry[part] for k, entry in enumerate(row["objects"]) for part in _PARTS}
-        shown = {
-            (k, part, number): point
-            for (k, part, number), point in self.points.items()
-            if (k, part) in places and places[k, part][int(number)] == list(point)
-        }
-        return Correction.from_points(False, shown)
+        objects = tuple(
+            {part: {n: p for n, p in points.items() if entry[part][int(n)] == list(p)} for part, points in new.items()}
+            for entry, new in zip(row["objects"], self.objects, strict=False)
+        )
+        return Correction(drop=False, objects=objects)
 
     def on(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row of metadata.jsonl with the points laid over it."""
+        """A row of metadata.jsonl with the new keypoints in it."""
         corrected = copy.deepcopy(dict(row))
-        for (k, part, number), point in self.points.items():
-            if k < len(row["objects"]):
-                corrected["objects"][k][part][int(number)] = list(point)
+        for entry, new in zip(corrected["objects"], self.objects, strict=False):
+            for part, points in new.items():
+                for number, point in points.items():
+                    entry[part][int(number)] = list(point)
         return corrected
 
 
