@@ -50,6 +50,7 @@ def _counted(points: dict[str, Any]) -> dict[str, Any]:
 Coordinate = Annotated[float, Interval(ge=0, le=1)]
 Point = tuple[Coordinate, Coordinate, Literal[0, 1, 2]]  # x, y, visibility
 Part = Literal["target_keypoints", "image_keypoints"]
+Changes = dict[Part, Annotated[dict[str, Point], Check(_counted)]]  # new keypoints of one object, by their numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +59,18 @@ class Correction:
 
     Attributes:
         drop: whether it is left out; None: as before.
-        objects: new keypoints by their numbers, of its first objects.
+        objects: of its first objects.
     """
 
     drop: bool | None = None
-    objects: tuple[dict[Part, Annotated[dict[str, Point], Check(_counted)]], ...] = ()
+    objects: tuple[Changes, ...] = ()
 
     def then(self, later: Correction) -> Correction:
         """Both, one after the other."""
+        none: Changes = {}
         objects = tuple(
             {part: {**old.get(part, {}), **new.get(part, {})} for part in get_args(Part)}
-            for old, new in itertools.zip_longest(self.objects, later.objects, fillvalue={})
+            for old, new in itertools.zip_longest(self.objects, later.objects, fillvalue=none)
         )
         return Correction(drop=bool(self.drop if later.drop is None else later.drop), objects=objects)
 
