@@ -414,11 +414,11 @@ def test_two_boxes_of_one_are_one_and_surplus_counts() -> None:
 
 
 def test_matching_and_its_margin() -> None:
-    matching = match(np.array([[0.2, 0.9, 0.3], [0.8, 0.85, 0.1], [0.3, 0.2, 0.6]]))
-    assert matching.individuals.tolist() == [1, 0, 2]
-    assert matching.margin == pytest.approx((0.9 + 0.8 + 0.6 - (0.2 + 0.85 + 0.6)) / 3)
-    assert match(np.array([[0.4]])).margin == 1
-    assert match(np.array([[0.5, 0.1]])).margin == pytest.approx(0.4)
+    individuals, margin = match(np.array([[0.2, 0.9, 0.3], [0.8, 0.85, 0.1], [0.3, 0.2, 0.6]]))
+    assert individuals.tolist() == [1, 0, 2]
+    assert margin == pytest.approx((0.9 + 0.8 + 0.6 - (0.2 + 0.85 + 0.6)) / 3)
+    assert match(np.array([[0.4]]))[1] == 1
+    assert match(np.array([[0.5, 0.1]]))[1] == pytest.approx(0.4)
 
 
 def test_a_pose_is_the_same_wherever_it_is() -> None:

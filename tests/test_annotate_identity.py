@@ -47,9 +47,9 @@ def right(count: int, identity: oracle.Identity | clip.Identity) -> int:
             found = masks(images, [one.boxes for one in boxes(images, names)])
             looks.append((found, identity(images, found)))
         (((seen,), (there,)), (_, alone)) = looks
-        matched = match(np.concatenate(alone) @ there.T)
+        individuals, _ = match(np.concatenate(alone) @ there.T)
         overlap = [[(mask & true).sum() for true in visible] for mask in seen]
-        good += all(np.argmax(overlap[matched.individuals[k]]) == order[k] for k in range(2))
+        good += all(np.argmax(overlap[individuals[k]]) == order[k] for k in range(2))
     return good
 
 

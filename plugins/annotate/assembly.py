@@ -61,25 +61,8 @@ class _Individual:
     score: float
 
 
-@dataclass(frozen=True)
-class Limits:
-    """From which confidences on a keypoint is present and visible, and two individuals are the same."""
-
-    present_from: float
-    visible_from: float
-    min_similarity: float
-
-    def visibility(self, keypoints: np.ndarray) -> np.ndarray:
-        """(17, 3) x, y, confidence -> x, y, visibility; outside the picture and absent are zeros."""
-        xy, confidence = keypoints[:, :2], keypoints[:, 2]
-        seen = np.where(confidence >= self.visible_from, VISIBLE, OCCLUDED)
-        present = ((xy >= 0) & (xy <= 1)).all(1) & (confidence >= self.present_from)
-        points = np.column_stack((xy.round(5), seen))
-        return np.where(present[:, None], points, ABSENT).astype(np.float64)
-
-
 def assemble(
-    folder: Path, triplet: PictureTriplet, predictions: Predictions, limits: Limits, relation: Relation | None
+    folder: Path, triplet: PictureTriplet, predictions: Predictions, relation: Relation | None
 ) -> AnnotatedTriplet:
     """One triplet of the results of all steps.
 
@@ -98,14 +81,18 @@ def assemble(
     except _Incomplete as error:
         report = Report(file_name=file_name, problem=str(error), backends=backends, gates=gates, kept=False)
         return AnnotatedTriplet(report, None, {})
-    matching = match(np.stack([one.look for one in portraits]) @ np.stack([one.look for one in everyone]).T)
+    similarity = np.stack([portrait.look for portrait in portraits]) @ np.stack([one.look for one in everyone]).T
+    assigned, margin = match(similarity)
+    similarities = similarity[np.arange(len(assigned)), assigned]
+    keypoints, identity = predictions.backends["keypoints"], predictions.backends["identity"]
+    limits = keypoints.limit(config, "present_from", 0.1), keypoints.limit(config, "visible_from", 0.3)
     objects, reports, masks = [], [], dict[Path, np.ndarray]()
     visible, changes = list[int](), list[float]()
     for k, (raw, image_prompt, portrait) in enumerate(
         zip(triplet.raw.objects, triplet.image_prompts, portraits, strict=True)
     ):
-        individual = everyone[matching.individuals[k]]
-        here, there = limits.visibility(individual.keypoints), limits.visibility(portrait.keypoints)
+        individual = everyone[assigned[k]]
+        here, there = (_visibility(one.keypoints, *limits) for one in (individual, portrait))
         visible += [int((points[:, 2] == VISIBLE).sum()) for points in (here, there)]
         change = pose_change(here * (*target.size, 1), there * (*image_prompt.size, 1))
         changes += [] if change is None else [change]
@@ -125,8 +112,8 @@ def assemble(
         reports.append(
             ObjectReport(
                 name=raw.name,
-                found=int(matching.individuals[k]),
-                similarity=round(float(matching.similarity[k]), 4),
+                found=int(assigned[k]),
+                similarity=round(float(similarities[k]), 4),
                 box_score=round(individual.score, 4),
                 image_box_score=round(portrait.score, 4),
                 image_box=tuple(round(v, 5) for v in box_of(portrait.mask)),
@@ -136,8 +123,8 @@ def assemble(
             )
         )
     gates |= {
-        "same": Gate.at_least(float(matching.similarity.min()), limits.min_similarity),
-        "told_apart": Gate.at_least(matching.margin, config.min_margin),
+        "same": Gate.at_least(float(similarities.min()), identity.limit(config, "min_similarity", 0.6)),
+        "told_apart": Gate.at_least(margin, config.min_margin),
         "pose": Gate.at_least(max(changes, default=None), config.min_pose_change),
         "keypoints": Gate.at_least(min(visible), config.min_keypoints),
     }
@@ -145,7 +132,7 @@ def assemble(
         file_name=file_name,
         backends=backends,
         gates=gates,
-        margin=round(matching.margin, 4),
+        margin=round(margin, 4),
         objects=tuple(reports),
         kept=not config.drop_failed or all(gate.passed for gate in gates.values()),
     )
@@ -213,6 +200,14 @@ def _words(
     if relation is not None and len(relation.roles) == len(names):
         return text, predicate, tuple(role.name for role in relation.roles)
     return text, predicate, ("subject", "object", *(f"object {k}" for k in range(2, len(names))))
+
+
+def _visibility(keypoints: np.ndarray, present_from: float, visible_from: float) -> np.ndarray:
+    """(17, 3) x, y, confidence -> x, y, visibility; outside the picture and absent are zeros."""
+    xy, confidence = keypoints[:, :2], keypoints[:, 2]
+    present = ((xy >= 0) & (xy <= 1)).all(1) & (confidence >= present_from)
+    points = np.column_stack((xy.round(5), np.where(confidence >= visible_from, VISIBLE, OCCLUDED)))
+    return np.where(present[:, None], points, ABSENT).astype(np.float64)
 
 
 def _plain(keypoints: np.ndarray) -> list[list[float]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import procrustes
@@ -19,35 +17,26 @@ OTHER_SIDE = [
 ]
 
 
-@dataclass(frozen=True, eq=False)
-class Matching:
-    """An assignment of N image prompts to K >= N individuals.
+def match(similarity: np.ndarray) -> tuple[np.ndarray, float]:
+    """Assign N image prompts to K >= N individuals so that the sum of similarities is largest.
 
-    Attributes:
-        individuals: (N,) which individual each image prompt shows.
-        similarity: (N,) cosine of each with it.
-        margin: how much higher the mean similarity is than that of the best other assignment; 1 without any other.
+    Args:
+        similarity: (N, K) cosines.
+
+    Returns:
+        (N,) which individual each image prompt shows; and the margin: how much higher the mean similarity is than that
+        of the best other assignment, 1 without any other.
     """
-
-    individuals: np.ndarray
-    similarity: np.ndarray
-    margin: float
-
-
-def match(similarity: np.ndarray) -> Matching:
-    """Assign so that the sum of similarities (N, K) is largest."""
-    rows, columns = linear_sum_assignment(similarity, maximize=True)
-    best = similarity[rows, columns]
-    others = []
-    for row, column in zip(rows, columns, strict=True):  # the best other one lacks at least one of its pairs
+    prompts, individuals = linear_sum_assignment(similarity, maximize=True)
+    best, others = similarity[prompts, individuals].sum(), []
+    for pair in zip(prompts, individuals, strict=True):  # the best other assignment lacks at least one of the pairs
         barred = similarity.copy()
-        barred[row, column] = -np.inf
+        barred[pair] = -np.inf
         try:
             others.append(barred[linear_sum_assignment(barred, maximize=True)].sum())
         except ValueError:  # no assignment is left
             continue
-    margin = float(best.sum() - max(others)) / len(best) if others else 1.0
-    return Matching(columns, best, margin)
+    return individuals, float(best - max(others)) / len(individuals) if others else 1.0
 
 
 def pose_change(target: np.ndarray, image_prompt: np.ndarray) -> float | None:

@@ -14,8 +14,8 @@ import torch
 from rbctl.device import pick_device
 from rbctl.errors import InputError
 from rbctl.plugins.annotate import corrections
-from rbctl.plugins.annotate.assembly import Limits, assemble
-from rbctl.plugins.annotate.backends import Backend, choose
+from rbctl.plugins.annotate.assembly import assemble
+from rbctl.plugins.annotate.backends import choose
 from rbctl.plugins.annotate.cache import Cache
 from rbctl.plugins.annotate.config import STEPS, AnnotateConfig
 from rbctl.plugins.annotate.pictures import with_pictures
@@ -67,7 +67,6 @@ def _annotate(config: AnnotateConfig, world: World, device: torch.device) -> Non
     relation = _relation(config, facts)
     chosen = [choose(config, step, facts.get("origin", "")) for step in STEPS]
     backends = {backend.step: backend for backend in chosen if backend is not None}
-    limits = _limits(config, backends)
     pictures = dict.fromkeys(picture for triplet in triplets for picture in triplet.pictures)
     without_text = {triplet.target for triplet in triplets if not triplet.raw.text}
     mine = world.part(list(pictures))
@@ -80,7 +79,7 @@ def _annotate(config: AnnotateConfig, world: World, device: torch.device) -> Non
     rows, reports = [], []
     with progress(len(triplets), "writing", unit="triplet") as bar:
         for triplet in triplets:
-            annotated = assemble(folder, triplet, predictions, limits, relation)
+            annotated = assemble(folder, triplet, predictions, relation)
             reports.append(annotated.report)
             if annotated.row is not None and annotated.report.kept:
                 annotated.write_masks()
@@ -99,20 +98,6 @@ def _relation(config: AnnotateConfig, facts: Mapping[str, Any]) -> Relation | No
     with contextlib.suppress(InputError):  # a user's own that lies elsewhere now; its words stand in raw.jsonl
         return load_relation(facts["relation"]) if facts.get("relation") else None
     return None
-
-
-def _limits(config: AnnotateConfig, backends: Mapping[str, Backend]) -> Limits:
-    """The limits that the options name, else those that suit the backends' confidences."""
-
-    def limit(step: str, name: str, default: float) -> float:
-        option = getattr(config, name)
-        return float(getattr(backends[step].factory, name, default) if option is None else option)
-
-    return Limits(
-        present_from=limit("keypoints", "present_from", 0.1),
-        visible_from=limit("keypoints", "visible_from", 0.3),
-        min_similarity=limit("identity", "min_similarity", 0.6),
-    )
 
 
 def _tell(folder: Path, reports: Sequence[Report], config: AnnotateConfig) -> None:

@@ -51,15 +51,14 @@ def _triplet(folder: Path, shard: Path, key: str, parts: Mapping[str, bytes]) ->
         raise InputError(f"{where}: its .json must hold objects, each with a name ({reason(error)})") from error
     stem = f"{shard.stem}-{key.replace('/', '-')}"
     inside(folder, f"{stem}.png", where)
-    target = _picture(parts, "", folder / stem, where)
-    images = [_picture(parts, f"{k}.", folder / "images" / f"{stem}-{k}", where) for k in range(len(objects))]
     return RawTriplet(
         id=stem,
-        target=target,
+        target=_picture(parts, "", folder / stem, where),
         text=text,
         predicate=predicate,
         objects=tuple(
-            RawObject(name=name, role=role, image=image) for (name, role), image in zip(objects, images, strict=True)
+            RawObject(name=name, role=role, image=_picture(parts, f"{k}.", folder / "images" / f"{stem}-{k}", where))
+            for k, (name, role) in enumerate(objects)
         ),
     )
 

@@ -89,6 +89,11 @@ class Backend:
             return self.factory(self.model, config, device)
         return self.factory() if inspect.isclass(self.factory) else self.factory
 
+    def limit(self, config: AnnotateConfig, name: str, default: float) -> float:
+        """The limit that an option names, else the one that suits the backend's confidences."""
+        option = getattr(config, name)
+        return float(getattr(self.factory, name, default) if option is None else option)
+
 
 def choose(config: AnnotateConfig, step: str, origin: str) -> Backend | None:
     """The backend of a step; None for captions nobody asked for.

@@ -81,7 +81,7 @@ class Boxes(_Reader):
     def __call__(self, images: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> list[Detections]:
         detections = []
         for pair, individuals in zip(self.pairs(images), names, strict=True):
-            maps = _merged(pair.maps) if len(individuals) == 1 or _shows_one(pair.maps) else pair.maps
+            maps = pair.maps.max(0, keepdims=True) if len(individuals) == 1 or _shows_one(pair.maps) else pair.maps
             seen = [(k, mask) for k, mask in enumerate(_masks(maps)) if mask.mean() >= _LEAST_AREA]
             scored = sorted(((box_of(mask), float(maps[k][mask].mean())) for k, mask in seen), key=lambda row: -row[1])
             boxes = np.array([box for box, _ in scored], np.float64).reshape(-1, 4)
@@ -92,7 +92,9 @@ class Boxes(_Reader):
 class Masks(_Reader):
     def __call__(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [
-            _masks(_merged(pair.maps)) if len(rows) == 1 else _masks(pair.maps)[_roles_of_boxes(pair.maps, rows)]
+            _masks(pair.maps.max(0, keepdims=True))
+            if len(rows) == 1
+            else _masks(pair.maps)[_roles_of_boxes(pair.maps, rows)]
             for pair, rows in zip(self.pairs(images), boxes, strict=True)
         ]
 
@@ -148,11 +150,6 @@ def _looks(reading: Reading) -> torch.Tensor:
 def _masks(maps: np.ndarray) -> np.ndarray:
     """Maps (K, H, W) as masks that share no pixel."""
     return (maps >= 0.5) & (maps == maps.max(0))
-
-
-def _merged(maps: np.ndarray) -> np.ndarray:
-    """The map, (1, H, W), of a picture that shows one individual."""
-    return maps.max(0, keepdims=True)
 
 
 def _shows_one(maps: np.ndarray) -> bool:

@@ -63,7 +63,6 @@ class Keypoints:
 
         self.model = network(VitPoseForPoseEstimation, folder, torch.float32, use_safetensors=True).to(device)
         self.processor = from_pretrained(AutoImageProcessor, folder)
-        self.batch_size = config.batch_size
         named = named_order(self.model.config.id2label.values())
         if named and config.vitpose_order not in (named, None):
             raise InputError(
@@ -80,11 +79,7 @@ class Keypoints:
         self.expert = expert if experts > 1 else None
 
     def __call__(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        keypoints = []
-        for image, rows in zip(images, boxes, strict=True):
-            batches = [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
-            keypoints.append(np.concatenate([self._keypoints(image, batch) for batch in batches]))
-        return keypoints
+        return [self._keypoints(image, rows) for image, rows in zip(images, boxes, strict=True)]
 
     def _keypoints(self, image: Image.Image, boxes: np.ndarray) -> np.ndarray:
         # ViTPose counts pixels at their centres, we at their corners: half a pixel apart.
