@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import os
 import re
 import tarfile
@@ -56,31 +58,30 @@ def samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     refuse_address(shard.name, str(shard))
     try:
         with open(shard, "rb") as file, _expanded(file, shard) as archive:
-            key, parts = "", dict[str, bytes]()
-            for member in archive:
-                folder, _, name = member.name.rpartition("/")
-                stem, dot, suffix = name.partition(".")
-                if not (member.isfile() and stem and dot) or member.name.startswith("__"):
-                    continue
-                if member.issparse():
-                    raise InputError(f"{shard}: {abridged(member.name)} is a sparse file; no pictures are")
-                if member.size > _MEMBER:
-                    raise InputError(f"{shard}: {abridged(member.name)} is larger than {_MEMBER >> 20} MB")
-                if (folder + "/" if folder else "") + stem != key:
-                    if parts:
-                        yield key, parts
-                    key, parts = (folder + "/" if folder else "") + stem, {}
-                content = archive.extractfile(member)
-                assert content is not None  # it is a file
-                parts[suffix.lower()] = content.read()
-            if parts:
-                yield key, parts
+            for key, members in itertools.groupby(_members(archive, shard), operator.itemgetter(0)):
+                yield key, {suffix: content for _, suffix, content in members}
     except FileNotFoundError as error:
         raise InputError(f"{shard}: no such shard") from error
     except InputError:
         raise
     except Exception as error:  # whatever tar and decompression raise
         raise InputError(f"{shard}: cannot be read as a WebDataset shard ({reason(error)})") from error
+
+
+def _members(archive: tarfile.TarFile, shard: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Key, suffix and content of every file that belongs to a sample."""
+    for member in archive:
+        folder, _, name = member.name.rpartition("/")
+        stem, dot, suffix = name.partition(".")
+        if not (member.isfile() and stem and dot) or member.name.startswith("__"):
+            continue
+        if member.issparse():
+            raise InputError(f"{shard}: {abridged(member.name)} is a sparse file; no pictures are")
+        if member.size > _MEMBER:
+            raise InputError(f"{shard}: {abridged(member.name)} is larger than {_MEMBER >> 20} MB")
+        content = archive.extractfile(member)
+        assert content is not None  # it is a file
+        yield f"{folder}/{stem}" if folder else stem, suffix.lower(), content.read()
 
 
 def _expanded(file: BinaryIO, shard: Path) -> tarfile.TarFile:

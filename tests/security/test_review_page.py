@@ -119,7 +119,7 @@ def test_a_wrong_value_of_a_report_is_one_line_or_words(triplets: Path, place: t
             "objects[1].target_confidence: 17 or more",
         ),
         ({"objects": [OBJECT, {**OBJECT, "image_confidence": [SCRIPT] * 17}]}, "objects[1].image_confidence[0]: a num"),
-        ({"objects": [OBJECT, {**OBJECT, "image_box": [0, 0, 2, 1]}]}, "objects[1].image_box[2]: 1.0 or less"),
+        ({"objects": [OBJECT, {**OBJECT, "image_box": [0, 0, 2, 1]}]}, "objects[1].image_box[2]: 1 or less"),
         ({"file_name": "1-hug.png"}, "file_name: a line above has the same one"),
     ],
 )
