@@ -170,9 +170,10 @@ def hub(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server.repositories["acme/clip"] = {
         path: (tiny_bundle / "clip_vision" / path).read_bytes() for path in ("config.json", "model.safetensors")
     }
-    # The one adapter whose head width is known is the official one; here it is the tiny one.
-    monkeypatch.setattr(convert, "_OFFICIAL_WIDTH", 32)
-    monkeypatch.setattr(convert, "_OFFICIAL_HEAD", 8)
+    # The one adapter whose sizes are known is the official one; here it is the tiny one.
+    sizes = read_json(tiny_bundle / "ms_adapter_config.json")
+    del sizes["adapter_index_to_layer"]
+    monkeypatch.setattr(convert, "official_adapter_config", lambda path, tensors: sizes)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -185,7 +186,9 @@ def hub(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def spec(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> BundleSpec:
     def part(target: str, repo: str, revision: str = COMMIT, **more: Any) -> Component:
         files = tuple((path, "" if more else path) for path in hub.repositories[repo])
-        return Component(target=target, repo_id=repo, revision=revision, files=files, licence="MIT", bytes=1, **more)
+        return Component(
+            target=target, repo_id=repo, revision=revision, files=dict(files), licence="MIT", bytes=1, **more
+        )
 
     made = ("ms_adapter.safetensors", "ms_adapter_config.json")
     tower = ("clip_vision/config.json", "clip_vision/model.safetensors")

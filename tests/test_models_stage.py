@@ -128,7 +128,7 @@ def test_manifest_without_sizes_is_told(root: Path, tiny_bundle: Path) -> None:
     (root / "mine" / "bundle.json").write_text(json.dumps({"files": {"unet/config.json": {"sha256": "0"}}}))
     result = rbctl("verify", "mine")
     assert result.exit_code == 2
-    assert "bundle.json: not a bundle's manifest" in result.stderr
+    assert "bundle.json: files.unet/config.json.size: is missing; delete it" in result.stderr
 
 
 def test_import_by_name(root: Path, tiny_bundle: Path) -> None:

@@ -11,12 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rbctl.bundle.catalogue import contents, missing_parts, record
-from rbctl.bundle.convert import (
-    convert_adapter,
-    convert_image_encoder,
-    convert_local_encoder,
-    read_open_clip_config,
-)
+from rbctl.bundle.convert import convert_adapter, convert_image_encoder, convert_local_encoder, read_open_clip_config
 from rbctl.errors import InputError
 from rbctl.files import atomic_write, read_json, read_object, write_json
 from rbctl.runs import claim
@@ -98,21 +93,13 @@ def check_widths(*folders: Path) -> None:
         return content
 
     wanted = value("ms_adapter_config.json", "resampler", "embedding_dim")
-    for name, keys in (
-        ("clip_vision/config.json", ("hidden_size",)),
-        ("clipself/open_clip_config.json", ("vision_cfg", "width")),
-    ):
-        width = value(name, *keys)
+    widths = {
+        "clip_vision/config.json": value("clip_vision/config.json", "hidden_size"),
+        "clipself/open_clip_config.json": value("clipself/open_clip_config.json", "vision_cfg", "width"),
+    }
+    for name, width in widths.items():
         if wanted and width and width != wanted:
-            raise InputError(
-                f"{name}: the encoder is {width} wide, the adapter takes {wanted}; they do not go together"
-            )
-
-
-def _configuration(source: Path, name: str, given: Path | None) -> Path | None:
-    """The configuration named by the user, else the one beside the weights, else None."""
-    path = Path(given) if given else source.parent / name
-    return path if given or path.is_file() else None
+            raise InputError(f"{name}: the encoder is {width} wide, the adapter takes {wanted}; they do not fit")
 
 
 @contextlib.contextmanager
@@ -153,9 +140,8 @@ def import_bundle(
     Raises:
         InputError: nothing to import, a source is missing, or parts do not fit together.
     """
-    dest = Path(dest)
-    if local_encoder and Path(local_encoder).is_dir():
-        local_encoder = Path(local_encoder) / "model.safetensors"
+    if local_encoder and local_encoder.is_dir():
+        local_encoder = local_encoder / "model.safetensors"
     if not any((base, adapter, image_encoder, local_encoder)):
         raise InputError(f"{dest}: nothing to import; name --base, --adapter, --image-encoder or --local-encoder")
     origins: dict[str, dict[str, Any]] = {}
@@ -163,29 +149,29 @@ def import_bundle(
         with _staging(dest) as staged:
 
             def note(source: Path) -> None:
+                """Record where the files come from that are new in the staging folder."""
                 for path in contents(staged):
-                    origins.setdefault(path, {"source": Path(source).name})
+                    origins.setdefault(path, {"source": source.name})
 
             if base:
-                _place_base(Path(base), staged)
+                _place_base(base, staged)
                 note(base)
             if image_encoder:
-                convert_image_encoder(Path(image_encoder), staged / "clip_vision")
+                convert_image_encoder(image_encoder, staged / "clip_vision")
                 note(image_encoder)
             if adapter:
-                unet = next((f for f in (staged, dest) if (f / "unet" / "config.json").is_file()), None)
-                if unet is None:
+                unets = [f / "unet/config.json" for f in (staged, dest) if (f / "unet/config.json").is_file()]
+                if not unets:
                     raise InputError(f"{adapter}: the adapter belongs to a base; name it with --base")
-                path = _configuration(Path(adapter), "ms_adapter_config.json", adapter_config)
-                given = read_object(path) if path else None
-                sizes = read_object(unet / "unet" / "config.json")
-                config = convert_adapter(Path(adapter), staged / "ms_adapter.safetensors", sizes, given)
+                path = adapter_config or adapter.parent / "ms_adapter_config.json"
+                own = read_object(path) if adapter_config or path.is_file() else None
+                config = convert_adapter(adapter, staged / "ms_adapter.safetensors", read_object(unets[0]), own)
                 write_json(staged / "ms_adapter_config.json", config)
                 note(adapter)
             if local_encoder:
-                path = _configuration(Path(local_encoder), "open_clip_config.json", local_config)
-                given = read_open_clip_config(path) if path else None
-                config = convert_local_encoder(Path(local_encoder), staged / "clipself" / "model.safetensors", given)
+                path = local_config or local_encoder.parent / "open_clip_config.json"
+                own = read_open_clip_config(path) if local_config or path.is_file() else None
+                config = convert_local_encoder(local_encoder, staged / "clipself" / "model.safetensors", own)
                 write_json(staged / "clipself" / "open_clip_config.json", config)
                 note(local_encoder)
             check_widths(staged, dest)

@@ -1,5 +1,6 @@
 """Which bundles there are, where each part comes from, and what a bundle folder on this machine holds.
 
+The catalogue itself is ``catalogue.json``. SDXL's VAE is taken in full precision in both bundles: it overflows in half.
 Nothing here touches the network or imports torch.
 """
 
@@ -7,17 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
+
+from rbctl import formats
 from rbctl.bundle import hashes
 from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_object, sha256, write_json
 from rbctl.paths import leaves
 
 MANIFEST = "bundle.json"
+_DEPTH = 2  # folders in folders of a bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,7 @@ class Component:
         target: folder or file in the bundle that it becomes.
         repo_id: repository on the hub; None: no public source is known, each user brings the file.
         revision: commit (pinned), or a branch whose commit at the time of the pull is recorded.
-        files: (path in the repository, path in the bundle); where ``convert`` is set the second is unused.
+        files: {path in the repository: path in the bundle}; where ``convert`` is set the second is unused.
         convert: what is made of the files: ``adapter`` or ``image_encoder`` (see convert.py); empty: taken as they are.
         produces: paths in the bundle after a conversion.
         licence: of the weights, as their publisher states it.
@@ -39,9 +44,9 @@ class Component:
     target: str
     repo_id: str | None
     revision: str = "main"
-    files: tuple[tuple[str, str], ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
     convert: str = ""
-    produces: tuple[str, ...] = ()
+    produces: Sequence[str] = ()
     licence: str
     bytes: int
     note: str = ""
@@ -54,7 +59,7 @@ class Component:
     @property
     def results(self) -> tuple[str, ...]:
         """Paths in the bundle once this part is there."""
-        return self.produces or tuple(place for _, place in self.files)
+        return tuple(self.produces or self.files.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,114 +82,21 @@ class BundleSpec:
         return sum(c.bytes for c in self.components if c.repo_id)
 
 
-def _sdxl(weights_suffix: str, size: int) -> Component:
-    """SDXL base. The VAE is taken in full precision either way: it overflows in half."""
-    plain = [
-        "model_index.json",
-        "scheduler/scheduler_config.json",
-        "unet/config.json",
-        "vae/config.json",
-        "vae/diffusion_pytorch_model.safetensors",
-    ]
-    for n in ("", "_2"):
-        plain.append(f"text_encoder{n}/config.json")
-        tokenizer = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
-        plain += [f"tokenizer{n}/{file}" for file in tokenizer]
-    heavy = ("unet/diffusion_pytorch_model", "text_encoder/model", "text_encoder_2/model")
-    return Component(
-        target=".",
-        repo_id="stabilityai/stable-diffusion-xl-base-1.0",
-        revision="462165984030d82259a11f4367a4eed129e94a7b",
-        files=(
-            *((path, path) for path in plain),
-            *((f"{stem}{weights_suffix}.safetensors", f"{stem}.safetensors") for stem in heavy),
-        ),
-        licence="CreativeML Open RAIL++-M",
-        bytes=size,
-    )
+def _catalogue() -> dict[str, BundleSpec]:
+    here = Path(__file__).parent
+    return {
+        name: BundleSpec(
+            name=name,
+            description=spec["description"],
+            resolution=spec["resolution"],
+            components=tuple(Component(**part) for part in spec["components"]),
+            packaged=here / name if spec["packaged"] else None,
+        )
+        for name, spec in read_object(here / "catalogue.json").items()
+    }
 
 
-_ADAPTER = Component(
-    target="ms_adapter.safetensors",
-    repo_id="doge1516/MS-Diffusion",
-    files=(("ms_adapter.bin", ""),),
-    convert="adapter",
-    produces=("ms_adapter.safetensors", "ms_adapter_config.json"),
-    licence="Apache-2.0",
-    bytes=1_840_000_000,
-)
-_LOCAL_ENCODER = Component(
-    target="clipself",
-    repo_id=None,
-    licence="not stated; the CLIPSelf code is for non-commercial use",
-    bytes=10_160_000_000,
-    note="the CLIPSelf local encoder (epoch_6.pt) has no public address known to this catalogue; "
-    "add a copy of yours with 'rbctl models import FOLDER --local-encoder epoch_6.pt', "
-    "or run with --local-tokens none",
-)
-
-CATALOGUE: dict[str, BundleSpec] = {
-    spec.name: spec
-    for spec in (
-        BundleSpec(
-            name="mini",
-            description="drawn animals at 128 px, trained from scratch by 'rbctl pretrain'; runs on any laptop",
-            resolution=128,
-            components=(),
-            packaged=Path(__file__).parent / "mini",
-        ),
-        BundleSpec(
-            name="sdxl",
-            description="SDXL 1.0 with the MS-Diffusion adapter and CLIP bigG, full precision",
-            resolution=1024,
-            components=(
-                _sdxl("", 13_880_000_000),
-                Component(
-                    target="clip_vision",
-                    repo_id="laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
-                    revision="8c7a3583335de4dba1b07182dbf81c75137ce67b",
-                    files=tuple(
-                        (path, "")
-                        for path in (
-                            "config.json",
-                            "pytorch_model.bin.index.json",
-                            "pytorch_model-00001-of-00002.bin",
-                            "pytorch_model-00002-of-00002.bin",
-                        )
-                    ),
-                    convert="image_encoder",
-                    produces=("clip_vision/config.json", "clip_vision/model.safetensors"),
-                    licence="MIT",
-                    bytes=10_160_000_000,
-                ),
-                _ADAPTER,
-                _LOCAL_ENCODER,
-            ),
-        ),
-        BundleSpec(
-            name="sdxl-fp16",
-            description="the same in half precision (VAE and adapter full): half the disk, for GPU sampling",
-            resolution=1024,
-            components=(
-                _sdxl(".fp16", 7_110_000_000),
-                Component(
-                    target="clip_vision",
-                    repo_id="h94/IP-Adapter",
-                    revision="018e402774aeeddd60609b4ecdb7e298259dc729",
-                    files=tuple(
-                        (f"sdxl_models/image_encoder/{file}", f"clip_vision/{file}")
-                        for file in ("config.json", "model.safetensors")
-                    ),
-                    licence="Apache-2.0",
-                    bytes=3_690_000_000,
-                    note="the image tower of CLIP bigG alone, as IP-Adapter ships it",
-                ),
-                _ADAPTER,
-                _LOCAL_ENCODER,
-            ),
-        ),
-    )
-}
+CATALOGUE = _catalogue()
 
 # What a folder must hold to be a bundle: part -> groups of patterns; a file must match one of each group.
 _NETWORK = (("config.json",), ("*.safetensors", "*.bin"))
@@ -209,24 +121,19 @@ def size_text(count: float) -> str:
 
 def bundles_root() -> Path:
     """Where bundles lie: $RBCTL_BUNDLES; else ./bundles where there is one; else ~/.cache/rbctl/bundles."""
-    if given := os.environ.get("RBCTL_BUNDLES"):
-        return Path(given)
-    here = Path("bundles")
-    return here if here.is_dir() else Path.home() / ".cache" / "rbctl" / "bundles"
-
-
-_DEPTH = 2  # folders in folders of a bundle
+    here, at_home = Path("bundles"), Path.home() / ".cache" / "rbctl" / "bundles"
+    return Path(os.environ.get("RBCTL_BUNDLES") or (here if here.is_dir() else at_home))
 
 
 def contents(folder: Path) -> list[str]:
     """Paths of the files of a bundle, sorted, without hidden ones and the manifest."""
-    found = []
+    files: list[str] = []
     for place, folders, names in os.walk(folder, followlinks=True):  # a part may be a link to a folder elsewhere
         deep = len(Path(place).relative_to(folder).parts) >= _DEPTH  # a link may lead to the whole disk, or to itself
         folders[:] = [] if deep else [name for name in folders if not name.startswith(".")]
         paths = (Path(place, name) for name in names if not name.startswith(".") and name != MANIFEST)
-        found += [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
-    return sorted(found)
+        files += [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+    return sorted(files)
 
 
 def missing_parts(folder: Path) -> list[str]:
@@ -244,6 +151,22 @@ def has_local_encoder(folder: Path) -> bool:
     return any((folder / "clipself" / file).is_file() for file in ("model.safetensors", "epoch_6.pt"))
 
 
+@dataclass(frozen=True)
+class _Recorded:
+    sha256: str
+    size: Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    files: Mapping[str, _Recorded]
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            if leaves(name):
+                raise ValueError(f"files: {abridged(name)} leaves the bundle")
+
+
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """What ``bundle.json`` says of each file, {path: {sha256, size, ...}}; empty where there is none.
 
@@ -253,13 +176,12 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / MANIFEST
     if not path.is_file():
         return {}
-    files: Any = read_object(path).get("files")
-    entries = files.values() if isinstance(files, dict) else [None]
-    if not all(isinstance(entry, dict) and {"sha256", "size"} <= entry.keys() for entry in entries):
-        raise InputError(f"{path}: not a bundle's manifest; delete it and pull or import the bundle again")
-    for name in files:
-        if leaves(name):
-            raise InputError(f"{path}: {abridged(name)} leaves the bundle; delete it, and pull or import again")
+    content = read_object(path)
+    try:
+        formats.read(_Manifest, content, str(path), ignore_others=True)
+    except InputError as error:
+        raise InputError(f"{error}; delete it, and pull or import the bundle again") from error
+    files: dict[str, dict[str, Any]] = content["files"]
     return files
 
 
@@ -278,17 +200,13 @@ def record(folder: Path, name: str, entries: Mapping[str, Mapping[str, Any]]) ->
     hashes.remember(folder, {path: files[path]["sha256"] for path in entries})
 
 
-def _gaps_text(gaps: Iterable[str]) -> str:
-    return ", ".join(gaps) + " missing"
-
-
 def place(name_or_folder: str | Path) -> Path:
     """Where a bundle is or would be: inside this package, else a folder that exists, else a bare name under
     ``bundles_root()``, else the path."""
-    spec, given = CATALOGUE.get(str(name_or_folder)), Path(name_or_folder)
+    spec, folder = CATALOGUE.get(str(name_or_folder)), Path(name_or_folder)
     if spec and spec.packaged:
         return spec.packaged
-    return given if given.is_dir() or given.name != str(name_or_folder) else bundles_root() / given
+    return folder if folder.is_dir() or folder.name != str(name_or_folder) else bundles_root() / folder
 
 
 def resolve(name_or_folder: str | Path) -> Path:
@@ -310,7 +228,7 @@ def resolve(name_or_folder: str | Path) -> Path:
         raise InputError(f"{name}: no such bundle or folder{hint}")
     if gaps := missing_parts(folder):
         mend = f"'rbctl models pull {name}' goes on" if known else "'rbctl models import' adds parts"
-        raise InputError(f"{folder}: not a whole bundle ({_gaps_text(gaps)}); {mend}")
+        raise InputError(f"{folder}: not a whole bundle ({', '.join(gaps)} missing); {mend}")
     return folder
 
 
@@ -323,16 +241,16 @@ def _mend(spec: BundleSpec) -> str:
 
 def state(folder: Path) -> str:
     """One line on a bundle folder: whole or which parts are missing, size, place."""
-    gaps = missing_parts(folder)
+    gaps = ", ".join(missing_parts(folder))
     local = "" if has_local_encoder(folder) else ", no local encoder"
     size = size_text(sum((folder / path).stat().st_size for path in contents(folder)))
-    return f"{_gaps_text(gaps) if gaps else 'complete'}{local}, {size}, {folder}"
+    return f"{f'{gaps} missing' if gaps else 'complete'}{local}, {size}, {folder}"
 
 
 def survey() -> list[tuple[str, str]]:
     """(name, state) of every bundle of the catalogue and of every other one under ``bundles_root()``."""
     root = bundles_root()
-    found = {f.name: state(f) for f in sorted(root.iterdir()) if f.is_dir() and contents(f)} if root.is_dir() else {}
-    absent = {name: f"not here; {_mend(spec)}" for name, spec in CATALOGUE.items()}
-    inside = {n: state(s.packaged) for n, s in CATALOGUE.items() if s.packaged and contents(s.packaged)}
-    return list({**absent, **found, **inside}.items())
+    here = {f.name: f for f in sorted(root.iterdir()) if f.is_dir()} if root.is_dir() else {}
+    here |= {name: spec.packaged for name, spec in CATALOGUE.items() if spec.packaged}
+    states = {name: f"not here; {_mend(spec)}" for name, spec in CATALOGUE.items()}
+    return list({**states, **{name: state(folder) for name, folder in here.items() if contents(folder)}}.items())

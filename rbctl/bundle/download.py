@@ -89,7 +89,7 @@ def _listing(component: Component, revision: str) -> list[_Remote]:
         info = HfApi(endpoint=_endpoint()).model_info(component.repo_id, revision=revision, files_metadata=True)
     there = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     remotes = []
-    for path, _ in component.files:
+    for path in component.files:
         file = there.get(path)
         if file is None or file.size is None or info.sha is None:
             raise InputError(f"{component.repo_id}@{revision}: the hub declares no file {path}")
@@ -164,7 +164,7 @@ def _convert(component: Component, fetched: Path, folder: Path) -> None:
     """Make the bundle's files of a component's originals in ``fetched``, the repository's folder."""
     if component.convert == "adapter":
         unet = read_object(folder / "unet" / "config.json")
-        config = convert_adapter(fetched / component.files[0][0], folder / "ms_adapter.safetensors", unet)
+        config = convert_adapter(fetched / next(iter(component.files)), folder / "ms_adapter.safetensors", unet)
         write_json(folder / "ms_adapter_config.json", config)
     elif component.convert == "image_encoder":
         convert_image_encoder(fetched, folder / component.target)
@@ -189,7 +189,6 @@ def pull(spec: BundleSpec, folder: Path) -> None:
         InputError: the hub cannot be reached or refuses, a file is damaged, the disk is too small, or another pull
             writes here.
     """
-    folder = Path(folder)
     with claim(folder):
         staging = folder / _STAGING
         todo: list[tuple[Component, list[tuple[_Remote, str]]]] = []
@@ -200,7 +199,7 @@ def pull(spec: BundleSpec, folder: Path) -> None:
                 continue
             # a component begun from a branch is finished from the same commit
             begun = next((entries[p]["commit"] for p in component.results if p not in lacks), component.revision)
-            offered = zip(_listing(component, begun), (place for _, place in component.files), strict=True)
+            offered = zip(_listing(component, begun), component.files.values(), strict=True)
             todo.append((component, [(r, place) for r, place in offered if component.convert or place in lacks]))
         held = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file()) if staging.is_dir() else 0
         converted = max((sum(r.size for r, _ in files) for c, files in todo if c.convert), default=0)
@@ -233,13 +232,11 @@ def verify(folder: Path) -> list[str]:
     Raises:
         InputError: there is no record to compare with.
     """
-    folder = Path(folder)
     entries = read_manifest(folder)
     if not entries:
         raise InputError(f"{folder}: no bundle.json to compare with; it was neither pulled nor imported by rbctl")
     problems = []
-    bar = progress(len(entries), "verify", unit="file")
-    with bar:
+    with progress(len(entries), "verify", unit="file") as bar:
         for place, entry in sorted(entries.items()):
             path = folder / place
             if not path.is_file():

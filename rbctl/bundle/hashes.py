@@ -26,10 +26,12 @@ def file_hashes(folder: Path, paths: Iterable[str]) -> dict[str, str]:
         file = (folder / path).resolve()
         try:
             state = _state(file)  # before hashing: a change meanwhile is noticed the next time
-            digest = _recall(known, file, state)
-            if digest is None and state["size"] < _LARGE:
+            entry = known.get(str(file))
+            if isinstance(entry, dict) and {**state, "sha256": entry.get("sha256")} == entry:
+                digest = str(entry["sha256"])
+            elif state["size"] < _LARGE:
                 digest = sha256(file)
-            elif digest is None:
+            else:
                 with progress(1, f"hash {path}", unit="file") as bar:
                     digest = sha256(file)
                     bar.update()
@@ -56,17 +58,6 @@ def _state(file: Path) -> dict[str, int]:
     """Changes whenever the content does; the second time cannot be set back, not even by a copy that keeps dates."""
     stat = file.stat()
     return {"size": stat.st_size, "modified": stat.st_mtime_ns, "changed": stat.st_ctime_ns}
-
-
-def _recall(known: Mapping[str, Any], file: Path, state: Mapping[str, int]) -> str | None:
-    entry = known.get(str(file))
-    if (
-        isinstance(entry, dict)
-        and isinstance(digest := entry.get("sha256"), str)
-        and entry == {**state, "sha256": digest}
-    ):
-        return digest
-    return None
 
 
 def _read() -> dict[str, Any]:
