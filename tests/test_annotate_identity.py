@@ -17,6 +17,8 @@ from rbctl.plugins.annotate.comparison import match
 from rbctl.plugins.annotate.config import AnnotateConfig
 from rbctl.relations import load_relation, shipped
 
+pytestmark = pytest.mark.slow
+
 DRAWABLE = [name for name in shipped() if load_relation(name).scene is not None]
 SEEN = 0.01  # an individual covers this share of a scene at least, as in drawn triplets
 

@@ -357,6 +357,7 @@ def test_bad_options_are_one_line(copied: Path, arguments: list[str], told: str)
     assert (copied / "metadata.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_clip_of_the_bundle_tells_them_apart_too(copied: Path) -> None:
     before = (copied / "metadata.jsonl").read_bytes()
     result = annotate(copied, "--backend", "identity=clip", "--min-similarity", "0.2")
@@ -364,6 +365,7 @@ def test_the_clip_of_the_bundle_tells_them_apart_too(copied: Path) -> None:
     assert (copied / "metadata.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_several_processes_share_the_work(drawn: Path, annotated: Path, tmp_path: Path) -> None:
     folder = as_raw(drawn, tmp_path / "shared")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]

@@ -153,6 +153,7 @@ def test_cosine_timesteps_are_reversions_law() -> None:
 # --- learning --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_relation_inversion_learns_and_resumes(tiny_bundle: Path, hug: Path, tmp_path: Path) -> None:
     given = {"method": "relation_inversion", "relation": "hug", "data": hug, "bundle": tiny_bundle, "vectors": 2}
     log = tmp_path / "log.txt"
@@ -219,6 +220,7 @@ def test_only_the_vectors_move(
     assert (learned.token, learned.words) == ("<cat>", ("cat",))
 
 
+@pytest.mark.slow
 def test_dreambooth_trains_a_lora_with_class_pictures_and_two_of_them_sample_together(
     tiny_bundle: Path, subject: Path, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ def made(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return folder, demo(tiny_bundle, folder)
 
 
+@pytest.mark.slow
 def test_the_grid_is_made_and_its_path_told_last(made: tuple[Path, Result]) -> None:
     folder, result = made
     assert result.exit_code == 0, result.output
@@ -62,6 +63,7 @@ def test_every_stage_did_its_part(made: tuple[Path, Result]) -> None:
         assert a["boxes_from"] == "layout prior"
 
 
+@pytest.mark.slow
 def test_the_same_command_again_makes_nothing_anew(made: tuple[Path, Result], tiny_bundle: Path) -> None:
     folder, _ = made
     before = (folder / "demo.png").read_bytes()

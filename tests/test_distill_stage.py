@@ -172,6 +172,7 @@ def road(clip: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory
     return made
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(road: Road) -> None:
     folder = road.folder / "straight"
     rows = road.rows("straight", "evaluation")
@@ -235,6 +236,7 @@ def test_too_many_unreadable_pictures_stop_the_run(clip: Path, photographs: Path
     assert road.rows("torn", "unreadable")
 
 
+@pytest.mark.slow
 def test_shards_are_learnt_from_and_labelled_boxes_evaluated_on(clip: Path, photographs: Path, tmp_path: Path) -> None:
     pictures = sorted(photographs.iterdir())
     for shard in range(2):

@@ -96,6 +96,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Done(recipe, output, stopped, plan, ablate(recipe, "--output", output))
 
 
+@pytest.mark.slow
 def test_methods_of_subjects_learn_each_subject_of_each_case(tmp_path: Path) -> None:
     learns = {"steps": 1, "method": "textual_inversion", "prior": "none"}
     row = {"data": "subjects", "finetune": learns, "sample": {"scale": 0}}
@@ -118,6 +119,7 @@ def test_methods_of_subjects_learn_each_subject_of_each_case(tmp_path: Path) -> 
     assert "to do: 0 of 3 finetunings, 0 of 3 pictures, 0 of 3 scorings" in plan
 
 
+@pytest.mark.slow
 def test_an_interruption_keeps_what_is_finished(done: Done) -> None:
     assert done.stopped.returncode == 130
     assert "the same command again goes on" in done.stopped.stderr

@@ -22,6 +22,8 @@ from rbctl.menagerie.triplets import draw_triplets
 from rbctl.relations import load_relation
 from rbctl.runs import COMMAND
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 TRAPS = ("click", "yaml", "torch", "numpy", "PIL", "diffusers", "rbctl", "sitecustomize", "usercustomize")
 PROBES = (

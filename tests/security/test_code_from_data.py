@@ -40,6 +40,7 @@ def write_shard(path: Path, key: str = "0") -> None:
             archive.addfile(member, io.BytesIO(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["annotate", "distill"])
 def test_a_shard_whose_name_is_a_command_runs_nothing(
     tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch

@@ -38,6 +38,8 @@ from rbctl.triplets import load
 from rbctl.triplets.check import check
 from rbctl.triplets.raw import read_origin, read_raw
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 80
 SECONDS = 10
 DEEP: Any = []

@@ -138,6 +138,7 @@ DAMAGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_or_foreign_result_is_made_anew_and_told(copied: Path, damage: str) -> None:
     before, metadata = kept(copied), (copied / "metadata.jsonl").read_bytes()

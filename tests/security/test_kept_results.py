@@ -110,6 +110,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_changed_frozen_results_are_made_anew(tiny_bundle: Path, triplets: Path, tmp_path: Path) -> None:
     assert finetune(tiny_bundle, triplets, tmp_path / "straight", 3).exit_code == 0
     assert finetune(tiny_bundle, triplets, tmp_path / "run", 2).exit_code == 0
@@ -121,6 +122,7 @@ def test_changed_frozen_results_are_made_anew(tiny_bundle: Path, triplets: Path,
     assert same(weights(tmp_path / "straight"), weights(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_changed_checkpoint_is_passed_over(tiny_bundle: Path, triplets: Path, tmp_path: Path) -> None:
     assert finetune(tiny_bundle, triplets, tmp_path / "straight", 3).exit_code == 0
     assert finetune(tiny_bundle, triplets, tmp_path / "run", 2).exit_code == 0

@@ -47,6 +47,7 @@ def test_a_full_disk_in_the_words_of_any_library_is_one_line(tmp_path: Path, err
     assert (tmp_path / "a").read_text() == "before"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["renders", "vae"])
 def test_a_full_disk_while_pretraining_is_one_line(tmp_path: Path, part: str) -> None:
     few = [
@@ -74,6 +75,7 @@ def test_a_full_disk_while_pretraining_is_one_line(tmp_path: Path, part: str) ->
     assert run_process(command, tmp_path / "log") == 0  # nothing half made is in the way
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_a_bundle_is_imported_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
     encoder = tmp_path / "epoch_6.pt"
     from rbctl.files import read_safetensors
@@ -202,6 +204,7 @@ def test_words_of_data_do_not_act_on_the_terminal(tmp_path: Path) -> None:
 # --- kills
 
 
+@pytest.mark.slow
 def test_a_kill_between_checkpoint_and_preview_costs_no_preview(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

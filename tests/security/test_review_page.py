@@ -275,6 +275,7 @@ def test_a_value_that_a_page_lacks_is_an_error(tmp_path: Path) -> None:
         render(template)
 
 
+@pytest.mark.slow
 def test_words_of_results_are_only_words_in_the_report(tmp_path: Path) -> None:
     folder = tmp_path / f"a {SCRIPT.replace('/', '-')}"
     folder.mkdir()
