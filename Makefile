@@ -34,7 +34,7 @@ bench: $(STAMP)
 
 # Hours on two cores, minutes on a GPU; goes on where it stopped. GATES="--only vae,base" measures these alone.
 gates: $(STAMP)
-	$(BIN)/python -m bench.gates --keep docs/mini-gates.json $(GATES)
+	$(BIN)/rbctl eval gates mini --keep docs/mini-gates.json $(GATES)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ from rbctl.files import read_json, read_jsonl
 from rbctl.image_prompt import ImagePromptEncoder
 from rbctl.plugins.eval.ablate import run, tables
 from rbctl.plugins.eval.ablate.recipe import Ablation, Table, read
-from rbctl.plugins.eval.ablate.stages import Step, run_steps
+from rbctl.plugins.eval.stages import Step, run_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -260,9 +260,14 @@ def test_unrelated_triplets_say_one_relation_and_show_another(tmp_path: Path) ->
 
 def test_a_failed_command_is_told_with_its_log_and_stops_no_other(tmp_path: Path) -> None:
     ended: list[str] = []
+
+    def keep(printed: str, seconds: float) -> None:
+        assert seconds > 0
+        ended.append(printed)
+
     steps = [
-        Step(("finetune", "--relatoin", "ride"), tmp_path / "a" / "log.txt", ended.append),
-        Step(("finetune", "--relation", "ride", "--dry-run"), tmp_path / "b" / "log.txt", ended.append),
+        Step(("finetune", "--relatoin", "ride"), tmp_path / "a" / "log.txt", keep),
+        Step(("finetune", "--relation", "ride", "--dry-run"), tmp_path / "b" / "log.txt", keep),
     ]
     with pytest.raises(InputError, match=r"1 of 2 failed.*rbctl finetune: .*--relatoin.* \(log: .*a/log.txt\)"):
         run_steps(steps, 2, "finetune")

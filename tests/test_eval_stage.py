@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import datetime
 import functools
 import json
 import re
@@ -12,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,9 @@ from rbctl.menagerie.judge import Judge
 from rbctl.menagerie.oracle import load_oracle
 from rbctl.menagerie.oracle_extension import extend
 from rbctl.menagerie.triplets import pictures
-from rbctl.plugins.eval import processes
 from rbctl.plugins.eval.benchmarks import Wanted, load_benchmark
 from rbctl.plugins.eval.case import Case
+from rbctl.processes import together
 from rbctl.relations import load_relation
 
 CASES = 2
@@ -476,16 +476,15 @@ def test_sampling_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_processes_wait_as_long_as_the_first_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
-
-    def state(**options: Any) -> SimpleNamespace:
-        asked.append(options)
-        return SimpleNamespace(num_processes=2, process_index=1, wait_for_everyone=lambda: None)
-
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("accelerate.PartialState", state)
-    assert processes.count_and_rank() == (2, 1)
-    assert [options["timeout"].days for options in asked] == [7]
+    patience: list[datetime.timedelta] = []
+    launched = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, timeout: patience.append(timeout))
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    with together() as here:
+        assert not here.first
+    assert [wait.days for wait in patience] == [7]
 
 
 @pytest.mark.slow

@@ -3,25 +3,49 @@
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from rbctl.options import StageCommand, config_options
+from rbctl.plugins.eval.ablate import command as ablate
 from rbctl.plugins.eval.config import EvalConfig
+from rbctl.plugins.eval.gates import command as gates
 
 
-class _Eval(StageCommand):
-    """The command, and behind the word ``ablate`` another; a folder of that name is ``./ablate``."""
+class _Eval(click.Group, StageCommand):
+    """Scores folders itself, unless the first word is one of its commands; a folder of that name is ``./ablate``."""
 
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        if args[:1] == ["ablate"]:
-            from rbctl.plugins.eval.ablate import command as ablate
+    allow_interspersed_args = True
 
-            return ablate.make_context(f"{info_name} ablate", args[1:], parent=parent, **extra)
-        return super().make_context(info_name, args, parent=parent, **extra)
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] in self.commands:
+            ctx.args = args
+            return args
+        return StageCommand.parse_args(self, ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if not ctx.args:
+            return StageCommand.invoke(self, ctx)
+        name, command, args = self.resolve_command(ctx, ctx.args)
+        assert command is not None
+        with command.make_context(name, args, parent=ctx) as own:
+            return command.invoke(own)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        params = super().get_params(ctx)
+        # Click would complete RUNS alone, and write it before a command's own usage.
+        hidden = ctx.resilient_parsing or ctx.command is not self
+        return [p for p in params if not (hidden and isinstance(p, click.Argument))]
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        files = [] if incomplete.startswith("-") else [CompletionItem(incomplete, type="file")]
+        return [*super().shell_complete(ctx, incomplete), *files]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        StageCommand.format_options(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
 
 
-@click.command("eval", cls=_Eval)
+@click.group("eval", cls=_Eval, invoke_without_command=True, subcommand_metavar="| COMMAND ...")
 @config_options(EvalConfig)
 def command(config: EvalConfig) -> None:
     """Score pictures in folders RUNS, or sample a benchmark and score that.
@@ -39,9 +63,12 @@ def command(config: EvalConfig) -> None:
 
     \b
     Profiles: cc101, dreambench, dreambench++, relationbench, crops; docs/eval.md defines them.
-    'rbctl eval ablate RECIPE' trains, samples and scores variants of the method: 'rbctl eval ablate --help'.
     """
     from rbctl.plugins.eval.run import run
 
     if said := run(config):  # of several processes the first alone speaks
         click.echo(said)
+
+
+command.add_command(ablate)
+command.add_command(gates)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from rbctl.menagerie.judge import Verdict
 from rbctl.plugins.eval.metrics import Features, cosine
@@ -60,10 +60,10 @@ def best_match(table: NDArray[np.float64]) -> tuple[int, ...]:
     """Which image prompt each object is taken for when every prompt is taken once and the sum is largest.
 
     Args:
-        table: (N, N) likeness of object and image prompt, N up to 8. Ties go to the order as it is.
+        table: (N, N) likeness of object and image prompt.
     """
-    rows = range(len(table))
-    return max(itertools.permutations(rows), key=lambda order: sum(float(table[k, order[k]]) for k in rows))
+    _, prompts = linear_sum_assignment(table, maximize=True)
+    return tuple(int(k) for k in prompts)
 
 
 def likeness(parts: Sequence[Features | None], prompts: Sequence[Features]) -> float | None:

@@ -16,9 +16,9 @@ from rbctl import kept
 from rbctl.errors import InputError
 from rbctl.files import sha256
 from rbctl.images import read_image
-from rbctl.plugins.eval import processes
 from rbctl.plugins.eval.case import Part
 from rbctl.plugins.eval.encoders import Encoder, as_array
+from rbctl.processes import World
 from rbctl.progress import progress
 from rbctl.relations import Box
 
@@ -47,12 +47,14 @@ class FeatureStore:
 
     Attributes:
         batch_size: items encoded at once.
+        world: the processes that share the encoding.
     """
 
     folder: Path
     encoder: Encoder
     digests: Digests
     batch_size: int = 16
+    world: World = field(default_factory=World)
     _known: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     _read: set[Path] = field(default_factory=set, repr=False)
 
@@ -102,14 +104,12 @@ class FeatureStore:
     def _fill(self, wanted: dict[str, Any], encode: Callable[[list[Any]], list[np.ndarray]]) -> None:
         if self._known.keys() >= wanted.keys():
             return
-        count, rank = processes.count_and_rank()
         self._load()
-        processes.wait()  # all see the same files before one of them adds any
-        waiting = sorted(key for key in wanted if key not in self._known)
-        if share := waiting[rank::count]:
-            self._encode(share, wanted, encode)
-        if count > 1:
-            processes.wait()
+        self.world.wait()  # all see the same files before one of them adds any
+        if keys := self.world.part(sorted(wanted.keys() - self._known.keys())):
+            self._encode(keys, wanted, encode)
+        if self.world.size > 1:
+            self.world.wait()
             self._load()
 
     def _encode(self, keys: list[str], wanted: dict[str, Any], encode: Callable[[list[Any]], list[np.ndarray]]) -> None:

@@ -16,6 +16,7 @@ from rbctl.images import read_image
 from rbctl.pages import render
 from rbctl.plugins.eval.failures import TYPES
 from rbctl.plugins.eval.scores import TRUTH, Row, by_case
+from rbctl.plugins.eval.tables import aligned, cell, inert, markdown_table, number
 
 _THUMBNAIL = 144  # pixels, longer side
 _COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#8e5aa8", "#b08900", "#4d4d4d")
@@ -23,21 +24,7 @@ _EXTREMES = 4  # best and worst pictures of a run
 _PLOT = 420.0, 300.0, 46.0  # width, height and margin of the scatter
 
 
-# --- numbers -------------------------------------------------------------------------------------------------------
-
-
-def number(value: float | None) -> str:
-    """Short enough for a table: 28.9, 0.754; "-" for None."""
-    if value is None:
-        return "-"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
-
-
-def cell(found: dict[str, Any] | None) -> str:
-    """``28.9 [27.1, 30.2]``"""
-    if found is None or found.get("mean") is None:
-        return "-"
-    return f"{number(found['mean'])} [{number(found['low'])}, {number(found['high'])}]"
+# --- tables ---------------------------------------------------------------------------------------------------------
 
 
 def _mark(content: dict[str, Any], run: str, column: str) -> str:
@@ -116,7 +103,13 @@ def rank_line(content: dict[str, Any]) -> str:
 def terminal(content: dict[str, Any]) -> str:
     """The table as plain text, failures and rank correlation under it."""
     encoders = "; ".join(f"{name}: {f['folder']} ({f['hash'][:8]})" for name, f in content["encoders"].items())
-    parts = [_aligned(table(content)), _aligned(failure_table(content)), rank_line(content), _LEGEND, encoders]
+    parts = [
+        aligned(table(content)),
+        aligned(failure_table(content)),
+        rank_line(content),
+        _LEGEND,
+        encoders,
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -126,46 +119,30 @@ _LEGEND = (
 )
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join("  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
 # --- Markdown ------------------------------------------------------------------------------------------------------
 
 
 def markdown(content: dict[str, Any], rows: Sequence[Row]) -> str:
     """The report without pictures."""
-    parts = [f"# {_inert(_title(content))}", _inert(content["benchmark"]["source"])]
-    parts += [_markdown_table(table(content)), _LEGEND, _inert(rank_line(content))]
+    parts = [f"# {inert(_title(content))}", inert(content["benchmark"]["source"])]
+    parts += [markdown_table(table(content)), _LEGEND, inert(rank_line(content))]
     for group, cells in content["groups"].items():
-        parts += [f"## {_inert(group)}", _markdown_table(table(content, cells, bounds=False))]
-    parts += ["## Failures", _markdown_table(failure_table(content))]
+        parts += [f"## {inert(group)}", markdown_table(table(content, cells, bounds=False))]
+    parts += ["## Failures", markdown_table(failure_table(content))]
     parts += ["## Best and worst"]
     for run, (best, worst) in extremes(rows, content).items():
         for words, some in (("best", best), ("worst", worst)):
             parts.append(
-                _inert(f"{run}, {words}: " + "; ".join(f"{r.picture.path.name}: {r.picture.case.text}" for r in some))
+                inert(f"{run}, {words}: " + "; ".join(f"{r.picture.path.name}: {r.picture.case.text}" for r in some))
             )
-    parts += ["## Cases", _markdown_table(case_table(content, rows))]
+    parts += ["## Cases", markdown_table(case_table(content, rows))]
     if content["left_out"]:
-        parts += ["## Left out", "\n".join(f"- {_inert(line)}" for line in content["left_out"])]
-    parts += ["## What was run", _markdown_table(_facts_table(content))]
-    parts += ["## Columns", _markdown_table(_column_table(content))]
+        parts += ["## Left out", "\n".join(f"- {inert(line)}" for line in content["left_out"])]
+    parts += ["## What was run", markdown_table(_facts_table(content))]
+    parts += ["## Columns", markdown_table(_column_table(content))]
     if len(tests := _test_table(content)) > 1:
-        parts += ["## Paired tests", _markdown_table(tests)]
+        parts += ["## Paired tests", markdown_table(tests)]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    escaped = [[_inert(text).replace("|", "\\|") for text in row] for row in rows]
-    lines = [escaped[0], ["---"] * len(rows[0]), *escaped[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _inert(text: str) -> str:
-    """Text from data as one line of Markdown without HTML, links and pictures, which a viewer would fetch."""
-    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
 
 
 def _title(content: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -14,12 +13,14 @@ import torch
 
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.fingerprints import fingerprint
+from rbctl.defaults import BUNDLE
+from rbctl.device import pick_device
 from rbctl.errors import InputError
 from rbctl.files import read_jsonl, write_json, write_jsonl, write_text
 from rbctl.menagerie.judge import Judge
 from rbctl.menagerie.oracle import load_oracle
-from rbctl.options import as_plain, write_recipe
-from rbctl.plugins.eval import processes, report, results
+from rbctl.options import as_plain
+from rbctl.plugins.eval import report, results
 from rbctl.plugins.eval.benchmarks import Benchmark, Wanted, load_benchmark, of_relations, seeded
 from rbctl.plugins.eval.case import Case, Picture
 from rbctl.plugins.eval.config import EvalConfig
@@ -29,7 +30,8 @@ from rbctl.plugins.eval.metrics import PROFILES
 from rbctl.plugins.eval.predicates import lacking
 from rbctl.plugins.eval.sampling import sample
 from rbctl.plugins.eval.scores import TRUTH, Row, Scorer
-from rbctl.runs import RUNS, claim, versions, write_record
+from rbctl.processes import World, together
+from rbctl.runs import RUNS, Run, versions
 
 _MADE_WITH = (
     "bundle",
@@ -50,33 +52,34 @@ def run(config: EvalConfig) -> str:
     """Sample what is missing, score, write the report; returns what the terminal shows."""
     name = Path(config.bench).stem if config.bench else _run_names(config.runs)[0]
     output = config.output or RUNS / "eval" / name
-    first = processes.count_and_rank()[1] == 0
-    with claim(output) if first else contextlib.nullcontext():
-        if not first:
-            processes.wait()  # until the first one has drawn and sampled what is missing
-        digests = Digests()
-        bench = _benchmark(config, output)
-        pictures, left_out = _bench_pictures(config, bench, output, digests) if bench else _given(config, digests)
-        if first:
-            processes.wait()
-        scorer = _scorer(config, bench, digests, pictures)
-        rows = scorer.rows(pictures)
-        if not first:
-            return ""
-        content = _content(config, bench, scorer, rows, left_out)
-        write_recipe(output / "recipe.yaml", "eval", config)
-        write_record(output, seed=config.seed, encoders=content["encoders"])
-        write_json(output / "scores.json", content)
-        write_jsonl(output / "pictures.jsonl", [row.facts() for row in rows])
-        write_text(output / "report.md", report.markdown(content, rows))
-        write_text(output / "report.html", report.html(content, rows, config.show))
+    with together() as world:
+        work = Run(output, "eval", config, world=world)
+        with work.claimed():
+            if not world.first:
+                world.wait()  # until the first one has drawn and sampled what is missing
+            digests = Digests()
+            bench = _benchmark(config, output)
+            if bench:
+                pictures, left_out = _bench_pictures(config, bench, output, digests, world)
+            else:
+                pictures, left_out = _given(config, digests), {}
+            if world.first:
+                world.wait()
+            scorer = open_scorer(config, bench, digests, pictures, world)
+            rows = scorer.rows(pictures)
+            if not world.first:
+                return ""
+            content = _content(config, bench, scorer, rows, left_out)
+            work.begin({"encoders": content["encoders"]})
+            write_json(output / "scores.json", content)
+            write_jsonl(output / "pictures.jsonl", [row.facts() for row in rows])
+            write_text(output / "report.md", report.markdown(content, rows))
+            write_text(output / "report.html", report.html(content, rows, config.show))
     for line in content["left_out"]:
         click.echo(f"left out: {line}", err=True)
-    if config.clip is None and config.bundle == "mini" and (others := _not_of_mini(content["runs"])):
-        told = (
-            f"{', '.join(others)}: scored by the CLIP of mini, which knows drawn animals alone; give --clip or --bundle"
-        )
-        click.echo(told, err=True)
+    if foreign := _of_other_worlds(config, content["runs"]):
+        clip = f"the CLIP of {Path(config.bundle).name}, which knows drawn animals alone"
+        click.echo(f"{', '.join(foreign)}: scored by {clip}; give --clip or --bundle", err=True)
     if config.json:
         return json.dumps(content, indent=2, ensure_ascii=False)
     return f"{report.terminal(content)}\n{output / 'report.html'}"
@@ -99,7 +102,7 @@ def _benchmark(config: EvalConfig, output: Path) -> Benchmark | None:
 
 
 def _bench_pictures(
-    config: EvalConfig, bench: Benchmark, output: Path, digests: Digests
+    config: EvalConfig, bench: Benchmark, output: Path, digests: Digests, world: World
 ) -> tuple[list[Picture], dict[str, int]]:
     """Pictures of every run on the benchmark's cases, sampled where they are not there, and cases without one."""
     cases = seeded(bench.cases)
@@ -121,7 +124,7 @@ def _bench_pictures(
         if not asked:
             raise InputError(f"--lora: the benchmark has no case of {', '.join(own)}")
         place = output / "samples" / name
-        if processes.count_and_rank()[1] == 0:
+        if world.first:
             sample(name, asked, own, place, flags)
         found, _ = results.of_cases(name, results.read_rows(place), asked, digests, place, partial=False)
         pictures += found
@@ -135,30 +138,42 @@ def _bench_pictures(
     return pictures, left_out
 
 
-def _given(config: EvalConfig, digests: Digests) -> tuple[list[Picture], dict[str, int]]:
-    found: list[Picture] = []
-    for name, folder in zip(_run_names(config.runs), config.runs, strict=True):
-        found += results.as_cases(name, results.read_rows(folder, config.follow_outside), digests)
-    return found, {}
+def _given(config: EvalConfig, digests: Digests) -> list[Picture]:
+    return [
+        picture
+        for name, folder in zip(_run_names(config.runs), config.runs, strict=True)
+        for picture in results.as_cases(name, results.read_rows(folder, config.follow_outside), digests)
+    ]
 
 
-def _scorer(config: EvalConfig, bench: Benchmark | None, digests: Digests, pictures: Sequence[Picture]) -> Scorer:
-    device = processes.own_device(config.device)
+def open_scorer(
+    config: EvalConfig,
+    bench: Benchmark | None,
+    digests: Digests,
+    pictures: Sequence[Picture],
+    world: World | None = None,
+) -> Scorer:
+    """What scores pictures: encoders with their kept features, and a judge where the embedded world drew the cases.
+
+    Raises:
+        InputError: an encoder's or the oracle's folder is not there, or damaged.
+    """
+    world = world or World()
+    device = world.device(pick_device(config.device))
     profiles = config.profile or (bench.profiles if bench else ("relationbench",))
-    needed = {metric.encoder for profile in profiles for metric in PROFILES[profile]}
-    found = _encoders(config, device)
+    needed = {metric.encoder for profile in profiles for metric in PROFILES[profile]} | {"dino"}
+    cache = config.cache or RUNS / "eval" / "features"
     stores = {
-        name: FeatureStore(config.cache or RUNS / "eval" / "features", encoder, digests, config.batch_size)
-        for name, encoder in found.items()
-        if name in needed or name == "dino"
+        name: FeatureStore(cache, encoder, digests, config.batch_size, world)
+        for name, encoder in _encoders(config, device).items()
+        if name in needed
     }
     judge, digest = None, ""
     if any(picture.case.truth for picture in pictures):
         folder = config.oracle or resolve(config.bundle) / "oracle"
         if not folder.is_dir() and config.oracle is None:
-            folder = resolve("mini") / "oracle"
-        judge = Judge(load_oracle(folder, device))
-        digest = fingerprint(folder)
+            folder = resolve(BUNDLE) / "oracle"
+        judge, digest = Judge(load_oracle(folder, device)), fingerprint(folder)
     return Scorer(stores, profiles, judge, digest, config.seed)
 
 
@@ -211,9 +226,13 @@ def _content(
     }
 
 
-def _not_of_mini(runs: dict[str, Any]) -> list[str]:
-    """Runs whose pictures are not known to be of the embedded world."""
-    return [name for name, facts in runs.items() if name != TRUTH and facts["made_with"].get("bundle") != "mini"]
+def _of_other_worlds(config: EvalConfig, runs: dict[str, Any]) -> list[str]:
+    """Runs that a CLIP of the embedded world scores, though they do not say that its bundle made their pictures."""
+    bundle = resolve(config.bundle)
+    if config.clip or not (bundle / "oracle").is_dir():
+        return []
+    name = bundle.resolve().name
+    return [run for run, facts in runs.items() if run != TRUTH and facts["made_with"].get("bundle") != name]
 
 
 def _facts(rows: Sequence[Row]) -> dict[str, Any]:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_yaml
 from rbctl.options import find_recipe
-from rbctl.plugins.eval.ablate.stages import resolved
+from rbctl.plugins.eval.stages import OURS, Options, complete, digest
 from rbctl.relations import load_relation
 
 FULL = "full"  # the variant that changes nothing, which all others are compared with
@@ -24,18 +19,6 @@ DATA = ("relation", "unrelated", "subjects")
 _KEYS = ("bench", "bundle", "relations", "seeds", "cases", "finetune", "sample", "tables")
 _TABLE_KEYS = ("name", "title", "note", "rows")
 _VARIANT_KEYS = ("finetune", "sample", "data")
-# What the ablation itself says to the stages.
-_OURS = {
-    "finetune": ("relation", "class_noun", "data", "bundle", "output", "resume", "seed", "device"),
-    "sample": ("prompts", "config", "bundle", "output", "relation", "lora", "embedding", "seed", "images", "device"),
-}
-
-Options = dict[str, Any]
-
-
-def digest(facts: Any) -> str:
-    """Short name of plain data, by its content."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
 
 
 @dataclass(frozen=True)
@@ -177,25 +160,14 @@ class _Stages:
                     f"{where}: {stage}: a mapping of options to values was expected, not {abridged(options)}"
                 )
             for key in options:
-                if key in _OURS[stage]:
+                if key in OURS[stage]:
                     raise InputError(f"{where}: {stage}: {key} is not a variant's to say, the ablation sets it")
         options = {**common, **own}
         asked = digest([stage, repr(options)])
         if asked not in self.known:
             before = {"finetune": ("--relation", str(self.content["relations"][0])), "sample": ("prompts.yaml",)}[stage]
-            self.known[asked] = self._ask(where, stage, options, before)
+            self.known[asked] = complete(stage, options, str(self.content["bundle"]), where, *before)
         return self.known[asked]
-
-    def _ask(self, where: str, stage: str, options: Options, before: Iterable[str]) -> Options:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "recipe.yaml"
-            file.write_text(yaml.safe_dump({stage: options}), encoding="utf-8")
-            try:
-                found = resolved(stage, *before, "--bundle", str(self.content["bundle"]), "--recipe", str(file))
-            except InputError as error:
-                said = str(error).removeprefix(f"{file}: ")
-                raise InputError(f"{where}: {stage}: {said}") from error
-        return {key: value for key, value in found.items() if key not in _OURS[stage]}
 
 
 def _known(where: str, content: Mapping[Any, Any], keys: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,28 +19,29 @@ from rbctl import layout, lora
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.fingerprints import fingerprint, generator_fingerprint
 from rbctl.errors import InputError
-from rbctl.files import read_json, read_jsonl, read_safetensors, sha256, write_bytes, write_json, write_text
+from rbctl.files import read_jsonl, read_object, read_safetensors, sha256, write_bytes, write_json, write_text
 from rbctl.images import read_image, write_png
 from rbctl.layout import LayoutPrior
 from rbctl.menagerie.triplets import DRAWN_AS, draw_scenes, spoken
 from rbctl.pictures import grid
-from rbctl.plugins.eval import report, results, sampling
+from rbctl.plugins.eval import results, sampling
 from rbctl.plugins.eval.ablate import tables
-from rbctl.plugins.eval.ablate.recipe import Ablation, Variant, digest
-from rbctl.plugins.eval.ablate.stages import Step, last_line, run_steps
+from rbctl.plugins.eval.ablate.recipe import Ablation, Variant
 from rbctl.plugins.eval.benchmarks import Benchmark, Wanted, find_benchmark, load_benchmark, of_relations, seeded
 from rbctl.plugins.eval.case import Case
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.features import Digests
-from rbctl.plugins.eval.run import _scorer
+from rbctl.plugins.eval.run import open_scorer
 from rbctl.plugins.eval.scores import Row
+from rbctl.plugins.eval.stages import Stages, digest, learned
+from rbctl.plugins.eval.tables import aligned
 from rbctl.relations import Relation, load_relation
 from rbctl.runs import RUNS, claim, versions
 from rbctl.triplets import load as load_triplets
 from rbctl.triplets.folder import METADATA, write
 
 ABLATIONS = RUNS / "ablate"
-_MADE, _SCORES = "made.json", "scores.json"  # written last, so what they stand beside is whole
+_MADE, _SCORES = "made.json", "scores.json"  # of a cell; written last, so what they stand beside is whole
 _SHOWN = 2  # cases of each relation in the sheet of pictures
 
 
@@ -66,7 +66,7 @@ class Cell:
     @property
     def learned(self) -> tuple[Path, ...] | None:
         """The LoRAs or embeddings that the finetunings made, once all have ended."""
-        found = tuple(path for folder in self.tuned if (path := _result(folder)))
+        found = tuple(path for folder in self.tuned if (path := learned(folder)))
         return found if len(found) == len(self.tuned) else None
 
     def learned_for(self, number: int) -> str:
@@ -133,7 +133,8 @@ class Work:
     def sampled(self, cell: Cell) -> bool:
         """Whether all pictures of a cell are there."""
         depends = self.depends(cell)
-        return depends is not None and _read(cell.shown / _MADE) == depends
+        made = cell.shown / _MADE
+        return depends is not None and made.is_file() and read_object(made) == depends
 
     @functools.cached_property
     def judge(self) -> str:
@@ -142,9 +143,11 @@ class Work:
 
     def scored(self, cell: Cell) -> dict[str, Any] | None:
         """The scores of a cell's pictures, if they are of these pictures and by this judge."""
-        found = _read(cell.shown / _SCORES)
-        current = found and self.sampled(cell) and (found["of"], found["judge"]) == (self.depends(cell), self.judge)
-        return found if current else None
+        path = cell.shown / _SCORES
+        if not (path.is_file() and self.sampled(cell)):
+            return None
+        scores = read_object(path)
+        return scores if (scores["of"], scores["judge"]) == (self.depends(cell), self.judge) else None
 
     @functools.cached_property
     def bench(self) -> Benchmark:
@@ -153,6 +156,11 @@ class Work:
         return load_benchmark(
             ablation.bench, Wanted(None, ablation.relations, ablation.cases, drawn=self.output / "bench")
         )
+
+    @property
+    def stages(self) -> Stages:
+        """The stages that tune and sample."""
+        return Stages(self.output, self.ablation.bundle, self.device, self.jobs)
 
     @property
     def scoring(self) -> EvalConfig:
@@ -179,7 +187,7 @@ class Work:
             )
             changes = yaml.safe_dump(variant.changes, default_flow_style=True, width=1000).strip()
             rows.append([variant.name, *(f"{n} of {len(cells)}" for n in done), changes if variant.changes else "none"])
-        tuned = {folder: _result(folder) for cell in self.cells for folder in cell.tuned}
+        tuned = {folder: learned(folder) for cell in self.cells for folder in cell.tuned}
         to_tune = sum(path is None for path in tuned.values())
         to_sample = sum(not self.sampled(cell) for cell in self.cells)
         to_score = sum(self.scored(cell) is None for cell in self.cells)
@@ -189,7 +197,7 @@ class Work:
                 f"{', '.join(ablation.relations)} with seeds {', '.join(map(str, ablation.seeds))}; "
                 f"{ablation.cases} cases a relation of {ablation.bench}, bundle {ablation.bundle}",
                 "",
-                report._aligned(rows),
+                aligned(rows),
                 "",
                 f"to do: {to_tune} of {len(tuned)} finetunings, {to_sample * ablation.cases} of "
                 f"{len(self.cells) * ablation.cases} pictures, {to_score} of {len(self.cells)} scorings",
@@ -228,9 +236,9 @@ class Work:
             own = of_relations(cases, [cell.relation.name])
             people = [(case, role) for case in own for role in range(len(case.objects))]
             for number, folder in enumerate(cell.tuned):
-                if folder in steps or _result(folder):
+                if folder in steps or learned(folder):
                     continue
-                arguments = [*self._recipe("finetune", cell.variant.finetune), "--seed", str(cell.seed)]
+                arguments = ["--seed", str(cell.seed)]
                 if cell.variant.data == "subjects":
                     case, role = people[number]
                     arguments += ["--class-noun", case.objects[role].name, "--data", str(self._subject(case, role))]
@@ -238,9 +246,8 @@ class Work:
                     arguments += ["--relation", cell.given]
                 if cell.variant.data == "unrelated":
                     arguments += ["--data", str(self._unrelated(cell))]
-                keep = functools.partial(_keep_result, folder)
-                steps[folder] = Step(("finetune", *arguments, "--output", str(folder)), folder / "log.txt", keep)
-        run_steps(steps.values(), self.jobs, "finetune")
+                steps[folder] = self.stages.finetune(folder, cell.variant.finetune, *arguments)
+        self.stages.run(steps.values(), "finetune")
 
     def sample(self, cases: Sequence[Case]) -> None:
         """Sample the pictures that are not there: every variant in the boxes of the full method's layout prior."""
@@ -260,12 +267,9 @@ class Work:
                 boxes, _ = layout.boxes_for(len(entry["objects"]), prior, cell.relation)
                 for thing, box in zip(entry["objects"], boxes, strict=True):
                     thing["box"] = list(box)
-            prompts = cell.shown.with_suffix(".yaml")
-            write_text(prompts, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-            arguments = [str(prompts), *self._recipe("sample", cell.variant.sample), "--output", str(cell.shown)]
-            keep = functools.partial(_keep, cell.shown / _MADE, self.depends(cell) or {})
-            steps.append(Step(("sample", *arguments), cell.shown / "log.txt", keep))
-        run_steps(steps, self.jobs, "sample")
+            done = functools.partial(write_json, cell.shown / _MADE, self.depends(cell))
+            steps.append(self.stages.sample(cell.shown, content, cell.variant.sample, done))
+        self.stages.run(steps, "sample")
 
     def score(self, cases: Sequence[Case]) -> None:
         """Score the pictures that are not scored, all of a variant in one go."""
@@ -281,7 +285,7 @@ class Work:
                 continue
             click.echo(f"score {variant.name}: {len(pictures)} pictures", err=True)
             if scorer is None:
-                scorer = _scorer(self.scoring, self.bench, digests, pictures)
+                scorer = open_scorer(self.scoring, self.bench, digests, pictures)
             rows = scorer.rows(pictures)
             found, lacking = scorer.columns()
             judged = {"judge": self.judge, "columns": tables.columns(found), "lacking": lacking}
@@ -306,12 +310,6 @@ class Work:
         return grid(
             pictures, len(pictures) // (len(self.ablation.relations) * min(_SHOWN, self.ablation.cases)), captions
         )
-
-    def _recipe(self, stage: str, options: dict[str, Any]) -> list[str]:
-        """Flags that give a stage its options: a recipe file of its own, and what the ablation says."""
-        path = self.output / "recipes" / f"{stage}-{digest(options)}.yaml"
-        write_text(path, yaml.safe_dump({stage: options}, sort_keys=False))
-        return ["--recipe", str(path), "--bundle", self.ablation.bundle, "--device", self.device]
 
     def _subject(self, case: Case, role: int) -> Path:
         """The pictures of one subject of a case, in a folder."""
@@ -342,30 +340,6 @@ class Work:
             triplets.append(dataclasses.replace(triplet, prompt=text, predicate=said, objects=things))
         write(triplets, folder)
         return folder
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A file that we wrote whole, or nothing."""
-    return dict(read_json(path)) if path.is_file() else None
-
-
-def _result(tuned: Path) -> Path | None:
-    """What a finetuning made, once it has ended."""
-    made = _read(tuned / _MADE)
-    path = tuned / made["result"] if made else None
-    return path if path and path.is_file() else None
-
-
-def _keep(path: Path, facts: dict[str, Any], printed: str) -> None:
-    write_json(path, facts)
-
-
-def _keep_result(folder: Path, printed: str) -> None:
-    """Note which file a finetuning made: it prints its path."""
-    result = Path(last_line(printed))
-    if not result.is_file():
-        raise InputError(f"{folder / 'log.txt'}: rbctl finetune ended without a result ({result})")
-    write_json(folder / _MADE, {"result": os.path.relpath(result, folder)})
 
 
 def _plain(row: Row, cell: Cell) -> dict[str, Any]:

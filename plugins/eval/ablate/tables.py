@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from rbctl.plugins.eval import report
 from rbctl.plugins.eval.ablate.recipe import Ablation, Variant
 from rbctl.plugins.eval.intervals import interval, paired
 from rbctl.plugins.eval.scores import Column
+from rbctl.plugins.eval.tables import aligned, cell, markdown_table, number
 
 COLOUR = "oracle colour"
 _SIGNIFICANT = 0.05
@@ -123,7 +123,7 @@ def _rows(found: Mapping[str, Any], table: Mapping[str, Any]) -> list[list[str]]
         for column in found["columns"]:
             p = variant["minus_full"][column]["p"]
             mark = "*" if name != found["full"] and p is not None and p < _SIGNIFICANT else ""
-            cells.append(report.cell(variant["cells"][column]) + mark)
+            cells.append(cell(variant["cells"][column]) + mark)
         most = max(cell["cases"] for cell in variant["cells"].values())
         rows.append([label, str(most), *cells])
     return rows
@@ -136,7 +136,7 @@ def _differences(found: Mapping[str, Any], table: Mapping[str, Any]) -> list[lis
         if name != found["full"]:
             told = found["variants"][name]["minus_full"]
             cells = [{**told[column], "mean": told[column]["difference"]} for column in found["columns"]]
-            rows.append([label, *map(report.cell, cells)])
+            rows.append([label, *map(cell, cells)])
     return rows
 
 
@@ -147,7 +147,7 @@ def _spread(found: Mapping[str, Any]) -> list[list[str]]:
     told = {name: [variant["cells"][first][part] for part in parts] for name, variant in found["variants"].items()}
     heads = [[*by] for by in next(iter(told.values()))]
     rows = [["variant", *heads[0], *(f"seed {seed}" for seed in heads[1])]]
-    return rows + [[name, *(report.number(v) for by in some for v in by.values())] for name, some in told.items()]
+    return rows + [[name, *(number(v) for by in some for v in by.values())] for name, some in told.items()]
 
 
 def _what(found: Mapping[str, Any]) -> str:
@@ -165,7 +165,7 @@ def terminal(found: Mapping[str, Any]) -> str:
     """The tables as plain text."""
     parts = []
     for table in found["tables"]:
-        parts += [_title(table), report._aligned(_rows(found, table)), table["note"]]
+        parts += [_title(table), aligned(_rows(found, table)), table["note"]]
     return "\n\n".join(part for part in [*parts, _what(found), _LEGEND] if part)
 
 
@@ -173,16 +173,16 @@ def markdown(found: Mapping[str, Any]) -> str:
     """The tables, the differences, and what every column is."""
     parts = [f"# Ablations: {found['recipe']}", _what(found), _LEGEND]
     for table in found["tables"]:
-        parts += [f"## {_title(table)}", report._markdown_table(_rows(found, table)), table["note"]]
+        parts += [f"## {_title(table)}", markdown_table(_rows(found, table)), table["note"]]
         if len(differences := _differences(found, table)) > 1:
-            parts.append(report._markdown_table(differences))
+            parts.append(markdown_table(differences))
     first = next(iter(found["columns"].values()))["name"]
-    parts += [f"## Column {first!r} by relation and seed", report._markdown_table(_spread(found))]
+    parts += [f"## Column {first!r} by relation and seed", markdown_table(_spread(found))]
     told = [["column", "profile", "definition", "model"]]
     told += [[f["name"], f["profile"], f["definition"], f["hash"][:16]] for f in found["columns"].values()]
     parts += [
         "## Columns",
-        report._markdown_table(told),
+        markdown_table(told),
         "\n".join(f"- left out: {line}" for line in found["left_out"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,0 +1,240 @@
+"""What the gates are measured on: scenes, LoRAs and pictures of them; what is made already stays."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+
+from rbctl import lora
+from rbctl.bundle.catalogue import resolve
+from rbctl.bundle.fingerprints import generator_fingerprint
+from rbctl.denoising import to_pictures
+from rbctl.files import read_jsonl, read_object, sha256, write_json
+from rbctl.images import read_image
+from rbctl.layout import LayoutPrior
+from rbctl.menagerie.cases import DrawnCase, Stream, draw_cases
+from rbctl.menagerie.judge import Judge
+from rbctl.menagerie.triplets import DRAWN_AS
+from rbctl.pipeline import RelationPipeline
+from rbctl.plugins.eval import sampling
+from rbctl.plugins.eval.benchmarks import of_world
+from rbctl.plugins.eval.gates.figures import Scores, scores
+from rbctl.plugins.eval.gates.recipe import Gates
+from rbctl.plugins.eval.stages import Stages, complete, digest, learned, tuning
+from rbctl.relations import Box, load_relation
+
+_STREAM = Stream(0x6A7E5)  # the scenes of all figures that were ever kept
+BATCH = 8  # pictures through the VAE, or drawn, at once
+
+Boxes = Sequence[Sequence[Box]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Pictures of scenes, all made in one way.
+
+    Attributes:
+        relation: of all scenes, a name or a YAML's path; "" where they are of several, named as they are.
+        boxes: per scene; None for those that ``rbctl sample`` takes itself.
+        lora: None for the base model.
+    """
+
+    name: str
+    cases: tuple[DrawnCase, ...]
+    relation: str = ""
+    boxes: Boxes | None = None
+    lora: Path | None = None
+
+    def prompts(self) -> dict[str, Any]:
+        """As a prompts file of ``rbctl sample``."""
+        content = sampling.prompts([of_world(case, self.relation or case.relation.name) for case in self.cases], {})
+        for entry, boxes in zip(content["prompts"], self.boxes or [()] * len(self.cases), strict=True):
+            entry["lora"] = str(self.lora.resolve()) if self.lora else "none"
+            for subject, box in zip(entry["objects"], boxes, strict=False):
+                subject["box"] = list(box)
+        return content
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A LoRA of one relation and seed.
+
+    Attributes:
+        folder: of its tuning.
+        options: all of ``rbctl finetune``.
+    """
+
+    relation: str
+    seed: int
+    folder: Path
+    options: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """Its file, once the tuning has ended."""
+        path = learned(self.folder)
+        assert path is not None, self.folder
+        return path
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """Of its layout prior, in the order of the roles."""
+        return LayoutPrior.from_json(lora.read(self.path).metadata["rbctl.layout_prior"], str(self.path)).boxes()
+
+    def facts(self) -> dict[str, Any]:
+        """What is kept of it."""
+        forgetting = self.folder / "forgetting.json"
+        made = tuning(self.folder) or {}
+        return {
+            "seed": self.seed,
+            "steps": self.options["steps"],
+            "seconds": made.get("seconds"),
+            "threads": made.get("threads"),
+            "denoising_loss_on_prior_set": read_object(forgetting) if forgetting.is_file() else None,
+        }
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Measures the sections of a recipe in a folder.
+
+    Attributes:
+        judge: of all pictures; what the oracle does not know it learns.
+    """
+
+    gates: Gates
+    folder: Path
+    stages: Stages
+    judge: Judge
+    _cases: dict[str, tuple[DrawnCase, ...]] = field(default_factory=dict, repr=False)
+
+    def cases(self, relation: str, count: int) -> tuple[DrawnCase, ...]:
+        """The first scenes of a relation, a name or a YAML's path."""
+        if len(self._cases.get(relation, ())) < count:
+            rules = load_relation(relation)
+            self._cases[relation] = draw_cases([rules], count, self.folder / "cases" / rules.name, _STREAM)
+        return self._cases[relation][:count]
+
+    def each(self, relations: Sequence[str]) -> int:
+        """Scenes of each relation."""
+        return math.ceil(self.gates.scenes / max(len(relations), 1))
+
+    @cached_property
+    def easy_cases(self) -> tuple[DrawnCase, ...]:
+        """What every LoRA's forgetting is measured on."""
+        return tuple(case for relation in self.gates.easy for case in self.cases(relation, self.gates.easy_scenes))
+
+    @cached_property
+    def pipeline(self) -> RelationPipeline:
+        """The bundle, loaded when a round trip is asked for."""
+        click.echo(f"loading {self.gates.bundle}", err=True)
+        return RelationPipeline.from_pretrained(self.gates.bundle, device=self.stages.device)
+
+    def round_trip(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+        """Pictures through the VAE and back."""
+        bundle, back = self.pipeline.bundle, list[Image.Image]()
+        for first in range(0, len(pictures), BATCH):
+            pixels = torch.from_numpy(as_pixels(pictures[first : first + BATCH])).permute(0, 3, 1, 2)
+            latents, _ = bundle.encode_pictures(pixels.to(bundle.device).float() / 127.5 - 1)
+            back += to_pictures(bundle.decode_latents(latents))
+        return back
+
+    def scores(self, pictures: Sequence[Image.Image], cases: Sequence[DrawnCase]) -> Scores:
+        """What the judge says of pictures."""
+        return scores(self.judge(pictures, cases))
+
+    # --- LoRAs and pictures ---
+
+    @cached_property
+    def _bundle(self) -> str:
+        return generator_fingerprint(resolve(self.gates.bundle))
+
+    def _options(self, stage: str, *arguments: str) -> dict[str, Any]:
+        """All of a stage's options, checked by the stage."""
+        given = self.gates.finetune if stage == "finetune" else self.gates.sample
+        return complete(stage, given, self.gates.bundle, "gates", *arguments)
+
+    @cached_property
+    def sample_options(self) -> dict[str, Any]:
+        """All that pictures are sampled with."""
+        return self._options("sample", "prompts.yaml")
+
+    def tuned(self, relations: Sequence[str], seeds: Sequence[int], again: str = "") -> list[Tuned]:
+        """The LoRAs of relations, seed by seed, tuned where they are not there.
+
+        Args:
+            again: a word for runs of their own, beside those that are there.
+        """
+        loras = []
+        for seed in seeds:
+            for relation in relations:
+                rules, options = load_relation(relation), self._options("finetune", "--relation", relation)
+                key = digest([self._bundle, repr(rules), DRAWN_AS, seed, options, *([again] if again else [])])
+                loras.append(Tuned(relation, seed, self.folder / "loras" / f"{rules.name}-s{seed}-{key}", options))
+        waiting = [one for one in loras if learned(one.folder) is None]
+        self.stages.run(
+            [
+                self.stages.finetune(one.folder, dict(one.options), "--relation", one.relation, "--seed", str(one.seed))
+                for one in waiting
+            ],
+            "finetune",
+        )
+        return loras
+
+    def sample(self, arms: Sequence[Arm]) -> None:
+        """Sample the arms whose pictures are not there; those of one LoRA together, to load the bundle once."""
+        groups: dict[str, list[Arm]] = {}
+        for number, arm in enumerate(arm for arm in arms if self._listed(arm) is None):
+            group = arm.lora.parent.name if arm.lora else f"base-{number % self.stages.jobs}"
+            groups.setdefault(group, []).append(arm)
+        steps = []
+        for name, own in groups.items():
+            place = self.folder / "pictures" / name
+            prompts = {"prompts": [entry for arm in own for entry in arm.prompts()["prompts"]]}
+            list_them = functools.partial(self._list, place, own)
+            steps.append(self.stages.sample(place, prompts, self.sample_options, list_them))
+        self.stages.run(steps, "sample")
+
+    def pictures(self, arm: Arm) -> list[Image.Image]:
+        """Of an arm that was sampled, in the order of its cases."""
+        return [read_image(path) for path in self._listed(arm) or ()]
+
+    def _list(self, place: Path, arms: Sequence[Arm]) -> None:
+        """Note which of the pictures in a folder are whose."""
+        names = iter(row["file_name"] for row in read_jsonl(place / "metadata.jsonl"))
+        for arm in arms:
+            own = [f"{place.name}/{next(names)}" for _ in arm.cases]
+            write_json(self._list_of(arm), {"pictures": own})
+
+    def _listed(self, arm: Arm) -> list[Path] | None:
+        """An arm's pictures, if all of them are there."""
+        path = self._list_of(arm)
+        paths = [self.folder / "pictures" / name for name in read_object(path)["pictures"]] if path.is_file() else []
+        return paths if paths and all(map(Path.is_file, paths)) else None
+
+    def _list_of(self, arm: Arm) -> Path:
+        """The file that lists an arm's pictures, named by all that they depend on."""
+        depends = {
+            "bundle": self._bundle,
+            "cases": [case.picture.name for case in arm.cases],
+            "relation": repr(load_relation(arm.relation)) if arm.relation else "",
+            "boxes": None if arm.boxes is None else [[list(box) for box in own] for own in arm.boxes],
+            "lora": sha256(arm.lora) if arm.lora else None,
+            "sample": self.sample_options,
+        }
+        return self.folder / "arms" / f"{arm.name}-{digest(depends)}.json"
+
+
+def as_pixels(pictures: Sequence[Image.Image]) -> np.ndarray:
+    """(n, H, W, 3) uint8."""
+    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])

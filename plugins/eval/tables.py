@@ -1,0 +1,39 @@
+"""Tables of numbers: how a number is written, and rows of text for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Rows = Sequence[Sequence[str]]  # the header, then the rows
+
+
+def number(value: float | None) -> str:
+    """Short enough for a table: 28.9, 0.754; "-" for None."""
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def cell(mean: Mapping[str, Any] | None) -> str:
+    """``28.9 [27.1, 30.2]``, of a mean with its interval."""
+    if mean is None or mean.get("mean") is None:
+        return "-"
+    return f"{number(mean['mean'])} [{number(mean['low'])}, {number(mean['high'])}]"
+
+
+def aligned(rows: Rows) -> str:
+    """Plain text, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def markdown_table(rows: Rows) -> str:
+    """A Markdown table; what cells hold stays text."""
+    header, *others = [[inert(text).replace("|", "\\|") for text in row] for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *others))
+
+
+def inert(text: str) -> str:
+    """Text from data as one line of Markdown without HTML, links and pictures, which a viewer would fetch."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
