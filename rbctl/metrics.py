@@ -26,19 +26,19 @@ def cut(path: Path, step: int) -> None:
         InputError: as of :func:`rows`; the file then stays as it was.
     """
     if path.is_file():
-        kept = b"".join(line for line, row in _lines(path) if row["step"] <= step)
-        if len(kept) < path.stat().st_size:
-            write_bytes(path, kept)
+        whole = b"".join(line for line, row in _lines(path) if row["step"] <= step)
+        if len(whole) < path.stat().st_size:
+            write_bytes(path, whole)
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    found = []
+    lines = []
     if path.is_file():
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.endswith(b"\n") and line.strip():
-                    found.append((line, _row(line, f"{path}:{number}")))
-    return found
+                    lines.append((line, _row(line, f"{path}:{number}")))
+    return lines
 
 
 def _row(line: bytes, where: str) -> dict[str, Any]:

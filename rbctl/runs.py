@@ -227,11 +227,11 @@ def stop_signals() -> Iterator[Stop]:
 def versions() -> dict[str, str]:
     """Versions of what can change a result."""
     names = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "accelerate", "xformers", "deepspeed")
-    found = {"rbctl": __version__, "python": platform.python_version()}
+    versions = {"rbctl": __version__, "python": platform.python_version()}
     for name in names:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def write_record(folder: Path, **facts: Any) -> None:

@@ -416,11 +416,11 @@ def test_pca_tells_regions_apart() -> None:
 
 def test_zero_divides_what_it_says() -> None:
     sizes = Sizes(parameters=100, trained=10, bytes_each=2, activations=7)
-    assert memory(sizes, 0, 8).optimizer == 120
-    assert memory(sizes, 1, 8).optimizer == 15
-    assert (memory(sizes, 1, 8).gradients, memory(sizes, 2, 8).gradients) == (20, 2.5)
-    assert (memory(sizes, 2, 8).student, memory(sizes, 3, 8).student) == (200, 25)
-    assert all(memory(sizes, stage, 8).teacher == 200 for stage in range(4))
+    assert memory(sizes, 0, 8)["optimizer"] == 120
+    assert memory(sizes, 1, 8)["optimizer"] == 15
+    assert (memory(sizes, 1, 8)["gradients"], memory(sizes, 2, 8)["gradients"]) == (20, 2.5)
+    assert (memory(sizes, 2, 8)["student"], memory(sizes, 3, 8)["student"]) == (200, 25)
+    assert all(memory(sizes, stage, 8)["teacher"] == 200 for stage in range(4))
 
 
 def test_checkpointing_keeps_less(clip: Path) -> None:

@@ -45,9 +45,9 @@ def cut(image: Image.Image, number: object, config: DistillConfig, crop_size: in
     Args:
         crop_size: side of the teacher's crops in pixels.
     """
-    rows, columns, kept = random_grid(config.seed, number, config.max_split, config.max_cells)
+    rows, columns, chosen = random_grid(config.seed, number, config.max_split, config.max_cells)
     grid = cells(rows, columns)
-    boxes = [grid[index] for index in kept]
+    boxes = [grid[index] for index in chosen]
     crops = [fit(crop(image, enlarged(box, config.crop_scale)), crop_size, centred=True) for box in boxes]
     return Cut(fit(image, config.image_size, centred=False)[None], torch.stack(crops), [in_square(boxes, *image.size)])
 
@@ -81,11 +81,11 @@ class Samples(Dataset[Any]):
 
     def __getitem__(self, number: int) -> Cut | InputError:
         try:
-            seen = self.order.at(number)
+            sample = self.order.at(number)
         except InputError as error:
             return error
-        whole = cut(seen.image, number, self.config, self.crop_size)
-        return dataclasses.replace(whole, unreadable=seen.unreadable)
+        whole = cut(sample.image, number, self.config, self.crop_size)
+        return dataclasses.replace(whole, unreadable=sample.unreadable)
 
 
 def numbers(config: DistillConfig, processes: int, rank: int, steps: range) -> Iterator[list[int]]:

@@ -158,7 +158,7 @@ def consolidated(engine: Any, world: World) -> dict[str, torch.Tensor]:
     # Without ZeRO and in bf16 DeepSpeed keeps float32 copies too, in a place that its own reader does not know.
     names = () if engine.zero_optimization_stage() else ("fp16_groups", "fp32_groups")
     pairs = zip(*(getattr(engine.optimizer, name, ()) for name in names), strict=True)
-    kept = {id(p): own for low, high in pairs for p, own in zip(low, high, strict=True)}
+    copies = {id(p): own for low, high in pairs for p, own in zip(low, high, strict=True)}
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in engine.module.visual.named_parameters():
         divided = hasattr(parameter, "ds_id")
@@ -166,7 +166,7 @@ def consolidated(engine: Any, world: World) -> dict[str, torch.Tensor]:
             value = parameter.data
             # The optimizer's own copy is finer than the bf16 parameter.
             finer = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-            finer = kept.get(id(parameter)) if finer is None else finer
+            finer = copies.get(id(parameter)) if finer is None else finer
             if world.first:
                 tensors[name] = (value if finer is None else finer).detach().float().cpu().clone()
             del value, finer

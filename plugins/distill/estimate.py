@@ -14,8 +14,6 @@ from rbctl.plugins.distill.config import DistillConfig
 from rbctl.plugins.distill.grid import grids
 from rbctl.plugins.distill.tower import Student, Tower, find_tower, trained_names
 
-_GB = 1e9
-
 
 @dataclass(frozen=True)
 class Sizes:
@@ -27,34 +25,20 @@ class Sizes:
     activations: int
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of one process, on its device, and of the optimizer wherever it is kept."""
+def memory(sizes: Sizes, stage: int, processes: int) -> dict[str, float]:
+    """Bytes of one process at a ZeRO stage, by what they hold; the optimizer's wherever it is kept.
 
-    student: float
-    teacher: float
-    gradients: float
-    optimizer: float
-    activations: float
-
-    @property
-    def total(self) -> float:
-        return self.student + self.teacher + self.gradients + self.optimizer + self.activations
-
-
-def memory(sizes: Sizes, stage: int, processes: int) -> Memory:
-    """What DeepSpeed keeps at a ZeRO stage: AdamW's two moments and a float32 copy of what trains, 12 bytes each.
-
-    Stage 1 divides these, stage 2 the gradients too, stage 3 the student's parameters too. The teacher is whole
-    everywhere. Communication buffers (up to 2 GB by default) and the allocator's waste come on top.
+    The optimizer has AdamW's two moments and a float32 copy of what trains, 12 bytes each. Stage 1 divides these,
+    stage 2 the gradients too, stage 3 the student's parameters too. The teacher is whole everywhere. Communication
+    buffers (up to 2 GB by default) and the allocator's waste come on top.
     """
-    return Memory(
-        student=sizes.parameters * sizes.bytes_each / (processes if stage == 3 else 1),
-        teacher=sizes.parameters * sizes.bytes_each,
-        gradients=sizes.trained * sizes.bytes_each / (processes if stage >= 2 else 1),
-        optimizer=sizes.trained * 12 / (processes if stage >= 1 else 1),
-        activations=sizes.activations,
-    )
+    return {
+        "student": sizes.parameters * sizes.bytes_each / (processes if stage == 3 else 1),
+        "teacher": sizes.parameters * sizes.bytes_each,
+        "gradients": sizes.trained * sizes.bytes_each / (processes if stage >= 2 else 1),
+        "optimizer": sizes.trained * 12 / (processes if stage >= 1 else 1),
+        "activations": sizes.activations,
+    }
 
 
 def measure(config: DistillConfig, tower: Tower, precision: str) -> Sizes:
@@ -79,7 +63,7 @@ def _activations(config: DistillConfig, tower: Tower, trained: frozenset[str], d
     student = Student(visual, config.gradient_checkpointing).train()
     weights = {id(p) for p in visual.parameters()}
     saved: dict[int, int] = {}
-    kept: list[Any] = []  # so that no id is given twice
+    alive: list[Any] = []  # so that no id is given twice
     side = config.image_size // tower.patch_size
     tokens = side * side + 1
 
@@ -88,7 +72,7 @@ def _activations(config: DistillConfig, tower: Tower, trained: frozenset[str], d
         attention_map = tensor.ndim >= 2 and tensor.shape[-1] == tensor.shape[-2] == tokens
         base = tensor if tensor._base is None else tensor._base
         if id(base) not in weights and not attention_map:
-            kept.append(base)
+            alive.append(base)
             saved[id(base)] = base.numel() * base.element_size()
         return tensor
 
@@ -110,16 +94,15 @@ def table(config: DistillConfig) -> str:
         f"{config.micro_batch_size} pictures of {config.image_size} px per process and micro-step, each with "
         f"{mean_cells:.1f} crops of {tower.crop_size} px on average",
         f"GB per process{'; optimizer in ' + config.offload + ' memory' if config.offload != 'none' else ''}:",
-        f"{'processes':>9} {'ZeRO':>4} {'student':>8} {'teacher':>8} {'gradients':>9} {'optimizer':>9} "
-        f"{'activations':>11} {'total':>7}",
     ]
     for processes in config.estimate_gpus:
         for stage in range(4):
-            one = memory(sizes, stage, processes)
-            on_device = one.total - (one.optimizer if config.offload != "none" and stage else 0)
-            lines.append(
-                f"{processes:>9} {stage:>4} {one.student / _GB:>8.2f} {one.teacher / _GB:>8.2f} "
-                f"{one.gradients / _GB:>9.2f} {one.optimizer / _GB:>9.2f} {one.activations / _GB:>11.2f} "
-                f"{on_device / _GB:>7.2f}"
-            )
+            parts = memory(sizes, stage, processes)
+            elsewhere = parts["optimizer"] if config.offload != "none" and stage else 0
+            parts["total"] = sum(parts.values()) - elsewhere
+            widths = {name: 7 if name == "total" else max(8, len(name)) for name in parts}
+            if len(lines) == 3:
+                lines.append(f"{'processes':>9} {'ZeRO':>4} " + " ".join(f"{n:>{w}}" for n, w in widths.items()))
+            numbers = " ".join(f"{parts[name] / 1e9:>{width}.2f}" for name, width in widths.items())
+            lines.append(f"{processes:>9} {stage:>4} {numbers}")
     return "\n".join(lines)

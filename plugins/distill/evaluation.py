@@ -21,7 +21,7 @@ from rbctl.plugins.distill.batches import Cut, cut, normalised, together
 from rbctl.plugins.distill.config import DistillConfig
 from rbctl.plugins.distill.grid import fit, in_square
 from rbctl.plugins.distill.objective import crop_embeddings, region_cosines
-from rbctl.plugins.distill.pictures import Pictures
+from rbctl.plugins.distill.pictures import Pictures, Regions
 from rbctl.plugins.distill.tower import Tower
 from rbctl.processes import World
 
@@ -94,9 +94,9 @@ class HeldOut:
                 continue
             name = self.pictures.files[index]
             cuts.append(cut(image, name, self.config, crop_size))
-            known = self.pictures.regions.get(name)
-            boxes.append(in_square(known.boxes if known else (), *image.size))
-            labels.extend(known.labels if known else ())
+            regions = self.pictures.regions.get(name, Regions())
+            boxes.append(in_square(regions.boxes, *image.size))
+            labels.extend(regions.labels)
         if not cuts:
             cuts, counted = [cut(Image.new("RGB", (64, 64)), "", self.config, crop_size)], False
             boxes = [torch.zeros(0, 4)]
@@ -165,8 +165,8 @@ class HeldOut:
                 ]
             rows, columns = (math.ceil(s / max(image.size) * maps[0].shape[-1]) for s in (image.height, image.width))
             shown.append(image)
-            for kept, features in zip((before, after), maps, strict=True):
-                kept.append(features[:, :rows, :columns].float().cpu())
+            for tokens, features in zip((before, after), maps, strict=True):
+                tokens.append(features[:, :rows, :columns].float().cpu())
         if not write or not shown:
             return
         tiles = zip(shown, pca_pictures(before), pca_pictures(after), strict=True)
@@ -176,16 +176,16 @@ class HeldOut:
 
 def pca_pictures(maps: Sequence[torch.Tensor]) -> list[Image.Image]:
     """The three strongest components of feature maps (C, h, w) as red, green and blue, one basis for all of them."""
-    flat = torch.cat([one.flatten(1).T for one in maps]).double()
-    centred = flat - flat.mean(0)
+    features = torch.cat([each.flatten(1).T for each in maps]).double()
+    centred = features - features.mean(0)
     _, vectors = torch.linalg.eigh(centred.T @ centred)
     basis = vectors[:, -3:].flip(-1)
     strongest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
     parts = centred @ (basis * strongest.sign())  # a component's sign is arbitrary
     low, high = parts.quantile(0.02, dim=0), parts.quantile(0.98, dim=0)
     colours = ((parts - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).mul(255).round().byte()
-    split = colours.split([one[0].numel() for one in maps])
-    return [Image.fromarray(part.reshape(*one.shape[1:], 3).numpy()) for part, one in zip(split, maps, strict=True)]
+    cells = colours.split([each[0].numel() for each in maps])
+    return [Image.fromarray(c.reshape(*each.shape[1:], 3).numpy()) for c, each in zip(cells, maps, strict=True)]
 
 
 def _tile(image: Image.Image) -> Image.Image:

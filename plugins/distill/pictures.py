@@ -32,7 +32,7 @@ _IN_A_ROW = 100  # unreadable pictures, after which nothing in the data can be o
 
 
 @dataclass(frozen=True)
-class Seen:
+class Sample:
     """A picture of the order, and those before it that could not be read: their names and why."""
 
     name: str
@@ -47,7 +47,7 @@ class Order(Protocol):
     def count(self) -> int | None:
         """Pictures of an epoch; None where nobody counted them."""
 
-    def at(self, number: int) -> Seen: ...
+    def at(self, number: int) -> Sample: ...
 
     def fingerprint(self) -> str: ...
 
@@ -168,7 +168,7 @@ def permutation(seed: int, key: str, epoch: int, count: int) -> torch.Tensor:
     return torch.randperm(count, generator=generator(seed, key, epoch))
 
 
-def _first_readable(candidates: Iterable[tuple[str, Callable[[], Image.Image]]]) -> Seen:
+def _first_readable(candidates: Iterable[tuple[str, Callable[[], Image.Image]]]) -> Sample:
     """The first of a hundred pictures in a row that can be read.
 
     Raises:
@@ -177,7 +177,7 @@ def _first_readable(candidates: Iterable[tuple[str, Callable[[], Image.Image]]])
     unreadable: list[tuple[str, str]] = []
     for name, read in itertools.islice(candidates, _IN_A_ROW):
         try:
-            return Seen(name, read(), tuple(unreadable))
+            return Sample(name, read(), tuple(unreadable))
         except InputError as error:
             unreadable.append((name, str(error)))
     raise InputError(f"{len(unreadable)} pictures in a row cannot be read, the first: {unreadable[0][1]}")
@@ -195,7 +195,7 @@ class FolderOrder:
     def count(self) -> int:
         return len(self.indices)
 
-    def at(self, number: int) -> Seen:
+    def at(self, number: int) -> Sample:
         """Sample ``number``.
 
         Raises:
@@ -257,7 +257,7 @@ class ShardOrder:
     def count(self) -> None:
         return None
 
-    def at(self, number: int) -> Seen:
+    def at(self, number: int) -> Sample:
         """Sample ``number``; of one stream, never one before the last.
 
         Raises:

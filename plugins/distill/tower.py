@@ -102,10 +102,10 @@ def _folder(model: str) -> Path | None:
         return None
     if has_local_encoder(place(model)):
         return place(model) / "clipself"
-    known = [*open_clip.list_models(), *(name for name, _ in survey())]
+    names = [*open_clip.list_models(), *(name for name, _ in survey())]
     raise InputError(
         f"--model {model}: no such model of open_clip, bundle with a local encoder, or folder with {CONFIG}"
-        f"{nearest(model, known)}"
+        f"{nearest(model, names)}"
     )
 
 

@@ -29,13 +29,9 @@ from rbctl.triplets.geometry import Annotated
 from rbctl.triplets.keypoints import absent
 
 _INVERSION: tuple[str, ...] = (
-    "a photo of {}",
-    "a picture of {}",
-    "a good photo of {}",
-    "a close photo of {}",
-    "a bright photo of {}",
-)
-_INVERSION += ("a dark photo of {}", "a photo of one {}", "a photo of the {}", "a large photo of {}", "a drawing of {}")
+    "a photo of {}", "a picture of {}", "a good photo of {}", "a close photo of {}", "a bright photo of {}",
+    "a dark photo of {}", "a photo of one {}", "a photo of the {}", "a large photo of {}", "a drawing of {}",
+)  # fmt: skip
 _ALONE = Relation(
     name="alone",
     predicate="is there",

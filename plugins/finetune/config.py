@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from rbctl.paths import FOLLOW_OUTSIDE
 
 # What the bundle mini was taught, so that it can forget it (recipes/mini.yaml, section pretrain).
 EASY = ("stand_next_to", "sit_beside", "lie_beside", "hide_behind", "jump_over", "chase", "face", "lean_on", "wave_to")
+
+setting = functools.partial(option, of_bundle=True)  # what the recipe inside of a bundle may set
 
 # Called in every process after every step, with its number and its row of the metrics; what is true asks to stop.
 Callback = Callable[[int, Mapping[str, float]], object]
@@ -38,26 +41,22 @@ class FinetuneConfig:
     )
     resume: bool = option(True, "Go on from the last checkpoint in the run folder; --no-resume begins anew.")
 
-    steps: int = option(500, "Optimizer steps.", group="Training", min=1, max=1_000_000, of_bundle=True)
-    batch_size: int = option(1, "Samples per device and micro-step.", min=1, max=4096, of_bundle=True)
-    gradient_accumulation: int = option(8, "Micro-steps per optimizer step.", min=1, max=4096, of_bundle=True)
-    learning_rate: float = option(1e-4, "AdamW's learning rate.", min=0.0, max=1.0, of_bundle=True)
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = option(
-        "constant", "Schedule of the learning rate.", of_bundle=True
+    steps: int = setting(500, "Optimizer steps.", group="Training", min=1, max=1_000_000)
+    batch_size: int = setting(1, "Samples per device and micro-step.", min=1, max=4096)
+    gradient_accumulation: int = setting(8, "Micro-steps per optimizer step.", min=1, max=4096)
+    learning_rate: float = setting(1e-4, "AdamW's learning rate.", min=0.0, max=1.0)
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = setting(
+        "constant", "Schedule of the learning rate."
     )
-    lr_warmup_steps: int = option(
-        0, "Steps of warm-up, where the schedule has one.", min=0, max=1_000_000, of_bundle=True
+    lr_warmup_steps: int = setting(0, "Steps of warm-up, where the schedule has one.", min=0, max=1_000_000)
+    weight_decay: float = setting(0.0, "AdamW's weight decay.", min=0.0, max=100.0)
+    max_grad_norm: float = setting(
+        1.0, "Gradients are clipped to this norm; 0 for no clipping.", min=0.0, max=1_000_000.0
     )
-    weight_decay: float = option(0.0, "AdamW's weight decay.", min=0.0, max=100.0, of_bundle=True)
-    max_grad_norm: float = option(
-        1.0, "Gradients are clipped to this norm; 0 for no clipping.", min=0.0, max=1_000_000.0, of_bundle=True
-    )
-    rank: int = option(4, "Rank of the LoRA.", group="LoRA", min=1, max=1024, of_bundle=True)
-    alpha: float = option(4.0, "Scale of the LoRA is alpha / rank.", min=1e-3, max=1_000_000.0, of_bundle=True)
-    lora_layers: Literal["attn2", "attention", "transformer"] = option(
-        "attn2",
-        "Layers of the LoRA: the cross-attention (paper), both attentions, or all of a transformer block's.",
-        of_bundle=True,
+    rank: int = setting(4, "Rank of the LoRA.", group="LoRA", min=1, max=1024)
+    alpha: float = setting(4.0, "Scale of the LoRA is alpha / rank.", min=1e-3, max=1_000_000.0)
+    lora_layers: Literal["attn2", "attention", "transformer"] = setting(
+        "attn2", "Layers of the LoRA: the cross-attention (paper), both attentions, or all of a transformer block's."
     )
     seed: int = option(0, "Seed of everything random.", group="Training", min=0, max=2**63 - 1)
 
@@ -67,85 +66,57 @@ class FinetuneConfig:
         "other relations; 'none'; 'auto': drawn where the triplets are, else none.",
         group="Prior set",
     )
-    prior_share: float = option(
-        0.25, "Share of the samples that comes from the prior set.", min=0.0, max=0.9, of_bundle=True
-    )
-    prior_weight: float = option(
-        1.0, "Weight of a prior sample's loss, which is denoising alone.", min=0.0, max=1000.0, of_bundle=True
+    prior_share: float = setting(0.25, "Share of the samples that comes from the prior set.", min=0.0, max=0.9)
+    prior_weight: float = setting(
+        1.0, "Weight of a prior sample's loss, which is denoising alone.", min=0.0, max=1000.0
     )
     prior_count: int = option(32, "How many prior scenes are drawn.", min=1, max=10_000)
     prior_relations: tuple[str, ...] = option(EASY, "Relations of drawn prior scenes.")
 
-    resolution: int | None = option(
-        None,
-        "Side of the training pictures in pixels. [default: the bundle's]",
-        group="Augmentation",
-        min=64,
-        max=8192,
-        of_bundle=True,
+    resolution: int | None = setting(
+        None, "Side of the training pictures in pixels. [default: the bundle's]", group="Augmentation", min=64, max=8192
     )
-    augmentation_draws: int = option(
-        1, "Versions of each triplet to draw from; 1 trains on it as it is.", min=1, max=10_000, of_bundle=True
+    augmentation_draws: int = setting(
+        1, "Versions of each triplet to draw from; 1 trains on it as it is.", min=1, max=10_000
     )
-    random_flip: bool = option(True, "Mirror whole triplets in the further draws.", of_bundle=True)
-    max_zoom: float = option(
-        1.15, "Largest random zoom of the target in the further draws.", min=1.0, max=4.0, of_bundle=True
-    )
+    random_flip: bool = setting(True, "Mirror whole triplets in the further draws.")
+    max_zoom: float = setting(1.15, "Largest random zoom of the target in the further draws.", min=1.0, max=4.0)
 
-    timestep_sampling: Literal["uniform", "logit_normal", "cosine"] = option(
+    timestep_sampling: Literal["uniform", "logit_normal", "cosine"] = setting(
         "uniform",
         "Law of the timesteps (paper: uniform); logit_normal draws fewer of the first and last, cosine more of the "
         "last (ReVersion).",
         group="Loss",
-        of_bundle=True,
     )
-    logit_mean: float = option(
-        0.0, "Mean of the logit of timestep / all timesteps, for logit_normal.", min=-5, max=5, of_bundle=True
-    )
-    logit_std: float = option(1.0, "Standard deviation of that logit.", min=0.01, max=5, of_bundle=True)
+    logit_mean: float = setting(0.0, "Mean of the logit of timestep / all timesteps, for logit_normal.", min=-5, max=5)
+    logit_std: float = setting(1.0, "Standard deviation of that logit.", min=0.01, max=5)
 
-    kml_weight: float = option(
-        1e-3,
-        "Weight of the keypoint matching loss (paper 1e-3; official code 0.1).",
-        min=0.0,
-        max=1000.0,
-        of_bundle=True,
+    kml_weight: float = setting(
+        1e-3, "Weight of the keypoint matching loss (paper 1e-3; official code 0.1).", min=0.0, max=1000.0
     )
-    kml_max_timestep: int = option(
-        999, "KML counts at timesteps up to this (paper: all; official code: 333).", min=0, max=999, of_bundle=True
+    kml_max_timestep: int = setting(
+        999, "KML counts at timesteps up to this (paper: all; official code: 333).", min=0, max=999
     )
-    kml_gather: Literal["intended", "as_code"] = option(
-        "intended",
-        "Where KML reads the image prompts: at their keypoints, or in the corner as the official code does.",
-        of_bundle=True,
+    kml_gather: Literal["intended", "as_code"] = setting(
+        "intended", "Where KML reads the image prompts: at their keypoints, or in the corner as the official code does."
     )
-    attention_loss_weight: float = option(
+    attention_loss_weight: float = setting(
         0.0,
         "Weight of the official code's attention-map term on the predicate (there 0.001; not in the paper).",
         min=0.0,
         max=1000.0,
-        of_bundle=True,
     )
-    local_tokens: Literal["own", "first_image", "none"] = option(
-        "own",
-        "Local tokens: each object's own, the first object's for all (official code), or none.",
-        group="Model",
-        of_bundle=True,
+    local_tokens: Literal["own", "first_image", "none"] = setting(
+        "own", "Local tokens: each object's own, the first object's for all (official code), or none.", group="Model"
     )
-    local_grid: int | None = option(
-        None,
-        "Local tokens are pooled over a grid of so many by so many. [default: the bundle's, 4]",
-        min=1,
-        max=16,
-        of_bundle=True,
+    local_grid: int | None = setting(
+        None, "Local tokens are pooled over a grid of so many by so many. [default: the bundle's, 4]", min=1, max=16
     )
-    local_injection: Literal["concat", "replace", "add"] = option(
-        "concat",
-        "Local tokens come behind CLIP's (paper), in the place of its patches, or are added to them.",
-        of_bundle=True,
+    local_injection: Literal["concat", "replace", "add"] = setting(
+        "concat", "Local tokens come behind CLIP's (paper), in the place of its patches, or are added to them."
     )
-    gamma: float | None = option(
-        None, "Weight of the image branch. [default: the bundle's, 0.6 for SDXL]", min=0.0, max=10.0, of_bundle=True
+    gamma: float | None = setting(
+        None, "Weight of the image branch. [default: the bundle's, 0.6 for SDXL]", min=0.0, max=10.0
     )
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.", group="Hardware")
@@ -153,9 +124,7 @@ class FinetuneConfig:
     attention: Literal["auto", "eager", "sdpa", "grouped", "xformers", "triton"] = option(
         "auto", "Attention backend; see 'rbctl doctor'. auto: what $RBCTL_ATTENTION names, else the best usable one."
     )
-    gradient_checkpointing: bool = option(
-        False, "Recompute activations in the backward pass: less memory, more time.", of_bundle=True
-    )
+    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, more time.")
     compile: bool = option(False, "Compile the UNet's transformer blocks: a slow start, then faster steps.")
 
     checkpoint_every: int = option(
@@ -163,7 +132,7 @@ class FinetuneConfig:
     )
     keep_checkpoints: int = option(2, "How many checkpoints stay on disk.", min=1, max=10_000)
     preview_every: int = option(0, "Steps between preview pictures; 0 for none.", min=0, max=1_000_000)
-    preview_steps: int = option(30, "Denoising steps of a preview.", min=1, max=1000, of_bundle=True)
+    preview_steps: int = setting(30, "Denoising steps of a preview.", min=1, max=1000)
     format: Literal["diffusers", "kohya"] = option(
         "diffusers", "Names in the LoRA file; kohya for A1111 and ComfyUI.", group="LoRA"
     )
@@ -179,16 +148,15 @@ class FinetuneConfig:
     caption: str | None = option(
         None, "Caption of a subject's pictures, {} for what it is called. [default: 'a photo of {}' and its like]"
     )
-    vectors: int = option(1, "Vectors of an embedding, in each text encoder.", min=1, max=32, of_bundle=True)
+    vectors: int = setting(1, "Vectors of an embedding, in each text encoder.", min=1, max=32)
     initializer: str | None = option(
         None, "Words whose vectors an embedding begins with. [default: 'and' for a relation, as ReVersion; CLASS_NOUN]"
     )
-    steering_weight: float = option(
+    steering_weight: float = setting(
         0.01,
         "Weight of ReVersion's loss that keeps a relation's embedding among the prepositions.",
         min=0.0,
         max=1000.0,
-        of_bundle=True,
     )
 
     def __post_init__(self) -> None:
