@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from bench.conftest import peak_mb
-from bench.official import OfficialConditioning, processors
+from bench.official import official_conditioning, processors
 from rbctl.attention import project_once
 from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.load import load
-from rbctl.conditioning import Conditioning, guided
+from rbctl.conditioning import Conditioning, Encoded, guided
 from rbctl.denoising import denoise, initial_noise
 
 PICTURES, STEPS = 2, 30
@@ -47,33 +47,24 @@ class Side:
 @pytest.fixture(scope="module")
 def sides() -> tuple[Side, Side]:
     bundle = load("mini", torch.device("cpu"), torch.float32)
-    side = bundle.unet.config.sample_size
+    texts = [bundle.encode_prompts([text] * PICTURES) for text in ("A cat is sitting beside a bear.", "")]
+    (embeds, pooled), (negative, negative_pooled) = texts
     torch.manual_seed(0)
-    embeds, pooled = bundle.encode_prompts(["A cat is sitting beside a bear."] * PICTURES)
-    empty, empty_pooled = bundle.encode_prompts([""] * PICTURES)
-    width = bundle.unet.config.cross_attention_dim
-    tokens, boxes = torch.randn(PICTURES, 4 + 16 * 2, width), torch.tensor([BOXES]).repeat(PICTURES, 1, 1)
-    ours = guided(
+    boxes = torch.tensor([BOXES]).repeat(PICTURES, 1, 1)
+    encoded = Encoded(
         prompt_embeds=embeds,
         pooled_prompt_embeds=pooled,
-        negative_prompt_embeds=empty,
-        negative_pooled_prompt_embeds=empty_pooled,
-        size=(bundle.resolution, bundle.resolution),
-        latent_size=(side, side),
-        levels=bundle.levels,
-        image_tokens=tokens,
+        negative_prompt_embeds=negative,
+        negative_pooled_prompt_embeds=negative_pooled,
+        image_tokens=torch.randn(PICTURES, 4 + 16 * 2, bundle.unet.config.cross_attention_dim),
         boxes=boxes,
         object_weights=torch.full((PICTURES, 2), bundle.gamma),
     )
-    told = OfficialConditioning(
-        prompt_embeds=ours.prompt_embeds,
-        pooled_prompt_embeds=ours.pooled_prompt_embeds,
-        time_ids=ours.time_ids,
-        image_tokens=torch.cat((torch.zeros_like(tokens), tokens)),
-        boxes=torch.cat((torch.zeros_like(boxes), boxes)),
-        gamma=bundle.gamma,
-    )
-    return Side(bundle, ours, bundle.unet.attn_processors), Side(bundle, told, processors(bundle.unet))
+    side = bundle.unet.config.sample_size
+    size = (bundle.resolution, bundle.resolution)
+    ours = guided(encoded, size=size, latent_size=(side, side), levels=bundle.levels)
+    theirs = official_conditioning(encoded, ours, bundle.gamma)
+    return Side(bundle, ours, bundle.unet.attn_processors), Side(bundle, theirs, processors(bundle.unet))
 
 
 def test_sampling(compare: Callable[..., Any], sides: tuple[Side, Side]) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from rbctl.attention import ParallelCrossAttention
-from rbctl.conditioning import DUMMY_TOKENS, Conditioning, box_cells
+from rbctl.conditioning import DUMMY_TOKENS, Conditioning, Encoded, box_cells
 
 
 def parallel_cross_attention(
@@ -51,6 +51,20 @@ class OfficialConditioning(Conditioning):
     image_tokens: torch.Tensor
     boxes: torch.Tensor
     gamma: float
+
+
+def official_conditioning(encoded: Encoded, ours: Conditioning, gamma: float) -> OfficialConditioning:
+    """The same batch with guidance as the official layers are handed it."""
+    assert encoded.image_tokens is not None
+    assert encoded.boxes is not None
+    return OfficialConditioning(
+        prompt_embeds=ours.prompt_embeds,
+        pooled_prompt_embeds=ours.pooled_prompt_embeds,
+        time_ids=ours.time_ids,
+        image_tokens=torch.cat((torch.zeros_like(encoded.image_tokens), encoded.image_tokens)),
+        boxes=torch.cat((torch.zeros_like(encoded.boxes), encoded.boxes)),
+        gamma=gamma,
+    )
 
 
 class OfficialCrossAttention(nn.Module):

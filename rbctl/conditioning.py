@@ -226,53 +226,57 @@ class Conditioning:
         return {"text_embeds": self.pooled_prompt_embeds, "time_ids": self.time_ids}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A batch of B pictures as the networks read it: all that sampling depends on besides noise and size.
+
+    Attributes:
+        prompt_embeds, pooled_prompt_embeds: (B, T, D) and (B, P).
+        negative_prompt_embeds, negative_pooled_prompt_embeds: likewise; None samples without guidance.
+        image_tokens: (B, 4 + P N, D), None for plain text-to-image.
+        boxes: (B, N, 4) relative xyxy; zeros for an absent object.
+        object_weights: (B, N), gamma or the object's own scale.
+    """
+
+    prompt_embeds: torch.Tensor
+    pooled_prompt_embeds: torch.Tensor
+    negative_prompt_embeds: torch.Tensor | None = None
+    negative_pooled_prompt_embeds: torch.Tensor | None = None
+    image_tokens: torch.Tensor | None = None
+    boxes: torch.Tensor | None = None
+    object_weights: torch.Tensor | None = None
+
+
 def guided(
-    *,
-    prompt_embeds: torch.Tensor,
-    pooled_prompt_embeds: torch.Tensor,
-    negative_prompt_embeds: torch.Tensor | None,
-    negative_pooled_prompt_embeds: torch.Tensor | None,
-    size: tuple[int, int],
-    latent_size: tuple[int, int],
-    levels: int,
-    image_tokens: torch.Tensor | None = None,
-    boxes: torch.Tensor | None = None,
-    object_weights: torch.Tensor | None = None,
-    backend: str | None = None,
+    encoded: Encoded, *, size: tuple[int, int], latent_size: tuple[int, int], levels: int, backend: str | None = None
 ) -> Conditioning:
     """Conditioning for sampling: rows [unconditional; conditional], or the conditional alone without a negative prompt.
 
     The unconditional rows see zero image tokens and zero boxes.
 
     Args:
-        prompt_embeds: (B, T, D); the others likewise.
         size: (height, width) in pixels, for SDXL's micro-conditioning.
-        image_tokens: (B, 4 + P N, D), None for plain text-to-image.
-        boxes: (B, N, 4).
-        object_weights: (B, N), gamma or the object's own scale.
+        latent_size: (h, w). levels: of the UNet.
     """
-    with_guidance = negative_prompt_embeds is not None and negative_pooled_prompt_embeds is not None
 
-    def rows(conditional: torch.Tensor, unconditional: torch.Tensor | None) -> torch.Tensor:
-        if not with_guidance:
+    def rows(conditional: torch.Tensor, unconditional: torch.Tensor | None = None) -> torch.Tensor:
+        if encoded.negative_prompt_embeds is None:
             return conditional
-        zeros = torch.zeros_like(conditional)
-        return torch.cat((zeros if unconditional is None else unconditional, conditional))
+        return torch.cat((torch.zeros_like(conditional) if unconditional is None else unconditional, conditional))
 
-    embeds = rows(prompt_embeds, negative_prompt_embeds)
+    embeds = rows(encoded.prompt_embeds, encoded.negative_prompt_embeds)
     image = None
-    if image_tokens is not None and boxes is not None:
+    if encoded.image_tokens is not None and encoded.boxes is not None:
         image = ImageBranch.build(
-            rows(image_tokens, None),
-            rows(boxes, None),
+            rows(encoded.image_tokens),
+            rows(encoded.boxes),
             latent_grids(latent_size, levels),
-            subject_scales=None if object_weights is None else rows(object_weights, None),
+            subject_scales=None if encoded.object_weights is None else rows(encoded.object_weights),
         )
-    height, width = size
-    time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=embeds.device)
+    time_ids = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=embeds.device)
     return Conditioning(
         prompt_embeds=embeds,
-        pooled_prompt_embeds=rows(pooled_prompt_embeds, negative_pooled_prompt_embeds),
+        pooled_prompt_embeds=rows(encoded.pooled_prompt_embeds, encoded.negative_pooled_prompt_embeds),
         time_ids=time_ids.expand(embeds.shape[0], -1),
         image=image,
         backend=backend,

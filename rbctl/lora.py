@@ -12,6 +12,7 @@ import torch
 
 from rbctl.errors import InputError, abridged, reason
 from rbctl.files import read_safetensors, write_safetensors
+from rbctl.layout import LayoutPrior
 
 TARGETS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 _ATTENTION = tuple(target.replace("attn2", layer) for layer in ("attn1", "attn2") for target in TARGETS)
@@ -43,6 +44,16 @@ class LoraFile:
 def split(given: str) -> list[str]:
     """The paths of "A,B"; a comma belongs to the path where that is a file."""
     return [given] if Path(given).is_file() else [part.strip() for part in given.split(",") if part.strip()]
+
+
+def layout_prior(files: Sequence[LoraFile]) -> LayoutPrior | None:
+    """Where the relation's roles lie, as the first of the files that tells has it.
+
+    Raises:
+        InputError: its metadata is damaged.
+    """
+    stored = ((file.metadata.get("rbctl.layout_prior"), str(file.path)) for file in files)
+    return next((LayoutPrior.from_json(prior, path) for prior, path in stored if prior), None)
 
 
 def add(unet: Any, rank: int, alpha: float, seed: int, name: str = ADAPTER, targets: Sequence[str] = TARGETS) -> None:

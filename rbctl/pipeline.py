@@ -7,7 +7,6 @@ image = pipe("A {cat} is riding a {bear}", images={"cat": "cat.png", "bear": "be
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,83 +15,28 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput
-from PIL import Image
 
-from rbctl import denoising, formats, layout, lora, memory
+from rbctl import denoising, layout, lora, memory
 from rbctl.attention import compile_blocks
 from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.load import load
 from rbctl.bundle.recipe import sampling_defaults
-from rbctl.conditioning import PseudoRegions, guided
+from rbctl.conditioning import Encoded, PseudoRegions, guided
 from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
-from rbctl.embeddings import Embedding, pieces
+from rbctl.encoding import Encoder
 from rbctl.errors import InputError
 from rbctl.files import sha256
-from rbctl.image_prompt import Injection, LocalTokens, clip_pixels
-from rbctl.images import read_image
-from rbctl.layout import LayoutPrior
+from rbctl.image_prompt import Injection, LocalTokens
 from rbctl.lora import LoraFile
-from rbctl.phrases import token_spans
 from rbctl.progress import progress
-from rbctl.prompts.fields import Settings
-from rbctl.relations import Box, check_box, find_relation, load_relation, shipped
+from rbctl.relations import Box, find_relation, load_relation, shipped
+from rbctl.request import Picture, Request, requested
 
-Picture = Path | str | Image.Image
-
-_PLACE = re.compile(r"\{([^{}]+)\}")
 _FINITE = {
     torch.float16: "take --precision bf16 or fp32",
     torch.bfloat16: "take --precision fp32",
     torch.float32: "take a smaller --lora-weight or --guidance-scale",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """One individual to be shown.
-
-    Attributes:
-        name: the words for it in the prompt, "plush bear".
-        image: its picture.
-        box: where it goes, relative xyxy.
-        scale: weight of its image tokens.
-    """
-
-    name: str
-    image: Path | Image.Image
-    box: Box
-    scale: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One picture to be drawn, with every default filled in.
-
-    Attributes:
-        words: the prompt as the text encoders are given it, learned tokens in their places.
-        width, height: pixels, multiples of 8.
-        guidance_scale: 1 for none.
-        seed: of its noise.
-        embeddings: what learned tokens in ``words`` stand for.
-        source: where it was asked for, for errors.
-    """
-
-    words: str
-    subjects: tuple[Subject, ...]
-    negative_prompt: str
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
-    seed: int = 0
-    embeddings: tuple[Embedding, ...] = ()
-    source: str = "prompt"
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """Requests of one kind can be sampled in one batch."""
-        plain = not self.subjects
-        return self.embeddings, self.width, self.height, self.steps, self.guidance_scale == 1, plain
 
 
 @dataclass
@@ -129,14 +73,13 @@ class RelationPipeline:
         attention: str = "auto",
     ) -> None:
         self.bundle = bundle
-        self.local_tokens, self.local_grid, self.local_injection = local_tokens, local_grid, local_injection
+        self.encoder = Encoder(bundle, local_tokens, local_grid, local_injection)
         self.pseudo_mask_step = pseudo_mask_step
         self.attention = attention
         self.backend = pick_attention(attention, bundle.device, bundle.dtype)
         self._read: dict[tuple[Path, str], LoraFile] = {}
         self._adapters: dict[int, tuple[LoraFile, str]] = {}
         self._relations: tuple[LoraFile, ...] = ()
-        self._encoded: dict[tuple[Path, ...], torch.Tensor] = {}
         self._progress_bar = True
 
     @classmethod
@@ -182,7 +125,7 @@ class RelationPipeline:
         for part in ("unet", "text_encoder", "text_encoder_2", "image_prompt_encoder"):
             if module := getattr(bundle, part):
                 module.to("cpu" if bundle.lowvram else bundle.device, bundle.dtype)
-        self._encoded.clear()
+        self.encoder.forget()
         self.backend = pick_attention(self.attention, bundle.device, bundle.dtype)
         return self
 
@@ -275,34 +218,27 @@ class RelationPipeline:
         Raises:
             InputError: an argument is wrong; it is named.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        defaults = sampling_defaults(self.bundle.folder)
-        given = {
-            "negative_prompt": negative_prompt,
-            "height": height,
-            "width": width,
-            "steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "scale": image_scale,
-            "images": num_images_per_prompt,
-        }
-        sizes = {"height": self.bundle.resolution, "width": self.bundle.resolution, "scale": self.bundle.gamma}
-        names = {"steps": "num_inference_steps", "scale": "image_scale", "images": "num_images_per_prompt"}
-        settings = formats.read(Settings, given, "RelationPipeline", names)
-        chosen = {key: getattr(settings, key) for key, value in given.items() if value is not None}
-        values = sizes | defaults | chosen
-        scale, copies = values.pop("scale"), values.pop("images")
-        requests = [
-            Request(words=words, subjects=subjects, source=f"prompt {number}", **values)
-            for number, text in enumerate(prompts, 1)
-            for words, subjects in [
-                self._subjects(text, _of(images, number, len(prompts)), _of(boxes, number, len(prompts)), scale)
-            ]
-            for _ in range(copies)
-        ]
+        bundle = self.bundle
+        defaults = {"height": bundle.resolution, "width": bundle.resolution, "scale": bundle.gamma}
+        requests = requested(
+            [prompt] if isinstance(prompt, str) else list(prompt),
+            images,
+            boxes,
+            {
+                "negative_prompt": negative_prompt,
+                "height": height,
+                "width": width,
+                "steps": num_inference_steps,
+                "guidance_scale": guidance_scale,
+                "scale": image_scale,
+                "images": num_images_per_prompt,
+            },
+            defaults | sampling_defaults(bundle.folder),
+            self.boxes,
+        )
         noise = self._noise(requests, generator) if latents is None else latents
-        scheduler = self.bundle.scheduler()
-        with progress(values["steps"], "sampling", disable=not self._progress_bar) as bar:
+        scheduler = bundle.scheduler()
+        with progress(requests[0].steps, "sampling", disable=not self._progress_bar) as bar:
 
             def on_step(step: int, latents: torch.Tensor) -> torch.Tensor | None:
                 bar.update()
@@ -315,34 +251,10 @@ class RelationPipeline:
         made = sampled if output_type == "latent" else _as(output_type, self.decode(requests, sampled))
         return RelationPipelineOutput(images=made) if return_dict else (made,)
 
-    def _subjects(
-        self, text: str, images: Mapping[str, Picture], boxes: Mapping[str, Box], scale: float
-    ) -> tuple[str, tuple[Subject, ...]]:
-        """The prompt with its places filled by their names, and who stands in them, in their order."""
-        names = [name.strip() for name in _PLACE.findall(text)]
-        for argument, mapping in (("images", images), ("boxes", boxes)):
-            if strange := [name for name in mapping if name not in names]:
-                raise InputError(f"{argument}: {strange[0]!r} has no place in the prompt; write {{{strange[0]}}}")
-        if lacking := [name for name in names if name not in images]:
-            raise InputError(f"images: has no picture of {lacking[0]!r}, which the prompt names")
-        if len(set(names)) < len(names):
-            raise InputError("prompt: two individuals have the same name; tell them apart: {red cat}, {blue cat}")
-        if boxes and len(boxes) < len(names):
-            raise InputError("boxes: some individuals have a box and some have none; give one for each, or none")
-        words = _PLACE.sub(lambda place: place[1].strip(), text)
-        places: Sequence[Box] = [_box(boxes[name], name) for name in names] if boxes else self.boxes(words, len(names))
-        pictures = [image if isinstance(image, Image.Image) else Path(image) for image in map(images.get, names)]  # type: ignore[arg-type]
-        return words, tuple(
-            Subject(name=name, image=picture, box=box, scale=scale)
-            for name, picture, box in zip(names, pictures, places, strict=True)
-        )
-
     def boxes(self, text: str, count: int) -> tuple[Box, ...]:
         """Boxes for ``count`` individuals of a prompt that gives none: by the LoRA's layout prior, or its relation."""
-        stored = [(file.metadata.get("rbctl.layout_prior"), str(file.path)) for file in self._relations]
-        prior = next((LayoutPrior.from_json(text, path) for text, path in stored if text), None)
         relation = find_relation(text, [load_relation(name) for name in shipped()])
-        return layout.boxes_for(count, prior, relation)[0]
+        return layout.boxes_for(count, lora.layout_prior(self._relations), relation)[0]
 
     def _noise(
         self, requests: Sequence[Request], generator: torch.Generator | Sequence[torch.Generator] | None
@@ -380,42 +292,53 @@ class RelationPipeline:
             on_step: see :func:`rbctl.denoising.denoise`.
         """
         bundle, first = self.bundle, requests[0]
-        latent_size = self.latent_size(first)
         if bundle.device.type == "cpu":  # a GPU says so itself
             self._check_memory(requests)
-        embeds, pooled = bundle.encode_prompts([request.words for request in requests], first.embeddings)
-        negative, negative_pooled = None, None
-        if first.guidance_scale != 1:
-            negatives = [request.negative_prompt for request in requests]
-            negative, negative_pooled = bundle.encode_prompts(negatives, first.embeddings)
-        tokens, boxes, weights = self._image_inputs(requests) if first.subjects else (None, None, None)
-        conditioning = guided(
-            prompt_embeds=embeds,
-            pooled_prompt_embeds=pooled,
-            negative_prompt_embeds=negative,
-            negative_pooled_prompt_embeds=negative_pooled,
-            size=(first.height, first.width),
-            latent_size=latent_size,
-            levels=bundle.levels,
-            image_tokens=tokens,
-            boxes=boxes,
-            object_weights=weights,
-            backend=self.backend,
-        )
+        encoded = self.encoder.encode(requests)
+        pseudo = None
         if self.pseudo_mask_step and first.subjects:
-            conditioning.pseudo = self._pseudo_regions(requests, negative is not None)
+            pseudo = self.encoder.regions(requests, self.pseudo_mask_step)
         if noise is None:
             seeds = [request.seed for request in requests]
-            noise = denoising.initial_noise(seeds, bundle.unet.config.in_channels, latent_size)
-        scales = torch.tensor([request.guidance_scale for request in requests], device=bundle.device)
+            noise = denoising.initial_noise(seeds, bundle.unet.config.in_channels, self.latent_size(first))
+        scales = torch.tensor([request.guidance_scale for request in requests])
+        return self.denoise_encoded(encoded, noise, first.steps, scales, scheduler, on_step, pseudo)
+
+    def denoise_encoded(
+        self,
+        encoded: Encoded,
+        noise: torch.Tensor,
+        steps: int,
+        guidance_scale: float | torch.Tensor,
+        scheduler: Any = None,
+        on_step: denoising.OnStep | None = None,
+        pseudo: PseudoRegions | None = None,
+    ) -> torch.Tensor:
+        """:meth:`denoise` of what is encoded already.
+
+        Args:
+            noise: (B, C, h, w) unit noise; the pictures have its size.
+            guidance_scale: one for all or (B,); of no effect without negative prompts.
+            pseudo: regions read off the text attention, which replace the boxes.
+        """
+        bundle, (h, w) = self.bundle, noise.shape[-2:]
+        conditioning = guided(
+            encoded,
+            size=(h * bundle.latent_scale, w * bundle.latent_scale),
+            latent_size=(h, w),
+            levels=bundle.levels,
+            backend=self.backend,
+        )
+        conditioning.pseudo = pseudo
+        scales = torch.as_tensor(guidance_scale, device=bundle.device).expand(len(noise))
         bundle.place("unet")
         return denoising.denoise(
             bundle.unet,
             scheduler or bundle.scheduler(),
             noise.to(bundle.device),
             conditioning,
-            first.steps,
-            scales if negative is not None else None,
+            steps,
+            None if encoded.negative_prompt_embeds is None else scales,
             on_step,
         )
 
@@ -443,97 +366,6 @@ class RelationPipeline:
                     f"{_FINITE[self.dtype]}, and run again: finished pictures stay"
                 )
         return decoded
-
-    @torch.no_grad()
-    def subject_tokens(self, subjects: Sequence[Subject]) -> torch.Tensor:
-        """(N, S, C) CLIP and local tokens of one request's individuals; a picture of a file is encoded once."""
-        images = [subject.image for subject in subjects]
-        if self.local_tokens == "first_image":  # the official code's local tokens depend on the prompt's first object
-            return self._encode(images)
-        return torch.cat([self._encode([image]) for image in images])
-
-    def _encode(self, images: Sequence[Path | Image.Image]) -> torch.Tensor:
-        paths = tuple(image for image in images if isinstance(image, Path))
-        if len(paths) == len(images) and paths in self._encoded:
-            return self._encoded[paths]
-        bundle = self.bundle
-        pictures = [read_image(image) if isinstance(image, Path) else image.convert("RGB") for image in images]
-        local = None
-        if self.local_tokens != "none":
-            local = clip_pixels(pictures, bundle.local_image_size).to(bundle.device, bundle.dtype)
-        pixels = clip_pixels(pictures, bundle.clip_image_size).to(bundle.device, bundle.dtype)
-        tokens = bundle.image_prompt_encoder.object_tokens(
-            pixels, local, self.local_tokens, self.local_grid, self.local_injection
-        )
-        if len(paths) == len(images):
-            self._encoded[paths] = tokens
-        return tokens
-
-    @torch.no_grad()
-    def _image_inputs(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Image tokens (B, 4 + P N, D), boxes (B, N, 4) and weights (B, N); an absent individual has a zero box."""
-        bundle = self.bundle
-        most = max(len(request.subjects) for request in requests)
-        boxes = torch.zeros(len(requests), most, 4, device=bundle.device)
-        weights = torch.zeros(len(requests), most, device=bundle.device)
-        phrases = [bundle.encode_phrases([subject.name for subject in request.subjects]) for request in requests]
-        bundle.place("image_prompt_encoder")
-        rows = []
-        for row, request in enumerate(requests):
-            count = len(request.subjects)
-            boxes[row, :count] = torch.tensor([subject.box for subject in request.subjects])
-            weights[row, :count] = torch.tensor([subject.scale for subject in request.subjects])
-            tokens = self.subject_tokens(request.subjects)
-            named = phrases[row][None]
-            rows.append(bundle.image_prompt_encoder.adapter_tokens(tokens, boxes[row, None, :count], named)[0])
-        longest = max(row.shape[0] for row in rows)
-        padded = [torch.cat((row, row.new_zeros(longest - row.shape[0], row.shape[1]))) for row in rows]
-        return torch.stack(padded), boxes, weights
-
-    def _pseudo_regions(self, requests: Sequence[Request], guidance: bool) -> PseudoRegions:
-        most = max(len(request.subjects) for request in requests)
-        spans = torch.zeros(len(requests), most, 2, dtype=torch.long)
-        for row, request in enumerate(requests):
-            spans[row, : len(request.subjects)] = torch.tensor(self.spans(request))
-        spans = spans.to(self.device)
-        return PseudoRegions(spans=torch.cat((spans, spans)) if guidance else spans, start_step=self.pseudo_mask_step)
-
-    def spans(self, request: Request) -> list[tuple[int, int]]:
-        """Token range of each individual's name in the prompt.
-
-        Raises:
-            InputError: the prompt has no such place for one, or it lies behind what the text encoders read.
-        """
-        tokenizer = self.bundle.tokenizer
-
-        def tokenized(part: str, **_: object) -> dict[str, list[int]]:
-            return {"input_ids": pieces(tokenizer, part, request.embeddings)}
-
-        spans = token_spans(tokenized, request.words, [subject.name for subject in request.subjects])
-        for subject, (start, end) in zip(request.subjects, spans, strict=True):
-            if not 0 < start < end < tokenizer.model_max_length:
-                raise InputError(
-                    f"{request.source}: {subject.name}: --pseudo-mask-step does not find it in the text; write it once "
-                    "for each object of that name, as words of their own with none but . ! ? , : behind, and not too "
-                    "late"
-                )
-        return spans
-
-
-def _of(mapping: Any, number: int, count: int) -> Mapping[str, Any]:
-    """What an argument says of prompt ``number``, from 1: one mapping for all prompts, or a list of one for each."""
-    if mapping is None or isinstance(mapping, Mapping):
-        return mapping or {}
-    if len(mapping) != count:
-        raise InputError(f"images and boxes: {len(mapping)} mappings for {count} prompts; give one, or one for each")
-    return mapping[number - 1]
-
-
-def _box(value: Any, name: str) -> Box:
-    try:
-        return check_box(value)
-    except ValueError as error:
-        raise InputError(f"boxes: {name}: {error}") from error
 
 
 def _as(output_type: str, decoded: torch.Tensor) -> Any:

@@ -21,7 +21,7 @@ from processes import run, start
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from rbctl import lora
+from rbctl import lora, pipeline
 from rbctl.bundle.load import load as load_bundle
 from rbctl.errors import InputError
 from rbctl.files import read_yaml
@@ -525,17 +525,17 @@ def test_the_variable_names_the_attention_backend(
 
     def taken(**options: Any) -> str | None:
         config = FinetuneConfig(relation="hug", preview_steps=1, **options)
-        preview.preview(bundle, bundle.unet, own, config, tmp_path / "preview.png")
+        preview.preview(bundle, own, config, tmp_path / "preview.png")
         predicted = Objective.of(bundle, config).predict(bundle.unet, micro_batch(own, None, [0], config, 1000, "cpu"))
         assert asked.pop() == predicted.conditioning.backend
         return predicted.conditioning.backend
 
-    def noted(**parts: Any) -> Any:
-        asked.append(parts["backend"])
-        return guided(**parts)
+    def noted(encoded: Any, **options: Any) -> Any:
+        asked.append(options["backend"])
+        return guided(encoded, **options)
 
-    guided = preview.guided
-    monkeypatch.setattr(preview, "guided", noted)
+    guided = pipeline.guided
+    monkeypatch.setattr(pipeline, "guided", noted)
     monkeypatch.delenv("RBCTL_ATTENTION", raising=False)
     assert taken() is None
     monkeypatch.setenv("RBCTL_ATTENTION", "eager")

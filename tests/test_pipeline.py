@@ -155,7 +155,7 @@ def test_batches_and_what_is_returned(pipe: RelationPipeline, images: dict[str, 
 
 
 def _request(height: int, width: int) -> Any:
-    from rbctl.pipeline import Request
+    from rbctl.request import Request
 
     options = {"negative_prompt": "", "steps": 1, "guidance_scale": 1.0}
     return Request(words="", subjects=(), height=height, width=width, **options)

@@ -24,7 +24,7 @@ from rbctl.pictures import read_record
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.sample import run as stage
 from rbctl.plugins.sample.config import SampleConfig
-from rbctl.plugins.sample.jobs import Defaults, plan
+from rbctl.plugins.sample.jobs import Job, plan, read_learned
 from rbctl.prompts import parse_line, read_prompts
 from rbctl.runs import tuned
 
@@ -37,18 +37,6 @@ A {cat: cat.png} hugs a {dog: dog.png} --s 3 --box 0,0.2,0.5,1 --box 0.5,0.2,1,1
 A {dog: dog.png} hugs a {cat: cat.png} --s 3 --subject-scale 0.4,0.8
 A lion and a polar bear hug. --s 3 --d 3
 """
-
-
-DEFAULTS = Defaults(
-    resolution=128,
-    gamma=0.6,
-    bundle="tiny",
-    bundle_fingerprint="x",
-    base="x",
-    local_encoder="x",
-    scheduler="EulerDiscreteScheduler",
-    precision="fp32",
-)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +86,12 @@ def pixels(folder: Path) -> bytes:
     return Image.open(folder / rows(folder)[0]["file_name"]).tobytes()
 
 
+def planned(path: Path, bundle: Path) -> list[Job]:
+    """The jobs of a prompts file without LoRAs."""
+    prompts, config = read_prompts(path), SampleConfig(prompts=path, lora="none")
+    return plan(prompts, read_learned(prompts, config), config, bundle)
+
+
 def test_six_prompts_give_the_right_files(sample: Any, place: Path, tmp_path: Path) -> None:
     result = sample("prompts.txt", "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -142,10 +136,10 @@ def test_the_same_pixels_whatever_the_batch(place: Path, tiny_bundle: Path, monk
     path.write_text("\n".join(f"{line} --lora none" for line in lines if "--images" not in line and "lion" not in line))
     prompts = read_prompts(path) + read_prompts(place / "prompts.txt")[1:2]
     config = SampleConfig(prompts=path, bundle=str(tiny_bundle), images=1)
-    jobs = plan(prompts, config, DEFAULTS, {})
+    jobs = plan(prompts, read_learned(prompts, config), config, tiny_bundle)
     assert len(jobs) == 6
     assert len({job.kind for job in jobs}) == 1
-    assert {len(job.objects) for job in jobs} == {1, 2, 3}
+    assert {len(job.request.subjects) for job in jobs} == {1, 2, 3}
     pipe = RelationPipeline.from_pretrained(tiny_bundle, device="cpu")
     together = pipe.sample([job.request for job in jobs])
     for number, job in enumerate(jobs):
@@ -291,8 +285,8 @@ def test_pseudo_masks_need_the_objects_names(sample: Any, place: Path, tmp_path:
 def test_pseudo_masks_of_two_objects_of_one_name(place: Path, tiny_bundle: Path) -> None:
     path = place / "cats.txt"
     path.write_text("A {cat: cat.png} hugs a {cat: dog.png}")
-    jobs = plan(read_prompts(path), SampleConfig(prompts=path, lora="none"), DEFAULTS, {})
-    first, second = RelationPipeline.from_pretrained(tiny_bundle, device="cpu").spans(jobs[0].request)
+    jobs = planned(path, tiny_bundle)
+    first, second = RelationPipeline.from_pretrained(tiny_bundle, device="cpu").encoder.spans(jobs[0].request)
     assert first == (2, 3)
     assert second == (5, 6)
 
@@ -351,12 +345,12 @@ def test_a_seed_too_large_is_one_line(sample: Any, tmp_path: Path) -> None:
     torch.Generator().manual_seed(2**63 - 10_001 + 10_000 - 1)  # the last seed of the most images
 
 
-def test_the_grid_has_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+def test_the_grid_has_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Path, tiny_bundle: Path) -> None:
     monkeypatch.setattr(stage, "_PAGE", 2)
     monkeypatch.setattr(stage, "_ROW", 3)
     path = place / "many.txt"
     path.write_text("a cat --images 7\na dog\n{cat: cat.png} hugs")
-    jobs = plan(read_prompts(path), SampleConfig(prompts=path, lora="none"), DEFAULTS, {})
+    jobs = planned(path, tiny_bundle)
     for job in jobs:
         Image.new("RGB", (64, 64)).save(tmp_path / job.file_name)
     Image.new("RGB", (8, 8)).save(tmp_path / "grid-4.png")  # not ours

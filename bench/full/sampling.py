@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,11 +19,12 @@ from bench.full.results import Bench
 from bench.full.sizes import BOXES, GAMMA, GUIDANCE
 from rbctl import attention
 from rbctl.bundle.bundle import Bundle
-from rbctl.conditioning import Conditioning, guided
+from rbctl.conditioning import guided
 from rbctl.defaults import NEGATIVE_PROMPT
 from rbctl.denoising import denoise, initial_noise
 from rbctl.images import write_png
-from rbctl.pipeline import RelationPipeline, Request, Subject
+from rbctl.pipeline import RelationPipeline
+from rbctl.request import Request, Subject
 
 
 def requests(bench: Bench, pictures: int) -> list[Request]:
@@ -48,29 +50,6 @@ def requests(bench: Bench, pictures: int) -> list[Request]:
     ]
 
 
-@torch.no_grad()
-def encoded(bench: Bench, batch: Sequence[Request]) -> dict[str, Any]:
-    """What ``guided`` wants to know of a batch; individuals are encoded once, as in a run."""
-    bundle, pipe = bench.bundle, RelationPipeline(bench.bundle)
-    embeds, pooled = bundle.encode_prompts([request.words for request in batch])
-    negative, negative_pooled = bundle.encode_prompts([request.negative_prompt for request in batch])
-    boxes = torch.tensor([[subject.box for subject in request.subjects] for request in batch], device=bundle.device)
-    phrases = torch.stack([bundle.encode_phrases([one.name for one in request.subjects]) for request in batch])
-    tokens = torch.cat([pipe.subject_tokens(request.subjects) for request in batch])
-    return {
-        "prompt_embeds": embeds,
-        "pooled_prompt_embeds": pooled,
-        "negative_prompt_embeds": negative,
-        "negative_pooled_prompt_embeds": negative_pooled,
-        "size": (bench.scale.resolution, bench.scale.resolution),
-        "latent_size": bench.scale.latent_size,
-        "levels": bundle.levels,
-        "image_tokens": bundle.image_prompt_encoder.adapter_tokens(tokens, boxes, phrases),
-        "boxes": boxes,
-        "object_weights": torch.full(boxes.shape[:2], GAMMA, device=bundle.device),
-    }
-
-
 @contextlib.contextmanager
 def processors(unet: Any, others: Any) -> Iterator[None]:
     """A UNet with other attention processors, for a while."""
@@ -88,39 +67,33 @@ Loop = Callable[[int], torch.Tensor]  # number of steps -> latents (B, 4, h, w)
 class Loops:
     """The denoising loop of one batch, from the same noise, every way."""
 
-    def __init__(self, bundle: Bundle, inputs: dict[str, Any]) -> None:
-        self.bundle, self.inputs = bundle, inputs
-        pictures = len(inputs["prompt_embeds"])
-        channels = bundle.unet.config.in_channels
-        self.noise = initial_noise(range(pictures), channels, inputs["latent_size"]).to(bundle.device)
-        self.guidance = torch.full((pictures,), GUIDANCE, device=bundle.device)
+    def __init__(self, bundle: Bundle, batch: Sequence[Request]) -> None:
+        self.bundle, self.size = bundle, (batch[0].height, batch[0].width)
+        pipe = RelationPipeline(bundle)
+        self.encoded, latent_size = pipe.encoder.encode(batch), pipe.latent_size(batch[0])
+        self.noise = initial_noise(range(len(batch)), bundle.unet.config.in_channels, latent_size).to(bundle.device)
 
     def ours(self, backend: str, steps: int) -> torch.Tensor:
         """As ``rbctl sample`` does it: masks built and K and V projected once, before the first step."""
-        return self._denoise(guided(**self.inputs, backend=backend), steps)
+        pipe = RelationPipeline(self.bundle, attention=backend)
+        return pipe.denoise_encoded(self.encoded, self.noise, steps, GUIDANCE)
 
     def official(self, steps: int) -> torch.Tensor:
         """Masks, K and V at every layer and step."""
-        plain = guided(**{**self.inputs, "image_tokens": None})
-        tokens, boxes = self.inputs["image_tokens"], self.inputs["boxes"]
-        told = official.OfficialConditioning(
-            prompt_embeds=plain.prompt_embeds,
-            pooled_prompt_embeds=plain.pooled_prompt_embeds,
-            time_ids=plain.time_ids,
-            image_tokens=torch.cat((torch.zeros_like(tokens), tokens)),
-            boxes=torch.cat((torch.zeros_like(boxes), boxes)),
-            gamma=GAMMA,
-        )
-        unet = self.bundle.unet
-        with processors(unet, official.processors(unet)):
-            return self._denoise(told, steps)
+        bundle, plain = self.bundle, dataclasses.replace(self.encoded, image_tokens=None)
+        latent_size = (self.noise.shape[-2], self.noise.shape[-1])
+        text = guided(plain, size=self.size, latent_size=latent_size, levels=bundle.levels)
+        conditioning = official.official_conditioning(self.encoded, text, GAMMA)
+        guidance = torch.full((len(self.noise),), GUIDANCE, device=bundle.device)
+        with processors(bundle.unet, official.processors(bundle.unet)):
+            return denoise(bundle.unet, bundle.scheduler(), self.noise, conditioning, steps, guidance)
 
     def stock(self, steps: int) -> torch.Tensor:
         """diffusers' own pipeline for SDXL with its own processors: text only."""
         from diffusers.models.attention_processor import AttnProcessor2_0
 
-        text = {name: value for name, value in self.inputs.items() if name.endswith("prompt_embeds")}
-        height, width = self.inputs["size"]
+        text = {name: value for name, value in vars(self.encoded).items() if name.endswith("prompt_embeds")}
+        height, width = self.size
         with processors(self.bundle.unet, AttnProcessor2_0()):
             return self._pipeline(
                 **text,
@@ -141,10 +114,6 @@ class Loops:
         pipeline = StableDiffusionXLPipeline(**parts, scheduler=self.bundle.scheduler(), add_watermarker=False)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
-
-    def _denoise(self, conditioning: Conditioning, steps: int) -> torch.Tensor:
-        bundle = self.bundle
-        return denoise(bundle.unet, bundle.scheduler(), self.noise, conditioning, steps, self.guidance)
 
 
 def _time_loop(
@@ -176,7 +145,7 @@ def measure(bench: Bench) -> None:
     for pictures in bench.scale.pictures:
         batch, title = requests(bench, pictures), f"batch {pictures}"
         with_individuals, text_alone = _around(bench, batch, title)
-        loops = Loops(bench.bundle, encoded(bench, batch))
+        loops = Loops(bench.bundle, batch)
         took = _ours_and_official(bench, loops, title, pictures, with_individuals)
         with bench.row("sampling", f"{title}, stock diffusers, text only") as row:
             _time_loop(bench, loops.stock, row, pictures, text_step_flops(bench.scale), text_alone)
@@ -197,7 +166,7 @@ def _around(bench: Bench, batch: Sequence[Request], title: str) -> tuple[float |
     latents = torch.randn(len(batch), bundle.unet.config.in_channels, *bench.scale.latent_size, device=device)
     decode = functools.partial(bundle.decode_latents, latents)
     with bench.row("sampling", f"{title}, before and after the loop") as row:
-        row["encoding s"] = seconds(lambda: encoded(bench, batch), device, rounds=2)
+        row["encoding s"] = seconds(lambda: RelationPipeline(bundle).encoder.encode(batch), device, rounds=2)
         row["of it text s"] = seconds(lambda: bundle.encode_prompts(texts), device, rounds=2)
         _, most = peak(decode, device)
         row["decoding s"] = seconds(decode, device, rounds=2, warm_up=0)
@@ -233,7 +202,7 @@ def measure_compiled(bench: Bench) -> None:
     unet = bench.bundle.unet
     attention.compile_blocks(unet, "inductor" if bench.device.type == "cuda" else "eager")
     for pictures in bench.scale.pictures:
-        loops = Loops(bench.bundle, encoded(bench, requests(bench, pictures)))
+        loops = Loops(bench.bundle, requests(bench, pictures))
         ways: dict[str, tuple[Loop, float]] = {
             f"ours, {name}": (functools.partial(loops.ours, name), step_floor(bench.scale).flops)
             for name in bench.backends

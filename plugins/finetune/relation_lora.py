@@ -148,9 +148,7 @@ def relation_task(
         timesteps = len(objective.alphas_cumprod)
         return objective.loss(model, micro_batch(encoded, prior, numbers, config, timesteps, bundle.device))
 
-    return Task(
-        name, unet, lora.named_parameters(unet), loss, lambda path: preview(bundle, unet, encoded, config, path)
-    )
+    return Task(name, unet, lora.named_parameters(unet), loss, lambda path: preview(bundle, encoded, config, path))
 
 
 def layout_prior(triplets: Sequence[Triplet], boxes: torch.Tensor) -> LayoutPrior:

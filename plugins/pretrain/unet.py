@@ -25,7 +25,7 @@ from rbctl.bundle.catalogue import has_local_encoder
 from rbctl.bundle.convert import attention_layers
 from rbctl.bundle.fingerprints import fingerprint
 from rbctl.bundle.load import load
-from rbctl.conditioning import DUMMY_TOKENS, Conditioning, ImageBranch, guided, latent_grids
+from rbctl.conditioning import DUMMY_TOKENS, Conditioning, Encoded, ImageBranch, latent_grids
 from rbctl.errors import InputError
 from rbctl.files import sha256, write_json, write_safetensors
 from rbctl.image_prompt import clip_pixels
@@ -34,6 +34,7 @@ from rbctl.menagerie import SPECIES
 from rbctl.menagerie.oracle import POINTS
 from rbctl.menagerie.oracle_training import keypoint_loss
 from rbctl.pictures import grid
+from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.architecture import ADAPTER, MODEL_INDEX, SCHEDULER, UNET
 from rbctl.plugins.pretrain.config import PretrainConfig
@@ -303,21 +304,16 @@ class UNetPart:
         error = self._denoising(kept["latents"], noise, every, embeds, pooled, tokens, kept["boxes"])
 
         empty, empty_pooled = self.bundle.encode_prompts([""])
-        h, w = noise.shape[-2:]
-        conditioning = guided(
+        encoded = Encoded(
             prompt_embeds=embeds[:count],
             pooled_prompt_embeds=pooled[:count],
             negative_prompt_embeds=empty.expand(count, -1, -1),
             negative_pooled_prompt_embeds=empty_pooled.expand(count, -1),
-            size=(h * self.bundle.latent_scale, w * self.bundle.latent_scale),
-            latent_size=(h, w),
-            levels=self.bundle.levels,
             image_tokens=tokens[:count],
             boxes=kept["boxes"][:count],
             object_weights=torch.full((count, 2), self.bundle.gamma, device=self.device),
         )
-        scale = torch.full((count,), _GUIDANCE, device=self.device)
-        latents = denoising.denoise(self.unet, self.bundle.scheduler(), noise[:count], conditioning, _STEPS, scale)
+        latents = RelationPipeline(self.bundle).denoise_encoded(encoded, noise[:count], _STEPS, _GUIDANCE)
         sampled = denoising.to_pictures(self.bundle.decode_latents(latents))
         true, *portraits = self.shown
         pictures = [*(picture for group in portraits for picture in group), *sampled, *true]

@@ -3,39 +3,64 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from rbctl import embeddings, layout, lora
+from rbctl.bundle.config import Summary, summary
+from rbctl.bundle.fingerprints import generator_fingerprint
+from rbctl.defaults import BUNDLE
+from rbctl.device import pick_device, pick_precision
 from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
-from rbctl.files import sha256
-from rbctl.layout import LayoutPrior
+from rbctl.files import read_object, sha256
 from rbctl.lora import LoraFile
 from rbctl.phrases import replaced
-from rbctl.pipeline import Request, Subject
 from rbctl.plugins.sample.config import SampleConfig
 from rbctl.prompts import Prompt, PromptObject
-from rbctl.relations import Relation, find_relation, load_relation, shipped
+from rbctl.relations import Box, Relation, find_relation, load_relation, shipped
+from rbctl.request import Request, Subject
 from rbctl.runs import tuned
 
 IMAGE_PROMPTS = "image_prompts"
+# What the record holds besides, without bearing on the pixels: names and paths of what is hashed.
+_NOT_PIXELS = ("lora", "lora_base", "bundle", "relation", "predicate", "boxes_from", "source")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What was trained and one prompt is drawn with, all read.
+
+    Attributes:
+        relation: named, or expressed by the prompt's words.
+        lora: path, or several with commas between; None for the base model.
+        files: what stands in them.
+        embeddings: each by how it was named.
+    """
+
+    relation: Relation | None
+    lora: str | None
+    lora_weight: float
+    files: tuple[LoraFile, ...]
+    embeddings: Mapping[str, Embedding]
+
+    @property
+    def trained(self) -> tuple[LoraFile | Embedding, ...]:
+        return *self.files, *self.embeddings.values()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One picture to make, and what is told of it.
+    """One picture to make.
 
     Attributes:
-        text: the prompt as it was written.
-        objects: as the prompt gave them, each with its box.
-        lora: path, or several with commas between; None for the base model.
+        files: the LoRAs it is drawn with.
         prompt_number: which prompt of the file, from 1.
         file_name: from the text, the seed and the fingerprint alone: another prompt's picture never has it, and this
             one's keeps it wherever its line moves.
@@ -43,11 +68,7 @@ class Job:
     """
 
     request: Request
-    text: str
-    objects: tuple[PromptObject, ...]
-    relation: str | None
-    lora: str | None
-    lora_weight: float
+    files: tuple[LoraFile, ...]
     prompt_number: int
     file_name: str
     record: dict[str, Any]
@@ -55,204 +76,194 @@ class Job:
     @property
     def kind(self) -> tuple[Any, ...]:
         """Jobs of one kind can be sampled in one batch."""
-        return self.lora, self.lora_weight, *self.request.kind
+        return self.record["lora"], self.record["lora_weight"], *self.request.kind
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """What all jobs share: what the bundle says where neither the prompt nor a flag does, and how it is run.
-
-    Attributes:
-        scheduler: class name in diffusers.
-        precision: the one picked, never "auto".
-    """
-
-    resolution: int
-    gamma: float
-    bundle: str
-    bundle_fingerprint: str
-    base: str
-    local_encoder: str
-    scheduler: str
-    precision: str
-
-
-def relation_of(prompt: Prompt, config: SampleConfig) -> tuple[Relation | None, bool]:
-    """The prompt's relation, and whether it was named (else its words express it)."""
-    if named := prompt.relation or config.relation:
-        return load_relation(named), True
-    return find_relation(prompt.text, [load_relation(name) for name in shipped()]), False
-
-
-def lora_of(prompt: Prompt, relation: Relation | None, config: SampleConfig) -> tuple[str | None, float]:
-    """Path (several with commas between) and weight of the prompt's LoRA; None for the base model.
+def read_learned(prompts: Sequence[Prompt], config: SampleConfig) -> list[Learned]:
+    """Read what each prompt is drawn with; each file once.
 
     Raises:
-        InputError: the relation has no LoRA in the runs folder, or the file named is not there.
+        InputError: a relation has no LoRA in the runs folder, or a file is missing or of another kind.
     """
-    given = prompt.lora or config.lora
-    weight = _first(prompt.lora_weight, 1.0 if prompt.lora else config.lora_weight)
-    if given == "none" or (given is None and (relation is None or embeddings_of(prompt, config))):
-        return None, 1.0
-    if given is None:
+    read_lora, read_embedding = functools.cache(lora.read), functools.cache(embeddings.read)
+    learned = []
+    for prompt in prompts:
+        named = prompt.relation or config.relation
+        relation = load_relation(named) if named else find_relation(prompt.text, [load_relation(n) for n in shipped()])
+        given = (prompt.embedding,) if prompt.embedding else config.embedding
+        tokens = [part.strip() for value in given for part in value.split(",")]
+        path = _lora(prompt, relation, config, bool(tokens))
+        weight = _first(prompt.lora_weight, 1.0 if prompt.lora else config.lora_weight)
+        learned.append(
+            Learned(
+                relation=relation,
+                lora=path,
+                lora_weight=weight if path else 1.0,
+                files=tuple(read_lora(Path(part)) for part in lora.split(path or "")),
+                embeddings={token: read_embedding(token) for token in tokens},
+            )
+        )
+    return learned
+
+
+def _lora(prompt: Prompt, relation: Relation | None, config: SampleConfig, embedded: bool) -> str | None:
+    """Path of the prompt's LoRA, several with commas between; None for the base model."""
+    path = prompt.lora or config.lora
+    if path == "none" or (path is None and (relation is None or embedded)):
+        return None
+    if path is None:
         assert relation is not None
-        path = tuned(relation.name, config.bundle) / "lora.safetensors"
-        if not path.is_file():
-            other = "" if config.bundle == "mini" else f" --bundle {config.bundle} --data FOLDER"
+        file = tuned(relation.name, config.bundle) / "lora.safetensors"
+        if not file.is_file():
+            other = "" if config.bundle == BUNDLE else f" --bundle {config.bundle} --data FOLDER"
             raise InputError(
-                f"{prompt.source}: no LoRA of relation {relation.name!r} in {path.parent}; run "
+                f"{prompt.source}: no LoRA of relation {relation.name!r} in {file.parent}; run "
                 f"'rbctl finetune --relation {relation.name}{other}', name one with --lora, or take --lora none"
             )
-        return str(path), weight
-    for part in lora.split(given):
+        return str(file)
+    for part in lora.split(path):
         if not Path(part).is_file():
             raise InputError(f"{prompt.source}: no LoRA file {part}; give its path, or --lora none for the base model")
-    return given, weight
+    return path
 
 
-def embeddings_of(prompt: Prompt, config: SampleConfig) -> tuple[str, ...]:
-    """PATH[:TOKEN] of every embedding of the prompt."""
-    given = (prompt.embedding,) if prompt.embedding else config.embedding
-    return tuple(part.strip() for value in given for part in value.split(","))
-
-
-def words_of(prompt: Prompt, spoken: Sequence[tuple[str, Sequence[str]]]) -> str:
+def words_of(prompt: Prompt, tokens: Sequence[tuple[str, Sequence[str]]]) -> str:
     """The prompt with each learned token in it: where it stands, else in place of the words that it stands for.
 
     Args:
-        spoken: tokens, and for each the words that it stands for.
+        tokens: each with the words that it stands for.
 
     Raises:
         InputError: the prompt has no place for a token.
     """
     text = prompt.text
-    for token, words in spoken:
+    for token, words in tokens:
         if token in text or token in (prompt.negative_prompt or ""):
             continue
-        said = replaced(text, words, token)
-        if said is None:
+        with_token = replaced(text, words, token)
+        if with_token is None:
             others = "".join(f", {word!r}" for word in words)
             raise InputError(f"{prompt.source}: says none of {token!r}{others}; write {token} where it belongs")
-        text = said
+        text = with_token
     return text
 
 
-def plan(
-    prompts: Sequence[Prompt],
-    config: SampleConfig,
-    defaults: Defaults,
-    loras: dict[str, LoraFile],
-    learned: Mapping[str, Embedding] = MappingProxyType({}),
-) -> list[Job]:
+def plan(prompts: Sequence[Prompt], learned: Sequence[Learned], config: SampleConfig, folder: Path) -> list[Job]:
     """All jobs in order.
 
     Args:
-        loras: every LoRA file of :func:`lora_of` by path.
-        learned: every embedding of :func:`embeddings_of`, by how it was named.
+        learned: of each prompt.
+        folder: of the bundle.
 
     Raises:
         InputError: a prompt has no place for what was learned for it.
     """
-    jobs = []
-    digests = {thing.image: sha256(thing.image) for prompt in prompts for thing in prompt.objects}
-    lora_digests = {path: sha256(Path(path)) for path in loras}
-    learned_digests = {given: sha256(embedding.path) for given, embedding in learned.items() if embedding.path}
-    for number, prompt in enumerate(prompts, 1):
-        relation, _ = relation_of(prompt, config)
-        path, weight = lora_of(prompt, relation, config)
-        parts = lora.split(path) if path else []
-        files = [loras[part] for part in parts]
-        named = embeddings_of(prompt, config)
-        tokens = tuple(learned[given] for given in named)
-        if len({embedding.token for embedding in tokens}) < len(tokens):
-            raise InputError(f"{prompt.source}: two embeddings have the same token; give one its own, PATH:<name>")
-        subjects = [
-            (f.metadata["rbctl.instance"], embeddings.words_of(f.metadata, f.path)) for f in files if _is_subject(f)
-        ]
-        words = words_of(prompt, [*((e.token, e.words) for e in tokens), *subjects])
-        boxes, boxes_from = _boxes(prompt, relation, files)
-        objects = tuple(dataclasses.replace(o, box=box) for o, box in zip(prompt.objects, boxes, strict=True))
-        facts: dict[str, Any] = {
-            "text": prompt.text,
-            "negative_prompt": _first(prompt.negative_prompt, config.negative_prompt),
-            "width": _first(prompt.width, config.width, defaults.resolution),
-            "height": _first(prompt.height, config.height, defaults.resolution),
-            "steps": _first(prompt.steps, config.steps),
-            "guidance_scale": _first(prompt.guidance_scale, config.guidance_scale),
-            "scale": _first(prompt.scale, config.scale, defaults.gamma),
-            "relation": relation.name if relation else None,
-            "lora": path,
-            "lora_weight": weight,
-        }
-        first_seed = _first(prompt.seed, config.seed)
-        for image in range(_first(prompt.images, config.images)):
-            record = {
-                **facts,
-                "seed": first_seed + image,
-                "objects": [
-                    {
-                        **dataclasses.asdict(o),
-                        "image": copied(o.image, digests[o.image]),
-                        "image_hash": digests[o.image],
-                    }
-                    for o in objects
-                ],
-                "predicate": relation.predicate if relation else None,
-                "boxes_from": boxes_from,
-                "lora_hash": ",".join(lora_digests[part] for part in parts) or None,
-                "lora_base": files[0].metadata.get("rbctl.base") if files else None,
-                "bundle": defaults.bundle,
-                "bundle_fingerprint": defaults.bundle_fingerprint,
-                "scheduler": defaults.scheduler,
-                "precision": defaults.precision,
-                "local_tokens": config.local_tokens,
-                "pseudo_mask_step": config.pseudo_mask_step,
-                "source": prompt.source,
+    files = {entry.image for prompt in prompts for entry in prompt.objects}
+    files |= {file.path for own in learned for file in own.trained if file.path}
+    digests = {path: sha256(path) for path in files}
+    scheduler = read_object(folder / "scheduler" / "scheduler_config.json")
+    bundle = {
+        "bundle": folder.resolve().name,
+        "bundle_fingerprint": generator_fingerprint(folder),
+        "scheduler": str(scheduler.get("_class_name", "EulerDiscreteScheduler")),
+        "precision": pick_precision(config.precision, pick_device(config.device)),
+    }
+    defaults = summary(folder)
+    return [
+        job
+        for number, (prompt, own) in enumerate(zip(prompts, learned, strict=True), 1)
+        for job in _jobs(number, prompt, own, config, defaults, bundle, digests)
+    ]
+
+
+def _jobs(
+    number: int,
+    prompt: Prompt,
+    learned: Learned,
+    config: SampleConfig,
+    defaults: Summary,
+    bundle: Mapping[str, str],
+    digests: Mapping[Path, str],
+) -> list[Job]:
+    tokens = tuple(learned.embeddings.values())
+    if len({embedding.token for embedding in tokens}) < len(tokens):
+        raise InputError(f"{prompt.source}: two embeddings have the same token; give one its own, PATH:<name>")
+    of_subjects = [file for file in learned.files if "rbctl.instance" in file.metadata]  # DreamBooth's rare token
+    words = words_of(
+        prompt,
+        [(e.token, e.words) for e in tokens]
+        + [(file.metadata["rbctl.instance"], embeddings.words_of(file.metadata, file.path)) for file in of_subjects],
+    )
+    boxes, boxes_from = _boxes(prompt, learned)
+    objects = [dataclasses.replace(entry, box=box) for entry, box in zip(prompt.objects, boxes, strict=True)]
+    relation, files = learned.relation, learned.files
+    drawn: dict[str, Any] = {
+        "negative_prompt": _first(prompt.negative_prompt, config.negative_prompt),
+        "width": _first(prompt.width, config.width, defaults.resolution),
+        "height": _first(prompt.height, config.height, defaults.resolution),
+        "steps": _first(prompt.steps, config.steps),
+        "guidance_scale": _first(prompt.guidance_scale, config.guidance_scale),
+    }
+    scale = _first(prompt.scale, config.scale, defaults.gamma)
+    record = {
+        "text": prompt.text,
+        **drawn,
+        "scale": scale,
+        "relation": relation.name if relation else None,
+        "lora": learned.lora,
+        "lora_weight": learned.lora_weight,
+        "seed": 0,  # its place; every picture has its own
+        "objects": [
+            {
+                **dataclasses.asdict(entry),
+                "image": copied(entry.image, digests[entry.image]),
+                "image_hash": digests[entry.image],
             }
-            if words != prompt.text:
-                record["words"] = words
-            if (config.local_grid, config.local_injection) != (None, "concat"):
-                record |= {"local_grid": config.local_grid, "local_injection": config.local_injection}
-            if named:  # only then: pictures without any keep their fingerprints
-                record["embeddings"] = [
-                    {"path": given, "token": learned[given].token, "hash": learned_digests[given]} for given in named
-                ]
-            record["fingerprint"] = _fingerprint(record)
-            request = Request(
-                words=words,
-                subjects=_subjects(objects, facts["scale"]),
-                seed=first_seed + image,
-                embeddings=tokens,
-                source=prompt.source,
-                **{key: facts[key] for key in ("negative_prompt", "width", "height", "steps", "guidance_scale")},
-            )
-            jobs.append(
-                Job(
-                    request=request,
-                    text=prompt.text,
-                    objects=objects,
-                    relation=facts["relation"],
-                    lora=path,
-                    lora_weight=weight,
-                    prompt_number=number,
-                    file_name=_file_name(prompt.text, first_seed + image, record["fingerprint"]),
-                    record=record,
-                )
-            )
+            for entry in objects
+        ],
+        "predicate": relation.predicate if relation else None,
+        "boxes_from": boxes_from,
+        "lora_hash": ",".join(digests[file.path] for file in files) or None,
+        "lora_base": files[0].metadata.get("rbctl.base") if files else None,
+        **bundle,
+        "local_tokens": config.local_tokens,
+        "pseudo_mask_step": config.pseudo_mask_step,
+        "source": prompt.source,
+    }
+    # What follows stands there only where it is used: other pictures keep their fingerprints.
+    if words != prompt.text:
+        record["words"] = words
+    if (config.local_grid, config.local_injection) != (None, "concat"):
+        record |= {"local_grid": config.local_grid, "local_injection": config.local_injection}
+    if tokens:
+        record["embeddings"] = [
+            {"path": path, "token": e.token, "hash": digests[e.path]}
+            for path, e in learned.embeddings.items()
+            if e.path
+        ]
+    subjects = tuple(_subject(entry, scale) for entry in objects)
+    first_seed, jobs = _first(prompt.seed, config.seed), []
+    for seed in range(first_seed, first_seed + _first(prompt.images, config.images)):
+        own = {**record, "seed": seed}
+        own["fingerprint"] = _fingerprint(own)
+        request = Request(words=words, subjects=subjects, seed=seed, embeddings=tokens, source=prompt.source, **drawn)
+        name = _file_name(prompt.text, seed, own["fingerprint"])
+        jobs.append(Job(request=request, files=files, prompt_number=number, file_name=name, record=own))
     return jobs
 
 
-def _subjects(objects: Sequence[PromptObject], scale: float) -> tuple[Subject, ...]:
-    """The objects of a prompt, all of whose boxes are known."""
-    return tuple(
-        Subject(
-            name=entry.name,
-            image=entry.image,
-            box=entry.box,  # type: ignore[arg-type]
-            scale=scale if entry.subject_scale is None else entry.subject_scale,
-        )
-        for entry in objects
-    )
+def _subject(entry: PromptObject, scale: float) -> Subject:
+    assert entry.box is not None
+    own_scale = _first(entry.subject_scale, scale)
+    return Subject(name=entry.name, image=entry.image, box=entry.box, scale=own_scale)
+
+
+def _boxes(prompt: Prompt, learned: Learned) -> tuple[Sequence[Box], str]:
+    """The objects' boxes, and whence they come."""
+    given = [entry.box for entry in prompt.objects if entry.box is not None]
+    if len(given) == len(prompt.objects):
+        return given, "prompt"
+    return layout.boxes_for(len(prompt.objects), lora.layout_prior(learned.files), learned.relation)
 
 
 def copied(image: Path, digest: str) -> str:
@@ -267,24 +278,6 @@ def _first(*values: Any) -> Any:
 def _file_name(text: str, seed: int, fingerprint: str) -> str:
     words = re.sub(r"\W+", "-", text.lower())[:40].strip("-")
     return f"{words or 'picture'}-{seed}-{fingerprint[:12]}.png"
-
-
-def _is_subject(file: LoraFile) -> bool:
-    """Whether a LoRA is of one subject, that a prompt names by a rare token (DreamBooth)."""
-    return "rbctl.instance" in file.metadata
-
-
-def _boxes(prompt: Prompt, relation: Relation | None, files: Sequence[LoraFile]) -> tuple[Sequence[Any], str]:
-    """The objects' boxes, and whence they come."""
-    if all(thing.box is not None for thing in prompt.objects):
-        return [thing.box for thing in prompt.objects], "prompt"
-    stored = ((file.metadata.get("rbctl.layout_prior"), str(file.path)) for file in files)
-    prior = next((LayoutPrior.from_json(prior, path) for prior, path in stored if prior), None)
-    return layout.boxes_for(len(prompt.objects), prior, relation)
-
-
-# What the record tells besides, without bearing on the pixels: names and paths of what is hashed.
-_NOT_PIXELS = ("lora", "lora_base", "bundle", "relation", "predicate", "boxes_from", "source")
 
 
 def _fingerprint(record: dict[str, Any]) -> str:

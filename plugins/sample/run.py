@@ -11,10 +11,9 @@ from pathlib import Path
 import click
 import torch
 
-from rbctl import denoising, embeddings, lora, pictures
+from rbctl import denoising, embeddings, pictures
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.config import summary
-from rbctl.bundle.fingerprints import BASE, fingerprint, generator_fingerprint, local_encoder_hash
+from rbctl.bundle.fingerprints import BASE, fingerprint, local_encoder_hash
 from rbctl.device import DTYPES, pick_device, pick_precision
 from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
@@ -23,7 +22,7 @@ from rbctl.images import read_image
 from rbctl.lora import LoraFile
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.sample.config import SampleConfig
-from rbctl.plugins.sample.jobs import Defaults, Job, embeddings_of, lora_of, plan, relation_of
+from rbctl.plugins.sample.jobs import Job, plan, read_learned
 from rbctl.progress import progress
 from rbctl.prompts import Prompt, check_pictures, read_official_config, read_prompts
 from rbctl.runs import RUNS, claim
@@ -36,23 +35,16 @@ def run(config: SampleConfig) -> Path:
     """Sample all prompts; returns the folder. Pictures already made by the same prompt, seed and models stay."""
     prompts = _prompts(config)
     check_pictures(prompts)
-    loras = _loras(prompts, config)
-    learned = {given: embeddings.read(given) for prompt in prompts for given in embeddings_of(prompt, config)}
+    learned = read_learned(prompts, config)
+    for prompt, own in zip(prompts, learned, strict=True):
+        by = "" if prompt.relation or config.relation or own.relation is None else " (from its words)"
+        relation = f"relation {own.relation.name}{by}" if own.relation else "no relation"
+        weights = f"LoRA {own.lora} x {own.lora_weight:g}" if own.lora else "base model"
+        click.echo(f"{prompt.source}: {relation}, {weights}", err=True)
     folder = resolve(config.bundle)
-    facts, scheduler = summary(folder), read_object(folder / "scheduler" / "scheduler_config.json")
-    defaults = Defaults(
-        resolution=facts.resolution,
-        gamma=facts.gamma,
-        bundle=folder.resolve().name,
-        bundle_fingerprint=generator_fingerprint(folder),
-        base=fingerprint(folder, BASE),
-        local_encoder=local_encoder_hash(folder),
-        scheduler=str(scheduler.get("_class_name", "EulerDiscreteScheduler")),
-        precision=pick_precision(config.precision, pick_device(config.device)),
-    )
-    _check_widths(learned.values(), folder)
-    _check_training([*loras.values(), *learned.values()], config, defaults)
-    jobs = plan(prompts, config, defaults, loras, learned)
+    files = {file.path: file for own in learned for file in own.trained}
+    _check_training(files.values(), config, folder)
+    jobs = plan(prompts, learned, config, folder)
     source = config.prompts or config.config
     assert source is not None
     output = config.output or RUNS / "sample" / source.stem
@@ -61,7 +53,7 @@ def run(config: SampleConfig) -> Path:
         _copy_image_prompts(jobs, output)
         waiting = [job for job in wanted.values() if not _made(output, job)]
         if waiting:
-            _sample(waiting, config, loras, output)
+            _sample(waiting, config, output)
         write_jsonl(output / "metadata.jsonl", [{"file_name": job.file_name, **job.record} for job in jobs])
         _write_grid(output, jobs)
     click.echo(f"{len(waiting)} made, {len(wanted) - len(waiting)} were there", err=True)
@@ -76,57 +68,39 @@ def _prompts(config: SampleConfig) -> Sequence[Prompt]:
     return read_prompts(config.prompts)
 
 
-def _loras(prompts: Sequence[Prompt], config: SampleConfig) -> dict[str, LoraFile]:
-    """Every LoRA the prompts need, read and checked before anything heavy is loaded."""
-    loras: dict[str, LoraFile] = {}
-    for prompt in prompts:
-        relation, named = relation_of(prompt, config)
-        path, weight = lora_of(prompt, relation, config)
-        for part in lora.split(path) if path else ():
-            if part not in loras:
-                loras[part] = lora.read(Path(part))
-        found = "" if named or relation is None else " (from its words)"
-        what = f"relation {relation.name}{found}" if relation else "no relation"
-        click.echo(f"{prompt.source}: {what}, {f'LoRA {path} x {weight:g}' if path else 'base model'}", err=True)
-    return loras
-
-
-def _check_widths(learned: Iterable[Embedding], folder: Path) -> None:
-    """Raises InputError when an embedding is not as wide as the bundle's text encoders."""
-    for embedding in learned:
-        configs = (read_object(folder / part / "config.json") for part in ("text_encoder", "text_encoder_2"))
-        embeddings.check_widths(embedding, [config["hidden_size"] for config in configs], folder.resolve().name)
-
-
-def _check_training(files: Iterable[LoraFile | Embedding], config: SampleConfig, defaults: Defaults) -> None:
+def _check_training(files: Iterable[LoraFile | Embedding], config: SampleConfig, folder: Path) -> None:
     """Compare what LoRAs and embeddings were trained with, as far as their files tell, with what they are used with.
 
     Raises:
-        InputError: one is of another base, and that is not allowed.
+        InputError: an embedding is of another width than the bundle's text encoders, or a file is of another base, and
+            that is not allowed.
     """
+    own_base, own_encoder, name = fingerprint(folder, BASE), local_encoder_hash(folder), folder.resolve().name
+    configs = [read_object(folder / part / "config.json") for part in ("text_encoder", "text_encoder_2")]
     for file in files:
-        base = file.metadata.get("rbctl.base", defaults.base)
-        if base != defaults.base and not config.allow_other_base:
+        if isinstance(file, Embedding):
+            embeddings.check_widths(file, [encoder["hidden_size"] for encoder in configs], name)
+    for file in files:
+        if file.metadata.get("rbctl.base", own_base) != own_base and not config.allow_other_base:
             raise InputError(
-                f"{file.path}: made for another base than bundle {defaults.bundle!r} as it is now; choose its own "
-                "with --bundle; --allow-other-base samples with it all the same"
+                f"{file.path}: made for another base than bundle {name!r} as it is now; choose its own with --bundle; "
+                "--allow-other-base samples with it all the same"
             )
-        encoder = file.metadata.get("rbctl.local_encoder_hash", defaults.local_encoder)
-        if encoder != defaults.local_encoder and config.local_tokens != "none":
-            click.echo(f"{file.path}: trained with another local encoder than that of {defaults.bundle!r}", err=True)
+        encoder = file.metadata.get("rbctl.local_encoder_hash", own_encoder)
+        if encoder != own_encoder and config.local_tokens != "none":
+            click.echo(f"{file.path}: trained with another local encoder than that of {name!r}", err=True)
         trained = file.metadata.get("rbctl.local_tokens", config.local_tokens)
         if trained != config.local_tokens:
-            click.echo(
-                f"{file.path}: trained with --local-tokens {trained}, used with --local-tokens {config.local_tokens}",
-                err=True,
-            )
+            used = f"used with --local-tokens {config.local_tokens}"
+            click.echo(f"{file.path}: trained with --local-tokens {trained}, {used}", err=True)
 
 
 def _copy_image_prompts(jobs: Sequence[Job], output: Path) -> None:
     copies = {
-        output / entry["image"]: individual.image
+        output / entry["image"]: subject.image
         for job in jobs
-        for individual, entry in zip(job.objects, job.record["objects"], strict=True)
+        for subject, entry in zip(job.request.subjects, job.record["objects"], strict=True)
+        if isinstance(subject.image, Path)
     }
     for copy, image in copies.items():
         if not copy.is_file():
@@ -138,12 +112,11 @@ def _made(output: Path, job: Job) -> bool:
     return record is not None and record.get("fingerprint") == job.record["fingerprint"]
 
 
-def _sample(jobs: Sequence[Job], config: SampleConfig, loras: dict[str, LoraFile], output: Path) -> None:
+def _sample(jobs: Sequence[Job], config: SampleConfig, output: Path) -> None:
     device = pick_device(config.device)
-    dtype = DTYPES[pick_precision(config.precision, device)]
     pipe = RelationPipeline.from_pretrained(
         config.bundle,
-        torch_dtype=dtype,
+        torch_dtype=DTYPES[pick_precision(config.precision, device)],
         device=config.device,
         lowvram=config.lowvram,
         local_tokens=config.local_tokens,
@@ -152,15 +125,16 @@ def _sample(jobs: Sequence[Job], config: SampleConfig, loras: dict[str, LoraFile
         pseudo_mask_step=config.pseudo_mask_step,
         attention=config.attention,
     )
-    for file in loras.values():
-        pipe.attach(file)
+    for job in jobs:
+        for file in job.files:
+            pipe.attach(file)
     if config.compile:
         pipe.compile()
     for job in jobs:
         if pipe.bundle.overlong(job.request.words, job.request.embeddings):
             click.echo(f"{job.record['source']}: too long for the text encoders; its end is not read", err=True)
         if config.pseudo_mask_step:
-            pipe.spans(job.request)  # what is wrong with one is told before the first picture
+            pipe.encoder.spans(job.request)  # what is wrong with one is told before the first picture
 
     def finish(batch: Sequence[Job], latents: torch.Tensor) -> None:
         with torch.cuda.stream(stream):
@@ -175,7 +149,7 @@ def _sample(jobs: Sequence[Job], config: SampleConfig, loras: dict[str, LoraFile
         before: Future[None] | None = None
         for batch in _batches(jobs, config.batch_size):
             first = batch[0]
-            pipe.use([loras[part] for part in lora.split(first.lora)] if first.lora else [], first.lora_weight)
+            pipe.use(first.files, first.record["lora_weight"])
             latents = pipe.denoise([job.request for job in batch])
             if stream is None:
                 finish(batch, latents)
@@ -199,22 +173,21 @@ def _batches(jobs: Sequence[Job], size: int) -> Iterable[Sequence[Job]]:
 
 
 def _parameters(job: Job) -> str:
-    request = job.request
+    request, record = job.request, job.record
+    weights = ", ".join(f"{file.path.stem}: {record['lora_weight']:g}" for file in job.files)
     return pictures.parameters_text(
-        job.text,
+        record["text"],
         negative_prompt=request.negative_prompt,
         steps=request.steps,
         guidance_scale=request.guidance_scale,
         seed=request.seed,
         width=request.width,
         height=request.height,
-        model=job.record["bundle"],
-        sampler=pictures.sampler_name(job.record["scheduler"]),
+        model=record["bundle"],
+        sampler=pictures.sampler_name(record["scheduler"]),
         extras={
-            "Relation": job.relation,
-            "Lora": ", ".join(f"{Path(p).stem}: {job.lora_weight:g}" for p in lora.split(job.lora))
-            if job.lora
-            else None,
+            "Relation": record["relation"],
+            "Lora": weights or None,
             "TI": ", ".join(f"{e.token}: {e.path}" for e in request.embeddings) or None,
         },
     )
@@ -230,9 +203,9 @@ def _write_grid(output: Path, jobs: Sequence[Job]) -> None:
     for number, page in enumerate(pages, 1):
         shown = [
             pictures.sheet_row(
-                [read_image(thing.image) for thing in row[0].objects],
+                [subject.picture() for subject in row[0].request.subjects],
                 [read_image(output / job.file_name) for job in row],
-                row[0].text,
+                row[0].record["text"],
             )
             for row in page
         ]

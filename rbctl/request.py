@@ -1,0 +1,151 @@
+"""What is to be drawn: one picture with every default filled in, and how a call from Python asks for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from rbctl import formats
+from rbctl.errors import InputError
+from rbctl.images import read_image
+from rbctl.prompts.fields import Settings
+from rbctl.relations import Box, check_box
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from rbctl.embeddings import Embedding
+
+Picture: TypeAlias = "Path | str | Image.Image"
+
+_BRACES = re.compile(r"\{([^{}]+)\}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One individual to be shown.
+
+    Attributes:
+        name: the words for it in the prompt, "plush bear".
+        image: its picture.
+        box: where it goes, relative xyxy.
+        scale: weight of its image tokens.
+    """
+
+    name: str
+    image: Path | Image.Image
+    box: Box
+    scale: float
+
+    def picture(self) -> Image.Image:
+        """Its picture, read and in RGB."""
+        return read_image(self.image) if isinstance(self.image, Path) else self.image.convert("RGB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One picture to be drawn, with every default filled in.
+
+    Attributes:
+        words: the prompt as the text encoders are given it, learned tokens in their places.
+        width, height: pixels, multiples of 8.
+        guidance_scale: 1 for none.
+        seed: of its noise.
+        embeddings: what learned tokens in ``words`` stand for.
+        source: where it was asked for, for errors.
+    """
+
+    words: str
+    subjects: tuple[Subject, ...]
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    seed: int = 0
+    embeddings: tuple[Embedding, ...] = ()
+    source: str = "prompt"
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Requests of one kind can be sampled in one batch."""
+        plain = not self.subjects
+        return self.embeddings, self.width, self.height, self.steps, self.guidance_scale == 1, plain
+
+
+def requested(
+    prompts: Sequence[str],
+    images: Mapping[str, Picture] | Sequence[Mapping[str, Picture]] | None,
+    boxes: Mapping[str, Box] | Sequence[Mapping[str, Box]] | None,
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    place: Callable[[str, int], Sequence[Box]],
+) -> list[Request]:
+    """What a call of the pipeline asks for, prompt by prompt.
+
+    Args:
+        prompts: with names in braces, "A {cat} hugs a {dog}".
+        images, boxes: by name, one mapping for all prompts or a list of one for each.
+        settings: fields of :class:`rbctl.prompts.fields.Settings`; None stands for the default.
+        defaults: what takes the place of None.
+        place: gives boxes for so many individuals of a text, where a prompt has none.
+
+    Raises:
+        InputError: an argument is wrong; it is named.
+    """
+    names = {"steps": "num_inference_steps", "scale": "image_scale", "images": "num_images_per_prompt"}
+    checked = formats.read(Settings, settings, "RelationPipeline", names)
+    values = {**defaults, **{key: getattr(checked, key) for key, value in settings.items() if value is not None}}
+    scale, copies = values.pop("scale"), values.pop("images")
+    requests = []
+    for number, text in enumerate(prompts):
+        own_images, own_boxes = (_of_prompt(mappings, number, len(prompts)) for mappings in (images, boxes))
+        words, subjects = _subjects(text, own_images, own_boxes, scale, place)
+        requests += [Request(words=words, subjects=subjects, source=f"prompt {number + 1}", **values)] * copies
+    return requests
+
+
+def _subjects(
+    text: str,
+    images: Mapping[str, Picture],
+    boxes: Mapping[str, Box],
+    scale: float,
+    place: Callable[[str, int], Sequence[Box]],
+) -> tuple[str, tuple[Subject, ...]]:
+    """The prompt with its braces gone, and the individuals in their order."""
+    names = [name.strip() for name in _BRACES.findall(text)]
+    for argument, mapping in (("images", images), ("boxes", boxes)):
+        if strange := [name for name in mapping if name not in names]:
+            raise InputError(f"{argument}: {strange[0]!r} has no place in the prompt; write {{{strange[0]}}}")
+    if lacking := [name for name in names if name not in images]:
+        raise InputError(f"images: has no picture of {lacking[0]!r}, which the prompt names")
+    if len(set(names)) < len(names):
+        raise InputError("prompt: two individuals have the same name; tell them apart: {red cat}, {blue cat}")
+    if boxes and len(boxes) < len(names):
+        raise InputError("boxes: some individuals have a box and some have none; give one for each, or none")
+    words = _BRACES.sub(lambda braces: braces[1].strip(), text)
+    places = [_checked(boxes[name], name) for name in names] if boxes else place(words, len(names))
+    pictures = [Path(image) if isinstance(image, str) else image for image in (images[name] for name in names)]
+    return words, tuple(
+        Subject(name=name, image=picture, box=box, scale=scale)
+        for name, picture, box in zip(names, pictures, places, strict=True)
+    )
+
+
+def _of_prompt(mappings: Any, number: int, count: int) -> Mapping[str, Any]:
+    """What an argument holds for prompt ``number`` of ``count``."""
+    if mappings is None or isinstance(mappings, Mapping):
+        return mappings or {}
+    if len(mappings) != count:
+        raise InputError(f"images and boxes: {len(mappings)} mappings for {count} prompts; give one, or one for each")
+    return mappings[number]
+
+
+def _checked(box: Any, name: str) -> Box:
+    try:
+        return check_box(box)
+    except ValueError as error:
+        raise InputError(f"boxes: {name}: {error}") from error
