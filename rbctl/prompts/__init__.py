@@ -57,13 +57,12 @@ def check_pictures(prompts: Iterable[Prompt]) -> None:
     Raises:
         InputError: a picture is missing or damaged; the prompt's place is named.
     """
-    seen: set[Path] = set()
+    uses: dict[Path, str] = {}
     for prompt in prompts:
-        for entry in prompt.objects:
-            if entry.image in seen:
-                continue
-            seen.add(entry.image)
-            try:
-                read_image(entry.image)
-            except InputError as error:
-                raise InputError(f"{prompt.source}: {entry.name}: {error}") from error
+        for individual in prompt.objects:
+            uses.setdefault(individual.image, f"{prompt.source}: {individual.name}")
+    for image, where in uses.items():
+        try:
+            read_image(image)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error

@@ -29,12 +29,7 @@ def _unquoted(value: Any) -> Any:
 
 _Text = formats.Check(_unquoted, before=True)
 _Side = Annotated[int, Interval(ge=64, le=8192), MultipleOf(8), _Text]
-_Seed = Annotated[int, Interval(ge=0, le=2**63 - 10_001), _Text]  # the seeds of further images count up
-_Steps = Annotated[int, Interval(ge=1, le=1000), _Text]
-_Images = Annotated[int, Interval(ge=1, le=10_000), _Text]
-_Guidance = Annotated[float, Interval(ge=0, le=100), _Text]
 _Scale = Annotated[float, Interval(ge=0, le=10), _Text]
-_Weight = Annotated[float, Interval(ge=-10, le=10), _Text]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +49,15 @@ class Settings:
     negative_prompt: str | None = None
     width: _Side | None = None
     height: _Side | None = None
-    seed: _Seed | None = None
-    guidance_scale: _Guidance | None = None
-    steps: _Steps | None = None
+    seed: Annotated[int, Interval(ge=0, le=2**63 - 10_001), _Text] | None = None  # those of more images count up
+    guidance_scale: Annotated[float, Interval(ge=0, le=100), _Text] | None = None
+    steps: Annotated[int, Interval(ge=1, le=1000), _Text] | None = None
     relation: Words | None = None
     lora: Words | None = None
-    lora_weight: _Weight | None = None
+    lora_weight: Annotated[float, Interval(ge=-10, le=10), _Text] | None = None
     embedding: Words | None = None
     scale: _Scale | None = None
-    images: _Images | None = None
+    images: Annotated[int, Interval(ge=1, le=10_000), _Text] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,20 +9,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rbctl.images import write_png
+from rbctl.pictures import grid, sheet_row
 from rbctl.triplets.geometry import Annotated, image_prompt, resize, target
 from rbctl.triplets.keypoints import ABSENT, OCCLUDED, SKELETON
 from rbctl.triplets.triplet import Triplet
 
 _HEIGHT = 384  # of every picture, px
-_GAP = 12
-_MARGIN = 28
-_ROW_GAP = 34
 _FINE = 2  # overlays are drawn this much larger and shrunk, for smooth lines
 
-_PAPER, _INK, _FAINT = (255, 255, 255), (28, 30, 34), (120, 124, 130)
+_PAPER = (255, 255, 255)
 _COLOURS = ((37, 99, 235), (234, 88, 12), (22, 163, 74), (192, 38, 211), (202, 138, 4), (8, 145, 178))  # per object
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def contact_sheet(triplets: Sequence[Triplet], path: Path) -> None:
@@ -34,32 +30,17 @@ def contact_sheet(triplets: Sequence[Triplet], path: Path) -> None:
     Raises:
         InputError: a picture cannot be read, or ``path`` cannot be written.
     """
-    rows = [_row(triplet) for triplet in triplets]
-    width = max((row.width for row in rows), default=0) + 2 * _MARGIN
-    captions = [_caption(triplet, width - 2 * _MARGIN) for triplet in triplets]
-    pieces = [piece for pair in zip(rows, captions, strict=True) for piece in pair]
-    height = sum(piece.height for piece in pieces) + len(rows) * _ROW_GAP + 2 * _MARGIN - _ROW_GAP
-    sheet = Image.new("RGB", (width, max(height, 1)), _PAPER)
-    top = _MARGIN
-    for row, caption in zip(rows, captions, strict=True):
-        sheet.paste(row, (_MARGIN, top))
-        sheet.paste(caption, (_MARGIN, top + row.height))
-        top += row.height + caption.height + _ROW_GAP
-    write_png(path, sheet)
+    captions = [f"{t.prompt}  ({t.id} · {t.predicate or 'no predicate'})" for t in triplets]
+    write_png(path, grid([_row(triplet) for triplet in triplets], columns=1, captions=captions))
 
 
 def _row(triplet: Triplet) -> Image.Image:
-    tags = [f"{thing.name} · {thing.role}" for thing in triplet.objects]
+    tags = [f"{individual.name} · {individual.role}" for individual in triplet.objects]
     colours = [_COLOURS[k % len(_COLOURS)] for k in range(len(tags))]
     pictures = [_picture(target(triplet), tags, colours, outlined=True)]
-    for thing, colour in zip(triplet.objects, colours, strict=True):
-        pictures.append(_picture(image_prompt(thing), [thing.name], [colour], outlined=False))
-    row = Image.new("RGB", (sum(p.width + _GAP for p in pictures) - _GAP, _HEIGHT), _PAPER)
-    left = 0
-    for picture in pictures:
-        row.paste(picture, (left, 0))
-        left += picture.width + _GAP
-    return row
+    for individual, colour in zip(triplet.objects, colours, strict=True):
+        pictures.append(_picture(image_prompt(individual), [individual.name], [colour], outlined=False))
+    return sheet_row([], pictures, height=_HEIGHT)
 
 
 def _picture(a: Annotated, tags: list[str], colours: list[tuple[int, int, int]], outlined: bool) -> Image.Image:
@@ -109,28 +90,3 @@ def _tags(image: Image.Image, tags: list[str], boxes: np.ndarray, colours: list[
         taken.append((x, y, x + width, y + height))
         pen.rectangle((x, y, x + width, y + height), fill=colour)
         pen.text((x + 7, y + height / 2), tag, fill=_PAPER, font=font, anchor="lm")
-
-
-def _caption(triplet: Triplet, width: int) -> Image.Image:
-    """The prompt, and below it in grey the triplet's id and predicate."""
-    large, small = ImageFont.load_default(size=20), ImageFont.load_default(size=15)
-    lines = [(line, large, _INK, 28) for line in _wrapped(triplet.prompt, large, width)]
-    below = f"{triplet.id}  ·  {triplet.predicate or 'no predicate'}"
-    lines += [(line, small, _FAINT, 22) for line in _wrapped(below, small, width)]
-    caption = Image.new("RGB", (width, 10 + sum(height for *_, height in lines)), _PAPER)
-    pen, top = ImageDraw.Draw(caption), 10
-    for line, font, colour, height in lines:
-        pen.text((0, top + height / 2), line, fill=colour, font=font, anchor="lm")
-        top += height
-    return caption
-
-
-def _wrapped(text: str, font: Font, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines

@@ -63,13 +63,15 @@ class Reporter:
     file: str
     sink: Sink
 
-    def error(self, what: str, mend: str = "", file: Path | None = None) -> None:
+    def error(
+        self, what: str, mend: str = "", file: Path | None = None, level: Literal["error", "warning"] = "error"
+    ) -> None:
         """Tell what must be mended, in ``file`` where it is another one."""
-        self.sink(Problem(triplet=self.triplet, file=str(file or self.file), what=what, mend=mend))
+        self.sink(Problem(triplet=self.triplet, file=str(file or self.file), what=what, mend=mend, level=level))
 
-    def warning(self, what: str, mend: str = "", file: Path | None = None) -> None:
+    def warning(self, what: str, mend: str = "") -> None:
         """Tell what may well be meant so."""
-        self.sink(Problem(triplet=self.triplet, file=str(file or self.file), what=what, mend=mend, level="warning"))
+        self.error(what, mend, level="warning")
 
     def failed(self, error: InputError, file: Path) -> None:
         """Tell that ``file`` could not be read."""
