@@ -121,6 +121,7 @@ RULES: dict[str, Rule] = {
     "modules are named by what they hold": empty_words,
     "a pickle is never trusted": trusted_pickles,
     "a stage's door and its config are light": heavy_doors,
+    "a private name stays in its module": private_uses,
     "a module loads on Windows too": unix_imports,
     "locks are filelock's": file_locks,
 }
@@ -170,6 +171,13 @@ def test_the_house_keeps_the_rule(rule: str) -> None:
 )
 def test_the_rule_itself(rule: Rule, name: str, code: str, wrong: bool) -> None:
     assert bool(list(rule(name, ast.parse(code)))) is wrong
+
+
+@pytest.mark.parametrize("name", ["Judge", "draw_cases", "interval", "resolved"])
+def test_a_thought_has_one_home(name: str) -> None:
+    defined = (ast.FunctionDef, ast.ClassDef)
+    homes = [m for m, tree in MODULES.items() for n in ast.walk(tree) if isinstance(n, defined) and n.name == name]
+    assert len(homes) <= 1
 
 
 def arrows(name: str, tree: ast.Module) -> set[str]:

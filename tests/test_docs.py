@@ -18,7 +18,6 @@ from rbctl.bundle.catalogue import survey
 from rbctl.cli import main
 from rbctl.errors import InputError
 from rbctl.options import StageCommand
-from rbctl.plugins.eval.ablate import command as ablate
 from rbctl.prompts import read_prompts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,15 +62,11 @@ def command_of(arguments: list[str]) -> tuple[click.Command, list[str]]:
 
 
 def inside(command: click.Command, name: str) -> click.Command | None:
-    if command.name == "eval" and name == "ablate":
-        return ablate
     return command.get_command(click.Context(command), name) if isinstance(command, click.Group) else None
 
 
 def all_commands(command: click.Command = main, name: str = "rbctl") -> Iterator[tuple[str, click.Command]]:
     yield name, command
-    if command.name == "eval":
-        yield "rbctl eval ablate", ablate
     if isinstance(command, click.Group):
         context = click.Context(command)
         for inner in command.list_commands(context):
