@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial"  # suffix of a file being written; a kill leaves one behind
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ROOM_SIGNS = (
     "No space left on device",
     "os error 28",
@@ -60,7 +60,7 @@ _DAMAGED = (
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[None]:
     """Turn what the user can mend about writing ``path`` into one line."""
     try:
         yield
@@ -68,7 +68,7 @@ def _told(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # the writers of safetensors and torch have errors of their own for a full disk
         number = error.errno if isinstance(error, OSError) else None
-        if number in _NO_ROOM or any(sign in str(error) for sign in _NO_ROOM_SIGNS):
+        if number in NO_ROOM or any(sign in str(error) for sign in _NO_ROOM_SIGNS):
             raise InputError(f"{path}: no space left on the disk; free some and run the same command again") from error
         if number in _NO_PLACE and isinstance(error, OSError):
             raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
@@ -111,7 +111,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the disk is full, or the folder cannot be written or is a link (see :func:`writing_in`).
     """
-    with _told(path):
+    with _writing(path):
         _refuse_links(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}{PARTIAL}")
@@ -131,7 +131,7 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         InputError: the disk is full, or the file cannot be written or is a link.
     """
-    with _told(path):
+    with _writing(path):
         _refuse_links(path)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         with os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8") as file:

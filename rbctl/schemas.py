@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
+import operator
 import pkgutil
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,13 +20,17 @@ from rbctl.relations import Relation
 def schemas() -> dict[str, dict[str, Any]]:
     """The schemas by name: relation, prompts, recipe, and what a stage's module names in ``FORMATS``.
 
-    ``FORMATS`` are the dataclasses of a stage's own files, {"benchmark": "package.module:Benchmark"}.
+    ``FORMATS`` are where the dataclasses of a stage's own files lie, {"benchmark": "package.module:Benchmark"}; a
+    dictionary there holds several, any of which a file may be.
     """
     kinds: dict[str, Any] = {"relation": Relation, "prompts": PromptsFile}
     stages = {entry.name: entry for entry in sorted(entry_points(group="rbctl.plugins"))}
     for entry in stages.values():
         places = getattr(importlib.import_module(entry.module), "FORMATS", {})
         kinds |= {name: pkgutil.resolve_name(place) for name, place in places.items()}
+    kinds |= {
+        name: functools.reduce(operator.or_, kind.values()) for name, kind in kinds.items() if isinstance(kind, dict)
+    }
     whole = {name: formats.schema(kind) for name, kind in kinds.items()}
     whole["relation"]["$defs"]["Relation"]["required"].remove("name")  # the file's own name stands in for it
     commands = {name: entry.load() for name, entry in stages.items()}
@@ -39,8 +45,8 @@ def _section(config: type) -> dict[str, Any]:
     section = formats.schema(config)["$defs"][config.__name__]
     for field in dataclasses.fields(config):
         limits = {"description": "help", "minimum": "min", "maximum": "max"}
-        told = {word: field.metadata.get(key) for word, key in limits.items()}
-        section["properties"][field.name] |= {word: value for word, value in told.items() if value is not None}
+        values = {word: field.metadata.get(key) for word, key in limits.items()}
+        section["properties"][field.name] |= {word: value for word, value in values.items() if value is not None}
     return {key: section[key] for key in ("type", "properties", "additionalProperties")}
 
 

@@ -9,7 +9,6 @@ are read when a pull starts.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -22,8 +21,8 @@ from typing import Any
 from rbctl.bundle.assemble import check_widths
 from rbctl.bundle.catalogue import BundleSpec, Component, contents, read_manifest, record, size_text
 from rbctl.bundle.convert import convert_adapter, convert_image_encoder
-from rbctl.errors import InputError
-from rbctl.files import read_object, sha256, write_json
+from rbctl.errors import InputError, reason
+from rbctl.files import NO_ROOM, read_object, sha256, write_json
 from rbctl.progress import progress
 from rbctl.runs import claim
 
@@ -54,7 +53,7 @@ def _endpoint() -> str:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _hub_errors(what: str) -> Iterator[None]:
     """Everything that can go wrong on the way to the hub, as one line."""
     from huggingface_hub import errors
 
@@ -74,10 +73,10 @@ def _told(what: str) -> Iterator[None]:
         raise InputError(f"{what}: {where} answered {status}; run the same command again later") from error
     # errors.HTTPError is the HTTP library's own base class, whichever library this version of the hub builds on.
     except (errors.HTTPError, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise InputError(f"{what}: no space left on the disk; free some and run the same command again") from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{what}: {where} cannot be reached ({reason}); the same command goes on from here") from error
+        what += f": {where} cannot be reached ({reason(error)})"
+        raise InputError(f"{what}; the same command goes on from here") from error
 
 
 def _listing(component: Component, revision: str) -> list[_Remote]:
@@ -85,7 +84,7 @@ def _listing(component: Component, revision: str) -> list[_Remote]:
     from huggingface_hub import HfApi
 
     assert component.repo_id is not None
-    with _told(f"{component.repo_id}@{revision}"):
+    with _hub_errors(f"{component.repo_id}@{revision}"):
         info = HfApi(endpoint=_endpoint()).model_info(component.repo_id, revision=revision, files_metadata=True)
     there = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     remotes = []
@@ -138,7 +137,7 @@ def _fetch(remote: _Remote, staging: Path) -> str:
     if partial.is_file() and partial.stat().st_size > remote.size:
         partial.unlink()
     url = hf_hub_url(remote.repo_id, remote.path, revision=remote.commit, endpoint=_endpoint())
-    with _told(f"{remote.repo_id}/{remote.path}"), partial.open("ab") as file:
+    with _hub_errors(f"{remote.repo_id}/{remote.path}"), partial.open("ab") as file:
         http_get(
             url,
             file,
@@ -172,14 +171,6 @@ def _convert(component: Component, fetched: Path, folder: Path) -> None:
         raise ValueError(f"convert={component.convert!r} of {component.target} is no known conversion")
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(
-            f"{folder}: {size_text(needed)} needed, {size_text(free)} free; free some or choose another --output"
-        )
-
-
 def pull(spec: BundleSpec, folder: Path) -> None:
     """Bring ``folder`` to hold every component that has a public source. The same call again goes on where it stopped.
 
@@ -203,7 +194,11 @@ def pull(spec: BundleSpec, folder: Path) -> None:
             todo.append((component, [(r, place) for r, place in offered if component.convert or place in lacks]))
         held = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file()) if staging.is_dir() else 0
         converted = max((sum(r.size for r, _ in files) for c, files in todo if c.convert), default=0)
-        _check_space(folder, sum(r.size for _, files in todo for r, _ in files) - held + converted)
+        needed = sum(r.size for _, files in todo for r, _ in files) - held + converted
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            sizes = f"{size_text(needed)} needed, {size_text(free)} free"
+            raise InputError(f"{folder}: {sizes}; free some or choose another --output")
         count, total = 0, sum(len(files) for _, files in todo)
         for component, files in todo:
             got: dict[str, str] = {}

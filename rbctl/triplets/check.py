@@ -34,9 +34,9 @@ def check(folder: Path, follow_outside: bool = False) -> list[Problem]:
     count = 0
     for triplet, reporter in read(Path(folder), problems.append, follow_outside=follow_outside):
         count += 1
-        _words(triplet, reporter)
-        _pictures(triplet, reporter)
-        _exchanged(triplet, reporter)
+        _check_words(triplet, reporter)
+        _check_pictures(triplet, reporter)
+        _check_exchanged(triplet, reporter)
     if count == 0:
         problems.append(Problem(triplet="", file=str(folder), what="no triplet can be read"))
     elif count < ENOUGH:
@@ -46,31 +46,31 @@ def check(folder: Path, follow_outside: bool = False) -> list[Problem]:
     return problems
 
 
-def _words(triplet: Triplet, reporter: Reporter) -> None:
+def _check_words(triplet: Triplet, reporter: Reporter) -> None:
     if not triplet.predicate:
         reporter.error("predicate: is missing", 'state the words of the relation, as in "hug"')
-    roles = [thing.role for thing in triplet.objects if thing.role]
+    roles = [individual.role for individual in triplet.objects if individual.role]
     if len(set(roles)) < len(roles):
         reporter.error(f"two objects have the same role: {', '.join(roles)}")
-    for thing in triplet.objects:
-        spoken = rf"(?<!\w){re.escape(thing.name)}(e?s)?(?!\w)"
-        if thing.name and triplet.prompt and not re.search(spoken, triplet.prompt, re.IGNORECASE):
+    for individual in triplet.objects:
+        spoken = rf"(?<!\w){re.escape(individual.name)}(e?s)?(?!\w)"
+        if individual.name and triplet.prompt and not re.search(spoken, triplet.prompt, re.IGNORECASE):
             reporter.error(
-                f"{abridged(thing.name)} does not stand in the prompt {abridged(triplet.prompt)}",
+                f"{abridged(individual.name)} does not stand in the prompt {abridged(triplet.prompt)}",
                 "say it in the same words",
             )
 
 
-def _pictures(triplet: Triplet, reporter: Reporter) -> None:
+def _check_pictures(triplet: Triplet, reporter: Reporter) -> None:
     target = _open(triplet.target, reporter)
-    for thing in triplet.objects:
-        _open(thing.image, reporter)
-        if thing.mask is not None and thing.mask != NOWHERE:
-            _mask(thing, thing.mask, target, reporter)
-        both = (thing.target_keypoints[:, 2] > 0) & (thing.image_keypoints[:, 2] > 0)
-        read_well = thing.target_keypoints.any() and thing.image_keypoints.any()
+    for individual in triplet.objects:
+        _open(individual.image, reporter)
+        if individual.mask is not None and individual.mask != NOWHERE:
+            _check_mask(individual, individual.mask, target, reporter)
+        both = (individual.target_keypoints[:, 2] > 0) & (individual.image_keypoints[:, 2] > 0)
+        read_well = individual.target_keypoints.any() and individual.image_keypoints.any()
         if read_well and not both.any():
-            reporter.warning(f"{thing.name}: no keypoint is present both in the target and in the image prompt")
+            reporter.warning(f"{individual.name}: no keypoint is present both in the target and in the image prompt")
 
 
 def _open(path: Path, reporter: Reporter) -> Image.Image | None:
@@ -83,7 +83,7 @@ def _open(path: Path, reporter: Reporter) -> Image.Image | None:
         return None
 
 
-def _mask(thing: TripletObject, path: Path, target: Image.Image | None, reporter: Reporter) -> None:
+def _check_mask(individual: TripletObject, path: Path, target: Image.Image | None, reporter: Reporter) -> None:
     try:
         mask = read_mask(path)
     except InputError as error:
@@ -95,16 +95,16 @@ def _mask(thing: TripletObject, path: Path, target: Image.Image | None, reporter
     box = box_of(mask)
     if box == NO_BOX:
         reporter.error("the mask is empty: no pixel is 128 or brighter", "paint the object white", file=path)
-    elif thing.box != NO_BOX:
-        apart = np.abs(np.subtract(box, thing.box)) * (width, height, width, height)
+    elif individual.box != NO_BOX:
+        apart = np.abs(np.subtract(box, individual.box)) * (width, height, width, height)
         if apart.max() > _PIXELS:
-            given, found = ([round(float(v), 4) for v in b] for b in (thing.box, box))
+            stated, measured = ([round(float(v), 4) for v in b] for b in (individual.box, box))
             reporter.error(
-                f"{thing.name}: box {given} is not the mask's {found}", "take the mask's box, or mend the mask"
+                f"{individual.name}: box {stated} is not the mask's {measured}", "take the mask's box, or mend the mask"
             )
 
 
-def _exchanged(triplet: Triplet, reporter: Reporter) -> None:
+def _check_exchanged(triplet: Triplet, reporter: Reporter) -> None:
     """Tell pairs of objects that seem to have each other's keypoints in the target."""
 
     def inside(one: TripletObject, other: TripletObject) -> int:
@@ -113,7 +113,7 @@ def _exchanged(triplet: Triplet, reporter: Reporter) -> None:
         x, y, visibility = one.target_keypoints.T
         return int(((x >= x0) & (x <= x1) & (y >= y0) & (y <= y1) & (visibility > 0)).sum())
 
-    readable = [thing for thing in triplet.objects if thing.box != NO_BOX]
+    readable = [individual for individual in triplet.objects if individual.box != NO_BOX]
     for a, b in itertools.combinations(readable, 2):
         present = int((a.target_keypoints[:, 2] > 0).sum() + (b.target_keypoints[:, 2] > 0).sum())
         gain = inside(a, b) + inside(b, a) - inside(a, a) - inside(b, b)

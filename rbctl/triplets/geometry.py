@@ -45,23 +45,23 @@ def target(triplet: Triplet) -> Annotated:
     """
     image = read_image(triplet.target)
     masks = []
-    for thing in triplet.objects:
-        mask = filled(thing.box, *image.size) if thing.mask is None else read_mask(thing.mask)
+    for individual in triplet.objects:
+        mask = filled(individual.box, *image.size) if individual.mask is None else read_mask(individual.mask)
         if mask.shape != (image.height, image.width):
             size = f"{mask.shape[1]} x {mask.shape[0]}"
-            raise InputError(f"{thing.mask}: the mask is {size}, the target {image.width} x {image.height}")
+            raise InputError(f"{individual.mask}: the mask is {size}, the target {image.width} x {image.height}")
         masks.append(mask)
-    return _annotated(image, np.stack(masks), np.stack([thing.target_keypoints for thing in triplet.objects]))
+    return _annotated(image, np.stack(masks), np.stack([individual.target_keypoints for individual in triplet.objects]))
 
 
-def image_prompt(thing: TripletObject) -> Annotated:
+def image_prompt(individual: TripletObject) -> Annotated:
     """Load the picture of one individual (N = 1); it is taken to fill its picture.
 
     Raises:
         InputError: the picture cannot be read.
     """
-    image = read_image(thing.image)
-    return _annotated(image, np.ones((1, image.height, image.width), bool), thing.image_keypoints[None])
+    image = read_image(individual.image)
+    return _annotated(image, np.ones((1, image.height, image.width), bool), individual.image_keypoints[None])
 
 
 def resize(a: Annotated, width: int, height: int) -> Annotated:
