@@ -126,14 +126,17 @@ def learns(road: Road, **options: Any) -> None:
     assert trained < 0.97 * untrained
 
 
+@pytest.mark.slow
 def test_the_loss_goes_down(road: Road) -> None:
     learns(road)
 
 
+@pytest.mark.slow
 def test_the_real_triplets_of_hug(road: Road, real_hug: Path) -> None:
     learns(road, data=real_hug, resolution=128)
 
 
+@pytest.mark.slow
 def test_killed_ten_times_and_resumed_it_ends_bit_for_bit_the_same(road: Road) -> None:
     chance = random.Random(0)
     options = {"steps": 40, "checkpoint_every": 3}
@@ -157,6 +160,7 @@ def test_killed_ten_times_and_resumed_it_ends_bit_for_bit_the_same(road: Road) -
     assert [row["step"] for row in road.losses("killed")] == list(range(1, 41))
 
 
+@pytest.mark.slow
 def test_control_c_saves_and_the_same_command_goes_on(road: Road) -> None:
     assert road("straight", steps=30) == 0, road.said()
     process = start(road.arguments("stopped", steps=30, checkpoint_every=0), road.log)
@@ -173,6 +177,7 @@ def test_control_c_saves_and_the_same_command_goes_on(road: Road) -> None:
     assert load_equal(road.lora("stopped"), road.lora("straight"))
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_survives_a_full_disk(road: Road) -> None:
     assert road("straight", steps=8) == 0, road.said()
     assert road("full", steps=4) == 0
@@ -197,6 +202,7 @@ LAUNCHER += ["-m", "rbctl"]
 TWO_ON_CPU = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_lora_of_one(road: Road) -> None:
     """On drawn triplets with a prior set: only the first process draws them."""
     options = {"data": None, "steps": 4, "prior_count": 3}
@@ -208,6 +214,7 @@ def test_two_processes_make_the_lora_of_one(road: Road) -> None:
     assert all(row["prior"] > 0 for row in road.losses("two"))
 
 
+@pytest.mark.slow
 def test_control_c_under_torchrun_saves_too(road: Road) -> None:
     options = {"steps": 30, "checkpoint_every": 0, "device": "cpu"}
     arguments = [str(a) for a in road.arguments("stopped", **options)]
@@ -232,12 +239,14 @@ def same_course(road: Road, one: str, other: str) -> None:
             assert a[name] == pytest.approx(b[name], rel=2e-3), (a, b)
 
 
+@pytest.mark.slow
 def test_accumulated_micro_steps_equal_one_batch(road: Road) -> None:
     assert road("batch", steps=4, batch_size=4) == 0, road.said()
     assert road("micro", steps=4, batch_size=2, gradient_accumulation=2) == 0, road.said()
     same_course(road, "batch", "micro")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -253,6 +262,7 @@ def test_options(road: Road, options: dict[str, Any]) -> None:
     assert all(value.isfinite().all() for value in load_file(road.lora("run")).values())
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(road: Road) -> None:
     assert road("plain", steps=2) == 0, road.said()
     flags = [*road.arguments("checkpointed", steps=2), "--gradient-checkpointing"]
@@ -262,6 +272,7 @@ def test_gradient_checkpointing_changes_nothing(road: Road) -> None:
         torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_single_objects_and_mixed_numbers_of_objects(road: Road, tmp_path: Path) -> None:
     """One individual alone, and sets where triplets differ in their number of objects."""
     mixed = tmp_path / "mixed"
@@ -318,6 +329,7 @@ def test_another_recipe_in_the_same_folder_is_refused(road: Road) -> None:
     assert road.lora("run").read_bytes() != before
 
 
+@pytest.mark.slow
 def test_no_resume_drops_its_own_files_alone(road: Road) -> None:
     assert road("run", steps=2) == 0, road.said()
     other = road.folder / "run" / "precious.safetensors"
@@ -336,6 +348,7 @@ def test_no_resume_drops_its_own_files_alone(road: Road) -> None:
     refused(road, "no run here wrote", output="foreign")
 
 
+@pytest.mark.slow
 def test_a_run_is_taken_up_only_with_the_same_data(road: Road, tmp_path: Path) -> None:
     assert road("run", steps=2) == 0, road.said()
     moved, other = tmp_path / "moved", tmp_path / "other"
@@ -366,6 +379,7 @@ def test_the_weights_of_the_last_step_are_looked_at_before_they_are_saved(road: 
         assert all(bool(tensor.isfinite().all()) for tensor in load_file(path).values())
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_or_cache_is_passed_over(road: Road) -> None:
     assert road("straight", steps=8) == 0, road.said()
     assert road("run", steps=4) == 0, road.said()
@@ -426,6 +440,7 @@ def forgotten(road: Road, output: str) -> dict[str, Any]:
     return json.loads((road.folder / output / "forgetting.json").read_text())
 
 
+@pytest.mark.slow
 def test_triplets_are_drawn_where_none_are_given(road: Road) -> None:
     options = {"data": None, "triplets": 3, "prior_count": 4, "checkpoint_every": 2}
     assert road("one", steps=4, **options) == 0, road.said()
@@ -543,6 +558,7 @@ def test_the_variable_names_the_attention_backend(
     assert taken(attention="sdpa") == "sdpa"
 
 
+@pytest.mark.slow
 def test_forgetting_is_measured(road: Road) -> None:
     options = {"data": None, "steps": 8, "batch_size": 4, "checkpoint_every": 0, "prior_count": 4}
     assert road("still", learning_rate=0, **{**options, "steps": 1}) == 0, road.said()
@@ -557,6 +573,7 @@ def test_forgetting_is_measured(road: Road) -> None:
     assert len({with_prior["with"], without["with"], still["with"]}) == 3
 
 
+@pytest.mark.slow
 def test_a_folder_of_triplets_as_prior(road: Road, tmp_path: Path) -> None:
     prior = tmp_path / "prior"
     draw_scenes([load_relation("face")], 3, 1, prior)
@@ -573,6 +590,7 @@ def test_a_folder_of_triplets_as_prior(road: Road, tmp_path: Path) -> None:
     refused(road, "holds a run with prior", output="given", steps=4, prior=moved)
 
 
+@pytest.mark.slow
 def test_pictures_of_the_base_model_as_prior(road: Road, triplets: Path, tmp_path: Path) -> None:
     first, second = (thing.image for thing in load(triplets)[0].objects)
     prompts, made = tmp_path / "prompts.txt", tmp_path / "made"
@@ -585,6 +603,7 @@ def test_pictures_of_the_base_model_as_prior(road: Road, triplets: Path, tmp_pat
     refused(road, "sample into the folder again", prior=made)
 
 
+@pytest.mark.slow
 def test_a_lora_from_python_is_that_of_the_command_line(road: Road, triplets: Path) -> None:
     assert road("command", steps=4) == 0, road.said()
     options = {"bundle": str(road.bundle), "batch_size": 2, "gradient_accumulation": 1, "learning_rate": 1e-3}
