@@ -167,7 +167,7 @@ class Run:
             return
         if not self.resume:
             for pattern in (self.checkpoint, *self.results, *self.logs, *self.left):
-                for path in self.folder.glob(pattern):
+                for path in list(self.folder.glob(pattern)):
                     if path.is_dir() and not path.is_symlink():
                         shutil.rmtree(path)
                     else:

@@ -643,6 +643,8 @@ def test_a_recipe_from_python_is_won_over_by_options(road: Road, triplets: Path,
         ({"relation": "ridee"}, "did you mean 'ride'"),
         ({"recipe": "papre"}, "did you mean 'paper'"),
         ({"resolution": 130}, "multiple of 8"),
+        ({"data": []}, "the list holds no triplets"),
+        ({"data": ["a"], "method": "relation_inversion"}, "a list of triplets serves the method relation_lora alone"),
     ],
 )
 def test_wrong_options_from_python_are_one_line(options: dict[str, Any], message: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rbctl.errors import InputError
 from rbctl.options import StageCommand, as_plain, config_options, configured
 from rbctl.plugins.finetune.config import Callback, FinetuneConfig
 from rbctl.processes import world
@@ -52,13 +53,19 @@ def finetune(
         InputError: data, options or bundle are wrong, or the folder holds another run; told in one line.
         KeyboardInterrupt: interrupted; a checkpoint is written.
     """
-    triplets = () if data is None or isinstance(data, str | Path) else tuple(data)
-    options |= {"relation": relation, "data": None if triplets else data, "output": output}
+    triplets: tuple[Triplet, ...] = ()
+    if data is not None and not isinstance(data, str | Path):
+        triplets, data = tuple(data), None
+        if not triplets:
+            raise InputError("data: the list holds no triplets")
+    options |= {"relation": relation, "data": data, "output": output}
     if isinstance(recipe, FinetuneConfig):
         whole = as_plain(recipe)
         options = whole | {name: value for name, value in options.items() if value is not None}
         recipe = None
     config = configured(command, recipe, **options)
+    if triplets and config.method != "relation_lora":
+        raise InputError(f"data: a list of triplets serves the method relation_lora alone, not {config.method}")
     from rbctl.plugins.finetune.run import run
 
     return run(config, callback, triplets)
