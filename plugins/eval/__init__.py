@@ -10,6 +10,8 @@ from rbctl.plugins.eval.ablate import command as ablate
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.gates import command as gates
 
+FORMATS = {"gates": "rbctl.plugins.eval.gates.recipe:Gates"}  # that people write: their JSON Schemas
+
 
 class _Eval(click.Group, StageCommand):
     """Scores folders itself, unless the first word is one of its commands; a folder of that name is ``./ablate``."""
