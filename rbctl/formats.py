@@ -36,6 +36,7 @@ from rbctl.parsing import compose_yaml, construct_yaml, line_of
 
 if TYPE_CHECKING:
     import pydantic
+    import yaml
 
 T = TypeVar("T")
 
@@ -140,7 +141,11 @@ def read_yaml(kind: type[T], path: Path, defaults: Mapping[str, Any] | None = No
     Raises:
         InputError: the file is no YAML or not of that kind; FILE:LINE and field are named.
     """
-    root = compose_yaml(read_text(path), str(path))
+    return read_nodes(kind, compose_yaml(read_text(path), str(path)), path, defaults)
+
+
+def read_nodes(kind: type[T], root: yaml.Node | None, path: Path, defaults: Mapping[str, Any] | None = None) -> T:
+    """As :func:`read_yaml`, of a file that is composed already."""
     content = construct_yaml(root, str(path))
     if isinstance(content, dict | None):
         content = {**(defaults or {}), **(content or {})}

@@ -20,7 +20,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rbctl.errors import InputError
-from rbctl.files import read_yaml
 from rbctl.images import read_image
 from rbctl.prompts.fields import Prompt, PromptObject
 from rbctl.prompts.lines import parse_line, read_lines
@@ -40,10 +39,7 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     if suffix == ".txt":
         prompts = read_lines(path)
     elif suffix in (".yaml", ".yml"):
-        content = read_yaml(path)
-        if "prompts" not in content and "images_path" in content:
-            return (read_official_config(path),)
-        prompts = read_mappings(path, content)
+        prompts = read_mappings(path)
     else:
         raise InputError(f"{path}: not a prompts file; its name must end in .txt, .yaml or .yml")
     if not prompts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os.path
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ from rbctl import formats
 from rbctl.errors import InputError
 from rbctl.files import read_text
 from rbctl.formats import Words
-from rbctl.parsing import compose_yaml, line_of
+from rbctl.parsing import compose_yaml, construct_yaml, line_of
 from rbctl.prompts.fields import Entry, Prompt, PromptObject, Settings, build
 from rbctl.prompts.lines import split_text
 from rbctl.relations import Box
@@ -34,10 +33,13 @@ class PromptsFile:
     defaults: Settings | None = None
 
 
-def read_mappings(path: Path, content: Mapping[str, Any]) -> tuple[Prompt, ...]:
-    """The prompts of a YAML file; every error names the line."""
-    formats.read_yaml(PromptsFile, path)
+def read_mappings(path: Path) -> tuple[Prompt, ...]:
+    """The prompts of a YAML file, or the one of an official configuration; every error names the line."""
     root = compose_yaml(read_text(path), str(path))
+    content = construct_yaml(root, str(path))
+    if isinstance(content, dict) and "images_path" in content and "prompts" not in content:
+        return (read_official_config(path),)
+    formats.read_nodes(PromptsFile, root, path)
     prompts = []
     for number, written in enumerate(content["prompts"]):
         where = f"{path}:{line_of(root, ('prompts', number))}"
