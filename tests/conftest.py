@@ -49,3 +49,34 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "tiny-sdxl"
     write_tiny(folder)
     return folder
+
+
+def _drawn(folder: Path, **options: int) -> Path:
+    from rbctl.menagerie.triplets import draw_triplets
+    from rbctl.relations import load_relation
+
+    draw_triplets(load_relation("hug"), 4, 3, folder, **options)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn_hug(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four triplets of the embedded world; copy them before you change them."""
+    return _drawn(tmp_path_factory.mktemp("drawn") / "hug")
+
+
+@pytest.fixture(scope="session")
+def small_hug(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of 64 pixels."""
+    return _drawn(tmp_path_factory.mktemp("small") / "hug", size=64)
+
+
+@pytest.fixture(scope="session")
+def annotated_hug(drawn_hug: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same four, annotated from their pictures; copy them before you change them."""
+    from triplet_sets import annotate, as_raw
+
+    folder = as_raw(drawn_hug, tmp_path_factory.mktemp("raw") / "hug")
+    result = annotate(folder)
+    assert (result.exit_code, result.stdout) == (0, f"{folder}\n"), result.output
+    return folder

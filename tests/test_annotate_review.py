@@ -12,13 +12,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from commands import call
 from PIL import Image
-from test_annotate_stage import annotate, as_raw, lines
+from triplet_sets import annotate, as_raw, lines
 
-from rbctl.cli import main
-from rbctl.menagerie.triplets import draw_triplets
-from rbctl.relations import load_relation
 from rbctl.triplets import load
 from rbctl.triplets.check import check
 
@@ -42,17 +40,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> None:
         pytest.skip("chromium shows no page here")
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A native set that comes from elsewhere: no raw.jsonl, no report."""
-    folder = tmp_path_factory.mktemp("native") / "a set & more"
-    draw_triplets(load_relation("hug"), 4, 3, folder)
-    return folder
-
-
 @pytest.fixture
-def native(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / original.name))
+def native(drawn_hug: Path, tmp_path: Path) -> Path:
+    """A native set that comes from elsewhere: no raw.jsonl, no report."""
+    return Path(shutil.copytree(drawn_hug, tmp_path / "a set & more"))
 
 
 class Page(HTMLParser):
@@ -96,8 +87,8 @@ def test_the_page_shows_every_picture_with_all_that_is_known(native: Path) -> No
                 assert float(circle["cy"] or 0) == pytest.approx(y * 128, abs=0.01)
 
 
-def test_doubtful_points_failed_gates_and_what_was_left_out_are_marked(original: Path, tmp_path: Path) -> None:
-    folder = as_raw(original, tmp_path / "raw")
+def test_doubtful_points_failed_gates_and_what_was_left_out_are_marked(drawn_hug: Path, tmp_path: Path) -> None:
+    folder = as_raw(drawn_hug, tmp_path / "raw")
     row = lines(folder / "raw.jsonl")[3]
     Image.new("RGB", (128, 128), "white").save(folder / row["file_name"])
     assert annotate(folder, "--drop-failed", "--min-pose-change", "0").exit_code == 0
@@ -143,8 +134,8 @@ def test_corrections_are_taken_in_and_back(native: Path) -> None:
     assert [problem for problem in check(native) if problem.level == "error"] == []
 
 
-def test_annotating_again_keeps_the_corrections(original: Path, tmp_path: Path) -> None:
-    folder = as_raw(original, tmp_path / "raw")
+def test_annotating_again_keeps_the_corrections(drawn_hug: Path, tmp_path: Path) -> None:
+    folder = as_raw(drawn_hug, tmp_path / "raw")
     assert annotate(folder).exit_code == 0
     assert correct(folder, t2={"objects": [{"target_keypoints": {"0": [0.125, 0.125, 1]}}]}).exit_code == 0
     corrected = (folder / "metadata.jsonl").read_bytes()
@@ -188,8 +179,8 @@ def test_a_folder_that_is_not_annotated_has_no_page(tmp_path: Path) -> None:
 
 def test_the_published_triplets_with_their_own_annotations(real_hug: Path, tmp_path: Path) -> None:
     folder = tmp_path / "hug"
-    assert CliRunner().invoke(main, ["data", "import", str(real_hug), str(folder)]).exit_code == 0
-    assert CliRunner().invoke(main, ["data", "check", str(folder)]).exit_code == 0
+    assert call("data", "import", real_hug, folder).exit_code == 0
+    assert call("data", "check", folder).exit_code == 0
     assert annotate(folder, "--review").exit_code == 0
     page = Page(folder / "review.html")
     triplets = load(folder)

@@ -16,36 +16,14 @@ from pathlib import Path
 import numpy as np
 import processes
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image, ImageOps
+from triplet_sets import annotate, as_raw, kept, lines, write_lines
 
-from rbctl.cli import main
-from rbctl.menagerie.triplets import draw_triplets
 from rbctl.plugins.annotate import backends
-from rbctl.relations import load_relation
 from rbctl.triplets import load
 from rbctl.triplets.check import check
 from rbctl.triplets.geometry import target
 from rbctl.triplets.masks import read_mask
-
-
-def annotate(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["annotate", *map(str, arguments)])
-
-
-def as_raw(drawn: Path, folder: Path, shuffled: bool = False) -> Path:
-    """Triplets of the embedded world without their annotations."""
-    rows = [json.loads(line) for line in (drawn / "metadata.jsonl").read_text().splitlines()]
-    (folder / "images").mkdir(parents=True)
-    for number, row in enumerate(rows):
-        shutil.copy(drawn / row["file_name"], folder / row["file_name"])
-        things = row["objects"][::-1] if shuffled and number % 2 else row["objects"]
-        row["objects"] = [{key: thing[key] for key in ("name", "role", "image")} for thing in things]
-        for thing in things:
-            shutil.copy(drawn / thing["image"], folder / thing["image"])
-    (folder / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "set.json").write_text(json.dumps({"origin": "miniature", "relation": "hug"}))
-    return folder
 
 
 def told(folder: Path) -> tuple[list[float], str]:
@@ -54,34 +32,10 @@ def told(folder: Path) -> tuple[list[float], str]:
     return [float(value) for value in re.findall(number, text)], re.sub(number, "#", text)
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("drawn") / "hug"
-    draw_triplets(load_relation("hug"), 4, 3, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def annotated(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = as_raw(drawn, tmp_path_factory.mktemp("raw") / "hug")
-    result = annotate(folder)
-    assert (result.exit_code, result.stdout) == (0, f"{folder}\n"), result.output
-    return folder
-
-
 @pytest.fixture
-def copied(annotated: Path, tmp_path: Path) -> Path:
+def copied(annotated_hug: Path, tmp_path: Path) -> Path:
     """The annotated set, to be spoilt."""
-    return Path(shutil.copytree(annotated, tmp_path / "hug"))
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def kept(folder: Path) -> dict[str, int]:
-    """Every intermediate result, and when it was written."""
-    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.glob(".annotate/*/*.npz")}
+    return Path(shutil.copytree(annotated_hug, tmp_path / "hug"))
 
 
 def test_help_is_light() -> None:
@@ -93,11 +47,11 @@ def test_help_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "0 []\n"
 
 
-def test_raw_pictures_become_a_whole_set_near_the_truth(drawn: Path, annotated: Path) -> None:
-    assert check(annotated) == []
-    assert (annotated / "raw.jsonl").read_text().count("\n") == 4
+def test_raw_pictures_become_a_whole_set_near_the_truth(drawn_hug: Path, annotated_hug: Path) -> None:
+    assert check(annotated_hug) == []
+    assert (annotated_hug / "raw.jsonl").read_text().count("\n") == 4
     overlaps, errors = [], []
-    for truth, found in zip(load(drawn), load(annotated), strict=True):
+    for truth, found in zip(load(drawn_hug), load(annotated_hug), strict=True):
         assert (found.prompt, found.predicate) == (truth.prompt, truth.predicate)
         assert [(o.name, o.role) for o in found.objects] == [(o.name, o.role) for o in truth.objects]
         for ours, mask, other in zip(found.objects, target(found).masks, target(truth).masks, strict=True):
@@ -111,8 +65,8 @@ def test_raw_pictures_become_a_whole_set_near_the_truth(drawn: Path, annotated: 
     assert np.median(errors) < 0.03
 
 
-def test_the_report_tells_steps_confidences_and_gates(annotated: Path) -> None:
-    for report in lines(annotated / "annotations.jsonl"):
+def test_the_report_tells_steps_confidences_and_gates(annotated_hug: Path) -> None:
+    for report in lines(annotated_hug / "annotations.jsonl"):
         assert report["problem"] is None
         assert report["backends"] == dict.fromkeys(("boxes", "masks", "keypoints", "identity"), "oracle")
         assert set(report["gates"]) == {"present", "same", "told_apart", "pose", "keypoints"}
@@ -145,10 +99,10 @@ def test_only_what_changed_is_made_anew(copied: Path) -> None:
     assert len(new) == 5
 
 
-def test_the_order_of_the_image_prompts_is_no_matter(drawn: Path, tmp_path: Path) -> None:
-    folder = as_raw(drawn, tmp_path / "shuffled", shuffled=True)
+def test_the_order_of_the_image_prompts_is_no_matter(drawn_hug: Path, tmp_path: Path) -> None:
+    folder = as_raw(drawn_hug, tmp_path / "shuffled", shuffled=True)
     assert annotate(folder).exit_code == 0
-    for truth, found in zip(load(drawn), load(folder), strict=True):
+    for truth, found in zip(load(drawn_hug), load(folder), strict=True):
         for thing in found.objects:
             true = next(o for o in truth.objects if o.name == thing.name)
             assert thing.mask is not None
@@ -157,14 +111,14 @@ def test_the_order_of_the_image_prompts_is_no_matter(drawn: Path, tmp_path: Path
             assert (mask & other).sum() / (mask | other).sum() > 0.4
 
 
-def test_pictures_alone_need_no_list(drawn: Path, tmp_path: Path) -> None:
+def test_pictures_alone_need_no_list(drawn_hug: Path, tmp_path: Path) -> None:
     """Their names tell who is who, the relation what they do."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    for number, row in enumerate(lines(drawn / "metadata.jsonl")):
-        shutil.copy(drawn / row["file_name"], folder / f"{number}.png")
+    for number, row in enumerate(lines(drawn_hug / "metadata.jsonl")):
+        shutil.copy(drawn_hug / row["file_name"], folder / f"{number}.png")
         for thing in row["objects"]:
-            shutil.copy(drawn / thing["image"], folder / f"{number}-{thing['name']}.png")
+            shutil.copy(drawn_hug / thing["image"], folder / f"{number}-{thing['name']}.png")
     (folder / "set.json").write_text(json.dumps({"origin": "miniature"}))
     told = annotate(folder)
     assert told.exit_code == 2
@@ -176,7 +130,7 @@ def test_pictures_alone_need_no_list(drawn: Path, tmp_path: Path) -> None:
     assert {thing.role for thing in first.objects} == {"left", "right"}
 
 
-def shard(path: Path, drawn: Path, rows: list[dict]) -> None:
+def shard(path: Path, drawn_hug: Path, rows: list[dict]) -> None:
     """A WebDataset shard of raw triplets."""
     with tarfile.open(path, "w") as tar:
         for number, row in enumerate(rows):
@@ -185,20 +139,20 @@ def shard(path: Path, drawn: Path, rows: list[dict]) -> None:
             facts.write_text(json.dumps({"text": row["text"], "objects": things}))
             tar.add(facts, f"{number:04}.json")
             facts.unlink()
-            tar.add(drawn / row["file_name"], f"{number:04}.png")
+            tar.add(drawn_hug / row["file_name"], f"{number:04}.png")
             for k, thing in enumerate(row["objects"]):
-                tar.add(drawn / thing["image"], f"{number:04}.{k}.png")
+                tar.add(drawn_hug / thing["image"], f"{number:04}.{k}.png")
 
 
-def test_shards(drawn: Path, annotated: Path, tmp_path: Path) -> None:
-    rows = lines(drawn / "metadata.jsonl")
-    shard(tmp_path / "a.tar", drawn, rows[:2])
-    shard(tmp_path / "b.tar", drawn, rows[2:])
+def test_shards(drawn_hug: Path, annotated_hug: Path, tmp_path: Path) -> None:
+    rows = lines(drawn_hug / "metadata.jsonl")
+    shard(tmp_path / "a.tar", drawn_hug, rows[:2])
+    shard(tmp_path / "b.tar", drawn_hug, rows[2:])
     (tmp_path / "set.json").write_text(json.dumps({"origin": "miniature"}))
     assert annotate(tmp_path).exit_code == 0
     assert check(tmp_path) == []
     found = [[thing["box"] for thing in row["objects"]] for row in lines(tmp_path / "metadata.jsonl")]
-    assert found == [[thing["box"] for thing in row["objects"]] for row in lines(annotated / "metadata.jsonl")]
+    assert found == [[thing["box"] for thing in row["objects"]] for row in lines(annotated_hug / "metadata.jsonl")]
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "c.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:3000])
@@ -220,9 +174,9 @@ def pasted(folder: Path, row: dict) -> Image.Image:
     return sheet
 
 
-def test_copied_poses_fail_their_gate_and_can_be_dropped(drawn: Path, tmp_path: Path) -> None:
+def test_copied_poses_fail_their_gate_and_can_be_dropped(drawn_hug: Path, tmp_path: Path) -> None:
     """The copy-paste effect: a target shows both as their image prompts do. The last triplet stays as it was."""
-    folder = as_raw(drawn, tmp_path / "pasted")
+    folder = as_raw(drawn_hug, tmp_path / "pasted")
     rows = lines(folder / "raw.jsonl")
     for row in rows[:3]:
         pasted(folder, row).save(folder / row["file_name"])
@@ -242,12 +196,12 @@ def test_copied_poses_fail_their_gate_and_can_be_dropped(drawn: Path, tmp_path: 
     assert [r["file_name"] for r in lines(folder / "annotations.jsonl") if not r["kept"]] == copied
 
 
-def test_other_individuals_than_in_the_image_prompts_fail_a_gate(drawn: Path, tmp_path: Path) -> None:
-    folder = as_raw(drawn, tmp_path / "wrong")
+def test_other_individuals_than_in_the_image_prompts_fail_a_gate(drawn_hug: Path, tmp_path: Path) -> None:
+    folder = as_raw(drawn_hug, tmp_path / "wrong")
     rows = lines(folder / "raw.jsonl")
     swapped = [rows[1]["objects"][k]["image"] for k in range(2)]
     for thing, image in zip(rows[0]["objects"], swapped, strict=True):
-        shutil.copy(drawn / image, folder / thing["image"])
+        shutil.copy(drawn_hug / image, folder / thing["image"])
     report = json.loads(annotate(folder, "--json").stdout)[0]
     assert not (report["gates"]["same"]["passed"] and report["gates"]["told_apart"]["passed"])
 
@@ -304,7 +258,7 @@ def test_two_equal_names(copied: Path) -> None:
     path = copied / "raw.jsonl"
     rows = lines(path)
     rows[1]["objects"][1]["name"] = rows[1]["objects"][0]["name"]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(path, rows)
     before = kept(copied)
     result = annotate(copied)
     assert result.exit_code == 2
@@ -366,8 +320,8 @@ def test_the_clip_of_the_bundle_tells_them_apart_too(copied: Path) -> None:
 
 
 @pytest.mark.slow
-def test_several_processes_share_the_work(drawn: Path, annotated: Path, tmp_path: Path) -> None:
-    folder = as_raw(drawn, tmp_path / "shared")
+def test_several_processes_share_the_work(drawn_hug: Path, annotated_hug: Path, tmp_path: Path) -> None:
+    folder = as_raw(drawn_hug, tmp_path / "shared")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     ran = subprocess.run(
         [*command, "-m", "rbctl", "annotate", str(folder)], capture_output=True, text=True, cwd=tmp_path, check=False
@@ -375,15 +329,15 @@ def test_several_processes_share_the_work(drawn: Path, annotated: Path, tmp_path
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count(str(folder)) == 1  # rank 0 alone tells
     # Batches of other sizes round otherwise.
-    numbers, words = zip(*(told(place) for place in (folder, annotated)), strict=True)
+    numbers, words = zip(*(told(place) for place in (folder, annotated_hug)), strict=True)
     assert words[0] == words[1]
     np.testing.assert_allclose(*numbers, rtol=0, atol=1e-3)
-    assert len(kept(folder)) == len(kept(annotated))
+    assert len(kept(folder)) == len(kept(annotated_hug))
 
 
 @pytest.mark.slow
-def test_killed_ten_times_it_goes_on(drawn: Path, tmp_path: Path) -> None:
-    straight, folder = as_raw(drawn, tmp_path / "straight"), as_raw(drawn, tmp_path / "killed")
+def test_killed_ten_times_it_goes_on(drawn_hug: Path, tmp_path: Path) -> None:
+    straight, folder = as_raw(drawn_hug, tmp_path / "straight"), as_raw(drawn_hug, tmp_path / "killed")
     assert processes.run(["annotate", straight, "--batch-size", 1], tmp_path / "log") == 0
     rng = random.Random(5)
     done: dict[str, int] = {}

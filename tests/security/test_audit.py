@@ -18,8 +18,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rbctl.menagerie.triplets import draw_triplets
-from rbctl.relations import load_relation
 from rbctl.runs import COMMAND
 
 pytestmark = pytest.mark.slow
@@ -82,13 +80,6 @@ def place(tmp_path: Path) -> Place:
     return place
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("drawn") / "hug"
-    draw_triplets(load_relation("hug"), 4, 0, folder, size=64)
-    return folder
-
-
 def workers(events: list[str]) -> tuple[list[str], list[str]]:
     """Starts of our own workers, and everything else."""
     ours = [event for event in events if event.startswith("subprocess.Popen: ") and repr(COMMAND[2])[1:-1] in event]
@@ -116,8 +107,8 @@ def test_generate_and_annotate(place: Place) -> None:
     assert place.audited("annotate", raw, "--review") == []
 
 
-def test_finetune_and_sample(place: Place, drawn: Path, tiny_bundle: Path) -> None:
-    shutil.copytree(drawn, place.data / "set")
+def test_finetune_and_sample(place: Place, small_hug: Path, tiny_bundle: Path) -> None:
+    shutil.copytree(small_hug, place.data / "set")
     shutil.copytree(tiny_bundle, place.data / "bundle")
     run, pictures = place.output / "run", place.output / "pictures"
     few = ("--steps", 2, "--batch-size", 1, "--gradient-accumulation", 1, "--preview-every", 1, "--preview-steps", 1)

@@ -24,7 +24,7 @@ from rbctl.errors import InputError
 from rbctl.files import read_json, read_jsonl, read_torch, write_safetensors
 from rbctl.images import read_image
 from rbctl.layout import LayoutPrior
-from rbctl.menagerie.triplets import check_drawable, draw_triplets
+from rbctl.menagerie.triplets import check_drawable
 from rbctl.options import find_recipe
 from rbctl.pictures import read_record
 from rbctl.plugins.annotate import corrections, reports
@@ -131,20 +131,13 @@ def tried(read: Callable[[], Any], what: object) -> None:
     assert time.monotonic() - start < SECONDS, what
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("drawn") / "hug"
-    draw_triplets(load_relation("hug"), 2, 0, folder, size=64)
-    return folder
-
-
 @pytest.fixture
 def random(request: pytest.FixtureRequest) -> np.random.Generator:
     return np.random.default_rng(sum(request.node.name.encode()))
 
 
-def test_triplets(drawn: Path, tmp_path: Path, random: np.random.Generator) -> None:
-    folder = Path(shutil.copytree(drawn, tmp_path / "set"))
+def test_triplets(small_hug: Path, tmp_path: Path, random: np.random.Generator) -> None:
+    folder = Path(shutil.copytree(small_hug, tmp_path / "set"))
     rows = read_jsonl(folder / "metadata.jsonl")
     for _ in range(ROUNDS):
         (folder / "metadata.jsonl").write_bytes(as_jsonl(broken(rows, random)))
@@ -152,7 +145,7 @@ def test_triplets(drawn: Path, tmp_path: Path, random: np.random.Generator) -> N
         tried(lambda: check(folder), "metadata.jsonl")
 
 
-def test_the_official_layout(drawn: Path, tmp_path: Path, random: np.random.Generator) -> None:
+def test_the_official_layout(small_hug: Path, tmp_path: Path, random: np.random.Generator) -> None:
     folder = tmp_path / "official"
     prompts = {"0": {"prompt": "A cat hugs a dog.", "entities": ["cat", "dog"], "predicate": ["hugs"]}}
     for part in ("videos/0", "masks/0"):
@@ -172,7 +165,7 @@ def test_the_official_layout(drawn: Path, tmp_path: Path, random: np.random.Gene
         tried(lambda: check(folder), "official")
 
 
-def test_raw_triplets(drawn: Path, tmp_path: Path, random: np.random.Generator) -> None:
+def test_raw_triplets(small_hug: Path, tmp_path: Path, random: np.random.Generator) -> None:
     folder = tmp_path / "raw"
     folder.mkdir()
     for name in ("0.png", "0-cat.png", "0-dog.png"):
@@ -186,7 +179,7 @@ def test_raw_triplets(drawn: Path, tmp_path: Path, random: np.random.Generator) 
         tried(lambda: read_origin(folder), "set.json")
 
 
-def test_results(drawn: Path, tmp_path: Path, random: np.random.Generator) -> None:
+def test_results(small_hug: Path, tmp_path: Path, random: np.random.Generator) -> None:
     folder = tmp_path / "results"
     folder.mkdir()
     Image.new("RGB", (8, 8)).save(folder / "0.png")

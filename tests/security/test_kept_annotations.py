@@ -13,29 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
-from test_annotate_stage import annotate, as_raw, kept, lines
+from triplet_sets import annotate, kept, lines, write_lines
 
 from rbctl import files
-from rbctl.cli import main
-from rbctl.menagerie.triplets import draw_triplets
 from rbctl.plugins.annotate.cache import Cache
-from rbctl.relations import load_relation
-
-
-@pytest.fixture(scope="module")
-def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    drawn = tmp_path_factory.mktemp("drawn") / "hug"
-    draw_triplets(load_relation("hug"), 2, 3, drawn)
-    folder = as_raw(drawn, tmp_path_factory.mktemp("raw") / "hug")
-    assert annotate(folder).exit_code == 0
-    return folder
 
 
 @pytest.fixture
-def copied(annotated: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(annotated, tmp_path / "hug"))
+def copied(annotated_hug: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(annotated_hug, tmp_path / "hug"))
 
 
 # --- results of the steps
@@ -231,16 +219,9 @@ def test_nothing_is_written_or_deleted_through_a_link(copied: Path, tmp_path: Pa
 # --- corrections
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("native") / "hug"
-    draw_triplets(load_relation("hug"), 4, 3, folder)
-    return folder
-
-
 @pytest.fixture
-def native(drawn: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(drawn, tmp_path / "hug"))
+def native(drawn_hug: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(drawn_hug, tmp_path / "hug"))
 
 
 class Killed(Exception):
@@ -264,7 +245,7 @@ def apply(folder: Path, **triplets: Any) -> Result:
     path = folder.parent / "saved.json"
     names = {name: f"{name[1:]}-hug.png" for name in triplets}
     path.write_text(json.dumps({"triplets": {names[name]: value for name, value in triplets.items()}}))
-    return CliRunner().invoke(main, ["annotate", str(folder), "--apply", str(path)], catch_exceptions=True)
+    return annotate(folder, "--apply", path)
 
 
 def point(folder: Path, name: str) -> list[float]:
@@ -326,7 +307,7 @@ def test_who_edits_the_triplets_overrules_a_correction(native: Path) -> None:
     assert apply(native, t0=MOVED, t1=MOVED).exit_code == 0
     rows = lines(native / "metadata.jsonl")
     rows[0]["objects"][0]["target_keypoints"][5] = [0.5, 0.5, 2]
-    (native / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(native / "metadata.jsonl", rows)
     assert apply(native, t2={"drop": True}).exit_code == 0
     assert point(native, "0-hug.png") == [0.5, 0.5, 2]
     assert point(native, "1-hug.png") == [0.125, 0.25, 1]

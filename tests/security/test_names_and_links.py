@@ -20,16 +20,9 @@ from rbctl.relations import load_relation
 from rbctl.runs import claim
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("drawn") / "hug"
-    draw_triplets(load_relation("hug"), 4, 0, folder, size=64)
-    return folder
-
-
 @pytest.fixture
-def triplets(drawn: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(drawn, tmp_path / "data" / "hug"))
+def triplets(small_hug: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_hug, tmp_path / "data" / "hug"))
 
 
 @pytest.fixture

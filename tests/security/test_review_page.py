@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from commands import call
 from PIL import Image
 from test_annotate_review import browser, chromium  # noqa: F401
+from triplet_sets import lines, write_lines
 
 from rbctl.cli import main
 from rbctl.menagerie.triplets import draw_triplets
@@ -45,21 +46,13 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for row in lines(folder / "metadata.jsonl")
     ]  # fmt: skip
-    write(folder / "annotations.jsonl", reports)
+    write_lines(folder / "annotations.jsonl", reports)
     return folder
 
 
 @pytest.fixture
 def triplets(drawn: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(drawn, tmp_path / "set"))
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def fields(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -128,7 +121,7 @@ def test_what_is_wrong_with_a_report_is_named(triplets: Path, change: dict[str, 
     reports = lines(path)
     if change.get("file_name"):
         change = {"file_name": reports[0]["file_name"]}
-    write(path, [reports[0], {**reports[1], **change}])
+    write_lines(path, [reports[0], {**reports[1], **change}])
     result = call("annotate", triplets, "--review")
     assert result.exit_code == 2
     assert result.stderr.startswith(f"Error: {path}:2: {told}")
@@ -194,8 +187,8 @@ def test_words_of_triplets_and_reports_are_only_words_on_the_page(triplets: Path
     reports[0] |= {"file_name": name, "gates": {SCRIPT: GATE}}
     reports[0]["objects"][0]["name"] = f"</figcaption>{SCRIPT}"
     reports.append({**reports[1], "file_name": f"</li>{SCRIPT}", "problem": f"</ul>{SCRIPT}", "objects": []})
-    write(folder / "metadata.jsonl", rows)
-    write(folder / "annotations.jsonl", reports)
+    write_lines(folder / "metadata.jsonl", rows)
+    write_lines(folder / "annotations.jsonl", reports)
     result = call("annotate", folder, "--review")
     assert result.exit_code == 0, result.output
     text = (folder / "review.html").read_text()
@@ -247,7 +240,7 @@ def test_a_triplet_of_any_name_can_be_corrected(triplets: Path, tmp_path: Path) 
     for row, name in zip(rows, ("__proto__", 'x"><script>alert(2)<-script>.png'), strict=True):
         (triplets / row["file_name"]).rename(triplets / name)
         row["file_name"] = name
-    write(triplets / "metadata.jsonl", rows)
+    write_lines(triplets / "metadata.jsonl", rows)
     (triplets / "annotations.jsonl").unlink()
     assert call("annotate", triplets, "--review").exit_code == 0
     play = (
@@ -282,7 +275,7 @@ def test_words_of_results_are_only_words_in_the_report(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(folder / '"><b>.png')
     prompt = f"</title>{SCRIPT} cat hugs ![x](http://127.0.0.1/x.png) <img src=x onerror=alert(1)>"
     row = {"file_name": '"><b>.png', "text": prompt, "objects": [{"name": "<b>cat", "image": '"><b>.png'}]}
-    write(folder / "metadata.jsonl", [row])
+    write_lines(folder / "metadata.jsonl", [row])
     result = call("eval", folder, "--output", tmp_path / "report")
     assert result.exit_code == 0, result.output
     tags = assert_inert((tmp_path / "report" / "report.html").read_text(), scripts=0)
