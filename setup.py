@@ -25,6 +25,7 @@ setup(
         "rbctl": ["py.typed", "bundle/*.json", "bundle/mini/*", "bundle/mini/*/*", "bundle/tiny/*", "bundle/tiny/*/*"],
         "rbctl.plugins.annotate": ["*.jinja", "*.css", "*.js"],
         "rbctl.plugins.eval": ["*.jinja", "*.css"],
+        "rbctl.plugins.pretrain": ["*.jinja", "*.yaml"],
         "rbctl.recipes": [
             "*.yaml",
             "ablations/*.yaml",

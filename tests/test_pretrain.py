@@ -26,23 +26,27 @@ from rbctl.bundle.random_weights import write_random
 from rbctl.bundle.tokenizer import write_small_tokenizer
 from rbctl.bundle.vae import UnshuffleVAE, vae_class
 from rbctl.cli import main
+from rbctl.draws import generator
 from rbctl.errors import InputError
 from rbctl.files import read_jsonl, read_safetensors, write_json, write_safetensors
-from rbctl.plugins.pretrain import renders, unet
+from rbctl.menagerie.oracle import look
+from rbctl.plugins.pretrain import renders, unet_part
 from rbctl.plugins.pretrain.architecture import MINI, VAE
 from rbctl.plugins.pretrain.bundle import write_tokenizers
 from rbctl.plugins.pretrain.config import PretrainConfig
-from rbctl.plugins.pretrain.loop import average_decay, draws, orthogonalised, rate, train
+from rbctl.plugins.pretrain.loop import Part, average_decay, rate, train
+from rbctl.plugins.pretrain.optimizer import orthogonalised
+from rbctl.plugins.pretrain.rendering import pool, write_renders
 from rbctl.plugins.pretrain.weights import write_network
 
 CPU = torch.device("cpu")
 SMALL = {"individuals": 6, "portraits": 2, "easy_scenes": 18, "all_scenes": 17, "shard": 9}
 
 
-class Toy:
+class Toy(Part):
     """A part that learns to give back what is drawn; stops by force where it is told to."""
 
-    device, batch_size, learning_rate = CPU, 4, 1e-3
+    name, device, batch_size, learning_rate = "vae", CPU, 4, 1e-3
 
     def __init__(self, stop_at: int | None = None) -> None:
         torch.manual_seed(0)
@@ -56,10 +60,10 @@ class Toy:
     def modules(self) -> dict[str, nn.Module]:
         return {"net": self.net}
 
-    def loss(self, step: int, generator: torch.Generator) -> tuple[torch.Tensor, Mapping[str, Any]]:
+    def loss(self, step: int, chance: torch.Generator) -> tuple[torch.Tensor, Mapping[str, Any]]:
         if step == self.stop_at:
             raise KeyboardInterrupt
-        x = torch.randn(4, 2, 5, 5, generator=generator)
+        x = torch.randn(4, 2, 5, 5, generator=chance)
         loss = (self.net(x) - x).square().mean()
         return loss, {"twice": 2 * loss.detach()}
 
@@ -68,17 +72,17 @@ class Toy:
         self.previews.append(step)
         return {"seen": 1.0}
 
-    def finish(self, folder: Path) -> None:
+    def finish(self) -> None:
         self.finished += 1
-        torch.save(self.net.state_dict(), folder / "final.pt")
+        self.final = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
 
     def weights(self) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in self.net.parameters()])
 
 
-def trained(part: Toy, folder: Path, steps: int = 12, **changes: Any) -> torch.Tensor:
-    options: dict[str, Any] = {"minutes": None, "checkpoint_every": 5, "preview_every": 6, "seed": 3}
-    train(part, folder, steps=steps, **(options | changes))
+def trained(part: Toy, work: Path, **changes: Any) -> torch.Tensor:
+    options: dict[str, Any] = {"vae_steps": 12, "checkpoint_every": 5, "preview_every": 6, "seed": 3}
+    train(part, PretrainConfig(work=work, **(options | changes)))
     return part.weights()
 
 
@@ -88,10 +92,9 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> 
         trained(Toy(stop_at=8), tmp_path / "stopped")
     resumed = trained(part := Toy(), tmp_path / "stopped")
     assert torch.equal(straight, resumed)
-    finals = [torch.load(tmp_path / name / "final.pt") for name in ("straight", "stopped")]
-    assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])  # the averages too
+    assert all(torch.equal(whole.final[name], part.final[name]) for name in whole.final)  # the averages too
     assert (whole.previews, part.previews) == ([6, 12], [6, 12])
-    assert [row["step"] for row in read_jsonl(tmp_path / "stopped" / "metrics.jsonl")] == [6, 12, 12]
+    assert [row["step"] for row in read_jsonl(tmp_path / "stopped" / "vae" / "metrics.jsonl")] == [6, 12, 12]
     assert part.finished == 1
 
 
@@ -100,7 +103,7 @@ def test_no_minutes_only_finishes(tmp_path: Path) -> None:
     before = part.weights().clone()
     assert torch.equal(trained(part, tmp_path, minutes=0), before)
     assert part.finished == 1
-    assert not (tmp_path / "checkpoint.safetensors").exists()
+    assert not (tmp_path / "vae" / "checkpoint.safetensors").exists()
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
@@ -138,7 +141,8 @@ def test_two_processes_hold_the_same_weights(tmp_path: Path) -> None:
     )
     processes = []
     for number in range(2):
-        world = {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        world = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
+        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         command = [sys.executable, "-c", code, str(tmp_path / "run"), str(tmp_path / f"{number}.pt")]
         root = Path(__file__).resolve().parents[1]
         processes.append(subprocess.Popen(command, env={**os.environ, **world, "OMP_NUM_THREADS": "1"}, cwd=root))
@@ -146,7 +150,7 @@ def test_two_processes_hold_the_same_weights(tmp_path: Path) -> None:
     first, second = (torch.load(tmp_path / f"{number}.pt") for number in range(2))
     assert torch.equal(first, second)
     assert not torch.equal(first, trained(Toy(), tmp_path / "alone"))  # the second process drew samples of its own
-    assert draws(3, 0, 0).initial_seed() != draws(3, 1, 0).initial_seed()
+    assert generator(3, 0, 0).initial_seed() != generator(3, 1, 0).initial_seed()
 
 
 def test_small_tokenizer(tmp_path: Path) -> None:
@@ -163,7 +167,7 @@ def test_small_tokenizer(tmp_path: Path) -> None:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder with a handful of renders and random encoders in the place of trained ones."""
     folder = tmp_path_factory.mktemp("pretrain")
-    renders.run(config(folder), CPU)
+    write_renders(config(folder), CPU)
     write_random(folder / "bundle", MINI, torch.Generator().manual_seed(0), torch.float16)
     shutil.rmtree(folder / "bundle" / "unet")
     (folder / "bundle" / "ms_adapter.safetensors").unlink()
@@ -183,10 +187,10 @@ def test_renders_are_what_the_scenes_say(work: Path) -> None:
     assert scenes.mask32.shape == (18, 2, 32, 32)
     assert len(scenes.captions) == 18
     assert set(scenes.relation.all().tolist()) == set(range(len(plan.easy)))
-    people = renders.pool(plan)
+    people = pool(plan)
     for row in range(18):
         for person, looks in zip(scenes.person[row], scenes.individuals[row], strict=True):
-            assert renders.indices(people[person]) == looks.tolist()
+            assert list(look(people[person])) == looks.tolist()
             assert people[person].species in scenes.captions[row]
     assert np.array_equal(portraits.person.all(), np.repeat(np.arange(6), 2))
     assert np.array_equal(scenes.pictures[[17, 3]], scenes.pictures.all()[[17, 3]])
@@ -206,17 +210,17 @@ def test_held_out_individuals_stand_in_no_other_scene(work: Path) -> None:
 
 
 def test_a_shard_is_the_same_whoever_renders_it(work: Path, tmp_path: Path) -> None:
-    renders.run(config(tmp_path, render_rank=1, render_world=2), CPU)
+    write_renders(config(tmp_path, render_rank=1, render_world=2), CPU)
     some = sorted((tmp_path / "renders").glob("*/*/*.npy"))
     assert 0 < len(some) < len(list((work / "renders").glob("*/*/*.npy")))
     for path in some:
         assert np.array_equal(np.load(path), np.load(work / path.relative_to(tmp_path)))
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "renders").rglob("*.npy")}
-    renders.run(config(tmp_path), CPU)  # does what is missing
+    write_renders(config(tmp_path), CPU)  # does what is missing
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert len(renders.scenes(tmp_path / "renders", "easy")) == 18
     with pytest.raises(InputError, match="holds renders of other relations"):
-        renders.run(config(tmp_path, seed=1), CPU)
+        write_renders(config(tmp_path, seed=1), CPU)
 
 
 def test_vae_is_loaded_as_any_other(tmp_path: Path) -> None:
@@ -240,43 +244,43 @@ def test_vae_is_loaded_as_any_other(tmp_path: Path) -> None:
 
 def test_jittered_boxes_stay_boxes() -> None:
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.5, 0.5, 0.52, 0.52], [0.2, 0.3, 0.6, 0.7]]).expand(200, 3, 4)
-    moved = unet.jittered(boxes, draws("boxes"))
+    moved = unet_part.jittered(boxes, generator("boxes"))
     assert float(moved.min()) >= 0
     assert float(moved.max()) <= 1
     assert float((moved[..., 2:] - moved[..., :2]).min()) > 0.05
-    assert float((moved[:, 2] - boxes[:, 2]).abs().max()) <= unet.JITTER + 1e-6
+    assert float((moved[:, 2] - boxes[:, 2]).abs().max()) <= unet_part.JITTER + 1e-6
 
 
 def test_conditions_are_dropped_as_often_as_they_should(work: Path) -> None:
-    part = unet.build(config(work, unet_batch_size=500), CPU)
-    batches = [part.draw(draws("rates", number)) for number in range(40)]
+    part = unet_part.UNetPart(config(work, unet_batch_size=500), CPU)
+    batches = [part.draw(generator("rates", number)) for number in range(40)]
     no_text = np.array([[caption == "" for caption in b["captions"]] for b in batches]).flatten()
     no_image = torch.cat([b["no_image"] for b in batches]).numpy()
     no_grounding = torch.cat([b["no_grounding"] for b in batches]).float().mean()
-    assert np.mean(no_text & ~no_image) == pytest.approx(unet.NO_TEXT, abs=0.01)
-    assert np.mean(~no_text & no_image) == pytest.approx(unet.NO_IMAGE, abs=0.01)
-    assert np.mean(no_text & no_image) == pytest.approx(unet.NEITHER, abs=0.01)
-    assert float(no_grounding) == pytest.approx(unet.NO_GROUNDING, abs=0.01)
+    assert np.mean(no_text & ~no_image) == pytest.approx(unet_part.NO_TEXT, abs=0.01)
+    assert np.mean(~no_text & no_image) == pytest.approx(unet_part.NO_IMAGE, abs=0.01)
+    assert np.mean(no_text & no_image) == pytest.approx(unet_part.NEITHER, abs=0.01)
+    assert float(no_grounding) == pytest.approx(unet_part.NO_GROUNDING, abs=0.01)
     lengths = [b["tokens"].shape[2] for b in batches]
     assert set(lengths) == {1 + 64, 1 + 64 + 16}
     assert 0.05 < lengths.count(65) / len(lengths) < 0.6
 
 
 def test_timesteps_are_dense_where_shapes_are_decided_and_rare_nowhere() -> None:
-    timesteps = torch.cat([unet.drawn_timesteps(32, 1000, draws(number)) for number in range(1000)])
+    timesteps = torch.cat([unet_part.drawn_timesteps(32, 1000, generator(number)) for number in range(1000)])
     assert (int(timesteps.min()), int(timesteps.max())) == (0, 999)
     shares = torch.histc(timesteps.float(), 10, 0, 1000) / len(timesteps)
     assert float(shares.min()) > 0.025  # a quarter is uniform
     assert float(shares[4:7].sum()) > 0.4
-    assert len(unet.drawn_timesteps(1, 1000, draws("one"))) == 1
+    assert len(unet_part.drawn_timesteps(1, 1000, generator("one"))) == 1
 
 
 def test_the_joints_loss_reaches_the_middle_of_the_unet(work: Path) -> None:
-    part = unet.build(config(work, unet_batch_size=2), CPU)
+    part = unet_part.UNetPart(config(work, unet_batch_size=2), CPU)
 
     def gradient() -> torch.Tensor:
         part.unet.zero_grad()
-        part.loss(0, draws("joints"))[0].backward()
+        part.loss(0, generator("joints"))[0].backward()
         found: torch.Tensor = part.unet.mid_block.resnets[-1].conv2.weight.grad
         return found
 
@@ -286,15 +290,13 @@ def test_the_joints_loss_reaches_the_middle_of_the_unet(work: Path) -> None:
 
 
 def test_image_prompts_reach_the_unet_and_zero_boxes_do_not(work: Path) -> None:
-    part = unet.build(config(work, unet_batch_size=4), CPU)
-    drawn = part.draw(draws(1))
-    embeds, pooled = part.bundle.encode_prompts(drawn["captions"])
+    part = unet_part.UNetPart(config(work, unet_batch_size=4), CPU)
+    drawn = part.draw(generator(1))
 
     def loss(tokens: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        adapter = part._adapter_tokens(tokens.flatten(0, 1), drawn["boxes"], part.phrases[drawn["species"]])
-        return part._denoising(
-            drawn["latents"], drawn["noise"], drawn["timesteps"], embeds, pooled, adapter, boxes
-        ).detach()
+        adapter = part.adapter_tokens(tokens.flatten(0, 1), drawn["boxes"], part.phrases[drawn["species"]])
+        inputs = (drawn["latents"], drawn["noise"], drawn["timesteps"], drawn["captions"])
+        return part.denoising(*inputs, adapter, boxes).detach()
 
     swapped = drawn["tokens"].flip(1)
     assert not torch.equal(loss(drawn["tokens"], drawn["boxes"]), loss(swapped, drawn["boxes"]))
@@ -365,7 +367,7 @@ def test_parts_run_and_make_a_bundle(work: Path, tmp_path: Path, monkeypatch: py
     assert not list((tmp_path / "package").glob(".mini*"))
 
 
-def test_mistakes_are_one_line(tmp_path: Path) -> None:
+def test_mistakes_are_one_line(work: Path, tmp_path: Path) -> None:
     def told(*arguments: str) -> str:
         result = CliRunner().invoke(main, ["pretrain", *arguments, "--work", str(tmp_path)])
         assert result.exit_code == 2
@@ -377,6 +379,8 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 
     assert "no part 'vea'; did you mean 'vae'?" in told("vea")
     assert "no renders yet; make them with 'rbctl pretrain renders'" in told("vae")
+    assert "no renders yet" in told("unet")
+    (tmp_path / "renders").symlink_to(work / "renders")
     assert "make it with 'rbctl pretrain vae'" in told("unet")
     assert "either learnt or held out" in told("--easy", "ride", "--held-out", "ride")
     assert "the CLIP's own tower stays; 'rbctl distill --recipe mini" in shown("clipself")
@@ -384,7 +388,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 40, 48), (3, 32, 288), (1, 160, 32)])
 def test_orthogonal_steps(shape: tuple[int, int, int]) -> None:
-    moves = orthogonalised(torch.randn(shape, generator=draws(*shape)))
+    moves = orthogonalised(torch.randn(shape, generator=generator(*shape)))
     sizes = torch.linalg.svdvals(moves)
     assert moves.shape == shape
     assert 0.5 < float(sizes.quantile(0.1)) <= float(sizes.max()) < 1.3

@@ -12,14 +12,19 @@ import torch
 from torch import nn
 
 from rbctl.bundle.load import load_local_encoder
+from rbctl.draws import generator
 from rbctl.files import read_json, read_safetensors, write_json, write_safetensors
 from rbctl.local_encoder import local_tokens
 from rbctl.menagerie import COATS, PATTERNS, SPECIES, Individual, oracle_training
 from rbctl.menagerie.oracle import POINTS, RawReading, by_side, load_oracle
-from rbctl.plugins.pretrain import clip, clip_texts, dino, oracle, renders
+from rbctl.plugins.pretrain import clip_part as clip
+from rbctl.plugins.pretrain import clip_texts, renders, windows
+from rbctl.plugins.pretrain import dino_part as dino
+from rbctl.plugins.pretrain import oracle_part as oracle
 from rbctl.plugins.pretrain.architecture import CLIP_VISION, CLIPSELF
 from rbctl.plugins.pretrain.config import PretrainConfig
-from rbctl.plugins.pretrain.loop import draws
+from rbctl.plugins.pretrain.loop import train
+from rbctl.plugins.pretrain.weights import open_clip_names
 from rbctl.relations import load_relation
 from rbctl.resampler import Resampler  # noqa: F401  (torch and torchvision are loaded once, before the clock)
 
@@ -57,7 +62,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return pictures, masks, boxes, keypoints
 
     def draw(shape: tuple[int, ...]) -> np.ndarray:
-        looks = np.stack([rng.integers(n, size=shape) for n in clip_texts.sizes()], axis=-1)
+        looks = np.stack([rng.integers(n, size=shape) for n in clip_texts.SIZES], axis=-1)
         looks[..., 2] = np.where(looks[..., 3] == PLAIN, looks[..., 1], looks[..., 2])
         return looks.astype(np.int16)
 
@@ -79,7 +84,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if kind == "held_out":
             arrays["portraits"] = paint(looks.reshape(-1, 1, 4), [0.3])[0].reshape(count, 2, 3, 128, 128)
         place = folder / "renders" / kind / "00000"
-        renders.write_arrays(place, arrays, renders.made_from(about, place))
+        renders.write_shard(place, arrays, renders.made_from(about, place))
     write_json(folder / "renders" / "about.json", about)
     return folder
 
@@ -97,7 +102,7 @@ def descend(part: Any, steps: int, learning_rate: float) -> list[float]:
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     optimizer, found = torch.optim.Adam(parameters, learning_rate), []
     for step in range(steps):
-        loss, told = part.loss(step, draws("same"))
+        loss, told = part.loss(step, generator("same"))
         assert all(np.isfinite(float(value)) for value in told.values())
         optimizer.zero_grad()
         loss.backward()
@@ -149,20 +154,20 @@ def test_a_text_is_true_of_all_it_fits() -> None:
     names = {words: clip_texts.describe(STRIPED_FOX, words)[1] for words in range(6)}
     cat, fox = clip_texts.describe(RED_CAT, 0)[1], names[0]
     texts = {
-        clip_texts.Said("a fox", (names[0],)): [False, True, True, True],
-        clip_texts.Said("a red one", ((-1, RED, -1, -1),)): [True, True, True, True],
-        clip_texts.Said("a red cat", (clip_texts.describe(RED_CAT, 1)[1],)): [True, False, True, True],
-        clip_texts.Said("a striped cat", ((CAT, -1, -1, STRIPES),)): [False, False, False, False],
-        clip_texts.Said("a cat rides a fox", (cat, fox), 0): [False, False, True, False],
-        clip_texts.Said("a fox rides a cat", (fox, cat), 0): [False, False, False, False],
-        clip_texts.Said("a cat hugs a fox", (cat, fox), 1): [False, False, False, True],
-        clip_texts.Said("a fox hugs a cat", (fox, cat), 1): [False, False, False, True],
-        clip_texts.Said("a fox hugs a cat in place 3", (fox, cat), 1, 3): [False, False, False, True],
-        clip_texts.Said("a fox hugs a cat in place 2", (fox, cat), 1, 2): [False, False, False, False],
+        clip_texts.Text("a fox", (names[0],)): [False, True, True, True],
+        clip_texts.Text("a red one", ((-1, RED, -1, -1),)): [True, True, True, True],
+        clip_texts.Text("a red cat", (clip_texts.describe(RED_CAT, 1)[1],)): [True, False, True, True],
+        clip_texts.Text("a striped cat", ((CAT, -1, -1, STRIPES),)): [False, False, False, False],
+        clip_texts.Text("a cat rides a fox", (cat, fox), 0): [False, False, True, False],
+        clip_texts.Text("a fox rides a cat", (fox, cat), 0): [False, False, False, False],
+        clip_texts.Text("a cat hugs a fox", (cat, fox), 1): [False, False, False, True],
+        clip_texts.Text("a fox hugs a cat", (fox, cat), 1): [False, False, False, True],
+        clip_texts.Text("a fox hugs a cat in place 3", (fox, cat), 1, 3): [False, False, False, True],
+        clip_texts.Text("a fox hugs a cat in place 2", (fox, cat), 1, 2): [False, False, False, False],
     }
     found = clip_texts.true_of(list(texts), looks, relation, background, SYMMETRIC)
     for column, (said, wanted) in enumerate(texts.items()):
-        assert found[:, column].tolist() == wanted, said.text
+        assert found[:, column].tolist() == wanted, said.words
 
 
 def test_captions_are_the_relations_own_words() -> None:
@@ -170,8 +175,8 @@ def test_captions_are_the_relations_own_words() -> None:
     said = [clip_texts.scene_text(ride, 0, (RED_CAT, STRIPED_FOX), 1, rng) for _ in range(40)]
     assert {s.looks[0] for s in said} >= {(CAT, -1, -1, -1), (CAT, RED, -1, -1)}
     assert {s.background for s in said} == {clip_texts.UNTOLD, 1}
-    assert all(("at night" in s.text) == (s.background == 1) for s in said)
-    assert any(s.text.startswith("A cat is riding a fox") for s in said)
+    assert all(("at night" in s.words) == (s.background == 1) for s in said)
+    assert any(s.words.startswith("A cat is riding a fox") for s in said)
     assert all(s.relation == 0 for s in said)
     wrong = [
         clip_texts.wrong_scene_text([ride, load_relation("hug")], 0, (RED_CAT, STRIPED_FOX), 1, rng) for _ in range(40)
@@ -213,22 +218,22 @@ def test_windows_are_averaged_and_mirrored() -> None:
     picture[..., ::2] = 200  # columns that an average over pairs makes even
     picture[..., 64:] = 250
     frame = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
-    mean, std = (torch.tensor(v)[:, None] for v in (clip.CLIP_MEAN, clip.CLIP_STD))
-    plain = clip.cut(picture, frame, torch.tensor([False]), 64)[0, :, 5] * std + mean
+    mean, std = (torch.tensor(v)[:, None] for v in (windows.CLIP_MEAN, windows.CLIP_STD))
+    plain = windows.cut(picture, frame, 64, CPU)[0, :, 5] * std + mean
     assert torch.allclose(plain[:, 1:31], torch.tensor(100 / 255), atol=1e-5)
     assert torch.allclose(plain[:, 33:], torch.tensor(250 / 255), atol=1e-5)
-    turned = clip.cut(picture, frame, torch.tensor([True]), 64)[0, :, 5] * std + mean
+    turned = windows.cut(picture, frame, 64, CPU, np.array([True]))[0, :, 5] * std + mean
     assert torch.allclose(turned, plain.flip(1))
-    right = clip.cut(picture, torch.tensor([[0.5, 0.0, 1.0, 0.5]]), torch.tensor([False]), 64)[0, :, 5] * std + mean
+    right = windows.cut(picture, [[0.5, 0.0, 1.0, 0.5]], 64, CPU)[0, :, 5] * std + mean
     assert torch.allclose(right[:, 1:], torch.tensor(250 / 255), atol=1e-5)
 
 
 def test_a_square_stays_inside_the_picture() -> None:
-    x0, y0, x1, y1 = clip.square((0.8, 0.1, 1.0, 0.5), 0.1)
+    x0, y0, x1, y1 = windows.square((0.8, 0.1, 1.0, 0.5), 0.1)
     assert (x1, x1 - x0) == pytest.approx((1.0, 0.44))
     assert y1 - y0 == pytest.approx(x1 - x0)
     assert y0 >= 0
-    assert clip.square((0.0, 0.0, 1.0, 0.6), 0.3) == (0.0, 0.0, 1.0, 1.0)
+    assert windows.square((0.0, 0.0, 1.0, 0.6), 0.3) == (0.0, 0.0, 1.0, 1.0)
 
 
 # --- encoders ----------------------------------------------------------------------------------------------------
@@ -244,7 +249,7 @@ def test_open_clip_reads_the_same_weights_the_same_way(act: str, tmp_path: Path)
         for p in vision.parameters():
             p.add_(0.1 * torch.randn_like(p))  # biases and norms too
     write_json(tmp_path / "open_clip_config.json", {**CLIPSELF, "quick_gelu": act == "quick_gelu"})
-    weights = {name: tensor.contiguous() for name, tensor in clip.open_clip_visual(vision.state_dict()).items()}
+    weights = {name: tensor.contiguous() for name, tensor in open_clip_names(vision.state_dict()).items()}
     write_safetensors(tmp_path / "model.safetensors", weights, {"format": "pt"})
     visual = load_local_encoder(tmp_path).eval()
     pixels = torch.randn(2, 3, 64, 64)
@@ -259,7 +264,7 @@ def test_open_clip_reads_the_same_weights_the_same_way(act: str, tmp_path: Path)
 
 def test_patches_that_are_left_out_are_not_seen(config: PretrainConfig) -> None:
     torch.manual_seed(0)
-    part = clip.build(config, CPU)
+    part = clip.ClipPart(config, CPU)
     pixels = torch.randn(1, 3, 64, 64)
     kept = torch.arange(1, 64)[None]  # all but the first patch
     changed = pixels.clone()
@@ -273,7 +278,7 @@ def test_patches_that_are_left_out_are_not_seen(config: PretrainConfig) -> None:
 
 def test_encoders_learn_and_are_written_as_a_bundle_has_them(config: PretrainConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    part = clip.build(config, CPU)
+    part = clip.ClipPart(config, CPU)
     losses = descend(part, 8, 5e-4)
     assert losses[-1] < losses[0] - 0.3
     texts = ["a fox", "A red cat is riding a fox with blue stripes at night.", "a cat"]
@@ -284,7 +289,7 @@ def test_encoders_learn_and_are_written_as_a_bundle_has_them(config: PretrainCon
     told = part.preview(tmp_path, 8)
     assert set(told) == {"coat", "pattern", "species", "relation", "direction"}
     assert all(0 <= share <= 1 for share in told.values())
-    part.finish(tmp_path)
+    part.finish()
     folder = config.work / "bundle"
     assert {"text_encoder", "text_encoder_2", "clip_vision", "clipself", "tokenizer"} <= {
         p.name for p in folder.iterdir()
@@ -331,9 +336,9 @@ def test_mirroring_keeps_roles_and_turns_places() -> None:
 
 
 def test_roles_of_symmetric_relations_run_from_left_to_right(config: PretrainConfig) -> None:
-    part = oracle.build(config, CPU)
+    part = oracle.OraclePart(config, CPU)
     for seed in range(4):
-        pixels, truth = part.batch(draws(seed))
+        pixels, truth = part.batch(generator(seed))
         middle = truth.keypoints[..., 0].mean(-1)
         symmetric = truth.relation == 1  # "hug"
         assert (middle[symmetric, 0] < middle[symmetric, 1]).all()
@@ -343,7 +348,7 @@ def test_roles_of_symmetric_relations_run_from_left_to_right(config: PretrainCon
                 shown = pixels[row].reshape(3, 32, 4, 32, 4)[:, :, 1, :, 1][:, mask].median(1).values
                 coat = torch.tensor(list(COATS.values())[int(truth.looks[row, role, 1])]) * 2 - 1
                 assert torch.allclose(shown, coat, atol=0.02)  # mask, look and picture went together
-    rides = [part.batch(draws(seed))[1] for seed in range(6)]
+    rides = [part.batch(generator(seed))[1] for seed in range(6)]
     left = torch.cat([(t.keypoints[..., 0].mean(-1).diff(dim=1)[:, 0] > 0)[t.relation == 0] for t in rides])
     assert left.any()
     assert not left.all()  # a rider may be on either side
@@ -366,19 +371,19 @@ def test_keypoints_are_shared_out_so_that_the_mean_is_the_point() -> None:
 
 def test_spoilt_pictures_are_like_the_others_and_not_the_same() -> None:
     pixels = torch.rand(16, 3, 32, 32) * 2 - 1
-    spoilt = oracle_training.spoil(pixels, draws(0))
+    spoilt = oracle_training.spoil(pixels, generator(0))
     assert spoilt.shape == pixels.shape
     assert spoilt.abs().max() <= 1
     far = (spoilt - pixels).abs().mean((1, 2, 3))
     assert far.min() > 0.01
     smooth = torch.full((4, 3, 32, 32), 0.2)
-    assert (oracle_training.spoil(smooth, draws(1)) - 0.2).abs().mean() < 0.2
-    assert torch.equal(oracle_training.spoil(pixels, draws(0)), spoilt)
+    assert (oracle_training.spoil(smooth, generator(1)) - 0.2).abs().mean() < 0.2
+    assert torch.equal(oracle_training.spoil(pixels, generator(0)), spoilt)
 
 
 def test_an_individual_that_hardly_shows_counts_little() -> None:
     torch.manual_seed(0)
-    looks = {name: torch.randn(1, 2, count) for name, count in zip(oracle.ATTRIBUTES, clip_texts.sizes(), strict=True)}
+    looks = {name: torch.randn(1, 2, count) for name, count in zip(oracle.ATTRIBUTES, clip_texts.SIZES, strict=True)}
     raw = RawReading(
         relation=torch.zeros(1, 2),
         masks=torch.zeros(1, 2, 32, 32),
@@ -401,14 +406,14 @@ def test_an_individual_that_hardly_shows_counts_little() -> None:
 
 def test_the_oracle_learns_and_is_written(config: PretrainConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    part = oracle.build(config, CPU)
+    part = oracle.OraclePart(config, CPU)
     assert part.vae is None
     losses = descend(part, 8, 1e-3)
     assert losses[-1] < losses[0] - 0.5
     part.oracle.eval()
     told = part.preview(tmp_path, 8)
     assert {"relation_and_direction", "identity", "keypoint_error", "mask_iou", *oracle.ATTRIBUTES} <= set(told)
-    part.finish(tmp_path)
+    part.finish()
     again = load_oracle(config.work / "bundle" / "oracle")
     assert again.relations == ("ride", "hug")
     assert again.config.symmetric == ("hug",)
@@ -421,7 +426,7 @@ def test_measuring_knows_right_from_wrong(config: PretrainConfig) -> None:
     relation = torch.from_numpy(scenes.relation.all()).long()
     sure: dict[str, Any] = {
         name: (nn.functional.one_hot(looks[..., k], size).float() + 1e-3).log()
-        for k, (name, size) in enumerate(zip(oracle.ATTRIBUTES, clip_texts.sizes(), strict=True))
+        for k, (name, size) in enumerate(zip(oracle.ATTRIBUTES, clip_texts.SIZES, strict=True))
     }
     reading = oracle.Reading(
         relations=("ride", "hug"),
@@ -455,13 +460,13 @@ def test_round_trips_go_through_the_vae(config: PretrainConfig) -> None:
             return type("Output", (), {"sample": nn.functional.interpolate(z, scale_factor=2)})
 
     pixels = torch.rand(4, 3, 8, 8)
-    clean = oracle.round_trip(Halves(), pixels, draws(0), most=0.0)
+    clean = oracle.round_trip(Halves(), pixels, generator(0), most=0.0)
     assert torch.allclose(clean, nn.functional.interpolate(nn.functional.avg_pool2d(pixels, 2), scale_factor=2))
-    noisy = oracle.round_trip(Halves(), pixels, draws(0), most=0.5)
+    noisy = oracle.round_trip(Halves(), pixels, generator(0), most=0.5)
     assert 0.001 < (noisy - clean).abs().mean() < 0.3
-    part = oracle.build(config, CPU)
+    part = oracle.OraclePart(config, CPU)
     part.vae = Halves()
-    trips = part.batch(draws(3))[0][-2:]  # a quarter of 8
+    trips = part.batch(generator(3))[0][-2:]  # a quarter of 8
     assert torch.equal(trips[..., ::2, ::2], trips[..., 1::2, 1::2])
 
 
@@ -485,28 +490,53 @@ def test_no_view_is_compared_with_itself_and_a_centre_is_taken_off() -> None:
 
 
 def test_two_views_are_of_one_individual(config: PretrainConfig) -> None:
-    part = dino.build(dataclasses.replace(config, dino_batch_size=16), CPU)
-    (first, frames), (second, windows) = part._pictures(np.random.default_rng(0))
+    part = dino.DinoPart(dataclasses.replace(config, dino_batch_size=16), CPU)
+    (first, frames), (second, cuts) = part._pictures(np.random.default_rng(0))
     rows = [_row(part.portraits.pictures.all(), one) for one in first]
     people = [row // 2 for row in rows]
     assert (frames == (0, 0, 1, 1)).all()
     scenes, boxes = part.scenes.pictures.all(), part.scenes.boxes.all()
     for at in range(8):  # half of them come out of scenes
         scene = _row(scenes, second[at])
-        asked = [dino.square(boxes[scene, role], 0.1) for role in range(2) if part.people[scene, role] == people[at]]
-        assert any(np.allclose(windows[at], box) for box in asked)
+        asked = [windows.square(boxes[scene, role], 0.1) for role in range(2) if part.people[scene, role] == people[at]]
+        assert any(np.allclose(cuts[at], box) for box in asked)
     others = [_row(part.portraits.pictures.all(), one) for one in second[8:]]
     assert [row // 2 for row in others] == people[8:]
     assert others[4:] == rows[12:]  # two views of one portrait
 
 
-def _row(pictures: np.ndarray, one: torch.Tensor) -> int:
-    return int((pictures == one.numpy()).all((1, 2, 3)).argmax())
+def _row(pictures: np.ndarray, one: np.ndarray) -> int:
+    return int((pictures == one).all((1, 2, 3)).argmax())
+
+
+def test_a_stopped_dino_goes_on_with_the_teacher_and_centre_it_had(config: PretrainConfig, tmp_path: Path) -> None:
+    class Stopped(dino.DinoPart):
+        def loss(self, step: int, chance: torch.Generator) -> Any:
+            if step == 2:
+                raise KeyboardInterrupt
+            return super().loss(step, chance)
+
+    def trained(part: type[dino.DinoPart], folder: str) -> dict[str, torch.Tensor]:
+        changes = {"dino_steps": 3, "checkpoint_every": 1, "preview_every": 0}
+        options = dataclasses.replace(config, work=tmp_path / folder, **changes)
+        options.work.mkdir(exist_ok=True)
+        if not (options.work / "renders").exists():
+            (options.work / "renders").symlink_to(config.work / "renders")
+        torch.manual_seed(0)
+        built = part(options, CPU)
+        train(built, options)
+        return {f"{name}.{key}": t for name, m in built.modules().items() for key, t in m.state_dict().items()}
+
+    straight = trained(dino.DinoPart, "straight")
+    with pytest.raises(KeyboardInterrupt):
+        trained(Stopped, "stopped")
+    resumed = trained(dino.DinoPart, "stopped")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
 def test_dino_learns_and_its_teacher_follows(config: PretrainConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    part = dino.build(config, CPU)
+    part = dino.DinoPart(config, CPU)
     before = {name: p.clone() for name, p in part.teacher.named_parameters()}
     losses = descend(part, 5, 1e-3)
     assert losses[-1] < losses[0]
@@ -514,13 +544,10 @@ def test_dino_learns_and_its_teacher_follows(config: PretrainConfig, tmp_path: P
     student, teacher = dict(part.student.named_parameters())[name], dict(part.teacher.named_parameters())[name]
     moved = (teacher - before[name]).norm()
     assert 0 < moved < (student.detach() - before[name]).norm()
-    kept = part.modules()["teacher"]
-    assert not list(kept.parameters())
-    assert any(buffer.data_ptr() == teacher.data_ptr() for buffer in kept.buffers())  # restored where it is used
-    assert part.centre.value.abs().sum() > 0
+    assert part.student.centre.abs().sum() > 0
     told = part.preview(tmp_path, 5)
     assert {"retrieval_16", "retrieval_all", "margin"} == set(told)
-    part.finish(tmp_path)
+    part.finish()
     from transformers import Dinov2Model
 
     encoder = Dinov2Model.from_pretrained(config.work / "bundle" / "dino", dtype=torch.float32).eval()

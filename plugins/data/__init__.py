@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import click
@@ -10,6 +12,7 @@ from rbctl.errors import InputError
 from rbctl.paths import FOLLOW_OUTSIDE
 
 _FOLDER = click.Path(path_type=Path)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 _follow_outside = click.option("--follow-outside", is_flag=True, help=FOLLOW_OUTSIDE)
 
 
@@ -30,7 +33,7 @@ def command() -> None:
 @click.argument("source", type=_FOLDER)
 @click.argument("dest", type=_FOLDER)
 @click.option("--predicate", default="", help="Words of the relation, for triplets that state none.  [example: hug]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+@_as_json
 @_follow_outside
 def import_(source: Path, dest: Path, predicate: str, as_json: bool, follow_outside: bool) -> None:
     """Copy triplets of the official layout (prompts.json, videos/, masks/) to a folder with metadata.jsonl.
@@ -49,8 +52,6 @@ def import_(source: Path, dest: Path, predicate: str, as_json: bool, follow_outs
     with claim(dest):
         write(triplets, dest)
     if as_json:
-        import json
-
         click.echo(json.dumps({"folder": str(dest), "triplets": len(triplets), "data_hash": data_hash(triplets)}))
     else:
         click.echo(dest)
@@ -58,7 +59,7 @@ def import_(source: Path, dest: Path, predicate: str, as_json: bool, follow_outs
 
 @command.command()
 @click.argument("folder", type=_FOLDER)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+@_as_json
 @_follow_outside
 @click.pass_context
 def check(ctx: click.Context, folder: Path, as_json: bool, follow_outside: bool) -> None:
@@ -74,9 +75,6 @@ def check(ctx: click.Context, folder: Path, as_json: bool, follow_outside: bool)
 
     problems = find_problems(folder, follow_outside)
     if as_json:
-        import dataclasses
-        import json
-
         click.echo(json.dumps([dataclasses.asdict(p) for p in problems], indent=2, ensure_ascii=False))
     else:
         for problem in problems:

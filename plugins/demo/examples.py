@@ -26,11 +26,11 @@ _FIRST_SEED = 7  # of a prompt's picture
 def individuals(count: int, seed: int) -> list[Individual]:
     """Held-out individuals, each of another species."""
     rng = np.random.default_rng(seed)
-    found: dict[str, Individual] = {}
-    while len(found) < count:
-        one = draw_individual(rng, held_out=True)
-        found.setdefault(one.species, one)
-    return list(found.values())
+    by_species: dict[str, Individual] = {}
+    while len(by_species) < count:
+        individual = draw_individual(rng, held_out=True)
+        by_species.setdefault(individual.species, individual)
+    return list(by_species.values())
 
 
 def groups(count: int, roles: int, seed: int) -> list[list[Individual]]:
@@ -47,9 +47,10 @@ def name_of(individual: Individual) -> str:
 
 def prompt_line(relation: Relation, group: Sequence[Individual], seed: int, folder: str = "") -> str:
     """A line of prompts.txt; ``folder`` is that of the pictures, with its slash."""
-    text = relation.prompt([one.species for one in group])
-    for one in group:
-        text = re.sub(rf"\b{one.species}\b", f"{{{one.species}: {folder}{name_of(one)}}}", text, count=1)
+    text = relation.prompt([individual.species for individual in group])
+    for individual in group:
+        place = f"{{{individual.species}: {folder}{name_of(individual)}}}"
+        text = re.sub(rf"\b{individual.species}\b", place, text, count=1)
     return f"{text.rstrip('.')} --d {seed}"
 
 
@@ -57,9 +58,9 @@ def write(folder: Path, relation: Relation, count: int = COUNT, seed: int = 0) -
     """Write ``pictures/*.png`` and ``prompts.txt`` of ``count`` prompts."""
     everyone = individuals(COUNT, seed)
     # A generator each: the same individual looks the same, whoever else is drawn.
-    scenes = [portrait(one, np.random.default_rng((seed, k))) for k, one in enumerate(everyone)]
-    for one, picture in zip(everyone, pictures(scenes, SIZE), strict=True):
-        write_png(folder / "pictures" / name_of(one), picture)
+    scenes = [portrait(individual, np.random.default_rng((seed, k))) for k, individual in enumerate(everyone)]
+    for individual, picture in zip(everyone, pictures(scenes, SIZE), strict=True):
+        write_png(folder / "pictures" / name_of(individual), picture)
     lines = ["# Individuals that no training shows: {name: picture} marks one, --d is the seed."]
     for number, group in enumerate(groups(count, len(relation.roles), seed)):
         lines.append(prompt_line(relation, group, _FIRST_SEED + seed + number, "pictures/"))

@@ -57,17 +57,17 @@ def read_pairs(path: Path | None, relation: Relation) -> tuple[tuple[str, ...], 
     path = path or Path(str(package_files("rbctl.recipes") / "generate" / "pairs.txt"))
     groups = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
-        said = line.split("#")[0].strip()
-        if not said:
+        pair = line.split("#")[0].strip()
+        if not pair:
             continue
-        names = tuple(" ".join(name.split()) for name in said.split(","))
+        names = tuple(" ".join(name.split()) for name in pair.split(","))
         if len(names) < len(relation.roles) or not all(names):
             raise InputError(
-                f"{path}:{number}: {len(relation.roles)} names were expected, as 'cat, dog', not {abridged(said)}"
+                f"{path}:{number}: {len(relation.roles)} names were expected, as 'cat, dog', not {abridged(pair)}"
             )
         if len({name.lower() for name in names}) < len(names):
             raise InputError(
-                f"{path}:{number}: {abridged(said)} names one twice; tell them apart, as 'red cat, blue cat'"
+                f"{path}:{number}: {abridged(pair)} names one twice; tell them apart, as 'red cat, blue cat'"
             )
         groups.append(names[: len(relation.roles)])
     if not groups:
@@ -105,19 +105,19 @@ _NEUTRAL = "alone, standing in a neutral pose, the whole body in the picture, on
 def _target(relation: Relation, names: Sequence[str], text: str, references: bool) -> str:
     parts = []
     for name, role in zip(names, relation.roles, strict=True):
-        said = role.description
+        description = role.description
         for other, part in zip(names, relation.roles, strict=True):
-            said = _renamed(said, part.name, other)
-        parts += [f"The {name}: {said}."] if said else []
+            description = _renamed(description, part.name, other)
+        parts += [f"The {name}: {description}."] if description else []
     if not references:  # a local pipeline reads 77 tokens, as a rule
         return " ".join([text, *parts])
     whole = "Both are" if len(names) > 1 else "It is"
     return " ".join([text, *parts, f"{whole} wholly in the picture, face and limbs in sight; nobody else is. {_STYLE}"])
 
 
-def _renamed(said: str, role: str, name: str) -> str:
+def _renamed(text: str, role: str, name: str) -> str:
     """Words with "the ROLE" replaced by "the NAME". Both are data: no pattern, and no template of one."""
-    return re.sub(rf"\bthe {re.escape(role)}(?!\w)", lambda _: f"the {name}", said)
+    return re.sub(rf"\bthe {re.escape(role)}(?!\w)", lambda _: f"the {name}", text)
 
 
 def _neutral(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 from rbctl.options import option
 
 OPENAI_MODEL = "gpt-image-2.5-sunburst"
-OPENAI_SIDE = 1024  # pixels
+OPENAI_SIZE = "1024x1024"
 MOST_DOLLARS = 1_000_000.0  # of a picture, an answer or a set; more is a mistake
 
 
@@ -68,17 +68,20 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if self.size is not None and not re.fullmatch(r"[1-9][0-9]{1,3}x[1-9][0-9]{1,3}", self.size):
             raise ValueError(f"--size {self.size}: WIDTHxHEIGHT was expected, as 1024x1024")
-        if self.engine == "miniature" and self.width != self.height:
+        if self.engine == "miniature" and len(set(self.pixels)) > 1:
             raise ValueError(f"--size {self.size}: the embedded world is square; give 128x128 or the like")
         if self.engine == "diffusers" and self.model is None:
             raise ValueError("--engine diffusers: give --model, a bundle's name or the folder of a pipeline")
 
     @property
-    def width(self) -> int | None:
-        """Pixels; None leaves it to the engine."""
-        return None if self.size is None else int(self.size.split("x")[0])
+    def pixels(self) -> tuple[int | None, int | None]:
+        """Width and height; None leaves them to the engine."""
+        if self.size is None:
+            return None, None
+        width, height = map(int, self.size.split("x"))
+        return width, height
 
     @property
-    def height(self) -> int | None:
-        """Pixels; None leaves it to the engine."""
-        return None if self.size is None else int(self.size.split("x")[1])
+    def openai(self) -> dict[str, str]:
+        """What the API is asked for besides the prompt."""
+        return {"model": self.model or OPENAI_MODEL, "size": self.size or OPENAI_SIZE, "quality": self.quality}

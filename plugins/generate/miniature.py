@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -23,42 +24,31 @@ def draw_set(folder: Path, relation: Relation, config: GenerateConfig) -> Done:
     Raises:
         InputError: the folder cannot be written.
     """
-    there = _there(folder)
-    if len(there) >= config.number:
-        write_raw(folder, there[: config.number])
+    listed: tuple[RawTriplet, ...] = ()
+    if (folder / RAW).exists():
+        with contextlib.suppress(InputError):  # a part of it has gone: all is drawn again
+            listed = read_raw(folder)
+    if len(listed) >= config.number:
+        write_raw(folder, listed[: config.number])
         return Done(made=0, there=config.number, refused=0)
     with tempfile.TemporaryDirectory() as name:
         drawn = Path(name) / "drawn"
-        draw_triplets(relation, config.number, config.seed, drawn, size=config.width or SIZE)
-        triplets = load(drawn)
+        draw_triplets(relation, config.number, config.seed, drawn, size=config.pixels[0] or SIZE)
 
         def kept(picture: Path) -> Path:
             place = folder / picture.relative_to(drawn)
             write_bytes(place, picture.read_bytes())
             return place
 
-        write_raw(
-            folder,
-            [
-                RawTriplet(
-                    id=triplet.id,
-                    target=kept(triplet.target),
-                    text=triplet.prompt,
-                    predicate=triplet.predicate,
-                    objects=tuple(
-                        RawObject(name=thing.name, role=thing.role, image=kept(thing.image))
-                        for thing in triplet.objects
-                    ),
-                )
-                for triplet in triplets
-            ],
-        )
-    return Done(made=config.number - len(there), there=len(there), refused=0)
-
-
-def _there(folder: Path) -> tuple[RawTriplet, ...]:
-    """What a set lists already; nothing where a part of it has gone, as it is soon drawn again."""
-    try:
-        return read_raw(folder) if (folder / RAW).exists() else ()
-    except InputError:
-        return ()
+        triplets = [
+            RawTriplet(
+                id=triplet.id,
+                target=kept(triplet.target),
+                text=triplet.prompt,
+                predicate=triplet.predicate,
+                objects=tuple(RawObject(name=o.name, role=o.role, image=kept(o.image)) for o in triplet.objects),
+            )
+            for triplet in load(drawn)
+        ]
+    write_raw(folder, triplets)
+    return Done(made=config.number - len(listed), there=len(listed), refused=0)

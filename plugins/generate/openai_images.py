@@ -23,9 +23,8 @@ from PIL import Image
 from rbctl.errors import InputError, reason
 from rbctl.images import read_image
 from rbctl.plugins.generate.config import GenerateConfig
+from rbctl.plugins.generate.costs import Account, ahead, billed
 from rbctl.plugins.generate.painting import Refused
-from rbctl.plugins.generate.prices import prices_of
-from rbctl.plugins.generate.responses import Account
 
 try:
     import openai
@@ -50,12 +49,11 @@ class OpenAIImages:
         """Read the key and what the set has cost so far; nothing is asked yet.
 
         Raises:
-            InputError: there is no usable key, or no price.
+            InputError: there is no usable key, or a kept answer has no cost.
         """
-        self._prices = prices_of(config)
-        self._account = Account(folder, config.budget, config.max_pictures)
+        self._config = config
+        self.account = Account(folder, config.budget, config.max_pictures)
         self._key = _key()
-        self._retries, self._timeout = config.retries, config.timeout
         self._client = openai.OpenAI(
             api_key=self._key,
             max_retries=config.retries,
@@ -63,47 +61,50 @@ class OpenAIImages:
             default_headers={"Accept-Encoding": "identity"},
             http_client=openai.DefaultHttpxClient(event_hooks={"response": [self._bound]}),
         )
-        self._options: dict[str, Any] = {
-            "model": self._prices.model,
-            "size": f"{self._prices.width}x{self._prices.height}",
-            "quality": self._prices.quality,
-        }
-        # Only this model has to be told to look closely at references: older ones cannot, newer ones always do.
-        close = self._prices.model.startswith("gpt-image-1.5")
-        self._close: dict[str, Any] = {"input_fidelity": "high"} if close else {}
-        self.name = f"openai {self._prices.model}"
-
-    @property
-    def spent(self) -> float:
-        """US dollars that the set has cost in all."""
-        return self._account.spent
+        self._host = self._client.base_url.host
+        self.name = f"openai {config.openai['model']}"
 
     def paint(self, prompt: str, references: Sequence[Path], candidate: int, index: int) -> Image.Image:
         """See ``painting.Painter``."""
         picture = str(candidate) if index == 0 else f"{candidate}-{index - 1}"
-        for attempt in range(self._retries + 1):
+        for attempt in range(self._config.retries + 1):
             if attempt:
                 time.sleep(min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE))
-            self._account.check(self._prices.ahead(len(references)))
+            self.account.check(ahead(self._config, len(references)))
             answer, request_id = self._ask(prompt, references)
             image, trouble = _picture(answer)
-            self._keep(picture, prompt, references, answer, request_id, trouble)
+            cost = billed(self._config, answer.get("usage") if isinstance(answer, dict) else None, len(references))
+            response = {
+                "picture": picture,
+                "request_id": request_id,
+                "prompt": prompt,
+                "references": [path.name for path in references],
+                **self._config.openai,
+                "cost": cost,
+                "trouble": trouble,
+                "response": _noted(answer),
+            }
+            text = json.dumps(response, ensure_ascii=False).encode(errors="replace").decode()  # half a character
+            self.account.keep(picture, self._without_key(text), cost)
             if image is not None:
                 return image
         raise InputError(
-            f"{self._client.base_url.host}: {self._retries + 1} answers for picture {picture} could not be used, the "
-            f"last one: {trouble}; what exists is kept, the same command goes on"
+            f"{self._host}: {self._config.retries + 1} answers for picture {picture} could not be used, the last one: "
+            f"{trouble}; what exists is kept, the same command goes on"
         )
 
     def _ask(self, prompt: str, references: Sequence[Path]) -> tuple[Any, str | None]:
         """One request: the answer's JSON, None where it is none, and the server's name for the request."""
         images = self._client.images.with_raw_response
+        options: dict[str, Any] = {"prompt": prompt, "n": 1, "output_format": "png", **self._config.openai}
         try:
             if references:
-                files = [(path.name, path.read_bytes(), "image/png") for path in references]
-                raw = images.edit(image=files, prompt=prompt, n=1, output_format="png", **self._close, **self._options)
+                # Only this model has to be told to look closely at references: older ones cannot, newer ones always do.
+                if options["model"].startswith("gpt-image-1.5"):
+                    options["input_fidelity"] = "high"
+                raw = images.edit(image=[(p.name, p.read_bytes(), "image/png") for p in references], **options)
             else:
-                raw = images.generate(prompt=prompt, n=1, output_format="png", **self._options)
+                raw = images.generate(**options)
         except openai.OpenAIError as error:
             raise self._told(error) from error
         return _parsed(raw.content), raw.request_id
@@ -115,7 +116,7 @@ class OpenAIImages:
         """
         response.headers.pop("content-encoding", None)
         response.encoding = "utf-8"
-        read, end = response.iter_raw, time.monotonic() + self._timeout
+        read, end = response.iter_raw, time.monotonic() + self._config.timeout
 
         def parts(chunk_size: int | None = None) -> Iterator[bytes]:
             for part in read(chunk_size):
@@ -125,48 +126,22 @@ class OpenAIImages:
 
         response.iter_raw = parts
 
-    def _keep(
-        self,
-        picture: str,
-        prompt: str,
-        references: Sequence[Path],
-        answer: Any,
-        request_id: str | None,
-        trouble: str,
-    ) -> None:
-        usage = answer.get("usage") if isinstance(answer, dict) else None
-        cost = self._prices.billed(usage, len(references))
-        row = {
-            "picture": picture,
-            "request_id": request_id,
-            "prompt": prompt,
-            "references": [path.name for path in references],
-            **self._options,
-            "cost": cost,
-            "trouble": trouble,
-        }
-        text = json.dumps({**row, "response": _noted(answer)}, ensure_ascii=False)
-        whole = text.encode(errors="replace").decode()  # a server may send half a character
-        self._account.keep(picture, self._without_key(whole), cost)
-
     def _told(self, error: openai.OpenAIError) -> Exception:
         """A refusal of the prompt, or what ends the run in one line."""
-        body = getattr(error, "body", None)
-        said = body.get("message") if isinstance(body, dict) else None
-        message = _one_line(self._without_key(said if said and isinstance(said, str) else str(error)))
-        host, kept = self._client.base_url.host, "what exists is kept, the same command goes on"
-        code = getattr(error, "code", None)
-        code = code if isinstance(code, str) else ""
-        if code in _REFUSED:
+        body, code = getattr(error, "body", None), getattr(error, "code", None)
+        message = body.get("message") if isinstance(body, dict) else None
+        message = _one_line(self._without_key(message if message and isinstance(message, str) else str(error)))
+        kept = "what exists is kept, the same command goes on"
+        if isinstance(code, str) and code in _REFUSED:
             return Refused(code, message)
-        if code in _NO_CREDIT:
-            return InputError(f"{host}: the quota has ended ({message}); {kept} once there is credit")
+        if isinstance(code, str) and code in _NO_CREDIT:
+            return InputError(f"{self._host}: the quota has ended ({message}); {kept} once there is credit")
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            return InputError(f"{KEY}: {host} refuses it ({message}); {kept} with a valid one")
+            return InputError(f"{KEY}: {self._host} refuses it ({message}); {kept} with a valid one")
         if isinstance(error, openai.APIStatusError) and error.status_code < 500 and error.status_code not in (408, 429):
-            told = f"{message} (HTTP {error.status_code})"
-            return InputError(f"{host}: {told}; see --model, --size and --quality; {kept}")
-        return InputError(f"{host}: no answer after {self._retries + 1} tries ({message}); {kept}")
+            what = f"{message} (HTTP {error.status_code})"
+            return InputError(f"{self._host}: {what}; see --model, --size and --quality; {kept}")
+        return InputError(f"{self._host}: no answer after {self._config.retries + 1} tries ({message}); {kept}")
 
     def _without_key(self, text: str) -> str:
         """Servers have been seen to repeat the key in what they say."""
@@ -194,9 +169,9 @@ def _parsed(content: bytes) -> Any:
         return None
 
 
-def _one_line(said: str) -> str:
+def _one_line(text: str) -> str:
     """A server's words, of bearable length and without what a terminal would obey."""
-    return " ".join("".join(char if char.isprintable() else " " for char in said[:1000]).split())[:300]
+    return " ".join("".join(char if char.isprintable() else " " for char in text[:1000]).split())[:300]
 
 
 def _picture(answer: Any) -> tuple[Image.Image | None, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,37 +93,42 @@ def paint_set(
     Raises:
         InputError: the engine can go no further, too many refusals, or a picture of other origin is in the way.
     """
+
+    def is_whole(candidate: Candidate) -> bool:
+        return not any(_missing(folder, candidate, painter))
+
+    def listed() -> None:
+        write_raw(folder, [_triplet(folder, c, relation) for c in chosen if c.number in whole])
+
     refused = refused_numbers(folder)
     left = (candidate for candidate in source if candidate.number not in refused)
     chosen = list(itertools.islice(left, count))
-    whole = {c.number for c in chosen if _is_whole(folder, c, painter)}
-    there, made, position = len(whole), 0, 0
-    with progress(count, "generate", initial=there, unit="triplet") as bar:
-        while position < count:
-            candidate = chosen[position]
-            if candidate.number in whole:
-                position += 1
-                continue
+    whole = {candidate.number for candidate in chosen if is_whole(candidate)}
+    made = 0
+    with progress(count, "generate", initial=len(whole), unit="triplet") as bar:
+        while candidate := next((c for c in chosen if c.number not in whole), None):
             if len(refused) >= max_refusals:
                 raise InputError(
                     f"{folder / REFUSALS}: {len(refused)} prompts were refused; read there why, then raise "
                     "--max-refusals, or take other --pairs in another --output"
                 )
             try:
-                _paint(folder, candidate, painter)
+                for index, place, references, record in _missing(folder, candidate, painter):
+                    image = painter.paint(candidate.prompts[index], references, candidate.number, index)
+                    save_png(image, place, candidate.prompts[index], record)
             except Refused as refusal:
                 refused.add(candidate.number)
                 _note(folder, candidate, refusal)
-                chosen.pop(position)
+                chosen.remove(candidate)
                 chosen.append(next(left))
-                if _is_whole(folder, chosen[-1], painter):
+                if is_whole(chosen[-1]):
                     whole.add(chosen[-1].number)
                 continue
             whole.add(candidate.number)
             made += 1
             bar.update()
-            write_raw(folder, [_triplet(folder, c, relation) for c in chosen if c.number in whole])
-    write_raw(folder, [_triplet(folder, c, relation) for c in chosen])
+            listed()
+    listed()
     return Done(made=made, there=count - made, refused=len(refused))
 
 
@@ -133,33 +138,25 @@ def places(folder: Path, candidate: Candidate) -> list[Path]:
     return [folder / f"{candidate.number}.png", *alone]
 
 
-def _is_whole(folder: Path, candidate: Candidate, painter: Painter) -> bool:
-    found = places(folder, candidate)
-    return all(_is_made(place, _record(candidate, k, found[:k], painter)) for k, place in enumerate(found))
+def _missing(
+    folder: Path, candidate: Candidate, painter: Painter
+) -> Iterator[tuple[int, Path, list[Path], dict[str, Any]]]:
+    """Index, place, references and record of the pictures of a triplet that are not there as they should be.
 
-
-def _paint(folder: Path, candidate: Candidate, painter: Painter) -> None:
-    """Make the pictures of a triplet that are not there."""
-    found = places(folder, candidate)
-    for k, place in enumerate(found):
-        record = _record(candidate, k, found[:k], painter)
-        if not _is_made(place, record):
-            references = found[:k] if painter.sees_references else []
-            image = painter.paint(candidate.prompts[k], references, candidate.number, k)
-            save_png(image, place, candidate.prompts[k], record)
-
-
-def _record(candidate: Candidate, index: int, earlier: Sequence[Path], painter: Painter) -> dict[str, Any]:
-    """What makes a picture the one that is wanted; a target made anew makes those from it stale."""
-    references = [sha256(path) for path in earlier] if painter.sees_references else []
-    return {"prompt": candidate.prompts[index], "references": references, "engine": painter.name}
-
-
-def _is_made(place: Path, record: Mapping[str, Any]) -> bool:
-    found = read_record(place)
-    if found is None and place.exists():
-        raise InputError(f"{place}: not made by this command, or broken; move it away and run the same command again")
-    return found == record
+    A target made anew makes those from it stale, so each is looked at when those before it are made.
+    """
+    paths = places(folder, candidate)
+    for index, place in enumerate(paths):
+        references = paths[:index] if painter.sees_references else []
+        hashes = [sha256(path) for path in references]
+        record = {"prompt": candidate.prompts[index], "references": hashes, "engine": painter.name}
+        before = read_record(place)
+        if before is None and place.exists():
+            raise InputError(
+                f"{place}: not made by this command, or broken; move it away and run the same command again"
+            )
+        if before != record:
+            yield index, place, references, record
 
 
 def _note(folder: Path, candidate: Candidate, refusal: Refused) -> None:

@@ -6,10 +6,8 @@ stands alone. Such a set teaches a relation, hardly identities; ``rbctl annotate
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -20,6 +18,7 @@ from rbctl.errors import InputError, abridged, reason
 from rbctl.files import read_object
 from rbctl.plugins.generate.config import GenerateConfig
 from rbctl.plugins.generate.painting import Refused
+from rbctl.pretrained import from_pretrained
 
 INDEX = "model_index.json"
 _LIBRARIES = ("diffusers", "transformers", "rbctl.bundle.vae", None)  # diffusers would import any other that is named
@@ -36,19 +35,27 @@ class LocalPipeline:
         Raises:
             InputError: there is no such folder, it is no text-to-image pipeline, or it cannot be loaded.
         """
+        import diffusers
+        import transformers
+
+        import rbctl.bundle.vae  # noqa: F401  mini names a class of it, and diffusers imports no module that a folder names
+
         assert config.model is not None
         folder = pipeline_folder(config.model)
         device = pick_device(config.device)
+        dtype = DTYPES[pick_precision(config.precision, device)]
+        for library in (diffusers, transformers):  # they speak of every part and of every long prompt
+            library.utils.logging.set_verbosity_error()
+            library.utils.logging.disable_progress_bar()
         self._seed = config.seed
-        self._pipeline = _load(folder, DTYPES[pick_precision(config.precision, device)]).to(device)
+        self._pipeline = from_pretrained(
+            diffusers.DiffusionPipeline, folder, torch_dtype=dtype, use_safetensors=True
+        ).to(device)
         self._pipeline.set_progress_bar_config(disable=True)
-        given = {
-            "width": config.width,
-            "height": config.height,
-            "num_inference_steps": config.steps,
-            "guidance_scale": config.guidance_scale,
-        }
-        self._options = {name: value for name, value in given.items() if value is not None}
+        width, height = config.pixels
+        options: dict[str, float | None] = {"width": width, "height": height, "num_inference_steps": config.steps}
+        options["guidance_scale"] = config.guidance_scale
+        self._options = {name: value for name, value in options.items() if value is not None}
         self.name = f"diffusers {folder.resolve().name}"
 
     def paint(self, prompt: str, references: Sequence[Path], candidate: int, index: int) -> Image.Image:
@@ -84,22 +91,3 @@ def pipeline_folder(model: str) -> Path:
         if isinstance(kind, list) and (len(kind) != 2 or kind[0] not in _LIBRARIES) and not part.startswith("_"):
             raise InputError(f"{folder / INDEX}: {part}: {abridged(kind)} is no class of diffusers or transformers")
     return folder
-
-
-def _load(folder: Path, dtype: Any) -> Any:
-    import diffusers
-    import transformers
-
-    import rbctl.bundle.vae  # noqa: F401  mini names a class of it, and diffusers imports no module that a folder names
-
-    for library in (diffusers, transformers):  # they speak of every part and of every long prompt
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # newer ones call it dtype, and take both
-            return diffusers.DiffusionPipeline.from_pretrained(
-                folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
-            )
-    except Exception as error:  # loaders pass on what theirs raise: no list of types would hold for their next version
-        raise InputError(f"{folder}: cannot be loaded ({reason(error)})") from error

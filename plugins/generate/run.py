@@ -16,10 +16,10 @@ from rbctl.menagerie.triplets import check_drawable
 from rbctl.pictures import grid, save_png, sheet_row
 from rbctl.plugins.generate.candidates import Candidate, candidates, read_pairs
 from rbctl.plugins.generate.config import GenerateConfig
+from rbctl.plugins.generate.costs import ahead
 from rbctl.plugins.generate.miniature import SIZE, draw_set
 from rbctl.plugins.generate.painting import Done, paint_set, places, refused_numbers
 from rbctl.plugins.generate.pipeline import LocalPipeline, pipeline_folder
-from rbctl.plugins.generate.prices import prices_of
 from rbctl.relations import Relation, load_relation
 from rbctl.runs import RUNS, claim
 from rbctl.triplets.raw import SET, read_origin, read_raw, write_origin
@@ -58,21 +58,20 @@ def estimate(config: GenerateConfig) -> str:
     if config.engine == "miniature":
         check_drawable(relation)
         return f"{config.number} triplets drawn by the embedded world in {output}; no prompts, no cost"
-    paid = config.engine == "openai"
     refused = refused_numbers(output)
-    left = (one for one in _candidates(config, relation) if one.number not in refused)
+    left = (candidate for candidate in _candidates(config, relation) if candidate.number not in refused)
     lines, missing, cost = [], 0, 0.0
     for candidate in islice(left, config.number):
         for k, (place, prompt) in enumerate(zip(places(output, candidate), candidate.prompts, strict=True)):
-            there = place.exists()
-            lines.append(f"{place.relative_to(output)}{' (there)' if there else ''}: {prompt}")
-            missing += not there
-            cost += prices_of(config).ahead(k) if paid and not there else 0
+            lines.append(f"{place.relative_to(output)}{' (there)' if place.exists() else ''}: {prompt}")
+            if not place.exists():
+                missing += 1
+                cost += ahead(config, k) if config.engine == "openai" else 0
     lines.append(f"{config.number} triplets in {output}, {len(lines)} pictures, {missing} still to be made")
-    if paid:
-        prices = prices_of(config)
+    if config.engine == "openai":
         source = "by --price" if config.price is not None else "by a table that grows old; --price takes its place"
-        lines.append(f"{prices.model}, {prices.quality}, {prices.width}x{prices.height}: about ${cost:.2f}, {source}")
+        model, size, quality = config.openai.values()
+        lines.append(f"{model}, {quality}, {size}: about ${cost:.2f}, {source}")
     return "\n".join(lines)
 
 
@@ -92,9 +91,8 @@ def _facts(config: GenerateConfig, relation: Relation) -> dict[str, Any]:
         return {**facts, "size": config.size or f"{SIZE}x{SIZE}", "words": _hash(relation)}
     facts["words"] = _hash(relation, read_pairs(config.pairs, relation))
     if config.engine == "openai":
-        prices = prices_of(config)
-        size = f"{prices.width}x{prices.height}"
-        return {**facts, "model": prices.model, "size": size, "quality": prices.quality}
+        ahead(config, 0)  # nobody could keep the budget without a price
+        return facts | config.openai
     assert config.model is not None
     model = pipeline_folder(config.model).resolve().name
     return {**facts, "model": model, "size": config.size, "steps": config.steps, "guidance": config.guidance_scale}
@@ -106,13 +104,13 @@ def _hash(*words: object) -> str:
 
 def _check_set(folder: Path, facts: dict[str, Any]) -> None:
     """Raises InputError when the folder holds anything but a part of this set; else makes sure that it says so."""
-    found = read_origin(folder)
-    if not found and any(not path.name.startswith(".") for path in folder.iterdir()):
+    before = read_origin(folder)
+    if not before and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise InputError(f"{folder}: holds other files, and no {SET}; choose another --output")
-    for key, value in facts.items() if found else ():
-        if found.get(key) != value:
+    for key, value in facts.items() if before else ():
+        if before.get(key) != value:
             raise InputError(
-                f"{folder / SET}: another set lies here, its {key} is {abridged(found.get(key))} and not {value!r}; "
+                f"{folder / SET}: another set lies here, its {key} is {abridged(before.get(key))} and not {value!r}; "
                 "choose another --output"
             )
     write_origin(folder, **facts)
@@ -128,7 +126,7 @@ def _paint(folder: Path, relation: Relation, config: GenerateConfig) -> Done:
     try:
         return paint_set(folder, relation, source, config.number, painter, config.max_refusals)
     finally:
-        click.echo(f"${painter.spent:.2f} spent on this set so far", err=True)
+        click.echo(f"${painter.account.spent:.2f} spent on this set so far", err=True)
 
 
 def _write_grid(folder: Path) -> None:
@@ -138,7 +136,7 @@ def _write_grid(folder: Path) -> None:
     for number, page in enumerate(pages, 1):
         rows = [
             sheet_row(
-                [read_image(thing.image) for thing in triplet.objects],
+                [read_image(individual.image) for individual in triplet.objects],
                 [read_image(triplet.target)],
                 f"{triplet.id}: {triplet.text}",
             )

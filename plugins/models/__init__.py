@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
+
+from rbctl.bundle import catalogue
+from rbctl.bundle.catalogue import CATALOGUE
+from rbctl.errors import InputError, nearest
+
+_PATH = click.Path(path_type=Path)
 
 
 @click.group(name="models")
@@ -23,45 +31,84 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 def list_(as_json: bool) -> None:
     """Show the catalogue and the bundles here: state, size, sources, licences."""
-    from .run import show
+    rows: list[dict[str, Any]] = []
+    for name, state in catalogue.survey():
+        row: dict[str, Any] = {"name": name, "state": state}
+        if spec := CATALOGUE.get(name):
+            keys = ("target", "repo_id", "revision", "pinned", "licence", "bytes", "note")
+            components = [{key: getattr(component, key) for key in keys} for component in spec.components]
+            row |= {"description": spec.description, "bytes": spec.bytes, "components": components}
+        rows.append(row)
+    if as_json:
+        click.echo(json.dumps({"root": str(catalogue.bundles_root()), "bundles": rows}, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['name']}: {row['state']}")
+        if "description" in row:
+            click.echo(f"  {row['description']}")
+        for part in row.get("components", ()):
+            commit = part["revision"][:12] if part["pinned"] else f"{part['revision']}, not pinned"
+            source = f"{part['repo_id']} ({commit})" if part["repo_id"] else "yours to bring"
+            target = "base" if part["target"] == "." else part["target"]
+            click.echo(f"  {target:<23} {catalogue.size_text(part['bytes']):>8}  {source}; {part['licence']}")
 
-    show(as_json)
 
-
-@command.command()
+@command.command(name="pull")
 @click.argument("name")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder to write; default: NAME where bundles lie.")
-def pull(name: str, output: Path | None) -> None:
+@click.option("--output", type=_PATH, help="Folder to write; default: NAME where bundles lie.")
+def pull_(name: str, output: Path | None) -> None:
     """Download bundle NAME of the catalogue from the hub, check every file, record commits and hashes.
 
     After an interruption, the same command resumes. HF_ENDPOINT names another hub, HF_TOKEN opens gated repositories.
     """
-    from .run import fetch
+    from rbctl.bundle.download import pull
 
-    fetch(name, output)
+    if name not in CATALOGUE:
+        raise InputError(
+            f"{name}: not in the catalogue{nearest(name, CATALOGUE) or '; it has ' + ', '.join(CATALOGUE)}"
+        )
+    if CATALOGUE[name].packaged:
+        catalogue.resolve(name)
+        click.echo(f"{name} comes with rbctl, there is nothing to pull")
+        return
+    folder = output or catalogue.bundles_root() / name
+    pull(CATALOGUE[name], folder)
+    click.echo(folder)
+    if not catalogue.has_local_encoder(folder):
+        for component in CATALOGUE[name].components:
+            if component.repo_id is None:
+                click.echo(f"not in it: {component.note.replace('FOLDER', str(folder))}", err=True)
 
 
-@command.command()
+@command.command(name="verify")
 @click.argument("name_or_folder")
-def verify(name_or_folder: str) -> None:
+def verify_(name_or_folder: str) -> None:
     """Hash all files of a bundle again, and compare with the hashes recorded at download."""
-    from .run import check
+    from rbctl.bundle.download import verify
 
-    check(name_or_folder)
+    folder = catalogue.place(name_or_folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such bundle{nearest(name_or_folder, CATALOGUE)}")
+    problems = [*verify(folder), *(f"{part}: the bundle needs it" for part in catalogue.missing_parts(folder))]
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        raise InputError(f"{folder}: {len(problems)} problems; delete the files named, then pull or import them again")
+    click.echo(f"{folder}: all as recorded")
 
 
 @command.command(name="import")
 @click.argument("dest")
-@click.option("--base", type=click.Path(path_type=Path), help="SDXL folder in diffusers' layout.")
-@click.option("--adapter", type=click.Path(path_type=Path), help="ms_adapter.bin or .safetensors.")
-@click.option("--image-encoder", type=click.Path(path_type=Path), help="CLIP bigG folder in transformers' layout.")
+@click.option("--base", type=_PATH, help="SDXL folder in diffusers' layout.")
+@click.option("--adapter", type=_PATH, help="ms_adapter.bin or .safetensors.")
+@click.option("--image-encoder", type=_PATH, help="CLIP bigG folder in transformers' layout.")
 @click.option(
     "--local-encoder",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="CLIPSelf's epoch_6.pt, .safetensors, or the folder that rbctl distill wrote.",
 )
-@click.option("--adapter-config", type=click.Path(path_type=Path), help="ms_adapter_config.json; default: beside it.")
-@click.option("--local-config", type=click.Path(path_type=Path), help="open_clip_config.json; default: beside it.")
+@click.option("--adapter-config", type=_PATH, help="ms_adapter_config.json; default: beside it.")
+@click.option("--local-config", type=_PATH, help="open_clip_config.json; default: beside it.")
 def import_(dest: str, **sources: Path | None) -> None:
     """Make bundle DEST (a folder, or a name where bundles lie) of local files, or add parts to it.
 
@@ -71,6 +118,14 @@ def import_(dest: str, **sources: Path | None) -> None:
       rbctl models import bundles/sdxl --base stable-diffusion-xl-base-1.0 --adapter ms_adapter.bin \\
         --image-encoder CLIP-ViT-bigG-14-laion2B-39B-b160k --local-encoder epoch_6.pt
     """
-    from .run import bring
+    from rbctl.bundle.assemble import import_bundle
 
-    bring(dest, **sources)
+    if dest in CATALOGUE and CATALOGUE[dest].packaged:
+        raise InputError(f"{dest}: comes with rbctl and stays as it is; import into a folder of your own")
+    folder = catalogue.place(dest)
+    gaps = import_bundle(folder, **sources)
+    click.echo(folder)
+    if not catalogue.has_local_encoder(folder):
+        click.echo("no local encoder in it: it runs with --local-tokens none only", err=True)
+    if gaps:
+        click.echo(f"still missing: {', '.join(gaps)}; add them with 'rbctl models import {dest}'", err=True)

@@ -1,4 +1,4 @@
-"""Part ``bundle``: the trained parts, tokenizers, recipe and model card put together, checked and copied into rbctl."""
+"""Parts ``clipself`` and ``bundle``: what was trained is put together with a model card, checked, copied into rbctl."""
 
 from __future__ import annotations
 
@@ -19,88 +19,63 @@ from rbctl.bundle.fingerprints import fingerprint, generator_fingerprint
 from rbctl.bundle.load import load
 from rbctl.bundle.tokenizer import END, write_small_tokenizer
 from rbctl.errors import InputError
-from rbctl.files import atomic_write, read_json, write_text
+from rbctl.files import atomic_write, read_object, read_safetensors, write_bytes, write_text
 from rbctl.options import BUNDLE_RECIPE, to_yaml
 from rbctl.plugins.pretrain.config import PARTS, PretrainConfig
-from rbctl.plugins.pretrain.loop import rank
+from rbctl.plugins.pretrain.weights import write_weights
 
 NAME = "mini"
 _MOST_BYTES = 36_000_000  # what a wheel can carry without being a burden
 _LICENCE = "Apache-2.0"
 
-_CARD = """\
-# {name}
 
-A whole base model for rbctl in {size}: VAE, text and image encoders, UNet with an MS-Diffusion adapter, an oracle
-that judges pictures. It draws cartoon animals at 128 px: two individuals from their portraits, in a relation.
+def take_local_encoder(config: PretrainConfig) -> str:
+    """Part ``clipself``: what ``rbctl distill --output WORK/distill`` made becomes the bundle's local encoder.
 
-Every weight was trained from random by `rbctl pretrain`, on scenes that rbctl draws itself (`rbctl.menagerie`). No
-picture of any person, artist or data set went in. Weights: {licence}.
-
-| | |
-|---|---|
-| relations it was taught | {easy} |
-| relations it never saw (learn them with `rbctl finetune`) | {held_out} |
-| individuals | {individuals}, {portraits} portraits each; one in eight combinations of looks is held out |
-| scenes | {easy_scenes} |
-
-It knows ten species, twelve coats and four patterns, and nothing else: a word beyond those is noise to it. It is for
-trying and testing the road in minutes; the pictures say nothing about what a method does to SDXL.
-
-## How good it is
-
-{quality}
-
-Seen in pictures of the weights that rbctl ships: faces and paws are smeared; spots and stripes become mosaic; riders
-have a trunk and a head but often no legs; in a hug heads run together; a carried animal is a ball with a face;
-elephants, giraffes and pigs break more often than others. docs/mini.md of the repository says more.
-
-## How it was made
-
-Put together by rbctl at commit {commit}. Parts may be older, and trained in several legs with other settings than the
-recipe below: docs/mini.md of the repository tells.
-
-{training}
-
-The local encoder is what `rbctl distill --recipe mini` made of the CLIP's image encoder.
-
-```yaml
-{recipe}```
-"""
+    Without one the bundle keeps the CLIP's own tower.
+    """
+    source, dest = config.work / "distill" / "clipself", config.work / "bundle" / "clipself"
+    if not source.is_dir():
+        return (
+            f"{source} is not there: the CLIP's own tower stays; 'rbctl distill --recipe mini "
+            f"--model {config.work / 'bundle'} --data {config.work / 'pictures'} --output {source.parent}' makes it"
+        )
+    write_bytes(dest / "open_clip_config.json", (source / "open_clip_config.json").read_bytes())
+    write_weights(dest / "model.safetensors", read_safetensors(source / "model.safetensors")[0])
+    return str(dest)
 
 
-def run(config: PretrainConfig, device: torch.device) -> str:
-    """Complete WORK/bundle and copy it into the package.
+def put_together(config: PretrainConfig) -> str:
+    """Part ``bundle``: complete WORK/bundle and copy it into the package.
 
     Raises:
         InputError: a part is not trained yet, the parts do not fit together, or they are larger than a wheel takes.
     """
-    if rank():
-        return ""
     folder, dest = config.work / "bundle", CATALOGUE[NAME].packaged
     write_tokenizers(folder)
-    gaps = missing_parts(folder)
-    if gaps:
+    if gaps := missing_parts(folder):
         raise InputError(f"{folder}: not trained yet: {', '.join(gaps)}; 'rbctl pretrain' makes them")
     for part in ("clipself", "oracle", "dino"):
         if not (folder / part).is_dir():
             click.echo(f"warning: {folder / part} is not there; the bundle goes without it", err=True)
     write_text(folder / BUNDLE_RECIPE, (package_files("rbctl.recipes") / "mini-finetune.yaml").read_text("utf-8"))
-    training, quality = _training(config), _quality(config.gates, folder)
-    (folder / "README.md").unlink(missing_ok=True)
-    size = sum((folder / path).stat().st_size for path in contents(folder))
-    write_text(folder / "README.md", _card(config, training, quality, size))
+    card = _card(config, folder)
+    write_text(folder / "README.md", card)
     (folder / MANIFEST).unlink(missing_ok=True)  # of files that may be gone
     origin = {"source": f"rbctl pretrain, seed {config.seed}", "licence": _LICENCE}
     record(folder, NAME, dict.fromkeys(contents(folder), origin))
-    size = sum((folder / path).stat().st_size for path in contents(folder))
-    if size > _MOST_BYTES:
+    if (size := _size(folder)) > _MOST_BYTES:
         raise InputError(f"{folder}: {size_text(size)}, more than {size_text(_MOST_BYTES)}; train smaller networks")
     # All parts must be of the shapes that each other needs.
     load(str(folder), torch.device("cpu"), torch.float32, local_encoder=has_local_encoder(folder))
     assert dest is not None
     _replace(folder, dest)
     return f"{dest} ({size_text(size)}, {fingerprint(dest)[:12]})"
+
+
+def _size(folder: Path) -> int:
+    """Bytes of a bundle, without its card."""
+    return sum((folder / path).stat().st_size for path in contents(folder) if path != "README.md")
 
 
 def write_tokenizers(folder: Path) -> None:
@@ -122,19 +97,33 @@ def _replace(source: Path, dest: Path) -> None:
         staged.rename(dest)
 
 
-def _card(config: PretrainConfig, training: str, quality: str, size: int) -> str:
-    return _CARD.format(
+def _card(config: PretrainConfig, folder: Path) -> str:
+    """The model card.
+
+    Raises:
+        InputError: the figures of --gates were taken on other weights.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    sections = None
+    if config.gates is not None:
+        gates = read_object(config.gates)
+        if gates.get("bundle_fingerprint") != generator_fingerprint(folder):
+            mend = "run 'make gates' on these, or leave it out"
+            raise InputError(f"--gates {config.gates}: measured on other weights; {mend}")
+        sections = gates["sections"]
+    template = Path(__file__).with_name("card.md.jinja").read_text("utf-8")
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(template).render(
         name=NAME,
-        size=size_text(size),
+        size=size_text(_size(folder)),
         licence=_LICENCE,
-        easy=", ".join(config.easy).replace("_", " "),
-        held_out=", ".join(config.held_out).replace("_", " "),
-        individuals=config.individuals,
-        portraits=config.portraits,
-        easy_scenes=config.easy_scenes,
+        config=config,
+        sections=sections,
+        training=_training(config),
         commit=_commit(),
-        training=training,
-        quality=quality,
         recipe=to_yaml("pretrain", config),
     )
 
@@ -148,43 +137,19 @@ def _commit() -> str:
         return "unknown"
 
 
-def _quality(path: Path | None, folder: Path) -> str:
-    """The figures of a gates.json as a table.
-
-    Raises:
-        InputError: they were taken on other weights.
-    """
-    if path is None:
-        return "Not measured yet: `make gates` does it."
-    content = read_json(path)
-    if content.get("bundle_fingerprint") != generator_fingerprint(folder):
-        raise InputError(f"--gates {path}: measured on other weights; run 'make gates' on these, or leave it out")
-    rows = ["| measured by `make gates` | value | 95 % interval | n | wanted |", "|---|---|---|---|---|"]
-    for name, section in content["sections"].items():
-        for title, found in section["gates"].items():
-            span = f"{found['low']:.3f} .. {found['high']:.3f}" if found.get("low") is not None else ""
-            value = "-" if found["mean"] is None else f"{found['mean']:.4g}"
-            wanted = [f"{word} {found[key]:g}" for word, key in ((">=", "at_least"), ("<=", "at_most")) if key in found]
-            cells = (f"{name.replace('_', ' ')}: {title}", value, span, str(found.get("n", "")), ", ".join(wanted))
-            rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-def _training(config: PretrainConfig) -> str:
+def _training(config: PretrainConfig) -> list[str]:
     """A line on each trained part: steps and the last numbers it told; of one trained elsewhere what its card says."""
     card = config.work / "bundle" / "README.md"
-    said = card.read_text("utf-8").splitlines() if card.is_file() else []
+    before = card.read_text("utf-8").splitlines() if card.is_file() else []
     lines = []
     for part in PARTS:
-        path = config.work / part / "metrics.jsonl"
-        if not path.is_file():
-            lines += [line for line in said if line.startswith(f"- {part}: ")]
-            continue
         last: dict[str, Any] = {}
-        for row in metrics.rows(path):
+        for row in metrics.rows(config.work / part / "metrics.jsonl"):
             last |= row
-        step = last.pop("step", 0)
-        dull = ("gradient_norm", "learning_rate", "samples_per_second")
+        if not last:
+            lines += [line for line in before if line.startswith(f"- {part}: ")]
+            continue
+        dull = ("step", "gradient_norm", "learning_rate", "samples_per_second")
         numbers = ", ".join(f"{name} {json.dumps(value)}" for name, value in last.items() if name not in dull)
-        lines.append(f"- {part}: {step} steps; {numbers}")
-    return "\n".join(lines)
+        lines.append(f"- {part}: {last['step']} steps; {numbers}")
+    return lines

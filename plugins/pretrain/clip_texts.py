@@ -15,13 +15,14 @@ from rbctl.menagerie.scenes import PLACES
 from rbctl.relations import Relation
 
 UNTOLD = -1  # of a look that a text does not speak of
+SIZES = (len(SPECIES), len(COATS), len(COATS), len(PATTERNS))
 _COATS, _PLACES = tuple(COATS), tuple(PLACES.values())
 _LIKE = {"plain": "plain", "spots": "spotted", "stripes": "striped", "patches": "patchy"}
 
 
 @dataclass(frozen=True)
-class Said:
-    """A text and what it claims.
+class Text:
+    """What a picture may be described by, and what that claims.
 
     Attributes:
         looks: (species, coat, second, pattern) as indices of menagerie's tables, for one individual or per role.
@@ -29,7 +30,7 @@ class Said:
         background: index, or UNTOLD.
     """
 
-    text: str
+    words: str
     looks: tuple[tuple[int, ...], ...]
     relation: int = UNTOLD
     background: int = UNTOLD
@@ -51,13 +52,13 @@ def describe(look: Sequence[int], words: int) -> tuple[str, tuple[int, ...]]:
         return f"{colour} {animal}", (species, coat, UNTOLD, UNTOLD)
     if words == 2:
         return f"{like} {animal}", (species, UNTOLD, UNTOLD, pattern)
-    told = (species, coat, second, pattern)
+    whole = (species, coat, second, pattern)
     if PATTERNS[pattern] == "plain":  # its second coat is its first
-        return f"plain {colour} {animal}", told
+        return f"plain {colour} {animal}", whole
     if words == 3:
         return f"{like} {colour} {animal}", (species, coat, UNTOLD, pattern)
     start = colour if words == 4 else f"{like} {colour}"
-    return f"{start} {animal} with {_COATS[second]} {PATTERNS[pattern]}", told
+    return f"{start} {animal} with {_COATS[second]} {PATTERNS[pattern]}", whole
 
 
 def with_article(name: str) -> str:
@@ -65,36 +66,36 @@ def with_article(name: str) -> str:
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
-def individual_text(look: Sequence[int], rng: np.random.Generator) -> Said:
+def individual_text(look: Sequence[int], rng: np.random.Generator) -> Text:
     """A description of one individual; bare names too, for that is how a bundle tells its adapter who is meant."""
-    name, told = describe(look, int(rng.choice(6, p=(0.15, 0.15, 0.1, 0.15, 0.3, 0.15))))
-    return Said(with_article(name) if rng.random() < 0.6 else name, (told,))
+    name, claim = describe(look, int(rng.choice(6, p=(0.15, 0.15, 0.1, 0.15, 0.3, 0.15))))
+    return Text(with_article(name) if rng.random() < 0.6 else name, (claim,))
 
 
 def scene_text(
     relation: Relation, number: int, looks: Sequence[Sequence[int]], background: int, rng: np.random.Generator
-) -> Said:
+) -> Text:
     """A caption of a scene: species, half the time with coats, half the time with the background."""
     words = int(rng.choice((0, 1, 4), p=(0.5, 0.35, 0.15)))
     named = [describe(look, words) for look in looks]
-    text = relation.prompt([name for name, _ in named], int(rng.integers(len(relation.prompts))))
-    said = Said(text, tuple(told for _, told in named), number)
+    caption = relation.prompt([name for name, _ in named], int(rng.integers(len(relation.prompts))))
+    text = Text(caption, tuple(claim for _, claim in named), number)
     if rng.random() < 0.5:
-        return replace(said, text=f"{text.rstrip('.')} {_PLACES[background]}.", background=background)
-    return said
+        return replace(text, words=f"{caption.rstrip('.')} {_PLACES[background]}.", background=background)
+    return text
 
 
-def wrong_individual_text(look: Sequence[int], rng: np.random.Generator) -> Said:
+def wrong_individual_text(look: Sequence[int], rng: np.random.Generator) -> Text:
     """A full description that errs in one thing."""
     wrong = [int(v) for v in look]
     part = int(rng.integers(4))
-    wrong[part] = (wrong[part] + 1 + int(rng.integers(sizes()[part] - 1))) % sizes()[part]
+    wrong[part] = (wrong[part] + 1 + int(rng.integers(SIZES[part] - 1))) % SIZES[part]
     if PATTERNS[wrong[3]] == "plain":
         wrong[2] = wrong[1]
     elif PATTERNS[look[3]] == "plain" and part == 3:  # a pattern needs a second coat
         wrong[2] = (wrong[1] + 1 + int(rng.integers(len(COATS) - 1))) % len(COATS)
-    name, told = describe(wrong, 4)
-    return Said(with_article(name), (told,))
+    name, claim = describe(wrong, 4)
+    return Text(with_article(name), (claim,))
 
 
 def wrong_scene_text(
@@ -103,7 +104,7 @@ def wrong_scene_text(
     looks: Sequence[Sequence[int]],
     background: int,
     rng: np.random.Generator,
-) -> Said:
+) -> Text:
     """A caption with the roles changed about, or of another relation between the same two."""
     if not relations[number].symmetric and rng.random() < 0.5:
         return scene_text(relations[number], number, looks[::-1], background, rng)
@@ -111,13 +112,8 @@ def wrong_scene_text(
     return scene_text(relations[other], other, looks, background, rng)
 
 
-def sizes() -> tuple[int, ...]:
-    """How many species, coats, second coats and patterns there are."""
-    return len(SPECIES), len(COATS), len(COATS), len(PATTERNS)
-
-
 def true_of(
-    texts: Sequence[Said],
+    texts: Sequence[Text],
     looks: np.ndarray,
     relation: np.ndarray,
     background: np.ndarray,
@@ -133,14 +129,14 @@ def true_of(
         background: (pictures,).
         symmetric: (relations,) bool.
     """
-    told = np.array([(said.looks * 2)[:2] for said in texts])  # (texts, 2, 4)
-    fits = ((told[None, :, None] == UNTOLD) | (told[None, :, None] == looks[:, None, :, None])).all(-1)
-    # fits: (pictures, texts, individual shown, individual told)
-    said_relation = np.array([said.relation for said in texts])
-    said_background = np.array([said.background for said in texts])
+    claimed = np.array([(text.looks * 2)[:2] for text in texts])  # (texts, 2, 4)
+    fits = ((claimed[None, :, None] == UNTOLD) | (claimed[None, :, None] == looks[:, None, :, None])).all(-1)
+    # fits: (pictures, texts, individual shown, individual claimed)
+    claimed_relation = np.array([text.relation for text in texts])
+    claimed_background = np.array([text.background for text in texts])
     ordered = fits[:, :, 0, 0] & fits[:, :, 1, 1]
-    changed = fits[:, :, 0, 1] & fits[:, :, 1, 0] & symmetric[said_relation] & (said_relation != UNTOLD)
-    scene = (said_relation != UNTOLD)[None] & (said_relation[None] == relation[:, None])
-    scene &= (said_background == UNTOLD)[None] | (said_background[None] == background[:, None])
-    one = (said_relation == UNTOLD)[None] & (fits[:, :, 0, 0] | fits[:, :, 1, 0])
-    return one | (scene & (ordered | changed))
+    changed = fits[:, :, 0, 1] & fits[:, :, 1, 0] & symmetric[claimed_relation] & (claimed_relation != UNTOLD)
+    scene = (claimed_relation != UNTOLD)[None] & (claimed_relation[None] == relation[:, None])
+    scene &= (claimed_background == UNTOLD)[None] | (claimed_background[None] == background[:, None])
+    individual = (claimed_relation == UNTOLD)[None] & (fits[:, :, 0, 0] | fits[:, :, 1, 0])
+    return individual | (scene & (ordered | changed))

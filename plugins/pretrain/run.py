@@ -3,56 +3,57 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from importlib import import_module
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
 from rbctl.device import pick_device
+from rbctl.plugins.pretrain.bundle import put_together, take_local_encoder
+from rbctl.plugins.pretrain.clip_part import ClipPart
 from rbctl.plugins.pretrain.config import PARTS, PretrainConfig
-from rbctl.plugins.pretrain.loop import rank, train
+from rbctl.plugins.pretrain.dino_part import DinoPart
+from rbctl.plugins.pretrain.loop import Part, train
+from rbctl.plugins.pretrain.oracle_part import OraclePart
+from rbctl.plugins.pretrain.rendering import write_pngs, write_renders
+from rbctl.plugins.pretrain.unet_part import UNetPart
+from rbctl.plugins.pretrain.vae_part import VaePart
+from rbctl.processes import together
 from rbctl.runs import claim
+
+TRAINED: Mapping[str, Callable[[PretrainConfig, torch.device], Part]] = {
+    part.name: part for part in (VaePart, ClipPart, OraclePart, DinoPart, UNetPart)
+}
+# What the first process does alone.
+WRITTEN: Mapping[str, Callable[[PretrainConfig], str]] = {
+    "pictures": write_pngs,
+    "clipself": take_local_encoder,
+    "bundle": put_together,
+}
 
 
 def run(config: PretrainConfig) -> Iterator[str]:
-    """Do the parts that are asked for, in their order; yields a line on each once it is done.
-
-    A part's module has either ``run(config, device) -> str``, or ``build(config, device) -> Part`` for
-    :func:`rbctl.plugins.pretrain.loop.train` with ``<part>_steps`` and so on of the configuration.
-    """
+    """Do the parts that are asked for, in their order; yields a line on each once it is done."""
     device = pick_device(config.device)
     if device.type == "cpu":
         torch.set_num_threads(config.threads)
     torch.set_float32_matmul_precision("high")
-    for name in PARTS:
-        if config.parts and name not in config.parts:
-            continue
-        with _held(config, name):
-            module: Any = import_module(f"rbctl.plugins.pretrain.{name}")
-            if hasattr(module, "run"):
-                line = module.run(config, device)
-            else:
-                torch.manual_seed(config.seed)  # the first weights; later draws have generators of their own
-                part = module.build(config, device)
-                if config.optimizer == "adamw":
-                    part.plain = tuple(p for m in part.modules().values() for p in m.parameters())
-                train(
-                    part,
-                    config.work / name,
-                    minutes=config.minutes,
-                    steps=getattr(config, f"{name}_steps"),
-                    checkpoint_every=config.checkpoint_every,
-                    preview_every=config.preview_every,
-                    seed=config.seed,
-                )
-                line = str(config.work / "bundle")
-        if rank() == 0:
-            yield f"{name}: {line}"
-
-
-def _held(config: PretrainConfig, name: str) -> contextlib.AbstractContextManager[None]:
-    """One run at a time writes a part; shards alone may be shared out by hand, with --render-rank."""
-    if rank() or (name == "renders" and config.render_rank is not None):
-        return contextlib.nullcontext()
-    return claim(config.work / ("bundle" if name == "clipself" else name))
+    with together() as world:
+        for name in PARTS:
+            if config.parts and name not in config.parts:
+                continue
+            # One run at a time writes a part; shards alone may be shared out by hand, with --render-rank.
+            shared = not world.first or (name == "renders" and config.render_rank is not None)
+            folder = config.work / ("bundle" if name == "clipself" else name)
+            line = ""
+            with contextlib.nullcontext() if shared else claim(folder):
+                if name == "renders":
+                    line = write_renders(config, device)
+                elif name in TRAINED:
+                    torch.manual_seed(config.seed)  # the first weights; later draws have generators of their own
+                    train(TRAINED[name](config, device), config)
+                    line = str(config.work / "bundle")
+                elif world.first:
+                    line = WRITTEN[name](config)
+            world.wait()
+            if world.first:
+                yield f"{name}: {line}"

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from test_generate_stage import COST, USAGE, answer, api, ask, complete, failure, picture, success  # noqa: F401
 
-from rbctl.plugins.generate.responses import Account
+from rbctl.plugins.generate.costs import Account
 
 AHEAD = [0.053, 0.053 + 4741 * 8e-6, 0.053 + 2 * 4741 * 8e-6]  # US dollars, by the table: of a target, of individuals
 MODEL = ("--model", "gpt-image-2")

@@ -1,0 +1,171 @@
+"""Parts ``renders`` and ``pictures``: scenes and portraits are drawn as shards, and some of them written as PNG files.
+
+What is in a shard is a function of (seed, its kind and number) alone, so processes share the work without a word, and a
+killed run goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rbctl.errors import InputError
+from rbctl.files import read_json, write_json
+from rbctl.images import write_png
+from rbctl.menagerie import BACKGROUNDS, Individual, Scene, compose, draw_individual, portrait, render
+from rbctl.menagerie.drawing import paint
+from rbctl.menagerie.oracle import MASK_SIZE, look
+from rbctl.plugins.pretrain import renders
+from rbctl.plugins.pretrain.config import PretrainConfig
+from rbctl.plugins.pretrain.renders import ABOUT, SIZE
+from rbctl.processes import world
+from rbctl.progress import progress
+from rbctl.relations import Relation, load_relation
+
+_STREAMS = {"pool": 0, "easy": 1, "all": 2, "portraits": 3, "held_out": 4}
+_HELD_OUT_SCENES = 256
+_PNGS = 4096  # at most so many portraits, and so many scenes
+
+
+def write_renders(config: PretrainConfig, device: torch.device) -> str:
+    """Part ``renders``: render the shards that are missing.
+
+    Raises:
+        InputError: the folder holds renders of another plan.
+    """
+    folder = config.work / "renders"
+    rank = world().rank if config.render_rank is None else config.render_rank
+    size = world().size if config.render_world is None else config.render_world
+    about = _about(config)
+    if not (folder / ABOUT).is_file():
+        write_json(folder / ABOUT, about)
+    elif read_json(folder / ABOUT) != about:
+        raise InputError(f"{folder}: holds renders of other relations, individuals or seed; choose another --work")
+    # Kinds in turn, by their share of the whole: a training that starts early finds some of each.
+    shards = sorted(
+        ((number + 1) * config.shard / count, kind, number)
+        for kind, count in _counts(config).items()
+        for number in range(-(-count // config.shard))
+    )
+    places = [folder / kind / f"{number:05d}" for _, kind, number in shards[rank::size]]
+    places = [place for place in places if renders.make_room(place, renders.made_from(about, place))]
+    people = pool(config)
+    with progress(len(places), "rendering", unit="shard") as bar:
+        for place in places:
+            _write_shard(place, config, people, device)
+            bar.update()
+    return str(folder)
+
+
+def write_pngs(config: PretrainConfig) -> str:
+    """Part ``pictures``: portraits and scenes for ``rbctl distill --data``, evenly taken; those that are missing.
+
+    Raises:
+        InputError: there are no renders yet.
+    """
+    folder, source = config.work / "pictures", config.work / "renders"
+    for kind, shards in (("portrait", renders.portraits(source)), ("scene", renders.scenes(source, "all"))):
+        taken = np.unique(np.linspace(0, len(shards) - 1, _PNGS).astype(int)).tolist()
+        missing = {row: path for row in taken if not (path := folder / f"{kind}-{row:05d}.png").is_file()}
+        with progress(len(missing), f"{kind}s as PNG", unit="picture") as bar:
+            for row, path in missing.items():
+                write_png(path, Image.fromarray(shards.pictures[row].transpose(1, 2, 0)))
+                bar.update()
+    return str(folder)
+
+
+def pool(config: PretrainConfig) -> list[Individual]:
+    """The individuals of pretraining."""
+    return [draw_individual(_rng(config.seed, "pool", number)) for number in range(config.individuals)]
+
+
+def _about(config: PretrainConfig) -> dict[str, Any]:
+    names = ("seed", "easy", "held_out", "individuals", "portraits", "shard")
+    return json.loads(json.dumps({name: getattr(config, name) for name in names}))  # tuples become lists, as in a file
+
+
+def _counts(config: PretrainConfig) -> dict[str, int]:
+    """How many rows of each kind there shall be; the kinds in the order they are rendered."""
+    return {
+        "held_out": min(_HELD_OUT_SCENES, config.all_scenes),
+        "portraits": config.individuals * config.portraits,
+        "easy": config.easy_scenes,
+        "all": config.all_scenes,
+    }
+
+
+def _rng(seed: int, stream: str, number: int) -> np.random.Generator:
+    return np.random.default_rng((seed, _STREAMS[stream], number))
+
+
+class _Row(NamedTuple):
+    """What a row of a shard is before it is a picture; in scenes of held-out individuals with their portraits."""
+
+    scene: Scene
+    people: list[int]
+    relation: str = ""
+    portraits: Sequence[Scene] = ()
+
+
+def _draw(
+    config: PretrainConfig, kind: str, number: int, people: Sequence[Individual], relations: Sequence[Relation]
+) -> _Row:
+    rng = _rng(config.seed, kind, number)
+    if kind == "portraits":
+        person = number // config.portraits
+        return _Row(portrait(people[person], rng), [person])
+    relation = relations[number % len(relations)]
+    if kind == "held_out":
+        individuals = [draw_individual(rng, held_out=True) for _ in range(2)]
+        portraits = [portrait(individual, rng) for individual in individuals]
+        return _Row(compose(relation, individuals, rng), [-1, -1], relation.name, portraits)
+    pair = rng.choice(len(people), 2, replace=False).tolist()
+    return _Row(compose(relation, [people[k] for k in pair], rng), pair, relation.name)
+
+
+def _rendered(scenes: Sequence[Scene], config: PretrainConfig, device: torch.device) -> dict[str, np.ndarray]:
+    lots: dict[str, list[torch.Tensor]] = {"pictures": [], "boxes": [], "keypoints": [], "mask32": []}
+    for first in range(0, len(scenes), config.render_batch):
+        with torch.inference_mode():
+            lot = render(scenes[first : first + config.render_batch], SIZE, device, _painter(config.compile))
+            visible = torch.nn.functional.avg_pool2d(lot.visible.float(), SIZE // MASK_SIZE)
+        lots["pictures"].append(lot.pictures)
+        lots["boxes"].append(lot.boxes.float())
+        lots["keypoints"].append(lot.keypoints.float())
+        lots["mask32"].append((visible * 255).round().to(torch.uint8))
+    return {name: torch.cat(rows).cpu().numpy() for name, rows in lots.items()}
+
+
+@cache
+def _painter(compiled: bool) -> Any:
+    return torch.compile(paint, dynamic=False) if compiled else paint
+
+
+def _write_shard(place: Path, config: PretrainConfig, people: Sequence[Individual], device: torch.device) -> None:
+    """Draw, render and write the shard of a kind and number that its path names."""
+    kind, first = place.parent.name, int(place.name) * config.shard
+    numbers = range(first, min(first + config.shard, _counts(config)[kind]))
+    names = [*config.easy, *config.held_out]
+    relations = [load_relation(name) for name in (config.easy if kind == "easy" else names)]
+    rows = [_draw(config, kind, number, people, relations) for number in numbers]
+    scenes = [row.scene for row in rows]
+    arrays = _rendered(scenes, config, device)
+    arrays["individuals"] = np.array([[look(i) for i in scene.individuals] for scene in scenes], np.int16)
+    arrays["person"] = np.array([row.people for row in rows], np.int32)
+    if kind == "portraits":  # one individual: no axis for it
+        arrays = {name: array if name == "pictures" else array[:, 0] for name, array in arrays.items()}
+    else:
+        arrays["relation"] = np.array([names.index(row.relation) for row in rows], np.int16)
+        arrays["background"] = np.array([BACKGROUNDS.index(scene.background) for scene in scenes], np.int16)
+    if portraits := [scene for row in rows for scene in row.portraits]:
+        pictures = _rendered(portraits, config, device)["pictures"]
+        arrays["portraits"] = pictures.reshape(-1, 2, *pictures.shape[1:])
+    captions = [scene.caption for scene in scenes]
+    renders.write_shard(place, arrays, renders.made_from(_about(config), place), captions)
