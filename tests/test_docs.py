@@ -246,3 +246,22 @@ def test_the_glossary_is_sorted_and_every_entry_says_where_it_lives() -> None:
 
 def test_the_readme_leads_to_every_page() -> None:
     assert [page for page in NAMES if page.startswith("docs/") and f"({page}" not in text_of("README.md")] == []
+
+
+def rooms() -> set[str]:
+    """The paths in the first column of architecture.md's tables; a bare name lies beside the path before it."""
+    paths = set()
+    for cell in re.findall(r"^\| (`.*?) \|", text_of("docs/architecture.md"), re.MULTILINE):
+        folder = ""
+        for name in re.findall(r"`([^`]+)`", cell):
+            folder = name.rstrip("/").rpartition("/")[0] if "/" in name else folder
+            paths.add(name.rstrip("/") if "/" in name else f"{folder}/{name}")
+    return paths
+
+
+def test_the_architecture_has_a_row_for_every_room() -> None:
+    parts = [*ROOT.glob("rbctl/*"), *ROOT.glob("plugins/*"), *ROOT.glob("bench/*")]
+    modules = {path for path in parts if path.suffix == ".py" or (path / "__init__.py").is_file()} | {ROOT / "kernels"}
+    named = {found for room in rooms() for found in ROOT.glob(room)}
+    assert sorted(str(path.relative_to(ROOT)) for path in modules - named if not path.name.startswith("__")) == []
+    assert [room for room in rooms() if not any(ROOT.glob(room))] == []

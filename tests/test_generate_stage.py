@@ -596,6 +596,7 @@ def paint_locally(output: Path, model: Path | str, *arguments: object, code: int
     return generate(output, *common, *arguments, code=code)
 
 
+@pytest.mark.slow
 def test_a_local_pipeline(tiny_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "set"
     paint_locally(output, tiny_bundle, "--size", "64x48")

@@ -37,6 +37,7 @@ any_box = st.tuples(*[st.floats(0, 1, width=32)] * 4).map(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(RUNS_HERE or find_spec("triton") is None, reason="no interpreter needed, or no triton")
 def test_in_the_interpreter(tmp_path: Path) -> None:
     """The other tests of this file."""

@@ -131,6 +131,7 @@ def test_schedule_and_averages() -> None:
     assert average_decay(10**6) == 0.998
 
 
+@pytest.mark.slow
 def test_two_processes_hold_the_same_weights(tmp_path: Path) -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
