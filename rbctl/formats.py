@@ -3,8 +3,8 @@
     @dataclass(frozen=True)
     class Case:
         prompt: Words
-        relation: Literal["hug", "ride"] = "hug"
         seeds: Annotated[tuple[int, ...], MinLen(1)]        # annotated_types: Interval, MinLen, MultipleOf ...
+        relation: Literal["hug", "ride"] = "hug"
 
     case = read(Case, parse_json(line, where), where)       # InputError: FILE:3: seeds[1]: a whole number was expected
     case = read_yaml(Case, path)                            # the line in the error is the field's own
@@ -83,8 +83,9 @@ class Check:
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
-        wrap = core_schema.no_info_before_validator_function if self.before else None
-        return (wrap or core_schema.no_info_after_validator_function)(self.function, handler(source))
+        if self.before:
+            return core_schema.no_info_before_validator_function(self.function, handler(source))
+        return core_schema.no_info_after_validator_function(self.function, handler(source))
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
         return {**handler(core), **self.schema}
@@ -108,8 +109,13 @@ class Fault:
     text: str
 
     def __str__(self) -> str:
-        parts = (f"[{step}]" if isinstance(step, int) else f".{step[:60]}" for step in self.steps)
-        return f"{''.join(parts).removeprefix('.')}: {self.text}" if self.steps else self.text
+        path = ""
+        for step in self.steps:
+            if isinstance(step, int):
+                path += f"[{step}]"
+            else:
+                path += f".{step[:60] if step.isprintable() else abridged(step)}"
+        return f"{path.removeprefix('.')}: {self.text}" if path else self.text
 
 
 def read(

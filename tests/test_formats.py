@@ -170,6 +170,11 @@ def test_long_keys_and_values_are_abridged() -> None:
             read(Set, data, "a.json")
 
 
+def test_a_key_of_two_lines_is_told_in_one() -> None:
+    with pytest.raises(InputError, match=r"^a.json: 'two\\nlines': no such key; keys: kind, [^\n]+$"):
+        read(Set, {"two\nlines": 1}, "a.json")
+
+
 def test_the_schema_describes_the_file() -> None:
     whole = schema(Set)
     assert whole["$ref"] == "#/$defs/Set"
