@@ -140,16 +140,16 @@ def test_layer(
         image=ImageBranch.build(tokens, boxes, [(side, side)], 0.6),
     )
     cached.projected["layer"] = processor.project(attention, text, cached)
-    told = OfficialConditioning(
+    theirs = OfficialConditioning(
         prompt_embeds=text, pooled_prompt_embeds=empty, time_ids=empty, image_tokens=tokens, boxes=boxes, gamma=0.6
     )
-    other = OfficialCrossAttention(processor)
+    official_layer = OfficialCrossAttention(processor)
 
     def ours() -> torch.Tensor:
         return processor(attention, hidden, text, conditioning=cached)
 
     def baseline() -> torch.Tensor:
-        return other(attention, hidden, text, conditioning=told)
+        return official_layer(attention, hidden, text, conditioning=theirs)
 
     torch.testing.assert_close(ours(), baseline(), rtol=0, atol=TOLERANCE[dtype])
     compare(named("layer", case, objects, dtype, threads), ours, baseline, rounds, memory=True)

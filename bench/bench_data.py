@@ -52,17 +52,17 @@ def official_sample(triplet: Triplet) -> dict[str, Any]:
     target = Image.open(triplet.target).convert("RGB")
     part = window(target)
     masks, boxes, prompts, pictures = [], [], [], []
-    for thing in triplet.objects:
-        assert thing.mask is not None
-        mask = resized(Image.open(thing.mask).convert("L"), part, CELLS)[0] >= 0.5
+    for entry in triplet.objects:
+        assert entry.mask is not None
+        mask = resized(Image.open(entry.mask).convert("L"), part, CELLS)[0] >= 0.5
         rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
         masks.append(mask)
         boxes.append(torch.cat((columns[0], rows[0], columns[-1], rows[-1])) / CELLS)
-        prompt = Image.open(thing.image).convert("RGB")
+        prompt = Image.open(entry.image).convert("RGB")
         prompts.append(resized(prompt, window(prompt), RESOLUTION) * 2 - 1)
-        pictures.append(Image.open(thing.image))
-    points = [thing.target_keypoints for thing in triplet.objects] + [
-        thing.image_keypoints for thing in triplet.objects
+        pictures.append(Image.open(entry.image))
+    points = [entry.target_keypoints for entry in triplet.objects] + [
+        entry.image_keypoints for entry in triplet.objects
     ]
     return {
         "pixels": resized(target, part, RESOLUTION) * 2 - 1,
@@ -72,7 +72,7 @@ def official_sample(triplet: Triplet) -> dict[str, Any]:
         "object_mask": torch.stack(masks).any(0).float(),
         "keypoints": torch.from_numpy(np.stack(points)[..., :2]),
         "original_size": target.size[::-1],
-        "words": (triplet.prompt, triplet.predicate, *(thing.name for thing in triplet.objects)),
+        "words": (triplet.prompt, triplet.predicate, *(entry.name for entry in triplet.objects)),
     }
 
 

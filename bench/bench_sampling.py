@@ -18,7 +18,7 @@ from rbctl.attention import project_once
 from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.load import load
 from rbctl.conditioning import Conditioning, Encoded, guided
-from rbctl.denoising import denoise, initial_noise
+from rbctl.denoising import denoise, initial_noise, predict
 
 PICTURES, STEPS = 2, 30
 BOXES = [[0.06, 0.3, 0.53, 0.92], [0.47, 0.3, 0.94, 0.92]]
@@ -88,13 +88,7 @@ def test_step(compare: Callable[..., Any], sides: tuple[Side, Side]) -> None:
 
     def step(side: Side) -> torch.Tensor:
         side.use()
-        return side.bundle.unet(
-            latents,
-            torch.tensor(500),
-            encoder_hidden_states=side.conditioning.prompt_embeds,
-            cross_attention_kwargs={"conditioning": side.conditioning},
-            added_cond_kwargs=side.conditioning.added_cond_kwargs,
-        ).sample
+        return predict(side.bundle.unet, latents, torch.tensor(500), side.conditioning)
 
     ours, baseline = sides
     ours.use()

@@ -45,8 +45,8 @@ _SLOW = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    told = "keep the ratios measured in bench/ratios.yaml, unless lower ones stand there"
-    parser.addoption("--record-ratios", action="store_true", help=told)
+    text = "keep the ratios measured in bench/ratios.yaml, unless lower ones stand there"
+    parser.addoption("--record-ratios", action="store_true", help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -139,15 +139,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if not done:
         return
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps([dataclasses.asdict(one) for one in done], indent=1) + "\n")
+    RESULTS.write_text(json.dumps([dataclasses.asdict(row) for row in done], indent=1) + "\n")
     recorded = session.config.stash[_RECORDED]
     if session.config.getoption("--record-ratios"):
-        recorded |= {one.name: min(round(one.ratio, 2), recorded.get(one.name, math.inf)) for one in done}
+        recorded |= {row.name: min(round(row.ratio, 2), recorded.get(row.name, math.inf)) for row in done}
         RATIOS.write_text(_HEAD + yaml.safe_dump(recorded))
     slow = session.config.stash[_SLOW]
-    for one in done:
-        if one.ratio < SLACK * recorded.get(one.name, 0):
-            slow.append(f"{one.name}: ratio {one.ratio:.2f}, more than 20 % below the recorded {recorded[one.name]}")
+    for row in done:
+        if row.ratio < SLACK * recorded.get(row.name, 0):
+            slow.append(f"{row.name}: ratio {row.ratio:.2f}, more than 20 % below the recorded {recorded[row.name]}")
     if slow and session.exitstatus == 0:
         session.exitstatus = 1
 
@@ -166,12 +166,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not done:
         return
     terminalreporter.section("ours against the baseline")
-    wide = max(len(one.name) for one in done)
+    wide = max(len(row.name) for row in done)
     write = terminalreporter.write_line
     write(f"{'':{wide}} {'ours':>10} {'baseline':>10} {'ratio':>7} {'peak':>9} {'baseline':>9}")
-    for one in done:
-        peaks = (f"{'-' if mb is None else f'{mb:.1f} MB':>9}" for mb in (one.peak_ours_mb, one.peak_baseline_mb))
-        seconds = (f"{side * 1e3:7.1f} ms" for side in (one.ours_s, one.baseline_s))
-        write(f"{one.name:{wide}} {' '.join(seconds)} {one.ratio:6.2f}x {' '.join(peaks)}")
+    for row in done:
+        peaks = (f"{'-' if mb is None else f'{mb:.1f} MB':>9}" for mb in (row.peak_ours_mb, row.peak_baseline_mb))
+        seconds = (f"{side * 1e3:7.1f} ms" for side in (row.ours_s, row.baseline_s))
+        write(f"{row.name:{wide}} {' '.join(seconds)} {row.ratio:6.2f}x {' '.join(peaks)}")
     for line in config.stash[_SLOW]:
         write(line, red=True)

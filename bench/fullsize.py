@@ -61,17 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "out", help="folder of the results")
     parser.add_argument("--bundle", type=Path, help="folder to keep the weights in (15 GB); left there, they are used")
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, of {', '.join(PARTS)}")
-    given = parser.parse_args(arguments)
-    wanted = [name for name in given.only.split(",") if name]
+    options = parser.parse_args(arguments)
+    wanted = [name for name in options.only.split(",") if name]
     if unknown := set(wanted) - PARTS.keys():
         parser.error(f"--only: no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    device, scale = pick_device(given.device), SMALL if given.tiny else FULL
+    device, scale = pick_device(options.device), SMALL if options.tiny else FULL
     measured = [name for name in wanted if name != "floors"]
-    if measured and device.type == "cpu" and not given.tiny:
+    if measured and device.type == "cpu" and not options.tiny:
         parser.error("full size needs CUDA; without it there are --tiny and --only floors")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        bench = Bench(device, scale, given.out, work, given.bundle or work / "bundle")
+        bench = Bench(device, scale, options.out, work, options.bundle or work / "bundle")
         bench.facts |= {
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "versions": ", ".join(f"{name} {number}" for name, number in _versions().items()),
@@ -93,14 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 
 def _versions() -> dict[str, str]:
-    found = versions()
+    numbers = versions()
     if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
+        numbers["cuda"] = torch.version.cuda
     if importlib.util.find_spec("triton"):
         import triton  # type: ignore[import-untyped]
 
-        found["triton"] = triton.__version__
-    return found
+        numbers["triton"] = triton.__version__
+    return numbers
 
 
 if __name__ == "__main__":

@@ -38,11 +38,11 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     if q.dtype != torch.bfloat16 or not _multiplies_bf16():
         return scaled_dot_product_attention(q, k, v)
     scale, k = q.shape[-1] ** -0.5, k.transpose(-1, -2)
-    parts = [torch.softmax((some @ k) * scale, dim=-1) @ v for some in q.split(_QUERIES, dim=2)]
+    parts = [torch.softmax((queries @ k) * scale, dim=-1) @ v for queries in q.split(_QUERIES, dim=2)]
     return torch.cat(parts, dim=2)
 
 
 @functools.cache
 def _multiplies_bf16() -> bool:
-    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not tell
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not tell
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

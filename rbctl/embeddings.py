@@ -79,30 +79,30 @@ def save(path: Path, embedding: Embedding) -> None:
     write_safetensors(path, tensors, {**embedding.metadata, "rbctl.token": embedding.token})
 
 
-def split(given: str) -> tuple[Path, str | None]:
+def split(name: str) -> tuple[Path, str | None]:
     """PATH[:TOKEN]; a colon belongs to the path where that is a file."""
-    head, colon, token = given.rpartition(":")
-    return (Path(head), token) if colon and not Path(given).is_file() else (Path(given), None)
+    head, colon, token = name.rpartition(":")
+    return (Path(head), token) if colon and not Path(name).is_file() else (Path(name), None)
 
 
-def read(given: str) -> Embedding:
+def read(name: str) -> Embedding:
     """Read PATH[:TOKEN]; the token is else what the file's metadata says, or <FILE>.
 
     Raises:
         InputError: the file is missing or holds no such vectors, or the token is of another form.
     """
-    path, token = split(given)
+    path, token = split(name)
     tensors, metadata = read_safetensors(path)
     if set(tensors) != set(KEYS):
-        found = ", ".join(sorted(tensors)[:4]) or "nothing"
-        raise InputError(f"{path}: holds {found}; an embedding for SDXL holds clip_l and clip_g")
+        names = ", ".join(sorted(tensors)[:4]) or "nothing"
+        raise InputError(f"{path}: holds {names}; an embedding for SDXL holds clip_l and clip_g")
     rows = [tensors[key].float().reshape(-1, tensors[key].shape[-1] if tensors[key].ndim else 1) for key in KEYS]
     if rows[0].shape[0] != rows[1].shape[0] or not rows[0].numel():
         raise InputError(f"{path}: clip_l {tuple(rows[0].shape)}, clip_g {tuple(rows[1].shape)}: as many rows expected")
     if not all(torch.isfinite(part).all() for part in rows):
         raise InputError(f"{path}: holds NaN or infinite values; the training that made it diverged")
     token = token or metadata.get("rbctl.token") or f"<{path.stem}>"
-    return Embedding(check_token(token, given), (rows[0], rows[1]), path, metadata)
+    return Embedding(check_token(token, name), (rows[0], rows[1]), path, metadata)
 
 
 def check_widths(embedding: Embedding, widths: Sequence[int], bundle: str) -> None:
@@ -125,13 +125,13 @@ def pieces(tokenizer: Any, text: str, embeddings: Sequence[Embedding]) -> list[i
         first = sum(map(len, places.values()))
         places[embedding.token] = [-1 - k for k in range(first, first + len(embedding.vectors[0]))]
     pattern = "|".join(re.escape(token) for token in places) or r"(?!)"
-    found: list[int] = []
+    ids: list[int] = []
     for part in re.split(f"({pattern})", text):
         if part in places:
-            found += places[part]
+            ids += places[part]
         elif part.strip():
-            found += tokenizer(part, add_special_tokens=False)["input_ids"]
-    return found
+            ids += tokenizer(part, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str], embeddings: Sequence[Embedding]) -> torch.Tensor:
@@ -177,8 +177,8 @@ def initial(tokenizer: Any, encoder: Any, words: str, count: int) -> torch.Tenso
 
 def single_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:
     """Ids of those words that are one token."""
-    found = (tokenizer(word, add_special_tokens=False)["input_ids"] for word in words)
-    return [ids[0] for ids in found if len(ids) == 1]
+    by_word = (tokenizer(word, add_special_tokens=False)["input_ids"] for word in words)
+    return [ids[0] for ids in by_word if len(ids) == 1]
 
 
 def steering_loss(

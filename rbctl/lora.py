@@ -41,9 +41,9 @@ class LoraFile:
     rank: int
 
 
-def split(given: str) -> list[str]:
+def split(paths: str) -> list[str]:
     """The paths of "A,B"; a comma belongs to the path where that is a file."""
-    return [given] if Path(given).is_file() else [part.strip() for part in given.split(",") if part.strip()]
+    return [paths] if Path(paths).is_file() else [part.strip() for part in paths.split(",") if part.strip()]
 
 
 def layout_prior(files: Sequence[LoraFile]) -> LayoutPrior | None:
@@ -80,8 +80,8 @@ def state(unet: Any, name: str = ADAPTER) -> dict[str, torch.Tensor]:
 
 def named_parameters(unet: Any, name: str = ADAPTER) -> dict[str, torch.nn.Parameter]:
     """The LoRA's parameters under the names of :func:`state`."""
-    found = {key.replace(f".{name}.weight", ".weight"): p for key, p in unet.named_parameters()}
-    return {key: found[key] for key in state(unet, name)}
+    parameters = {key.replace(f".{name}.weight", ".weight"): p for key, p in unet.named_parameters()}
+    return {key: parameters[key] for key in state(unet, name)}
 
 
 def to_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -91,12 +91,12 @@ def keypoint_matching(
     """
     objects = image_prompt_latents.shape[1]
     inside = predicted.repeat_interleave(objects, 0)  # (B N, C, h, w)
-    found = read_keypoints(inside, target_keypoints.flatten(0, 1))
+    at_target = read_keypoints(inside, target_keypoints.flatten(0, 1))
     channels = image_prompt_latents.shape[2]
-    wanted = read_keypoints(
+    at_prompt = read_keypoints(
         image_prompt_latents.flatten(0, 1), image_keypoints.flatten(0, 1), (channels, channels) if as_code else None
     )
-    error = (found.float() - wanted.float()).square().mean(-1).unflatten(0, (-1, objects))  # (B, N, K)
+    error = (at_target.float() - at_prompt.float()).square().mean(-1).unflatten(0, (-1, objects))  # (B, N, K)
     weight = visible.to(error.dtype)
     return (error * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
 

@@ -33,23 +33,6 @@ def forward_bytes(unet: Mapping[str, Any], rows: int, latent_size: tuple[int, in
     return 6 * (widths[0] + widths[min(1, len(widths) - 1)]) * rows * latent_size[0] * latent_size[1] * itemsize
 
 
-def training_bytes(unet: Mapping[str, Any], rows: int, latent_size: tuple[int, int], itemsize: int) -> int:
-    """What the residual blocks of the up path keep for the backward pass: input and output of both norms in each.
-
-    Arguments as of :func:`forward_bytes`.
-    """
-    widths, layers = unet["block_out_channels"], unet.get("layers_per_block", 2)
-    kept = 0
-    for level, width in enumerate(widths):
-        below = widths[min(level + 1, len(widths) - 1)]
-        each = layers if isinstance(layers, int) else layers[level]
-        for number in range(each + 1):
-            skip = widths[max(level - 1, 0)] if number == each else width
-            entering = skip + (below if number == 0 else width)
-            kept += 2 * (entering + width) * (latent_size[0] >> level) * (latent_size[1] >> level)
-    return kept * rows * itemsize
-
-
 def picture_bytes(vae: Mapping[str, Any], height: int, width: int) -> int:
     """What a VAE in float32 holds at once of one picture, at its finest level, on the way in or out.
 

@@ -19,9 +19,9 @@ def replaced(prompt: str, phrases: Sequence[str], words: str) -> str | None:
     Phrases are found as whole words, whatever their case.
     """
     for phrase in sorted(phrases, key=len, reverse=True):
-        found = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", prompt, re.IGNORECASE)
-        if found:
-            return prompt[: found.start()] + words + prompt[found.end() :]
+        match = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", prompt, re.IGNORECASE)
+        if match:
+            return prompt[: match.start()] + words + prompt[match.end() :]
     return None
 
 

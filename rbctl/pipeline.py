@@ -260,11 +260,10 @@ class RelationPipeline:
         self, requests: Sequence[Request], generator: torch.Generator | Sequence[torch.Generator] | None
     ) -> torch.Tensor:
         shape = (1, self.bundle.unet.config.in_channels, *self.latent_size(requests[0]))
-        several = isinstance(generator, Sequence)
         generators = list(generator) if isinstance(generator, Sequence) else [generator] * len(requests)
-        if several and len(generators) != len(requests):
+        if len(generators) != len(requests):
             raise InputError(f"generator: {len(generators)} for {len(requests)} pictures; give one, or one for each")
-        drawn = [torch.randn(shape, generator=one, device=one.device if one else "cpu") for one in generators]
+        drawn = [torch.randn(shape, generator=own, device=own.device if own else "cpu") for own in generators]
         return torch.cat([noise.cpu() for noise in drawn])
 
     # --- what stages use

@@ -16,7 +16,7 @@ from rbctl.paths import leaves
 
 
 @contextlib.contextmanager
-def told(path: Path, kind: str = "") -> Iterator[None]:
+def loading(path: Path, kind: str = "") -> Iterator[None]:
     """Whatever a damaged file makes foreign code raise, as one line that names the file, and as what it was loaded."""
     try:
         yield
@@ -43,13 +43,13 @@ def from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     before = [library.get_verbosity() for library in libraries]
     transformers.utils.logging.disable_progress_bar()
-    with told(folder, loader.__name__), warnings.catch_warnings():
+    with loading(folder, loader.__name__), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for library in libraries:
             library.set_verbosity_error()
         try:
             return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-        except Exception:  # told below of the file that is damaged, else raised again for ``told``
+        except Exception:  # told below of the file that is damaged, else raised again for ``loading``
             for path in sorted(folder.iterdir()):
                 if path.suffix == ".json":
                     read_object(path)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rbctl import attention, lora
+from rbctl import attention, denoising, lora
 from rbctl.bundle.load import load
 from rbctl.conditioning import Conditioning, ImageBranch, latent_grids
 
@@ -35,13 +35,7 @@ def predict(
         prompt_embeds=embeds, pooled_prompt_embeds=pooled, time_ids=torch.full((1, 6), 128.0), image=image
     )
     with torch.no_grad():
-        return bundle.unet(
-            noisy,
-            torch.tensor([500]),
-            encoder_hidden_states=embeds,
-            cross_attention_kwargs={"conditioning": conditioning},
-            added_cond_kwargs=conditioning.added_cond_kwargs,
-        ).sample
+        return denoising.predict(bundle.unet, noisy, torch.tensor([500]), conditioning)
 
 
 def image_tokens(bundle: Any, seeds: tuple[int, ...] = (1, 2)) -> torch.Tensor:

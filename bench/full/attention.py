@@ -126,7 +126,7 @@ def measure(bench: Bench) -> None:
 def _ways(bench: Bench, case: Case, what: str, backward: bool) -> None:
     rows, heads, queries, objects = case.shape
     floor = attention_floor(rows, heads, queries, objects, case.dtype.itemsize, backward)
-    found: dict[str, float] = {}
+    seconds_by_way: dict[str, float] = {}
     for way, function in case.ways(bench.backends).items():
         calls = [functools.partial(case.run, function, x, backward) for x in case.sets]
         with bench.row("attention", what, way=way) as row:
@@ -141,9 +141,9 @@ def _ways(bench: Bench, case: Case, what: str, backward: bool) -> None:
                     raise ArithmeticError("wrong results")
             del results
             row["ms as called"] = seconds(calls[0], bench.device, bench.scale.rounds) * 1e3
-            found[way] = device_seconds(calls, bench.device, bench.scale.rounds)
-            row["ms"] = found[way] * 1e3
+            seconds_by_way[way] = device_seconds(calls, bench.device, bench.scale.rounds)
+            row["ms"] = seconds_by_way[way] * 1e3
             for other, title in (("official way", "x official"), ("two plain SDPA calls", "x two SDPA")):
-                if other in found:
-                    row[title] = found[other] / found[way]
-            row["of memory floor"] = floor.bytes / bench.rates.bandwidth / found[way]
+                if other in seconds_by_way:
+                    row[title] = seconds_by_way[other] / seconds_by_way[way]
+            row["of memory floor"] = floor.bytes / bench.rates.bandwidth / seconds_by_way[way]

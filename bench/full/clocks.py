@@ -23,7 +23,7 @@ def seconds(call: Callable[[], Any], device: torch.device, rounds: int, warm_up:
     """Median seconds of a call as it is made, launches included; by CUDA events where there is CUDA."""
     for _ in range(warm_up):
         call()
-    found = []
+    times = []
     for _ in range(rounds):
         synchronize(device)
         if device.type == "cuda":
@@ -32,12 +32,12 @@ def seconds(call: Callable[[], Any], device: torch.device, rounds: int, warm_up:
             call()
             end.record()
             end.synchronize()
-            found.append(start.elapsed_time(end) / 1e3)
+            times.append(start.elapsed_time(end) / 1e3)
         else:
             begun = time.perf_counter()
             call()
-            found.append(time.perf_counter() - begun)
-    return statistics.median(found)
+            times.append(time.perf_counter() - begun)
+    return statistics.median(times)
 
 
 def device_seconds(calls: Sequence[Callable[[], Any]], device: torch.device, rounds: int) -> float:
@@ -56,9 +56,9 @@ def device_seconds(calls: Sequence[Callable[[], Any]], device: torch.device, rou
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         held = [call() for call in calls]  # so that no result is written where another still lies in the cache
-    found = seconds(graph.replay, device, rounds) / len(calls)
+    median = seconds(graph.replay, device, rounds) / len(calls)
     del held
-    return found
+    return median
 
 
 def once(call: Callable[[], Any], device: torch.device) -> float:

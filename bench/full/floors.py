@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.full.clocks import Row
 from bench.full.results import Bench
 from bench.full.sizes import BOXES, HEAD, NOMINAL, PER_OBJECT, TEXT, TOTAL_BATCH, Scale
-from rbctl import attention, lora
+from rbctl import attention, denoising, lora
 from rbctl.bundle.random_weights import Architecture
 from rbctl.conditioning import DUMMY_TOKENS, Conditioning, ImageBranch, latent_grids
 
@@ -75,14 +75,8 @@ def _call_on_meta(unet: Any, scale: Scale, project_once: bool, with_image: bool 
             with torch.no_grad():
                 attention.project_once(unet, conditioning)
         with FlopCounterMode(display=False) as counter:
-            output = unet(
-                torch.empty(1, config.in_channels, *scale.latent_size),
-                torch.empty(1),
-                encoder_hidden_states=conditioning.prompt_embeds,
-                cross_attention_kwargs={"conditioning": conditioning},
-                added_cond_kwargs=conditioning.added_cond_kwargs,
-                return_dict=False,
-            )[0]
+            noisy = torch.empty(1, config.in_channels, *scale.latent_size)
+            output = denoising.predict(unet, noisy, torch.empty(1), conditioning)
             if output.requires_grad:
                 output.sum().backward()
     return counter.get_total_flops()
@@ -131,8 +125,8 @@ def measure(bench: Bench) -> None:
                     with bench.row("floors", what) as row:
                         row.update(floor.row(*nominal))
     with bench.row("floors", f"UNet step, {scale.resolution} px, 2 rows, 2 objects") as row:
-        one = step_floor(scale)
-        row.update(Floor(one.bytes, 2 * one.flops).row(*nominal))
+        floor = step_floor(scale)
+        row.update(Floor(floor.bytes, 2 * floor.flops).row(*nominal))
     with bench.row("floors", f"finetune step, {scale.resolution} px, {TOTAL_BATCH} samples in one go") as row:
-        one = tuning_floor(scale)
-        row.update(Floor(one.bytes, TOTAL_BATCH * one.flops).row(*nominal))
+        floor = tuning_floor(scale)
+        row.update(Floor(floor.bytes, TOTAL_BATCH * floor.flops).row(*nominal))

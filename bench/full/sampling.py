@@ -185,11 +185,11 @@ def _ours_and_official(bench: Bench, loops: Loops, title: str, pictures: int, ar
         baseline = row["loop s"]
     for name in bench.backends:
         with bench.row("sampling", f"{title}, ours, {name}") as row:
-            found = _time_loop(bench, functools.partial(loops.ours, name), row, pictures, flops, around)
+            own_latents = _time_loop(bench, functools.partial(loops.ours, name), row, pictures, flops, around)
             took[name] = row["loop s"]
             if baseline is not None and latents is not None:
                 row["loop x official"] = baseline / took[name]
-                row["from official after 2 steps"] = float((found - latents).norm() / latents.norm())
+                row["from official after 2 steps"] = float((own_latents - latents).norm() / latents.norm())
     return took
 
 

@@ -22,7 +22,7 @@ from rbctl.bundle.convert import read_open_clip_config
 from rbctl.errors import InputError
 from rbctl.files import read_object
 from rbctl.image_prompt import CLIP_MEAN, CLIP_STD, clip_pixels
-from rbctl.pretrained import from_pretrained, network, refuse_code, told
+from rbctl.pretrained import from_pretrained, loading, network, refuse_code
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
@@ -186,7 +186,7 @@ def _open_clip(folder: Path, device: torch.device) -> Encoder:
     towers = [tower for key in ("vision_cfg", "text_cfg") if isinstance(tower := config.get(key), dict)]
     if foreign := [key for tower in towers for key in ("hf_model_name", "timm_model_name") if tower.get(key)]:
         raise InputError(f"{folder}: {foreign[0]}: would be downloaded; take a CLIP of open_clip's own towers")
-    with told(folder), _quiet():
+    with loading(folder), _quiet():
         model = open_clip.create_model(name, device=device)
         tokenizer = open_clip.get_tokenizer(name)
     _frozen(model, device)

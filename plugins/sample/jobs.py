@@ -90,8 +90,8 @@ def read_learned(prompts: Sequence[Prompt], config: SampleConfig) -> list[Learne
     for prompt in prompts:
         named = prompt.relation or config.relation
         relation = load_relation(named) if named else find_relation(prompt.text, [load_relation(n) for n in shipped()])
-        given = (prompt.embedding,) if prompt.embedding else config.embedding
-        tokens = [part.strip() for value in given for part in value.split(",")]
+        names = (prompt.embedding,) if prompt.embedding else config.embedding
+        tokens = [part.strip() for value in names for part in value.split(",")]
         path = _lora(prompt, relation, config, bool(tokens))
         weight = _first(prompt.lora_weight, 1.0 if prompt.lora else config.lora_weight)
         learned.append(
@@ -115,10 +115,10 @@ def _lora(prompt: Prompt, relation: Relation | None, config: SampleConfig, embed
         assert relation is not None
         file = tuned(relation.name, config.bundle) / "lora.safetensors"
         if not file.is_file():
-            other = "" if config.bundle == BUNDLE else f" --bundle {config.bundle} --data FOLDER"
+            options = "" if config.bundle == BUNDLE else f" --bundle {config.bundle} --data FOLDER"
             raise InputError(
                 f"{prompt.source}: no LoRA of relation {relation.name!r} in {file.parent}; run "
-                f"'rbctl finetune --relation {relation.name}{other}', name one with --lora, or take --lora none"
+                f"'rbctl finetune --relation {relation.name}{options}', name one with --lora, or take --lora none"
             )
         return str(file)
     for part in lora.split(path):
@@ -260,9 +260,9 @@ def _subject(entry: PromptObject, scale: float) -> Subject:
 
 def _boxes(prompt: Prompt, learned: Learned) -> tuple[Sequence[Box], str]:
     """The objects' boxes, and whence they come."""
-    given = [entry.box for entry in prompt.objects if entry.box is not None]
-    if len(given) == len(prompt.objects):
-        return given, "prompt"
+    boxes = [entry.box for entry in prompt.objects if entry.box is not None]
+    if len(boxes) == len(prompt.objects):
+        return boxes, "prompt"
     return layout.boxes_for(len(prompt.objects), lora.layout_prior(learned.files), learned.relation)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from rbctl.embeddings import Embedding, pieces, placed, token_ids
 from rbctl.imports import deferred
-from rbctl.pretrained import told
+from rbctl.pretrained import loading
 
 _NETWORKS = ("text_encoder", "text_encoder_2", "image_prompt_encoder", "unet", "vae")
 
@@ -85,7 +85,7 @@ class Bundle:
         """
         from diffusers import schedulers
 
-        with told(self.folder / "scheduler" / "scheduler_config.json"):
+        with loading(self.folder / "scheduler" / "scheduler_config.json"):
             kind = getattr(schedulers, self.scheduler_config.get("_class_name", "EulerDiscreteScheduler"))
             return kind.from_config(self.scheduler_config)
 
@@ -99,7 +99,7 @@ class Bundle:
 
         keep = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"}
         keep |= {"prediction_type", "rescale_betas_zero_snr"}
-        with told(self.folder / "scheduler" / "scheduler_config.json"):
+        with loading(self.folder / "scheduler" / "scheduler_config.json"):
             schedule = DDPMScheduler(**{k: v for k, v in self.scheduler_config.items() if k in keep})
         return schedule.alphas_cumprod, schedule.config.prediction_type
 

@@ -24,7 +24,7 @@ from rbctl.errors import InputError, abridged
 from rbctl.files import read_object
 from rbctl.image_prompt import ImagePromptEncoder
 from rbctl.imports import deferred
-from rbctl.pretrained import from_pretrained, network, told
+from rbctl.pretrained import from_pretrained, loading, network
 from rbctl.resampler import Resampler
 
 
@@ -70,7 +70,7 @@ def load(
     unet = part(UNet2DConditionModel, "unet")
     vae_config = folder / "vae" / "config.json"
     vae = part(vae_class(read_object(vae_config), vae_config), "vae", torch.float32)
-    with told(folder / "ms_adapter_config.json"), torch.device("meta"):
+    with loading(folder / "ms_adapter_config.json"), torch.device("meta"):
         resampler = Resampler(config.resampler)
     dummies = _load_adapter(folder, unet, resampler)
     encoder = None
@@ -142,7 +142,7 @@ def load_local_encoder(folder: Path) -> nn.Module:
     if not weights.is_file():
         weights = folder / "epoch_6.pt"
     config = read_open_clip_config(path) if path.is_file() else default_open_clip_config()
-    with told(path), torch.device("meta"):  # names and shapes; the file's own tensors become the weights
+    with loading(path), torch.device("meta"):  # names and shapes; the file's own tensors become the weights
         visual = _build_vision_tower(
             config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), config.get("quick_gelu", False)
         )
