@@ -111,6 +111,7 @@ def test_official_adapter_shapes() -> None:
     assert adapter_shapes(config, SDXL_UNET) == expected
 
 
+@pytest.mark.slow
 def test_official_local_encoder_shapes() -> None:
     path = GOLDENS / "lora_keys" / "ms_adapter_keys.json"
     if not path.is_file():
@@ -124,6 +125,7 @@ def test_official_local_encoder_shapes() -> None:
     assert {k: v for k, v in ours.items() if k in theirs} == theirs
 
 
+@pytest.mark.slow
 def test_layers_are_counted_as_diffusers_does(tiny_bundle: Path) -> None:
     from diffusers import UNet2DConditionModel
 

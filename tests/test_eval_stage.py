@@ -502,6 +502,7 @@ def test_two_processes_share_the_encoding(given: Path, tmp_path: Path) -> None:
                 assert together[run][column][part] == pytest.approx(cell[part], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_each_relation_of_a_user_is_judged_by_an_oracle_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

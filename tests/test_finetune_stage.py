@@ -364,11 +364,13 @@ def test_a_run_is_taken_up_only_with_the_same_data(road: Road, tmp_path: Path) -
     assert load_equal(road.lora("run"), road.lora("straight"))
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_at_once_does_not_block_the_folder(road: Road) -> None:
     refused(road, "NaN", output="run", checkpoint_every=0, **DIVERGES)
     assert road("run", steps=2) == 0, road.said()
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_last_step_are_looked_at_before_they_are_saved(road: Road) -> None:
     """The loss is that of the weights before the step, so it alone does not tell."""
     options = {"output": "run", "checkpoint_every": 1, **DIVERGES}
@@ -402,6 +404,7 @@ def test_the_layout_prior_goes_by_role(triplets: Path) -> None:
     assert layout_prior(turned, boxes(turned)) == layout_prior(found, boxes(found))
 
 
+@pytest.mark.slow
 def test_doubtful_triplets_are_told(road: Road, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(road.data, bare)
@@ -415,11 +418,13 @@ def test_doubtful_triplets_are_told(road: Road, tmp_path: Path) -> None:
     refused(road, "does not hold the predicate 'kissing'", data=bare, attention_loss_weight=0.001)
 
 
+@pytest.mark.slow
 def test_no_clipping(road: Road) -> None:
     assert road("run", steps=2, max_grad_norm=0) == 0, road.said()
     assert any(value.abs().max() > 0 for key, value in load_file(road.lora("run")).items() if ".up." in key)
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused(road: Road) -> None:
     process = start(road.arguments("busy", steps=500), road.log)
     try:

@@ -72,6 +72,7 @@ def test_the_arguments_are_those_of_diffusers() -> None:
     assert ours <= set(theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_relation", [False, True])
 def test_the_same_seed_gives_the_pixels_of_sample(
     pipe: RelationPipeline,

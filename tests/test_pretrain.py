@@ -252,6 +252,7 @@ def test_jittered_boxes_stay_boxes() -> None:
     assert float((moved[:, 2] - boxes[:, 2]).abs().max()) <= unet_part.JITTER + 1e-6
 
 
+@pytest.mark.slow
 def test_conditions_are_dropped_as_often_as_they_should(work: Path) -> None:
     part = unet_part.UNetPart(config(work, unet_batch_size=500), CPU)
     batches = [part.draw(generator("rates", number)) for number in range(40)]

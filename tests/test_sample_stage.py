@@ -176,12 +176,14 @@ def test_lowvram_has_on_the_device_only_what_works(tiny_bundle: Path, monkeypatc
         assert there == set(wanted)
 
 
+@pytest.mark.slow
 def test_lowvram_gives_the_same_pictures(sample: Any, tmp_path: Path) -> None:
     for name, flags in (("plain", ()), ("low", ("--lowvram",))):
         assert sample("prompts.txt", "--output", tmp_path / name, *flags).exit_code == 0
     assert pixels(tmp_path / "plain") == pixels(tmp_path / "low")
 
 
+@pytest.mark.slow
 def test_what_is_made_stays(sample: Any, place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert sample("prompts.txt", "--output", out).exit_code == 0
