@@ -330,6 +330,18 @@ def test_check_finds_everything_in_one_pass(tmp_path):
     assert [p.triplet for p in found if p.level == "warning"] == ["7"]
 
 
+def test_more_pictures_than_file_names_can_number_are_told(tmp_path):
+    source = official_set(tmp_path / "dance")
+    for k in range(2, 12):
+        shutil.copy(source / "videos" / "0" / "concept0.png", source / "videos" / "0" / f"concept{k}.png")
+    prompts = json.loads((source / "prompts.json").read_text())
+    del prompts["0"]["entities"]
+    (source / "prompts.json").write_text(json.dumps(prompts))
+    lines = told(source)
+    assert any("triplet 0: entities: is missing" in line for line in lines)
+    assert any("concept11.png: triplet 0: belongs to none of the 10 entities" in line for line in lines)
+
+
 def test_check_compares_boxes_roles_and_masks_of_native_sets(tmp_path):
     folder = native_set(tmp_path / "set")
     content = rows(folder)[:3]

@@ -94,8 +94,11 @@ def _leaves(folder: Path, name: str) -> str:
 
 def _triplet(folder: Path, name: str, entry: dict[str, Any], reporter: Reporter, predicate: str) -> Triplet:
     video, masks = folder / VIDEOS / name, folder / MASKS / name
-    entities = entry.get("entities", entry.get("entity"))
-    names = _field(_Entities, "entities", entities, reporter) or [""] * len(list(video.glob("concept*.png"))) or [""]
+    names = _field(_Entities, "entities", entry.get("entities", entry.get("entity")), reporter)
+    if names is None:
+        count = len(list(video.glob("concept*.png")))
+        names = ("",) * max(1, min(count, len(_NUMBERS)))
+    words = _field(_Predicate, "predicate", entry.get("predicate") or [], reporter)
     files = [_files(video, masks, number, len(names)) for number in range(len(names))]
     _leftovers(video, masks, files, reporter)
     targets = _keypoints(video / "motion_keyposes.pth", names, reporter)
@@ -103,8 +106,8 @@ def _triplet(folder: Path, name: str, entry: dict[str, Any], reporter: Reporter,
         id=name,
         target=_picture(video / "motion.png", reporter),
         prompt=_field(formats.Words, "prompt", entry.get("prompt"), reporter) or "",
-        predicate=" ".join(_field(_Predicate, "predicate", entry.get("predicate") or [], reporter) or []) or predicate,
-        objects=tuple(_object(words, k, files[k], targets[k], reporter) for k, words in enumerate(names)),
+        predicate=" ".join(words or ()).strip() or predicate,
+        objects=tuple(_object(own, k, files[k], targets[k], reporter) for k, own in enumerate(names)),
     )
 
 
