@@ -122,6 +122,7 @@ RULES: dict[str, Rule] = {
     "a pickle is never trusted": trusted_pickles,
     "a stage's door and its config are light": heavy_doors,
     "a private name stays in its module": private_uses,
+    "no bundle is asked for its name": named_bundles,
     "a module loads on Windows too": unix_imports,
     "locks are filelock's": file_locks,
 }
