@@ -218,10 +218,10 @@ def _kind_at(kind: Any, steps: Iterable[str | int]) -> Any:
     for step in steps:
         if dataclasses.is_dataclass(kind):
             kind = typing.get_type_hints(kind)[str(step)]
-            if typing.get_origin(kind) in (typing.Union, types.UnionType):  # X | None
-                kind = typing.get_args(kind)[0]
         else:  # tuple[X, ...] and dict[str, X]
             kind = [part for part in typing.get_args(kind) if part is not Ellipsis][-1]
+        if typing.get_origin(kind) in (typing.Union, types.UnionType):  # X | None
+            kind = typing.get_args(kind)[0]
     return kind
 
 

@@ -181,9 +181,12 @@ def test_the_same_again_makes_what_is_missing_alone(done: Done) -> None:
     ("changes", "said"),
     [
         ({"relations": ["rde"]}, "did you mean 'ride'"),
-        ({"seeds": 3}, "seeds: a list of whole numbers"),
-        ({"bench": "relationbench-mini", "table": []}, "no key 'table'; did you mean 'tables'?"),
-        ({"tables": [{"name": "A", "rows": {"x": {"finetne": {}}}}]}, "A: x: no key 'finetne'"),
+        ({"seeds": 3}, "seeds: a list was expected, not 3"),
+        ({"bench": "relationbench-mini", "table": []}, "table: no such key; did you mean 'tables'?"),
+        (
+            {"tables": [{"name": "A", "rows": {"x": {"finetne": {}}}}]},
+            "tables[0].rows.x.finetne: no such key; did you mean 'finetune'?",
+        ),
         (
             {"tables": [{"name": "A", "rows": {"x": {"finetune": {"kml_wieght": 0}}}}]},
             "tiny.yaml: A: x: finetune: no option 'kml_wieght'; did you mean 'kml_weight'?",
@@ -193,7 +196,10 @@ def test_the_same_again_makes_what_is_missing_alone(done: Done) -> None:
             "A: x: sample: steps: 0 is not a whole number from 1 to 1000",
         ),
         ({"tables": [{"name": "A", "rows": {"x": {"finetune": {"seed": 0}}}}]}, "the ablation sets it"),
-        ({"tables": [{"name": "A", "rows": {"x": {"data": "none"}}}]}, "data: 'none'; one of relation, unrelated"),
+        (
+            {"tables": [{"name": "A", "rows": {"x": {"data": "none"}}}]},
+            "rows.x.data: 'relation', 'unrelated' or 'subjects' was expected, not 'none'",
+        ),
         ({"sample": {"guidance": 1}}, "the full method: sample: no option 'guidance'"),
     ],
 )
@@ -215,7 +221,7 @@ def test_what_is_not_there_is_told_before_anything_runs(tmp_path: Path) -> None:
 
 
 def test_the_shipped_recipe_and_what_flags_change(tmp_path: Path) -> None:
-    ablation = read("paper", {"relations": ["hug"], "seeds": [4, 5]})
+    ablation = read("paper", {"relations": ("hug",), "seeds": (4, 5)})
     assert ablation.relations == ("hug",)
     assert [table.name for table in ablation.tables] == ["Table 4", "Table 6", "Table 7"]
     weights = [ablation.variants[key].finetune["kml_weight"] for key in ablation.tables[1].rows.values()]

@@ -8,43 +8,28 @@ import os.path
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from annotated_types import Interval, MinLen
+
+from rbctl import formats
 from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_json, read_text, read_yaml
 from rbctl.menagerie.cases import DrawnCase, Stream, draw_cases
 from rbctl.menagerie.oracle import look
 from rbctl.paths import inside
 from rbctl.plugins.eval.case import Case, CaseObject
-from rbctl.plugins.eval.metrics import PROFILES
-from rbctl.relations import check_box, load_relation, shipped
+from rbctl.plugins.eval.config import Profile
+from rbctl.relations import Box, load_relation, shipped
 from rbctl.templates import fill, places
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-_TEXT, _TEXTS, _CASES, _SEED = "text", "a list of texts", "a whole number from 1 to 100000", "a whole number below 2^63"
-_MAPPING, _MAPPINGS = "a mapping", "a list of mappings"
-_FORMS: dict[str, Callable[[Any], bool]] = {
-    _TEXT: lambda value: isinstance(value, str),
-    _TEXTS: lambda value: isinstance(value, list) and all(isinstance(part, str) for part in value),
-    _MAPPING: lambda value: isinstance(value, dict),
-    _MAPPINGS: lambda value: isinstance(value, list) and all(isinstance(part, dict) for part in value),
-    _CASES: lambda value: type(value) is int and 1 <= value <= 100_000,
-    _SEED: lambda value: type(value) is int and 0 <= value < 2**63,
-}
 _MOST_CASES = 100_000
 _STREAM = 0xE7A1  # of the embedded world's cases
-KEYS = {
-    "dreambench": {"live": _TEXTS, "subjects": _TEXTS},
-    "customconcept101": {"file": _TEXT},
-    "scenes": {"subjects": _MAPPING, "scenes": _MAPPINGS},
-    "combinations": {"classes": _MAPPING, "places": _TEXTS, "combinations": _MAPPINGS},
-    "menagerie": {"relations": _TEXTS, "cases": _CASES, "seed": _SEED},
-}
-_COMMON = {"name": _TEXT, "kind": _TEXT, "profiles": _TEXTS, "data": _TEXT, "source": _TEXT}
 
 
 @dataclass(frozen=True)
@@ -52,14 +37,12 @@ class Benchmark:
     """Cases and where they come from.
 
     Attributes:
-        path: of the YAML.
         profiles: that score it unless others are asked for.
         source: one line for the report.
         left_out: cases left out for lack of pictures.
     """
 
     name: str
-    path: Path
     profiles: tuple[str, ...]
     cases: tuple[Case, ...]
     source: str = ""
@@ -111,37 +94,20 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
         InputError: the YAML or its lists are wrong, or pictures are missing (all are named).
     """
     path = find_benchmark(name)
-    content = read_yaml(path)
-    kind = content.get("kind")
-    if not isinstance(kind, str) or kind not in KEYS:
-        raise InputError(f"{path}: kind: {abridged(kind)}; one of {', '.join(KEYS)}")
-    known = _COMMON | KEYS[kind]
-    for key, value in content.items():
-        if key not in known:
-            raise InputError(
-                f"{path}: no key {abridged(key)}{nearest(str(key), known) or '; keys: ' + ', '.join(known)}"
-            )
-        if not _FORMS[known[key]](value):
-            raise InputError(f"{path}: {key}: {known[key]} was expected, not {abridged(value)}")
-    profiles = tuple(content.get("profiles", ("relationbench",)))
-    for profile in profiles:
-        if profile not in PROFILES:
-            raise InputError(f"{path}: profiles: no {abridged(profile)}{nearest(str(profile), PROFILES)}")
-    if kind == "menagerie":
-        names = wanted.relations or tuple(content.get("relations", ()))
-        stream = Stream(_STREAM, (content.get("seed", 0),), portraits=2)  # two for the ceiling of CLIP-I and DINO
-        relations = [load_relation(relation) for relation in names]
-        drawn = draw_cases(relations, wanted.cases or content.get("cases", 24), wanted.drawn, stream)
-        told = dict(zip((relation.name for relation in relations), names, strict=True))
-        cases = tuple(of_world(case, told[case.relation.name]) for case in drawn)
+    kind = read_yaml(path).get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise InputError(f"{path}: kind: {abridged(kind)}; one of {', '.join(KINDS)}")
+    listed = formats.read_yaml(KINDS[kind], path)
+    if isinstance(listed, Menagerie):
+        cases = listed.drawn(wanted)
     else:
         # The YAML is the user's own word, as a prompts file is; the lists in the folder that it names are not.
-        data = wanted.data or (path.parent / content["data"] if content.get("data") else None)
+        data = wanted.data or (path.parent / listed.data if listed.data else None)
         if data is None:
             raise InputError(f"{path}: says not where its pictures lie; give their folder with --data")
         if not os.path.isdir(data):
             raise InputError(f"--data {data}: no such folder")
-        cases = _READERS[kind](path, content, data, wanted.follow_outside)
+        cases = listed.cases_in(path, data, wanted.follow_outside)
         people = [who for case in cases for who in case.objects]
         for image in dict.fromkeys(image for who in people for image in (who.image, *who.references)):
             name = os.path.relpath(image, data) if image.is_relative_to(data) else str(image)
@@ -161,41 +127,11 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
     if not here:
         raise InputError(f"{path}: no case is left, the pictures of all are missing; give their folder with --data")
     return Benchmark(
-        name=str(content.get("name", path.stem)),
-        path=path,
-        profiles=profiles,
+        name=listed.name or path.stem,
+        profiles=listed.profiles,
         cases=here,
-        source=str(content.get("source", "")),
+        source=listed.source,
         left_out=len(cases) - len(here),
-    )
-
-
-def of_world(drawn: DrawnCase, spoken_to: str) -> Case:
-    """A case that the embedded world drew.
-
-    Args:
-        spoken_to: its relation as other stages are told of it, a name or a YAML's path.
-    """
-    relation = drawn.relation
-    objects = tuple(
-        CaseObject(
-            name=individual.species,
-            image=portraits[0],
-            references=portraits,
-            subject="|".join(map(str, (*look(individual), individual.proportions))),
-            role=role.name,
-        )
-        for individual, portraits, role in zip(drawn.individuals, drawn.portraits, relation.roles, strict=True)
-    )
-    return Case(
-        id=drawn.id,
-        text=drawn.scene.caption,
-        objects=objects,
-        relation=relation.name,
-        spoken_to=spoken_to,
-        group=relation.name,
-        seed=drawn.seed,
-        truth=drawn,
     )
 
 
@@ -229,6 +165,86 @@ def _filled(where: str, template: str, /, *words: str, **named: str) -> str:
         return fill(template, *words, **named)
     except ValueError as error:
         raise InputError(f"{where}: {abridged(template)}: not a prompt with places in braces ({error})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A benchmark's YAML.
+
+    Attributes:
+        kind: how its pictures and lists are laid out.
+        profiles: that score it unless others are asked for.
+        data: folder of the pictures, from the YAML on.
+        source: one line for the report.
+    """
+
+    kind: str
+    name: str = ""
+    profiles: tuple[Profile, ...] = ("relationbench",)
+    data: str = ""
+    source: str = ""
+
+    def cases_in(self, path: Path, data: Path, follow_outside: bool) -> tuple[Case, ...]:
+        """All cases.
+
+        Args:
+            path: of the YAML.
+            data: folder of the pictures.
+
+        Raises:
+            InputError: the YAML or a list in the folder is wrong.
+        """
+        raise NotImplementedError
+
+
+# --- the embedded world --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Menagerie(Listed):
+    """Scenes that the embedded world draws, ``cases`` of every relation."""
+
+    relations: tuple[str, ...] = ()
+    cases: Annotated[int, Interval(ge=1, le=_MOST_CASES)] = 24
+    seed: Annotated[int, Interval(ge=0, le=2**63 - 1)] = 0
+
+    def drawn(self, wanted: Wanted) -> tuple[Case, ...]:
+        """The cases that are wanted, drawn where they are not there."""
+        names = wanted.relations or self.relations
+        relations = [load_relation(name) for name in names]
+        stream = Stream(_STREAM, (self.seed,), portraits=2)  # two for the ceiling of CLIP-I and DINO
+        drawn = draw_cases(relations, wanted.cases or self.cases, wanted.drawn, stream)
+        spoken_to = dict(zip((relation.name for relation in relations), names, strict=True))
+        return tuple(of_world(case, spoken_to[case.relation.name]) for case in drawn)
+
+
+def of_world(drawn: DrawnCase, spoken_to: str) -> Case:
+    """A case that the embedded world drew.
+
+    Args:
+        spoken_to: its relation as other stages are told of it, a name or a YAML's path.
+    """
+    relation = drawn.relation
+    objects = tuple(
+        CaseObject(
+            name=individual.species,
+            image=portraits[0],
+            references=portraits,
+            subject="|".join(map(str, (*look(individual), individual.proportions))),
+            role=role.name,
+        )
+        for individual, portraits, role in zip(drawn.individuals, drawn.portraits, relation.roles, strict=True)
+    )
+    return Case(
+        id=drawn.id,
+        text=drawn.scene.caption,
+        objects=objects,
+        relation=relation.name,
+        spoken_to=spoken_to,
+        group=relation.name,
+        seed=drawn.seed,
+        truth=drawn,
+    )
 
 
 # --- DreamBench ----------------------------------------------------------------------------------------------------
@@ -271,102 +287,143 @@ def _plain_prompt(template: str) -> str:
     return " ".join(template.replace("{0}", "").replace("{1}", "{}").split())
 
 
-def _dreambench(path: Path, content: dict[str, Any], data: Path, _follow_outside: bool) -> tuple[Case, ...]:
-    source = data / "prompts_and_classes.txt"
-    lists = read_dreambench_lists(source)
-    living, only = content.get("live", ()), content.get("subjects")
-    cases = []
-    for name, word in lists.classes.items():
-        if only and name not in only:
-            continue
-        group = "live" if word in living else "object"
-        for number, prompt in enumerate(lists.live if group == "live" else lists.objects):
-            who = subject(name, word, data / name)
-            text = _filled(str(source), prompt, word)
-            cases.append(Case(id=f"{name}-{number:02}", text=text, objects=(who,), group=group))
-    return tuple(cases)
+@dataclass(frozen=True, kw_only=True)
+class DreamBench(Listed):
+    """DreamBench as its repository lays it out: a folder a subject, and prompts_and_classes.txt.
+
+    Attributes:
+        live: class words that take the prompts of live subjects.
+        subjects: only these; empty for all.
+    """
+
+    live: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
+
+    def cases_in(self, path: Path, data: Path, follow_outside: bool) -> tuple[Case, ...]:
+        source = data / "prompts_and_classes.txt"
+        lists = read_dreambench_lists(source)
+        cases = []
+        for name, word in lists.classes.items():
+            if self.subjects and name not in self.subjects:
+                continue
+            group = "live" if word in self.live else "object"
+            for number, prompt in enumerate(lists.live if group == "live" else lists.objects):
+                who = subject(name, word, data / name)
+                text = _filled(str(source), prompt, word)
+                cases.append(Case(id=f"{name}-{number:02}", text=text, objects=(who,), group=group))
+        return tuple(cases)
 
 
 # --- CustomConcept101 ----------------------------------------------------------------------------------------------
 
 
-def _customconcept101(path: Path, content: dict[str, Any], data: Path, follow_outside: bool) -> tuple[Case, ...]:
-    source = inside(data, content.get("file", "dataset.json"), f"{path}: file", follow_outside)
-    listed = read_json(source)
-    if not isinstance(listed, list) or not listed:
-        raise InputError(f"{source}: a list of concepts was expected")
-    cases: list[Case] = []
-    missing: dict[Path, None] = {}
-    for number, entry in enumerate(listed):
-        parts = entry if isinstance(entry, list) else [entry]
-        try:
-            concepts = [part for part in parts if "class_prompt" in part]
-            folders = [str(part["instance_data_dir"]).removeprefix("./") for part in concepts]
-            words = [str(part["class_prompt"]) for part in concepts]
-            # A single concept names its own prompts; a pair's stand in an entry beside the two.
-            key = "prompt_filename" if len(parts) == 1 else "prompt_filename_compose"
-            (prompts,) = (
-                inside(data, str(part[key]), f"{source}: {key}", follow_outside) for part in parts if key in part
+@dataclass(frozen=True, kw_only=True)
+class CustomConcept101(Listed):
+    """CustomConcept101 as its repository lays it out: ``file`` lists concepts, their pictures and prompts."""
+
+    file: str = "dataset.json"
+
+    def cases_in(self, path: Path, data: Path, follow_outside: bool) -> tuple[Case, ...]:
+        source = inside(data, self.file, f"{path}: file", follow_outside)
+        listed = read_json(source)
+        if not isinstance(listed, list) or not listed:
+            raise InputError(f"{source}: a list of concepts was expected")
+        cases: list[Case] = []
+        missing: dict[Path, None] = {}
+        for number, entry in enumerate(listed):
+            parts = entry if isinstance(entry, list) else [entry]
+            try:
+                concepts = [part for part in parts if "class_prompt" in part]
+                folders = [str(part["instance_data_dir"]).removeprefix("./") for part in concepts]
+                words = [str(part["class_prompt"]) for part in concepts]
+                # A single concept names its own prompts; a pair's stand in an entry beside the two.
+                key = "prompt_filename" if len(parts) == 1 else "prompt_filename_compose"
+                (prompts,) = (
+                    inside(data, str(part[key]), f"{source}: {key}", follow_outside) for part in parts if key in part
+                )
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise InputError(f"{source}: entry {number + 1} is no concept of CustomConcept101") from error
+            things = tuple(
+                subject(Path(folder).name, word, data / folder) for folder, word in zip(folders, words, strict=True)
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{source}: entry {number + 1} is no concept of CustomConcept101") from error
-        things = tuple(
-            subject(Path(folder).name, word, data / folder) for folder, word in zip(folders, words, strict=True)
-        )
-        if not prompts.is_file():
-            missing[prompts] = None
-            continue
-        lines = [line.strip() for line in read_text(prompts).splitlines() if line.strip()]
-        names = "+".join(thing.subject for thing in things)
-        for k, line in enumerate(lines):
-            text = _filled(str(prompts), line, *words)
-            cases.append(Case(id=f"{number:03}-{names}-{k:02}", text=text, objects=things, group=names))
-    if missing:
-        raise InputError(f"{source}: {len(missing)} prompt lists are missing: {', '.join(map(str, missing))}")
-    return tuple(cases)
+            if not prompts.is_file():
+                missing[prompts] = None
+                continue
+            lines = [line.strip() for line in read_text(prompts).splitlines() if line.strip()]
+            names = "+".join(thing.subject for thing in things)
+            for k, line in enumerate(lines):
+                text = _filled(str(prompts), line, *words)
+                cases.append(Case(id=f"{number:03}-{names}-{k:02}", text=text, objects=things, group=names))
+        if missing:
+            raise InputError(f"{source}: {len(missing)} prompt lists are missing: {', '.join(map(str, missing))}")
+        return tuple(cases)
 
 
 # --- scenes with a cast --------------------------------------------------------------------------------------------
 
 
-def _scenes(path: Path, content: dict[str, Any], data: Path, _follow_outside: bool) -> tuple[Case, ...]:
-    if not (content.get("subjects") and content.get("scenes")):
-        raise InputError(f"{path}: subjects and scenes were expected; docs/eval.md shows them")
-    subjects, scenes = {str(name): str(words) for name, words in content["subjects"].items()}, content["scenes"]
-    cases = []
-    for number, scene in enumerate(scenes, 1):
-        where = f"{path}: scene {number}"
-        roles, casts, text = (scene.get(key) for key in ("roles", "casts", "scene"))
-        if not (isinstance(text, str) and _FORMS[_TEXTS](roles) and isinstance(casts, list)):
-            raise InputError(f"{where}: scene (a text), roles (words) and casts (a list) were expected")
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A prompt with a place for each role, and who may stand there.
+
+    Attributes:
+        scene: the prompt, with {role} for each of ``roles``.
+        casts: subjects in the order of the roles; each cast is a case.
+    """
+
+    scene: str
+    roles: tuple[str, ...]
+    casts: tuple[tuple[str, ...], ...]
+    predicate: str = ""
+    relation: str = ""
+
+    def __post_init__(self) -> None:
         try:
-            named = places(text)
+            named = places(self.scene)
         except ValueError as error:
-            raise InputError(f"{where}: scene: {abridged(text)}: {error}") from error
-        if sorted(named) != sorted(roles):
-            raise InputError(f"{where}: {abridged(text)} must hold each of {', '.join(f'{{{r}}}' for r in roles)} once")
-        relation = str(scene.get("relation") or "")
-        for cast in casts:
-            if not isinstance(cast, list) or len(cast) != len(roles):
-                raise InputError(f"{where}: casts: {abridged(cast)} for roles {', '.join(roles)}")
-            cast = [str(who) for who in cast]
-            for who in cast:
-                if who not in subjects:
-                    raise InputError(f"{where}: casts: no subject {abridged(who)}{nearest(who, subjects)}")
-            things = tuple(subject(who, subjects[who], data / who, role) for who, role in zip(cast, roles, strict=True))
-            words = {thing.role: thing.name for thing in things}
-            cases.append(
-                Case(
-                    id=f"{number:02}-{'+'.join(cast)}",
-                    text=_filled(f"{where}: scene", _with_articles(text, words), **words),
-                    objects=things,
-                    predicate=str(scene.get("predicate") or ""),
-                    relation=relation,
-                    spoken_to=relation if relation in shipped() else "",
-                    group=relation,
+            raise ValueError(f"scene: {abridged(self.scene)}: {error}") from error
+        if sorted(named) != sorted(self.roles):
+            wanted = ", ".join(f"{{{role}}}" for role in self.roles)
+            raise ValueError(f"{abridged(self.scene)} must hold each of {wanted} once")
+        for cast in self.casts:
+            if len(cast) != len(self.roles):
+                raise ValueError(f"casts: {abridged(list(cast))} for roles {', '.join(self.roles)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes(Listed):
+    """Scenes with a cast; each subject's pictures lie in the folder of its name."""
+
+    subjects: Annotated[dict[str, str], MinLen(1)]
+    scenes: Annotated[tuple[Scene, ...], MinLen(1)]
+
+    def __post_init__(self) -> None:
+        for number, scene in enumerate(self.scenes):
+            for who in itertools.chain(*scene.casts):
+                if who not in self.subjects:
+                    raise ValueError(f"scenes[{number}].casts: no subject {abridged(who)}{nearest(who, self.subjects)}")
+
+    def cases_in(self, path: Path, data: Path, follow_outside: bool) -> tuple[Case, ...]:
+        cases = []
+        for number, scene in enumerate(self.scenes, 1):
+            for cast in scene.casts:
+                things = tuple(
+                    subject(who, self.subjects[who], data / who, role)
+                    for who, role in zip(cast, scene.roles, strict=True)
                 )
-            )
-    return tuple(cases)
+                words = {thing.role: thing.name for thing in things}
+                cases.append(
+                    Case(
+                        id=f"{number:02}-{'+'.join(cast)}",
+                        text=fill(_with_articles(scene.scene, words), **words),
+                        objects=things,
+                        predicate=scene.predicate,
+                        relation=scene.relation,
+                        spoken_to=scene.relation if scene.relation in shipped() else "",
+                        group=scene.relation,
+                    )
+                )
+        return tuple(cases)
 
 
 def _with_articles(text: str, words: dict[str, str]) -> str:
@@ -380,50 +437,82 @@ def _with_articles(text: str, words: dict[str, str]) -> str:
 # --- all combinations of categories --------------------------------------------------------------------------------
 
 
-def _combinations(path: Path, content: dict[str, Any], data: Path, _follow_outside: bool) -> tuple[Case, ...]:
-    """Each picture of DATA/CATEGORY is a subject, named by its file: "dog2.jpg" is a dog."""
-    classes, scenery = content.get("classes", {}), content.get("places", ())
-    if not content.get("combinations"):
-        raise InputError(f"{path}: combinations (a list) was expected")
-    cases: list[Case] = []
-    for number, entry in enumerate(content["combinations"], 1):
-        where = f"{path}: combination {number}"
-        of, prompt, boxes = (entry.get(key) for key in ("of", "prompt", "boxes"))
-        if not (_FORMS[_TEXTS](of) and isinstance(prompt, str) and isinstance(boxes, list) and len(of) == len(boxes)):
-            raise InputError(f"{where}: of (categories), prompt and boxes, one for each, were expected")
-        _filled(f"{where}: prompt", prompt, *of, place="")
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    """A prompt for every way to take a picture of each category.
+
+    Attributes:
+        of: the categories; one that is named twice gives two of its pictures.
+        prompt: with {0}, {1} ... for the subjects' words, and perhaps {place}.
+        boxes: where each is asked for.
+    """
+
+    of: tuple[str, ...]
+    prompt: str
+    boxes: tuple[Box, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.of) != len(self.boxes):
+            raise ValueError(f"boxes: one for each of {', '.join(self.of)} was expected, not {len(self.boxes)}")
         try:
-            boxes = [check_box(box) for box in boxes]
+            fill(self.prompt, *self.of, place="")
         except ValueError as error:
-            raise InputError(f"{where}: boxes: {error}") from error
-        choices: dict[str, Iterable[tuple[Path, ...]]] = {}
-        for category, count in Counter(of).items():  # a category that is named twice gives two of its pictures
-            found = pictures_in(data / category)
-            # Places of pictures that are not there, so that these are told or left out as all missing ones are.
-            lacking = [data / category / f"(picture {k + 1})" for k in range(len(found), count)]
-            choices[category] = itertools.combinations((*found, *lacking), count)
-        for chosen in itertools.product(*choices.values()):
-            left = {category: iter(own) for category, own in zip(choices, chosen, strict=True)}
-            cast = [next(left[category]) for category in of]
-            words = [str(classes.get(p.stem, p.stem.rstrip("0123456789"))) for p in cast]
-            things = tuple(
-                CaseObject(name=word, image=p, references=(p,), subject=f"{p.parent.name}/{p.stem}", box=box)
-                for word, p, box in zip(words, cast, boxes, strict=True)
-            )
-            names = "+".join(p.stem for p in cast)
-            for k, place in enumerate(scenery if "{place}" in prompt else ("",)):
-                if len(cases) == _MOST_CASES:
-                    raise InputError(f"{where}: more than {_MOST_CASES:,} cases; put fewer pictures in the folders")
-                text = fill(prompt, *words, place=place)
-                cases.append(Case(id=f"{number:02}-{names}-{k}", text=text, objects=things, group="+".join(of)))
-    return tuple(cases)
+            raise ValueError(f"prompt: {abridged(self.prompt)}: {error}") from error
 
 
-_READERS: dict[str, Callable[[Path, dict[str, Any], Path, bool], tuple[Case, ...]]] = {
-    "dreambench": _dreambench,
-    "customconcept101": _customconcept101,
-    "scenes": _scenes,
-    "combinations": _combinations,
+@dataclass(frozen=True, kw_only=True)
+class Combinations(Listed):
+    """Each picture of DATA/CATEGORY is a subject, named by its file: "dog2.jpg" is a dog.
+
+    Attributes:
+        classes: words for files whose names do not say what they show.
+        places: where {place} may be.
+    """
+
+    combinations: Annotated[tuple[Combination, ...], MinLen(1)]
+    classes: dict[str, str] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
+
+    def cases_in(self, path: Path, data: Path, follow_outside: bool) -> tuple[Case, ...]:
+        cases: list[Case] = []
+        for number, entry in enumerate(self.combinations, 1):
+            for cast in _casts(entry.of, data):
+                words = [self.classes.get(p.stem, p.stem.rstrip("0123456789")) for p in cast]
+                things = tuple(
+                    CaseObject(name=word, image=p, references=(p,), subject=f"{p.parent.name}/{p.stem}", box=box)
+                    for word, p, box in zip(words, cast, entry.boxes, strict=True)
+                )
+                names, group = "+".join(p.stem for p in cast), "+".join(entry.of)
+                for k, place in enumerate(self.places if "{place}" in entry.prompt else ("",)):
+                    if len(cases) == _MOST_CASES:
+                        raise InputError(
+                            f"{path}: combination {number}: more than {_MOST_CASES:,} cases; put fewer pictures in the "
+                            "folders"
+                        )
+                    text = fill(entry.prompt, *words, place=place)
+                    cases.append(Case(id=f"{number:02}-{names}-{k}", text=text, objects=things, group=group))
+        return tuple(cases)
+
+
+def _casts(of: Sequence[str], data: Path) -> Iterator[list[Path]]:
+    """Every way to take a picture of each category, in the order of ``of``."""
+    choices: dict[str, Iterable[tuple[Path, ...]]] = {}
+    for category, count in Counter(of).items():
+        pictures = pictures_in(data / category)
+        # Places of pictures that are not there, so that these are told or left out as all missing ones are.
+        lacking = [data / category / f"(picture {k + 1})" for k in range(len(pictures), count)]
+        choices[category] = itertools.combinations((*pictures, *lacking), count)
+    for chosen in itertools.product(*choices.values()):
+        left = {category: iter(own) for category, own in zip(choices, chosen, strict=True)}
+        yield [next(left[category]) for category in of]
+
+
+KINDS: dict[str, type[Listed]] = {
+    "dreambench": DreamBench,
+    "customconcept101": CustomConcept101,
+    "scenes": Scenes,
+    "combinations": Combinations,
+    "menagerie": Menagerie,
 }
 
 

@@ -6,18 +6,21 @@ that ``reach`` for places on the other figure or ``meet`` each other, and the or
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Interval, MinLen
 
 from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_yaml
+from rbctl.formats import Check, read
 from rbctl.menagerie.figure import JOINTS, LIMBS, SPOTS, Figure, Pose, build, keypoints, reach
 from rbctl.menagerie.individuals import SPECIES, Individual
 from rbctl.relations import Relation
@@ -80,6 +83,40 @@ def poses() -> dict[str, Pose]:
     return found
 
 
+def _known(kind: str, names: Sequence[str], value: str) -> str:
+    if value not in names:
+        raise ValueError(f"no {kind} {abridged(value)}{nearest(value, names) or '; there are ' + ', '.join(names)}")
+    return value
+
+
+def _of_role(kind: str, names: Sequence[str], value: str) -> str:
+    """A role's number, a dot and one of ``names``, as it stands."""
+    role, _, name = value.partition(".")
+    if not re.fullmatch("[0-9]{1,2}", role):
+        raise ValueError(f"{abridged(value)} must be a role's number, a dot and a {kind}, as in '1.{names[0]}'")
+    _known(kind, names, name)
+    return value
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"a range was expected, the lower number first, not {list(pair)}")
+    return pair
+
+
+_Pose = Annotated[str, Check(lambda name: _known("pose", tuple(poses()), name))]
+_Point = Annotated[str, Check(functools.partial(_known, "point", _POINTS))]
+_PointOf = Annotated[str, Check(functools.partial(_of_role, "point", _POINTS))]
+_LimbOf = Annotated[str, Check(functools.partial(_of_role, "limb", LIMBS))]
+_Length = Annotated[float, Interval(ge=-10, le=10)]
+_Pair = tuple[_Length, _Length]
+_Range = Annotated[_Pair, Check(_ordered)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FigureRule:
     """How one role stands: lengths in units of the anatomy.
@@ -95,15 +132,19 @@ class FigureRule:
             x counts towards where the other figure faces.
     """
 
-    pose: tuple[str, ...]
-    facing: str = "right"
-    size: float = 1.0
-    lift: tuple[float, float] = (0.0, 0.0)
-    gap: tuple[float, float] | None = None
-    apart: tuple[float, float] | None = None
-    pin: str | None = None
-    to: str | None = None
-    offset: tuple[float, float] = (0.0, 0.0)
+    pose: Annotated[tuple[_Pose, ...], MinLen(1), Check(_one_or_more, before=True)]
+    facing: Literal["right", "left", "either"] = "right"
+    size: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
+    lift: _Range = (0.0, 0.0)
+    gap: _Range | None = None
+    apart: _Range | None = None
+    pin: _Point | None = None
+    to: _PointOf | None = None
+    offset: _Pair = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if (self.pin is None) != (self.to is None):
+            raise ValueError("pin and to belong together: a point of this figure, and one of the other, '1.back'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +160,21 @@ class SceneRule:
     """
 
     figures: tuple[FigureRule, ...]
-    reach: tuple[tuple[str, str], ...] = ()
-    meet: tuple[tuple[str, str, tuple[float, float]], ...] = ()
-    front: int | None = None
+    reach: tuple[tuple[_LimbOf, _PointOf], ...] = ()
+    meet: tuple[tuple[_LimbOf, _LimbOf, _Pair], ...] = ()
+    front: Annotated[int, Interval(ge=0, le=99)] | None = None
     straddle: bool = False
     embrace: bool = False
-    contacts: tuple[tuple[str, str], ...] = ()
+    contacts: tuple[tuple[_PointOf, _PointOf], ...] = ()
+
+    def __post_init__(self) -> None:
+        rows = (*self.reach, *self.meet, *self.contacts)
+        places = [place for row in rows for place in row if isinstance(place, str)]
+        places += [rule.to for rule in self.figures if rule.to]
+        roles = [int(place.partition(".")[0]) for place in places] + ([] if self.front is None else [self.front])
+        for role in roles:
+            if role >= len(self.figures):
+                raise ValueError(f"no role {role}; a role's number, 0 to {len(self.figures) - 1}, was expected")
 
 
 def scene_rule(relation: Relation) -> SceneRule:
@@ -133,113 +183,15 @@ def scene_rule(relation: Relation) -> SceneRule:
     Raises:
         InputError: it has none, or one of them cannot be understood; the key is named.
     """
-    content = relation.scene
-    if content is None:
+    if relation.scene is None:
         raise InputError(f"relation {relation.name!r}: nothing says how to draw it; add 'scene:' to its YAML")
     where, roles = f"relation {relation.name!r}: scene", len(relation.roles)
     if roles > len(SPECIES):  # each role takes another one
         raise InputError(f"{where}: {roles} roles, but only {len(SPECIES)} species can be drawn; leave some out")
-    _known(where, content, SceneRule)
-    figures = _listed(f"{where}: figures", content.get("figures"))
-    if len(figures) != roles:
-        raise InputError(f"{where}: {len(figures)} figures for {roles} roles")
-    front = content.get("front")
-    if front is not None and (type(front) is not int or not 0 <= front < roles):
-        raise InputError(f"{where}: front: a role's number, 0 to {roles - 1}, was expected, not {abridged(front)}")
-    for key in ("straddle", "embrace"):
-        if not isinstance(content.get(key, False), bool):
-            raise InputError(f"{where}: {key}: true or false was expected, not {abridged(content[key])}")
-
-    def rows(key: str, size: int) -> list[Sequence[Any]]:
-        return [_listed(f"{where}: {key}", row, size) for row in _listed(f"{where}: {key}", content.get(key, ()))]
-
-    def limb(key: str, value: Any) -> str:
-        return _place(f"{where}: {key}", value, roles, "limb", LIMBS)
-
-    def point(key: str, value: Any) -> str:
-        return _place(f"{where}: {key}", value, roles, "point", _POINTS)
-
-    return SceneRule(
-        figures=tuple(_figure_rule(f"{where}: figure {k}", figure, roles) for k, figure in enumerate(figures)),
-        reach=tuple((limb("reach", a), point("reach", b)) for a, b in rows("reach", 2)),
-        meet=tuple(
-            (limb("meet", a), limb("meet", b), _pair(f"{where}: meet", offset)) for a, b, offset in rows("meet", 3)
-        ),
-        front=front,
-        straddle=content.get("straddle", False),
-        embrace=content.get("embrace", False),
-        contacts=tuple((point("contacts", a), point("contacts", b)) for a, b in rows("contacts", 2)),
-    )
-
-
-def _figure_rule(where: str, content: Any, roles: int) -> FigureRule:
-    if not isinstance(content, Mapping):
-        raise InputError(f"{where}: a mapping was expected, not {abridged(content)}")
-    _known(where, content, FigureRule)
-    pose = content.get("pose")
-    if not pose:
-        raise InputError(f"{where}: pose is missing")
-    names = (pose,) if isinstance(pose, str) else tuple(_listed(f"{where}: pose", pose))
-    for name in names:
-        _one_of(where, "pose", name, tuple(poses()))
-    if "facing" in content:
-        _one_of(where, "facing", content["facing"], ("right", "left", "either"))
-    if "size" in content:
-        _number(f"{where}: size", content["size"], 0.1, 10)
-    given = [key for key in ("lift", "gap", "apart", "offset") if key in content]
-    pairs = {key: _pair(f"{where}: {key}", content[key]) for key in given}
-    for key, (low, high) in pairs.items():
-        if key != "offset" and low > high:
-            raise InputError(
-                f"{where}: {key}: a range was expected, the lower number first, not {abridged(content[key])}"
-            )
-    if ("pin" in content) != ("to" in content):
-        raise InputError(f"{where}: pin and to belong together: a point of this figure, and one of the other, '1.back'")
-    if "pin" in content:
-        _one_of(f"{where}: pin", "point", content["pin"], _POINTS)
-        _place(f"{where}: to", content["to"], roles, "point", _POINTS)
-    return FigureRule(**{**content, **pairs, "pose": names})
-
-
-def _known(where: str, content: Mapping[str, Any], kind: type) -> None:
-    for key in content:
-        _one_of(where, "key", key, tuple(field.name for field in dataclasses.fields(kind)))
-
-
-def _one_of(where: str, kind: str, value: Any, known: Sequence[str]) -> None:
-    if value not in known:
-        mend = nearest(str(value), known) or f"; there are {', '.join(known)}"
-        raise InputError(f"{where}: no {kind} {abridged(value)}{mend}")
-
-
-def _place(where: str, value: Any, roles: int, kind: str, names: Sequence[str]) -> str:
-    """A role's number, a dot and one of ``names``, as it stands."""
-    role, _, name = str(value).partition(".")
-    if role not in [str(number) for number in range(roles)]:
-        example = f"'{roles - 1}.{names[0]}'"
-        raise InputError(
-            f"{where}: {abridged(value)} must be a role's number, 0 to {roles - 1}, a dot and a {kind}, as in {example}"
-        )
-    _one_of(where, kind, name, names)
-    return str(value)
-
-
-def _listed(where: str, value: Any, size: int | None = None) -> Sequence[Any]:
-    if not isinstance(value, list | tuple) or len(value) != (len(value) if size is None else size):
-        raise InputError(f"{where}: a list{f' of {size}' if size else ''} was expected, not {abridged(value)}")
-    return value
-
-
-def _pair(where: str, value: Any) -> tuple[float, float]:
-    x, y = (_number(where, one, -10, 10) for one in _listed(where, value, 2))
-    return x, y
-
-
-def _number(where: str, value: Any, low: float, high: float) -> float:
-    # Written so that nan fails too.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InputError(f"{where}: a number from {low:g} to {high:g} was expected, not {abridged(value)}")
-    return float(value)
+    rule = read(SceneRule, relation.scene, where)
+    if len(rule.figures) != roles:
+        raise InputError(f"{where}: {len(rule.figures)} figures for {roles} roles")
+    return rule
 
 
 def compose(

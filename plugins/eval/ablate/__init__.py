@@ -57,8 +57,8 @@ def command(
     """
     from rbctl.plugins.eval.ablate.recipe import read
 
-    given = {"relations": list(relations), "seeds": list(seeds), "cases": cases, "bundle": bundle}
-    ablation = read(recipe, {key: value for key, value in given.items() if value}, tables)
+    changes = {"relations": relations, "seeds": seeds, "cases": cases, "bundle": bundle}
+    ablation = read(recipe, {key: value for key, value in changes.items() if value}, tables)
     from rbctl.plugins.eval.ablate import run  # heavy: a wrong recipe is told before it is loaded
 
     work = run.Work(ablation, output or run.ABLATIONS / ablation.path.stem, jobs, device, dino)
