@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from PIL import Image
 from torch import nn
@@ -315,6 +317,15 @@ def test_a_folder_named_ablate_is_still_scored(tmp_path: Path, monkeypatch: pyte
     assert (
         "Usage: rbctl eval [OPTIONS] [RUNS]" in CliRunner().invoke(main, ["eval", "--help"], prog_name="rbctl").stdout
     )
+
+
+def test_help_and_completion_show_the_commands() -> None:
+    shown = CliRunner().invoke(main, ["eval", "--help"]).stdout
+    assert re.search(r"Commands:\n +ablate .*\n(.*\n)* +gates ", shown)
+    complete = ShellComplete(main, {}, "rbctl", "_RBCTL_COMPLETE").get_completions
+    assert [(item.type, item.value) for item in complete(["eval"], "ab")] == [("plain", "ablate"), ("file", "ab")]
+    assert "--bench" in [item.value for item in complete(["eval", "folder"], "--b")]
+    assert [item.value for item in complete(["eval", "gates"], "--on")] == ["--only"]
 
 
 class _Clip(nn.Module):

@@ -16,7 +16,6 @@ from torchvision import transforms
 
 from rbctl.bundle.tokenizer import END, write_tokenizer
 from rbctl.errors import InputError
-from rbctl.menagerie.judge import Judge
 from rbctl.plugins.eval import predicates
 from rbctl.plugins.eval.case import Case, Picture
 from rbctl.plugins.eval.encoders import Encoder, load_clip, load_dino
@@ -24,7 +23,8 @@ from rbctl.plugins.eval.failures import best_match, of_crops
 from rbctl.plugins.eval.features import Digests, FeatureStore, crop
 from rbctl.plugins.eval.intervals import interval, paired, rank_correlation, rank_interval
 from rbctl.plugins.eval.metrics import PROFILES, crop_alignment, image_alignment, text_alignment
-from rbctl.plugins.eval.scores import Row, Scorer
+from rbctl.plugins.eval.rows import Row
+from rbctl.plugins.eval.summary import winner
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CPU = torch.device("cpu")
@@ -305,7 +305,7 @@ def test_rank_correlation_against_scipy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "winner"),
+    ("scores", "best"),
     [
         ({"a": {"1": 0.2, "2": 0.9}, "b": {"1": 0.3, "2": 0.7}, "c": {"1": 0.1, "2": 0.1}}, ["a"]),
         ({"a": {"2": 0.9}, "b": {"1": 0.3, "2": 0.95}, "truth": {"2": 1.0}}, ["b"]),  # b's mean over its own is lower
@@ -314,16 +314,15 @@ def test_rank_correlation_against_scipy() -> None:
     ],
 )
 def test_the_mark_goes_by_cases_that_all_runs_share(
-    scores: dict[str, dict[str, float]], winner: list[str] | None
+    scores: dict[str, dict[str, float]], best: list[str] | None
 ) -> None:
-    scorer = Scorer({}, (), judge=Judge(None))  # type: ignore[arg-type]
     rows = [
-        Row(Picture(run, Path("x.png"), Case(case, "x")), {c.id: value for c in scorer.columns()[0]})
+        Row(Picture(run, Path("x.png"), Case(case, "x")), {"oracle relation": value})
         for run, cases in scores.items()
         for case, value in cases.items()
     ]
-    found = scorer.content(rows, list(scores))["winners"]["oracle relation"]
-    assert (found and found["runs"]) == winner
+    found = winner(rows, list(scores), "oracle relation")
+    assert (found and found["runs"]) == best
 
 
 # --- predicates ----------------------------------------------------------------------------------------------------

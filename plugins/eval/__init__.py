@@ -10,7 +10,10 @@ from rbctl.plugins.eval.ablate import command as ablate
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.gates import command as gates
 
-FORMATS = {"gates": "rbctl.plugins.eval.gates.recipe:Gates"}  # that people write: their JSON Schemas
+FORMATS = {  # that people write: their JSON Schemas
+    "ablation": "rbctl.plugins.eval.ablate.recipe:Recipe",
+    "gates": "rbctl.plugins.eval.gates.recipe:Gates",
+}
 
 
 class _Eval(click.Group, StageCommand):

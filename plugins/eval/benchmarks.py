@@ -81,10 +81,10 @@ def find_benchmark(name: str) -> Path:
             raise InputError(f"{name}: no such benchmark file")
         return Path(name)
     folder = package_files("rbctl.recipes") / "benchmarks"
-    found = {Path(f.name).stem: Path(str(f)) for f in folder.iterdir() if f.name.endswith(".yaml")}
-    if name not in found:
-        raise InputError(f"--bench {name}: no such benchmark{nearest(name, found) or '; ' + ', '.join(sorted(found))}")
-    return found[name]
+    paths = {Path(f.name).stem: Path(str(f)) for f in folder.iterdir() if f.name.endswith(".yaml")}
+    if name not in paths:
+        raise InputError(f"--bench {name}: no such benchmark{nearest(name, paths) or '; ' + ', '.join(sorted(paths))}")
+    return paths[name]
 
 
 def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
@@ -145,8 +145,8 @@ def _present(cases: Sequence[Case]) -> tuple[tuple[Case, ...], list[Path]]:
 
 def pictures_in(folder: Path) -> tuple[Path, ...]:
     """The pictures of a folder by name; the folder itself stands for them where there are none."""
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES) if os.path.isdir(folder) else []
-    return tuple(found)
+    pictures = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES) if os.path.isdir(folder) else []
+    return tuple(pictures)
 
 
 def subject(name: str, words: str, folder: Path, role: str = "") -> CaseObject:

@@ -87,12 +87,12 @@ class EvalConfig:
 
     def loras(self) -> dict[str, dict[str, Path]]:
         """By run, the LoRA of each relation."""
-        found: dict[str, dict[str, Path]] = {}
+        paths: dict[str, dict[str, Path]] = {}
         for given in self.lora:
             before, _, path = given.partition("=")
             name, _, relation = before.rpartition(":")
-            found.setdefault(name or "lora", {})[relation] = Path(path)
-        return found
+            paths.setdefault(name or "lora", {})[relation] = Path(path)
+        return paths
 
     def folders(self) -> dict[str, Path]:
         """By run, the folder of ``--run``."""

@@ -42,18 +42,18 @@ def of_crops(crops: Sequence[Features | None], prompts: Sequence[Features], foun
         found: the boxes tell where objects were found. Boxes that were asked for, which may overlap and hold a part of
             another object or nothing, say only whether each object is in its own place rather than another's.
     """
-    told: Found = dict.fromkeys(TYPES)
+    failures: Found = dict.fromkeys(TYPES)
     if found:
-        told[MISSING] = any(crop is None for crop in crops)
+        failures[MISSING] = any(crop is None for crop in crops)
     seen = [crop for crop in crops if crop is not None]
     if len(seen) < 2 or len(seen) < len(crops):
-        return told
+        return failures
     table = cosine(np.stack(seen), np.stack(list(prompts)))
     nearest = table.argmax(axis=1)
     if found:
-        told[DUPLICATE] = len(set(nearest.tolist())) < len(nearest)
-    told[SWAP] = best_match(table) != tuple(range(len(table)))
-    return told
+        failures[DUPLICATE] = len(set(nearest.tolist())) < len(nearest)
+    failures[SWAP] = best_match(table) != tuple(range(len(table)))
+    return failures
 
 
 def best_match(table: NDArray[np.float64]) -> tuple[int, ...]:
@@ -68,7 +68,7 @@ def best_match(table: NDArray[np.float64]) -> tuple[int, ...]:
 
 def likeness(parts: Sequence[Features | None], prompts: Sequence[Features]) -> float | None:
     """How alike the part of a result that is most so is to its image prompt; None where nothing was found."""
-    found = [
+    cosines = [
         float(cosine(part[None], own[None])[0, 0]) for part, own in zip(parts, prompts, strict=True) if part is not None
     ]
-    return max(found, default=None)
+    return max(cosines, default=None)

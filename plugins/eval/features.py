@@ -120,11 +120,11 @@ class FeatureStore:
                 batch = keys[first : first + self.batch_size]
                 items = [wanted[key] for key in batch]
                 try:
-                    found = encode(items)
+                    features = encode(items)
                 except _Unreadable as error:
                     damaged += error.args[0]
                     continue
-                fresh.update(zip(batch, found, strict=True))
+                fresh.update(zip(batch, features, strict=True))
                 bar.update(len(batch))
                 if len(fresh) >= _KEPT_EVERY:
                     self._keep(fresh)

@@ -46,8 +46,8 @@ def bootstrap(samples: Sequence[NDArray[Any]], statistic: Callable[..., Any], se
     # Of one value there is one way to draw it again, which scipy refuses.
     drawn = [np.repeat(sample, 2) if len(sample) == 1 else sample for sample in samples]
     rng = np.random.default_rng(seed)
-    found = stats.bootstrap(drawn, statistic, n_resamples=_RESAMPLES, vectorized=True, method="percentile", rng=rng)
-    low, high = np.nanpercentile(found.bootstrap_distribution, (2.5, 97.5))
+    resampled = stats.bootstrap(drawn, statistic, n_resamples=_RESAMPLES, vectorized=True, method="percentile", rng=rng)
+    low, high = np.nanpercentile(resampled.bootstrap_distribution, (2.5, 97.5))
     return float(low), float(high)
 
 

@@ -59,11 +59,11 @@ def crop_alignment(crops: Sequence[Features | None], subjects: Sequence[Features
             moved into the frame, so that nothing is stretched); None where it is not to be found.
         subjects: per subject (m, D), its image prompt.
     """
-    found = [
+    cosines = [
         0.0 if crop is None else float(cosine(crop[None], real).mean())
         for crop, real in zip(crops, subjects, strict=True)
     ]
-    return factor * float(np.mean(found))
+    return factor * float(np.mean(cosines))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from PIL import Image
 from rbctl.images import read_image
 from rbctl.pages import render
 from rbctl.plugins.eval.failures import TYPES
-from rbctl.plugins.eval.scores import TRUTH, Row, by_case
+from rbctl.plugins.eval.rows import TRUTH, Row, by_case
 from rbctl.plugins.eval.tables import aligned, cell, inert, markdown_table, number
 
 _THUMBNAIL = 144  # pixels, longer side
@@ -65,11 +65,11 @@ def _heads(columns: dict[str, Any]) -> list[str]:
 def case_table(content: dict[str, Any], rows: Sequence[Row]) -> list[list[str]]:
     """Header and rows: the scores of every case by run, means over the run's pictures of it."""
     columns = content["columns"]
-    found: dict[str, dict[str, list[Row]]] = {}
+    by_run: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
-        found.setdefault(row.picture.case.id, {}).setdefault(row.picture.run, []).append(row)
+        by_run.setdefault(row.picture.case.id, {}).setdefault(row.picture.run, []).append(row)
     table = [["case", "prompt", "run", *_heads(columns)]]
-    for case, runs in found.items():
+    for case, runs in by_run.items():
         for run, own in runs.items():
             scores = [number(by_case(own, column).get(case)) for column in columns]
             table.append([case, own[0].picture.case.text, run, *scores])
@@ -80,23 +80,23 @@ def failure_table(content: dict[str, Any]) -> list[list[str]]:
     """Header and rows: by run, how many pictures fail in which way, of those where it is known."""
     rows = [["run", *TYPES]]
     for run, counts in content["failures"].items():
-        told = [counts[name] for name in TYPES]
-        rows.append([run, *(f"{t['count']}/{t['known']}" if t["known"] else "not known" for t in told)])
+        shown = [counts[name] for name in TYPES]
+        rows.append([run, *(f"{own['count']}/{own['known']}" if own["known"] else "not known" for own in shown)])
     return rows
 
 
 def rank_line(content: dict[str, Any]) -> str:
     """How CLIP-R ranks pictures beside the oracle; "" where there is no oracle."""
-    found = content["rank_correlation"].get("all")
-    if not found:
+    overall = content["rank_correlation"].get("all")
+    if not overall:
         return ""
-    if found["rho"] is None:
+    if overall["rho"] is None:
         return "CLIP-R against the oracle: no rank correlation, one of them does not vary."
     parts = [f"{group} {number(v['rho'])}" for group, v in content["rank_correlation"]["by_group"].items()]
-    interval = f"{number(found['rho'])} [{number(found['low'])}, {number(found['high'])}]"
+    interval = f"{number(overall['rho'])} [{number(overall['low'])}, {number(overall['high'])}]"
     return (
         f"CLIP-R against the oracle's probability of the relation: rank correlation {interval} within relations "
-        f"(n = {found['n']}; {', '.join(parts)})."
+        f"(n = {overall['n']}; {', '.join(parts)})."
     )
 
 
@@ -183,26 +183,26 @@ def _shortened(value: Any) -> str:
 
 def standing(rows: Sequence[Row], content: dict[str, Any]) -> dict[int, float]:
     """How well a picture stands among all, by the number of its row: the mean of its standardised scores."""
-    found: dict[int, list[float]] = {k: [] for k in range(len(rows))}
+    standardised: dict[int, list[float]] = {k: [] for k in range(len(rows))}
     for column in content["columns"]:
         values = np.array([np.nan if (v := row.scores[column]) is None else v for row in rows])
         known = np.isfinite(values)
         spread = values[known].std() if known.any() else 0.0
         if spread > 0:
             for k in np.flatnonzero(known):
-                found[int(k)].append(float((values[k] - values[known].mean()) / spread))
-    return {k: float(np.mean(values)) if values else 0.0 for k, values in found.items()}
+                standardised[int(k)].append(float((values[k] - values[known].mean()) / spread))
+    return {k: float(np.mean(values)) if values else 0.0 for k, values in standardised.items()}
 
 
 def extremes(rows: Sequence[Row], content: dict[str, Any]) -> dict[str, tuple[list[Row], list[Row]]]:
     """By run its best and its worst pictures."""
     stand = standing(rows, content)
-    found = {}
+    shown = {}
     for run in content["runs"]:
         own = sorted((k for k, row in enumerate(rows) if row.picture.run == run), key=lambda k: -stand[k])
         if run != TRUTH:
-            found[run] = [rows[k] for k in own[:_EXTREMES]], [rows[k] for k in own[::-1][:_EXTREMES]]
-    return found
+            shown[run] = [rows[k] for k in own[:_EXTREMES]], [rows[k] for k in own[::-1][:_EXTREMES]]
+    return shown
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from rbctl.files import read_jsonl, write_json, write_jsonl, write_text
 from rbctl.menagerie.judge import Judge
 from rbctl.menagerie.oracle import load_oracle
 from rbctl.options import as_plain
-from rbctl.plugins.eval import report, results
+from rbctl.plugins.eval import inputs, report
 from rbctl.plugins.eval.benchmarks import Benchmark, Wanted, load_benchmark, of_relations, seeded
 from rbctl.plugins.eval.case import Case, Picture
 from rbctl.plugins.eval.config import EvalConfig
@@ -28,8 +28,10 @@ from rbctl.plugins.eval.encoders import Encoder, load_clip, load_dino
 from rbctl.plugins.eval.features import Digests, FeatureStore
 from rbctl.plugins.eval.metrics import PROFILES
 from rbctl.plugins.eval.predicates import lacking
+from rbctl.plugins.eval.rows import TRUTH, Row
 from rbctl.plugins.eval.sampling import sample
-from rbctl.plugins.eval.scores import TRUTH, Row, Scorer
+from rbctl.plugins.eval.scorer import Scorer
+from rbctl.plugins.eval.summary import summary
 from rbctl.processes import World, together
 from rbctl.runs import RUNS, Run, versions
 
@@ -112,7 +114,7 @@ def _bench_pictures(
         if [*names, *given].count(name) > 1 or name == TRUTH:
             raise InputError(f"run {name!r}: the name is taken; choose another")
     # Told before anything is sampled.
-    folders = {name: results.read_rows(folder, config.follow_outside) for name, folder in given.items()}
+    folders = {name: inputs.read_rows(folder, config.follow_outside) for name, folder in given.items()}
     flags = ["--bundle", config.bundle, "--device", config.device]
     flags += ["--images", str(config.images), *(["--steps", str(config.steps)] if config.steps else [])]
     flags += ["--recipe", config.sample_recipe] if config.sample_recipe else []
@@ -126,10 +128,10 @@ def _bench_pictures(
         place = output / "samples" / name
         if world.first:
             sample(name, asked, own, place, flags)
-        found, _ = results.of_cases(name, results.read_rows(place), asked, digests, place, partial=False)
+        found, _ = inputs.of_cases(name, inputs.read_rows(place), asked, digests, place, partial=False)
         pictures += found
     for name, rows in folders.items():
-        found, without = results.of_cases(name, rows, cases, digests, given[name], config.partial)
+        found, without = inputs.of_cases(name, rows, cases, digests, given[name], config.partial)
         pictures += found
         left_out |= {name: without} if without else {}
     if not pictures:
@@ -142,7 +144,7 @@ def _given(config: EvalConfig, digests: Digests) -> list[Picture]:
     return [
         picture
         for name, folder in zip(_run_names(config.runs), config.runs, strict=True)
-        for picture in results.as_cases(name, results.read_rows(folder, config.follow_outside), digests)
+        for picture in inputs.as_cases(name, inputs.read_rows(folder, config.follow_outside), digests)
     ]
 
 
@@ -174,19 +176,19 @@ def open_scorer(
         if not folder.is_dir() and config.oracle is None:
             folder = resolve(BUNDLE) / "oracle"
         judge, digest = Judge(load_oracle(folder, device)), fingerprint(folder)
-    return Scorer(stores, profiles, judge, digest, config.seed)
+    return Scorer(stores, profiles, judge, digest)
 
 
 def _encoders(config: EvalConfig, device: torch.device) -> dict[str, Encoder]:
     clip = _folder(config.clip) if config.clip else resolve(config.bundle)
-    found = {"clip": load_clip(clip, device)}
+    encoders = {"clip": load_clip(clip, device)}
     if config.dino:
-        found["dino"] = load_dino(_folder(config.dino), "dino", device)
+        encoders["dino"] = load_dino(_folder(config.dino), "dino", device)
     elif config.clip is None and (clip / "dino" / "config.json").is_file():
-        found["dino"] = load_dino(clip, "dino", device)
+        encoders["dino"] = load_dino(clip, "dino", device)
     if config.dinov2:
-        found["dinov2"] = load_dino(_folder(config.dinov2), "dinov2", device)
-    return found
+        encoders["dinov2"] = load_dino(_folder(config.dinov2), "dinov2", device)
+    return encoders
 
 
 def _folder(path: Path) -> Path:
@@ -200,7 +202,9 @@ def _content(
 ) -> dict[str, Any]:
     runs = list(dict.fromkeys(row.picture.run for row in rows))
     cases: dict[str, Case] = {row.picture.case.id: row.picture.case for row in rows}
-    content = scorer.content(rows, runs)
+    columns, lacking_columns = scorer.columns()
+    content = summary(rows, runs, columns, scorer.stores, config.seed)
+    content["left_out"] = lacking_columns + content["left_out"]
     content["left_out"] += [f"{run}: {count} cases have no picture" for run, count in left_out.items()]
     if bench and bench.left_out:
         content["left_out"].append(f"{bench.left_out} cases whose subjects have no pictures here")

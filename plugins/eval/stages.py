@@ -64,10 +64,10 @@ def complete(stage: str, options: Options, bundle: str, where: str, *arguments: 
         file = Path(folder) / "recipe.yaml"
         file.write_text(yaml.safe_dump({stage: options}), encoding="utf-8")
         try:
-            found = resolved(stage, *arguments, "--bundle", bundle, "--recipe", str(file))
+            completed = resolved(stage, *arguments, "--bundle", bundle, "--recipe", str(file))
         except InputError as error:
             raise InputError(f"{where}: {stage}: {str(error).removeprefix(f'{file}: ')}") from error
-    return {key: value for key, value in found.items() if key not in OURS[stage]}
+    return {key: value for key, value in completed.items() if key not in OURS[stage]}
 
 
 def last_line(text: str) -> str:
@@ -187,9 +187,9 @@ def run_steps(steps: Iterable[Step], jobs: int, label: str) -> None:
                         step.done(printed, time.perf_counter() - began)
                         bar.update()
                     elif not stop.requested:
-                        said = last_line(step.log.read_text(encoding="utf-8", errors="replace"))
+                        last = last_line(step.log.read_text(encoding="utf-8", errors="replace"))
                         code = "" if process.returncode == 2 else f" ended with code {process.returncode}"
-                        failed.append(f"rbctl {step.arguments[0]}{code}: {said} (log: {step.log})")
+                        failed.append(f"rbctl {step.arguments[0]}{code}: {last} (log: {step.log})")
                 time.sleep(_PAUSE)
         finally:
             _interrupt(running)

@@ -139,8 +139,8 @@ class Reading:
         return dataclasses.replace(readings[0], **joined)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
 @dataclass(frozen=True)

@@ -61,14 +61,14 @@ def relation_score(reading: Reading, relation: Relation | str, individuals: Pair
     wanted = load_relation(relation) if isinstance(relation, str) else relation
     pairs = _pairs(reading, individuals)
     slots = find_slots(reading, individuals)
-    found = reading.relation.argmax(1) == _column(reading, wanted.name)
+    likeliest = reading.relation.argmax(1) == _column(reading, wanted.name)
     straight = slots[:, 0] == 0
     correct = {}
     for at, name in enumerate(ATTRIBUTES):
-        told = getattr(reading, name).argmax(-1).gather(1, slots)
-        correct[name] = told == torch.tensor([[look(one)[at] for one in pair] for pair in pairs], device=told.device)
+        read = getattr(reading, name).argmax(-1).gather(1, slots)
+        correct[name] = read == torch.tensor([[look(one)[at] for one in pair] for pair in pairs], device=read.device)
     return RelationScore(
-        relation=found,
+        relation=likeliest,
         direction=torch.ones_like(straight) if wanted.symmetric else straight,
         slots=slots,
         contact=contact_distance(reading, wanted, individuals),
@@ -120,8 +120,8 @@ def contact_distance(reading: Reading, relation: Relation, individuals: Pairs | 
     species = reading.species.argmax(-1).cpu()
     if individuals is not None:
         pairs, slots = _pairs(reading, individuals), find_slots(reading, individuals).cpu()
-        told = torch.tensor([[SPECIES.index(one.species) for one in pair] for pair in pairs])
-        species = told.gather(1, slots)  # exchanging two is its own inverse
+        named = torch.tensor([[SPECIES.index(one.species) for one in pair] for pair in pairs])
+        species = named.gather(1, slots)  # exchanging two is its own inverse
     for number in range(len(reading)):
         bodies = [(points[number, role], SPECIES[int(species[number, role])]) for role in range(ROLES)]
         ways = [bodies, bodies[::-1]] if relation.symmetric else [bodies]
@@ -168,7 +168,7 @@ def place(points: np.ndarray, species: str, name: str) -> np.ndarray:
     hips = hind - along * 0.04 * unit + up * 0.35 * anatomy.chest * unit
     shoulders = hips + along * TRUNK * unit
     middle, girth = (hips + shoulders) / 2, unit * (anatomy.rump + anatomy.chest) / 2
-    found = {
+    spot = {
         "hips": hips,
         "shoulders": shoulders,
         "middle": middle,
@@ -178,7 +178,7 @@ def place(points: np.ndarray, species: str, name: str) -> np.ndarray:
         "rump": hips - along * unit * anatomy.rump,
         "withers": shoulders + up * girth * 0.9,
     }[name]
-    return found * np.array([1.0, -1.0])
+    return spot * np.array([1.0, -1.0])
 
 
 def contact_limit(relation: Relation, oracle: Oracle, share: float = 0.95, count: int = 64, seed: int = 0) -> float:

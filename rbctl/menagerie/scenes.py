@@ -76,11 +76,11 @@ class Scene:
 def poses() -> dict[str, Pose]:
     """The poses of recipes/menagerie/poses.yaml by name."""
     path = Path(str(package_files("rbctl.recipes") / "menagerie" / "poses.yaml"))
-    found = {}
+    by_name = {}
     for name, content in read_yaml(path).items():
         limbs = {key: tuple(value) for key, value in content.items() if key in LIMBS}
-        found[name] = Pose(**{**content, **limbs})
-    return found
+        by_name[name] = Pose(**{**content, **limbs})
+    return by_name
 
 
 def _known(kind: str, names: Sequence[str], value: str) -> str:

@@ -107,8 +107,8 @@ def draw_group(
 def spoken(relation: Relation, caption: str) -> str:
     """The words of a caption that say the relation, the longest of its forms; its predicate where there are none."""
     forms = sorted({relation.predicate, *relation.forms}, key=len, reverse=True)
-    found = (re.search(rf"(?<!\w){re.escape(form)}(?!\w)", caption, re.IGNORECASE) for form in forms)
-    return next((match[0] for match in found if match), relation.predicate)
+    matches = (re.search(rf"(?<!\w){re.escape(form)}(?!\w)", caption, re.IGNORECASE) for form in forms)
+    return next((match[0] for match in matches if match), relation.predicate)
 
 
 def pictures(scenes: Sequence[Scene], size: int) -> list[Image.Image]:

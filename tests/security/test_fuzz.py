@@ -30,7 +30,7 @@ from rbctl.pictures import read_record
 from rbctl.plugins.annotate import corrections, reports
 from rbctl.plugins.distill.pictures import find_pictures
 from rbctl.plugins.eval.benchmarks import Wanted, load_benchmark
-from rbctl.plugins.eval.results import read_rows
+from rbctl.plugins.eval.inputs import read_rows
 from rbctl.prompts import read_official_config, read_prompts
 from rbctl.relations import load_relation
 from rbctl.shards import samples

@@ -24,15 +24,15 @@ from rbctl.images import read_image, write_png
 from rbctl.layout import LayoutPrior
 from rbctl.menagerie.triplets import DRAWN_AS, draw_scenes, spoken
 from rbctl.pictures import grid
-from rbctl.plugins.eval import results, sampling
+from rbctl.plugins.eval import inputs, sampling
 from rbctl.plugins.eval.ablate import tables
 from rbctl.plugins.eval.ablate.recipe import Ablation, Variant
 from rbctl.plugins.eval.benchmarks import Benchmark, Wanted, find_benchmark, load_benchmark, of_relations, seeded
 from rbctl.plugins.eval.case import Case
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.features import Digests
+from rbctl.plugins.eval.rows import Row
 from rbctl.plugins.eval.run import open_scorer
-from rbctl.plugins.eval.scores import Row
 from rbctl.plugins.eval.stages import Stages, digest, learned
 from rbctl.plugins.eval.tables import aligned
 from rbctl.relations import Relation, load_relation
@@ -66,13 +66,13 @@ class Cell:
     @property
     def learned(self) -> tuple[Path, ...] | None:
         """The LoRAs or embeddings that the finetunings made, once all have ended."""
-        found = tuple(path for folder in self.tuned if (path := learned(folder)))
-        return found if len(found) == len(self.tuned) else None
+        paths = tuple(path for folder in self.tuned if (path := learned(folder)))
+        return paths if len(paths) == len(self.tuned) else None
 
     def learned_for(self, number: int) -> str:
         """Those that the pictures of a case are made with, as ``rbctl sample`` is told of several."""
-        found, roles = self.learned or (), len(self.relation.roles)
-        own = found[number * roles : (number + 1) * roles] if self.variant.data == "subjects" else found
+        paths, roles = self.learned or (), len(self.relation.roles)
+        own = paths[number * roles : (number + 1) * roles] if self.variant.data == "subjects" else paths
         return ",".join(str(path.resolve()) for path in own)
 
 
@@ -96,7 +96,7 @@ class Work:
     def cells(self) -> tuple[Cell, ...]:
         """All of them, variant by variant; a folder's name holds a hash of all that its content depends on."""
         bundle = generator_fingerprint(resolve(self.ablation.bundle))
-        found = []
+        cells = []
         for variant in self.ablation.variants.values():
             for given in self.ablation.relations:
                 relation = load_relation(given)
@@ -111,8 +111,8 @@ class Work:
                         numbers = itertools.product(range(self.ablation.cases), range(len(relation.roles)))
                         folders = tuple(group / f"{case:03d}-{role}" for case, role in numbers)
                     pictures = self.output / "pictures" / f"{name}-{shown}"
-                    found.append(Cell(variant, relation, given, seed, folders, pictures))
-        return tuple(found)
+                    cells.append(Cell(variant, relation, given, seed, folders, pictures))
+        return tuple(cells)
 
     def of(self, variant: Variant) -> list[Cell]:
         """The cells of one variant."""
@@ -217,11 +217,11 @@ class Work:
                     failed.append(str(error))
             if failed:
                 raise InputError("; ".join(failed))
-            found = {v.key: [s for cell in self.of(v) if (s := self.scored(cell))] for v in ablation.variants.values()}
-            content = {**tables.content(ablation, found), "versions": versions()}
-            for told, variant in zip(content["variants"].values(), ablation.variants.values(), strict=True):
-                told["learned"] = [str(path) for cell in self.of(variant) for path in cell.learned or ()]
-                told["pictures"] = [str(cell.shown) for cell in self.of(variant)]
+            scores = {v.key: [s for cell in self.of(v) if (s := self.scored(cell))] for v in ablation.variants.values()}
+            content = {**tables.content(ablation, scores), "versions": versions()}
+            for row, variant in zip(content["variants"].values(), ablation.variants.values(), strict=True):
+                row["learned"] = [str(path) for cell in self.of(variant) for path in cell.learned or ()]
+                row["pictures"] = [str(cell.shown) for cell in self.of(variant)]
             write_json(self.output / "tables.json", content)
             write_text(self.output / "tables.md", tables.markdown(content))
             write_png(self.output / "pictures.png", self.sheet())
@@ -280,7 +280,7 @@ class Work:
             pictures = []
             for name, cell in waiting.items():
                 own = of_relations(cases, [cell.relation.name])
-                pictures += results.of_cases(name, results.read_rows(cell.shown), own, digests, cell.shown, False)[0]
+                pictures += inputs.of_cases(name, inputs.read_rows(cell.shown), own, digests, cell.shown, False)[0]
             if not waiting:
                 continue
             click.echo(f"score {variant.name}: {len(pictures)} pictures", err=True)
@@ -336,8 +336,8 @@ class Work:
             text = cell.relation.prompt([thing.name for thing in triplet.objects], number)
             roles = zip(triplet.objects, cell.relation.roles, strict=True)
             things = tuple(dataclasses.replace(thing, role=role.name) for thing, role in roles)
-            said = spoken(cell.relation, text)
-            triplets.append(dataclasses.replace(triplet, prompt=text, predicate=said, objects=things))
+            words = spoken(cell.relation, text)
+            triplets.append(dataclasses.replace(triplet, prompt=text, predicate=words, objects=things))
         write(triplets, folder)
         return folder
 

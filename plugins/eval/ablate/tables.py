@@ -9,26 +9,26 @@ import numpy as np
 
 from rbctl.plugins.eval.ablate.recipe import Ablation, Variant
 from rbctl.plugins.eval.intervals import interval, paired
-from rbctl.plugins.eval.scores import Column
+from rbctl.plugins.eval.rows import Column, mean_by_case, rounded
+from rbctl.plugins.eval.summary import SIGNIFICANT
 from rbctl.plugins.eval.tables import aligned, cell, markdown_table, number
 
 COLOUR = "oracle colour"
-_SIGNIFICANT = 0.05
 _LEGEND = (
     "Means over cases (a case's pictures of all seeds are averaged first) with 95 % bootstrap intervals over cases. "
-    f"* differs from the full method on the same cases, paired sign-flip test, p < {_SIGNIFICANT}, not corrected."
+    f"* differs from the full method on the same cases, paired sign-flip test, p < {SIGNIFICANT}, not corrected."
 )
 
 Scored = Mapping[str, Any]  # a cell's scores.json
 
 
-def columns(found: Sequence[Column]) -> dict[str, Any]:
+def columns(scored: Sequence[Column]) -> dict[str, Any]:
     """What is said of every column; the oracle's main colours stand behind its other answers."""
-    facts = {column.id: column.facts() for column in found}
-    own = {name: told for name, told in facts.items() if told["profile"] == "oracle"}
+    facts = {column.id: column.facts() for column in scored}
+    own = {name: column for name, column in facts.items() if column["profile"] == "oracle"}
     if own:
-        said = "share of the individuals whose main colour is right, by the embedded world's oracle"
-        own[COLOUR] = {**next(iter(own.values())), "name": "colour", "definition": said}
+        definition = "share of the individuals whose main colour is right, by the embedded world's oracle"
+        own[COLOUR] = {**next(iter(own.values())), "name": "colour", "definition": definition}
     return {**own, **facts}
 
 
@@ -78,82 +78,70 @@ def _names(variants: Mapping[str, Variant]) -> dict[str, str]:
 
 def _values(rows: Iterable[Mapping[str, Any]], column: str) -> dict[str, float]:
     """Mean over the seeds, by case."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        if (value := row["scores"].get(column)) is not None:
-            found.setdefault(row["case"], []).append(value)
-    return {case: float(np.mean(values)) for case, values in sorted(found.items())}
+    return mean_by_case((row["case"], row["scores"].get(column)) for row in rows)
 
 
 def _cell(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
     parts = {
         f"by_{key}": {
-            str(part): _rounded(float(np.mean(list(values.values()))))
+            str(part): rounded(float(np.mean(list(values.values()))))
             for part in dict.fromkeys(row[key] for row in rows)
             if (values := _values([row for row in rows if row[key] == part], column))
         }
         for key in ("relation", "seed")
     }
-    return {**_plain(interval(list(_values(rows, column).values()))), **parts}
+    return {**rounded(interval(list(_values(rows, column).values()))), **parts}
 
 
 def _difference(rows: Sequence[Mapping[str, Any]], full: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
     one, other = _values(rows, column), _values(full, column)
     both = [case for case in one if case in other]
-    return _plain(paired([one[case] for case in both], [other[case] for case in both]))
-
-
-def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _rounded(value) for key, value in found.items()}
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 5) if isinstance(value, float) else value
+    return rounded(paired([one[case] for case in both], [other[case] for case in both]))
 
 
 # --- words ---------------------------------------------------------------------------------------------------------
 
 
-def _rows(found: Mapping[str, Any], table: Mapping[str, Any]) -> list[list[str]]:
+def _rows(content: Mapping[str, Any], table: Mapping[str, Any]) -> list[list[str]]:
     """Header and rows of one table."""
-    rows = [["variant", "cases", *(facts["name"] for facts in found["columns"].values())]]
+    rows = [["variant", "cases", *(facts["name"] for facts in content["columns"].values())]]
     for label, name in table["rows"].items():
-        variant = found["variants"][name]
+        variant = content["variants"][name]
         cells = []
-        for column in found["columns"]:
+        for column in content["columns"]:
             p = variant["minus_full"][column]["p"]
-            mark = "*" if name != found["full"] and p is not None and p < _SIGNIFICANT else ""
+            mark = "*" if name != content["full"] and p is not None and p < SIGNIFICANT else ""
             cells.append(cell(variant["cells"][column]) + mark)
         most = max(cell["cases"] for cell in variant["cells"].values())
         rows.append([label, str(most), *cells])
     return rows
 
 
-def _differences(found: Mapping[str, Any], table: Mapping[str, Any]) -> list[list[str]]:
+def _differences(content: Mapping[str, Any], table: Mapping[str, Any]) -> list[list[str]]:
     """Header and rows: what every variant has more than the full method, on the same cases."""
-    rows = [["minus the full method", *(facts["name"] for facts in found["columns"].values())]]
+    rows = [["minus the full method", *(facts["name"] for facts in content["columns"].values())]]
     for label, name in table["rows"].items():
-        if name != found["full"]:
-            told = found["variants"][name]["minus_full"]
-            cells = [{**told[column], "mean": told[column]["difference"]} for column in found["columns"]]
+        if name != content["full"]:
+            difference = content["variants"][name]["minus_full"]
+            cells = [{**difference[column], "mean": difference[column]["difference"]} for column in content["columns"]]
             rows.append([label, *map(cell, cells)])
     return rows
 
 
-def _spread(found: Mapping[str, Any]) -> list[list[str]]:
+def _spread(content: Mapping[str, Any]) -> list[list[str]]:
     """Header and rows: the first column's mean in every relation and with every seed."""
-    first = next(iter(found["columns"]))
+    first = next(iter(content["columns"]))
     parts = ("by_relation", "by_seed")
-    told = {name: [variant["cells"][first][part] for part in parts] for name, variant in found["variants"].items()}
-    heads = [[*by] for by in next(iter(told.values()))]
+    means = {name: [variant["cells"][first][part] for part in parts] for name, variant in content["variants"].items()}
+    heads = [[*by] for by in next(iter(means.values()))]
     rows = [["variant", *heads[0], *(f"seed {seed}" for seed in heads[1])]]
-    return rows + [[name, *(number(v) for by in some for v in by.values())] for name, some in told.items()]
+    return rows + [[name, *(number(v) for by in some for v in by.values())] for name, some in means.items()]
 
 
-def _what(found: Mapping[str, Any]) -> str:
+def _what(content: Mapping[str, Any]) -> str:
     return (
-        f"Bundle {found['bundle']}, {found['bench']}, {found['cases']} cases of each relation "
-        f"({', '.join(found['relations'])}), LoRAs of seeds {', '.join(map(str, found['seeds']))}."
+        f"Bundle {content['bundle']}, {content['bench']}, {content['cases']} cases of each relation "
+        f"({', '.join(content['relations'])}), LoRAs of seeds {', '.join(map(str, content['seeds']))}."
     )
 
 
@@ -161,28 +149,28 @@ def _title(table: Mapping[str, Any]) -> str:
     return f"{table['name']}: {table['title']}" if table["title"] else str(table["name"])
 
 
-def terminal(found: Mapping[str, Any]) -> str:
+def terminal(content: Mapping[str, Any]) -> str:
     """The tables as plain text."""
     parts = []
-    for table in found["tables"]:
-        parts += [_title(table), aligned(_rows(found, table)), table["note"]]
-    return "\n\n".join(part for part in [*parts, _what(found), _LEGEND] if part)
+    for table in content["tables"]:
+        parts += [_title(table), aligned(_rows(content, table)), table["note"]]
+    return "\n\n".join(part for part in [*parts, _what(content), _LEGEND] if part)
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def markdown(content: Mapping[str, Any]) -> str:
     """The tables, the differences, and what every column is."""
-    parts = [f"# Ablations: {found['recipe']}", _what(found), _LEGEND]
-    for table in found["tables"]:
-        parts += [f"## {_title(table)}", markdown_table(_rows(found, table)), table["note"]]
-        if len(differences := _differences(found, table)) > 1:
+    parts = [f"# Ablations: {content['recipe']}", _what(content), _LEGEND]
+    for table in content["tables"]:
+        parts += [f"## {_title(table)}", markdown_table(_rows(content, table)), table["note"]]
+        if len(differences := _differences(content, table)) > 1:
             parts.append(markdown_table(differences))
-    first = next(iter(found["columns"].values()))["name"]
-    parts += [f"## Column {first!r} by relation and seed", markdown_table(_spread(found))]
-    told = [["column", "profile", "definition", "model"]]
-    told += [[f["name"], f["profile"], f["definition"], f["hash"][:16]] for f in found["columns"].values()]
+    first = next(iter(content["columns"].values()))["name"]
+    parts += [f"## Column {first!r} by relation and seed", markdown_table(_spread(content))]
+    columns = [["column", "profile", "definition", "model"]]
+    columns += [[f["name"], f["profile"], f["definition"], f["hash"][:16]] for f in content["columns"].values()]
     parts += [
         "## Columns",
-        markdown_table(told),
-        "\n".join(f"- left out: {line}" for line in found["left_out"]),
+        markdown_table(columns),
+        "\n".join(f"- left out: {line}" for line in content["left_out"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -161,8 +161,8 @@ class Measuring:
 
     def _options(self, stage: str, *arguments: str) -> dict[str, Any]:
         """All of a stage's options, checked by the stage."""
-        given = self.gates.finetune if stage == "finetune" else self.gates.sample
-        return complete(stage, given, self.gates.bundle, "gates", *arguments)
+        options = self.gates.finetune if stage == "finetune" else self.gates.sample
+        return complete(stage, options, self.gates.bundle, "gates", *arguments)
 
     @cached_property
     def sample_options(self) -> dict[str, Any]:

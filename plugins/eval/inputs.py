@@ -191,12 +191,12 @@ def _parts(
     if not value or not value.strip():
         return None
     try:
-        found = tuple(None if part.strip() in ("", "-") else read(part.strip()) for part in value.split(";"))
+        parts = tuple(None if part.strip() in ("", "-") else read(part.strip()) for part in value.split(";"))
     except ValueError as error:
         raise InputError(f"{where}: {column}: {error}") from error
-    if len(found) != count:
-        raise InputError(f"{where}: {len(found)} {column} for {count} image prompts; leave a missing one's place empty")
-    return found
+    if len(parts) != count:
+        raise InputError(f"{where}: {len(parts)} {column} for {count} image prompts; leave a missing one's place empty")
+    return parts
 
 
 def as_cases(run: str, rows: Sequence[Row], digests: Digests) -> list[Picture]:
@@ -209,22 +209,22 @@ def as_cases(run: str, rows: Sequence[Row], digests: Digests) -> list[Picture]:
         raise InputError(
             f"{', '.join(silent)}: neither name nor list says a prompt; write a metadata.csv with file_name,text"
         )
-    found = []
+    pictures = []
     for row in rows:
-        things = tuple(
+        objects = tuple(
             CaseObject(name=name, image=image, references=(image,), subject=digests(image))
             for name, image in row.objects
         )
         case = Case(
             id=_key(row.text, [image for _, image in row.objects], digests)[:12],
             text=row.text,
-            objects=things,
+            objects=objects,
             predicate=row.predicate,
             relation=row.relation,
             group=row.relation,
         )
-        found.append(Picture(run, row.file, case, row.boxes, row.found, row.seed))
-    return found
+        pictures.append(Picture(run, row.file, case, row.boxes, row.found, row.seed))
+    return pictures
 
 
 def of_cases(
@@ -240,7 +240,7 @@ def of_cases(
     """
     by_id = {case.id: case for case in cases}
     by_key = {_key(case.text, [thing.image for thing in case.objects], digests): case for case in cases}
-    found: dict[str, list[Picture]] = {}
+    pictures: dict[str, list[Picture]] = {}
     strange = []
     for row in rows:
         named = by_id.get(row.case)
@@ -249,19 +249,19 @@ def of_cases(
             strange.append(row.file.name)
             continue
         boxes = row.boxes if row.boxes is None or len(row.boxes) == len(case.objects) else None
-        found.setdefault(case.id, []).append(Picture(run, row.file, case, boxes, row.found, row.seed))
+        pictures.setdefault(case.id, []).append(Picture(run, row.file, case, boxes, row.found, row.seed))
     if strange and not partial:
         raise InputError(
             f"{where}: {len(strange)} pictures belong to no case of the benchmark: {', '.join(strange)}; name it "
             "in the column 'case', or leave them out with --partial"
         )
-    without = [case.id for case in cases if case.id not in found]
+    without = [case.id for case in cases if case.id not in pictures]
     if without and not partial:
         raise InputError(
             f"{where}: pictures of {len(without)} cases are missing: {', '.join(without)}; make them, or leave these "
             "cases out with --partial"
         )
-    return [picture for case in cases for picture in found.get(case.id, ())], len(without)
+    return [picture for case in cases for picture in pictures.get(case.id, ())], len(without)
 
 
 def _key(text: str, images: Sequence[Path], digests: Digests) -> str:
