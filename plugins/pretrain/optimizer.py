@@ -127,4 +127,6 @@ def _newton_schulz(gram: torch.Tensor) -> torch.Tensor:
 def sum_over_processes(values: torch.Tensor) -> None:
     """Sum over processes, in place; alone it changes nothing."""
     if distributed.is_initialized():
-        distributed.all_reduce(values)
+        shared = values.cpu()  # the processes talk from CPU to CPU
+        distributed.all_reduce(shared)
+        values.copy_(shared)
