@@ -21,23 +21,28 @@ def schemas() -> dict[str, dict[str, Any]]:
     """The schemas by name: relation, prompts, recipe, and what a stage's module names in ``FORMATS``.
 
     ``FORMATS`` are where the dataclasses of a stage's own files lie, {"benchmark": "package.module:Benchmark"}; a
-    dictionary there holds several, any of which a file may be.
+    dictionary there holds several, by what their key ``kind`` says.
     """
-    kinds: dict[str, Any] = {"relation": Relation, "prompts": PromptsFile}
+    whole = {"relation": formats.schema(Relation), "prompts": formats.schema(PromptsFile)}
+    whole["relation"]["$defs"]["Relation"]["required"].remove("name")  # the file's own name stands in for it
     stages = {entry.name: entry for entry in sorted(entry_points(group="rbctl.plugins"))}
     for entry in stages.values():
         places = getattr(importlib.import_module(entry.module), "FORMATS", {})
-        kinds |= {name: pkgutil.resolve_name(place) for name, place in places.items()}
-    kinds |= {
-        name: functools.reduce(operator.or_, kind.values()) for name, kind in kinds.items() if isinstance(kind, dict)
-    }
-    whole = {name: formats.schema(kind) for name, kind in kinds.items()}
-    whole["relation"]["$defs"]["Relation"]["required"].remove("name")  # the file's own name stands in for it
+        whole |= {name: _schema(pkgutil.resolve_name(place)) for name, place in places.items()}
     commands = {name: entry.load() for name, entry in stages.items()}
     configs = {name: getattr(command.callback, "config_type", None) for name, command in commands.items()}
     sections = {name: _section(config) for name, config in configs.items() if config}
     recipe = {"$schema": formats.DIALECT, "type": "object", "properties": sections, "additionalProperties": False}
     return {**whole, "recipe": recipe}
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    if not isinstance(kind, dict):
+        return formats.schema(kind)
+    schema = formats.schema(functools.reduce(operator.or_, kind.values()))
+    for name, own in kind.items():
+        schema["$defs"][own.__name__]["properties"]["kind"] |= {"const": name}
+    return schema
 
 
 def _section(config: type) -> dict[str, Any]:
