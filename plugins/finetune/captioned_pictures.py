@@ -20,7 +20,7 @@ from rbctl.menagerie import BACKGROUNDS, SPECIES, Individual, Scene, compose, dr
 from rbctl.paths import inside
 from rbctl.phrases import replaced
 from rbctl.plugins.finetune.config import FinetuneConfig
-from rbctl.plugins.finetune.encodings import Frame
+from rbctl.plugins.finetune.encodings import Frame, pixels_of
 from rbctl.plugins.finetune.training_data import LARGEST_RENDERED, training_data
 from rbctl.progress import progress
 from rbctl.relations import Relation, Role
@@ -171,9 +171,11 @@ def encode(
             mask = np.ones((1, image.height, image.width), bool)
             whole = Annotated(image=image, masks=mask, boxes=np.array([[0.0, 0, 1, 1]]), keypoints=absent()[None])
             for version in range(config.augmentation_draws):
-                row, _ = Frame.of(config, number, version, resolution).encode(bundle, whole)
-                none = row["latents_mean"][None][:0]
-                row |= {"prompt_latents_mean": none, "prompt_latents_std": none, "boxes": torch.zeros(0, 4)}
+                cut, time_ids = Frame.of(config, number, version, resolution).cut(whole)
+                # In this layout, since the VAE's convolutions round differently in another.
+                mean, std = bundle.encode_pictures(pixels_of([cut.image]).contiguous())
+                row = {"latents_mean": mean[0], "latents_std": std[0], "time_ids": time_ids}
+                row |= {"prompt_latents_mean": mean[:0], "prompt_latents_std": std[:0], "boxes": torch.zeros(0, 4)}
                 rows.append(row | {"number": torch.tensor(number)})
                 bar.update()
     shape = (len(pictures), config.augmentation_draws)

@@ -150,18 +150,15 @@ class Frame:
         zoom = 1 + chance[0] * (config.max_zoom - 1)
         return cls(resolution, zoom, (chance[1], chance[2]), config.random_flip and chance[3] < 0.5)
 
-    def encode(self, bundle: Bundle, picture: Annotated) -> tuple[dict[str, torch.Tensor], Annotated]:
-        """``latents_mean``, ``latents_std`` and ``time_ids`` of the picture, and the picture as it was cut.
+    def cut(self, picture: Annotated) -> tuple[Annotated, torch.Tensor]:
+        """The picture as it is trained on, and its time ids (6).
 
-        The crop of the time ids is (0, 0) whatever it was, as in the official script: sampling asks for an uncut
-        picture.
+        Their crop is (0, 0) whatever it was, as in the official script: sampling asks for an uncut picture.
         """
         width, height = picture.image.size
-        picture = self.turned(picture)
-        cut = geometry.cover(picture, self.resolution, self.resolution, zoom=self.zoom, anchor=self.anchor)
-        mean, std = bundle.encode_pictures(_pixels([cut.image]))
-        time_ids = torch.tensor([height, width, 0, 0, self.resolution, self.resolution], dtype=torch.float32)
-        return {"latents_mean": mean[0], "latents_std": std[0], "time_ids": time_ids}, cut
+        size = self.resolution
+        cut = geometry.cover(self.turned(picture), size, size, zoom=self.zoom, anchor=self.anchor)
+        return cut, torch.tensor([height, width, 0, 0, size, size], dtype=torch.float32)
 
     def turned(self, picture: Annotated) -> Annotated:
         """The picture, mirrored where this version is."""
@@ -170,11 +167,12 @@ class Frame:
 
 @torch.no_grad()
 def _pictures(bundle: Bundle, triplet: Triplet, frame: Frame, config: FinetuneConfig) -> dict[str, torch.Tensor]:
-    encoded, target = frame.encode(bundle, geometry.target(triplet))
+    target, time_ids = frame.cut(geometry.target(triplet))
     prompts = [frame.turned(geometry.image_prompt(thing)) for thing in triplet.objects]
     # The whole individual stays in view: image prompts are padded to the square, not cut.
     squares = [geometry.contain(prompt, frame.resolution, frame.resolution) for prompt in prompts]
-    prompt_mean, prompt_std = bundle.encode_pictures(_pixels([square.image for square in squares]))
+    mean, std = bundle.encode_pictures(pixels_of([target.image]))
+    prompt_mean, prompt_std = bundle.encode_pictures(pixels_of([square.image for square in squares]))
     images = [prompt.image for prompt in prompts]
     local = None
     if config.local_tokens != "none":
@@ -187,7 +185,10 @@ def _pictures(bundle: Bundle, triplet: Triplet, frame: Frame, config: FinetuneCo
     image_tokens = encoder.adapter_tokens(tokens, boxes[None].to(bundle.device), phrases[None])
     target_points = torch.from_numpy(target.keypoints).float()
     image_points = torch.from_numpy(np.concatenate([square.keypoints for square in squares])).float()
-    return encoded | {
+    return {
+        "latents_mean": mean[0],
+        "latents_std": std[0],
+        "time_ids": time_ids,
         "prompt_latents_mean": prompt_mean,
         "prompt_latents_std": prompt_std,
         "image_tokens": image_tokens[0],
@@ -221,6 +222,7 @@ def _words(bundle: Bundle, triplet: Triplet, needs_predicate: bool) -> dict[str,
     return {"prompt_embeds": embeds[0], "pooled_prompt_embeds": pooled[0], "predicate_span": torch.tensor(span)}
 
 
-def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
+def pixels_of(images: Sequence[Image.Image]) -> torch.Tensor:
+    """Pictures of one size as (B, 3, H, W) in [-1, 1]."""
     array = np.stack([np.asarray(image) for image in images])
     return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
