@@ -92,6 +92,8 @@ def read_learned(prompts: Sequence[Prompt], config: SampleConfig) -> list[Learne
         relation = load_relation(named) if named else find_relation(prompt.text, [load_relation(n) for n in shipped()])
         names = (prompt.embedding,) if prompt.embedding else config.embedding
         tokens = [part.strip() for value in names for part in value.split(",")]
+        if len(set(tokens)) < len(tokens):
+            raise InputError(f"{prompt.source}: two embeddings have the same token; give one its own, PATH:<name>")
         path = _lora(prompt, relation, config, bool(tokens))
         weight = _first(prompt.lora_weight, 1.0 if prompt.lora else config.lora_weight)
         learned.append(
