@@ -365,6 +365,7 @@ def test_a_damaged_model_is_one_line(models: Path, tmp_path: Path) -> None:
         Keypoints(broken, config(), CPU)
 
 
+@pytest.mark.slow
 def test_photographs_by_models_of_transformers(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole road from pictures alone: boxes and masks of coloured rectangles, other steps by random weights."""
     from transformers import GroundingDinoForObjectDetection, SamModel

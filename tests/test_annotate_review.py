@@ -90,6 +90,7 @@ def test_the_page_shows_every_picture_with_all_that_is_known(native: Path) -> No
                 assert float(circle["cy"] or 0) == pytest.approx(y * 128, abs=0.01)
 
 
+@pytest.mark.slow
 def test_doubtful_points_failed_gates_and_what_was_left_out_are_marked(drawn_hug: Path, tmp_path: Path) -> None:
     folder = as_raw(drawn_hug, tmp_path / "raw")
     row = lines(folder / "raw.jsonl")[3]
@@ -137,6 +138,7 @@ def test_corrections_are_taken_in_and_back(native: Path) -> None:
     assert [problem for problem in check(native) if problem.level == "error"] == []
 
 
+@pytest.mark.slow
 def test_annotating_again_keeps_the_corrections(drawn_hug: Path, tmp_path: Path) -> None:
     folder = as_raw(drawn_hug, tmp_path / "raw")
     assert annotate(folder).exit_code == 0

@@ -111,6 +111,7 @@ def test_the_order_of_the_image_prompts_is_no_matter(drawn_hug: Path, tmp_path: 
             assert (mask & other).sum() / (mask | other).sum() > 0.4
 
 
+@pytest.mark.slow
 def test_pictures_alone_need_no_list(drawn_hug: Path, tmp_path: Path) -> None:
     """Their names tell who is who, the relation what they do."""
     folder = tmp_path / "photos"
@@ -144,6 +145,7 @@ def shard(path: Path, drawn_hug: Path, rows: list[dict]) -> None:
                 tar.add(drawn_hug / thing["image"], f"{number:04}.{k}.png")
 
 
+@pytest.mark.slow
 def test_shards(drawn_hug: Path, annotated_hug: Path, tmp_path: Path) -> None:
     rows = lines(drawn_hug / "metadata.jsonl")
     shard(tmp_path / "a.tar", drawn_hug, rows[:2])
@@ -174,6 +176,7 @@ def pasted(folder: Path, row: dict) -> Image.Image:
     return sheet
 
 
+@pytest.mark.slow
 def test_copied_poses_fail_their_gate_and_can_be_dropped(drawn_hug: Path, tmp_path: Path) -> None:
     """The copy-paste effect: a target shows both as their image prompts do. The last triplet stays as it was."""
     folder = as_raw(drawn_hug, tmp_path / "pasted")
@@ -196,6 +199,7 @@ def test_copied_poses_fail_their_gate_and_can_be_dropped(drawn_hug: Path, tmp_pa
     assert [r["file_name"] for r in lines(folder / "annotations.jsonl") if not r["kept"]] == copied
 
 
+@pytest.mark.slow
 def test_other_individuals_than_in_the_image_prompts_fail_a_gate(drawn_hug: Path, tmp_path: Path) -> None:
     folder = as_raw(drawn_hug, tmp_path / "wrong")
     rows = lines(folder / "raw.jsonl")
@@ -206,6 +210,7 @@ def test_other_individuals_than_in_the_image_prompts_fail_a_gate(drawn_hug: Path
     assert not (report["gates"]["same"]["passed"] and report["gates"]["told_apart"]["passed"])
 
 
+@pytest.mark.slow
 def test_a_picture_without_an_animal_is_listed_and_the_rest_is_written(copied: Path) -> None:
     row = lines(copied / "raw.jsonl")[1]
     Image.new("RGB", (128, 128), (200, 200, 200)).save(copied / row["file_name"])
@@ -248,6 +253,7 @@ def no_points(images, boxes):
     return [np.zeros((len(rows), 5, 3)) for rows in boxes]
 
 
+@pytest.mark.slow
 def test_more_individuals_than_image_prompts(copied: Path) -> None:
     result = annotate(copied, "--backend", "boxes=test_annotate_stage:found_three")
     assert result.exit_code == 2

@@ -143,6 +143,7 @@ def test_a_damaged_or_foreign_result_is_made_anew_and_told(copied: Path, damage:
     assert "made anew" not in annotate(copied).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "act"),
     [
