@@ -17,6 +17,7 @@ from rbctl.files import write_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
 # No format here starts a program, as Pillow's EPS does (Ghostscript), or opens other files.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
@@ -113,8 +114,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
 
 
-def write_png(path: Path, image: Image.Image) -> None:
+def write_png(path: Path, image: Image.Image, *, chunks: PngInfo | None = None) -> None:
     """Write a picture as PNG, atomically. PIL does not always tell that the disk is full, so it writes to memory."""
     encoded = io.BytesIO()
-    image.save(encoded, format="PNG")
+    image.save(encoded, format="PNG", pnginfo=chunks)
     write_bytes(path, encoded.getvalue())

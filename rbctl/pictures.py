@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from rbctl.errors import InputError
-from rbctl.files import write_bytes
-from rbctl.images import open_image
+from rbctl.images import open_image, write_png
 from rbctl.parsing import parse_json
 
 _GAP = 8  # pixels around each picture of a sheet
@@ -90,9 +88,7 @@ def save_png(image: Image.Image, path: Path, parameters: str, record: Mapping[st
     chunks = PngInfo()
     chunks.add_text("parameters", parameters)
     chunks.add_text("rbctl", json.dumps(record))
-    encoded = io.BytesIO()  # by way of memory: PIL's own errors on a full disk do not say so
-    image.save(encoded, format="PNG", pnginfo=chunks)
-    write_bytes(path, encoded.getvalue())
+    write_png(path, image, chunks=chunks)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -125,16 +121,14 @@ def grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | 
     lines = [max(len(wrapped[k]) for k in row) for row in rows]  # a row without captions needs no room for them
     size = _GAP + columns * (width + _GAP), _GAP + sum(height + _LINE * n + _GAP for n in lines)
     sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_CAPTION)
+    draw = ImageDraw.Draw(sheet)
     top = _GAP
     for row, count in zip(rows, lines, strict=True):
         for column, k in enumerate(row):
             left = _GAP + column * (width + _GAP)
             image = images[k]
             sheet.paste(image.convert("RGB"), (left + (width - image.width) // 2, top + (height - image.height) // 2))
-            for number, line in enumerate(wrapped[k]):
-                middle = left + (width - draw.textlength(line, font)) / 2
-                draw.text((middle, top + height + 2 + number * _LINE), line, fill="black", font=font)
+            _write(draw, wrapped[k], top + height, left, width)
         top += height + _LINE * count + _GAP
     return sheet
 
@@ -159,20 +153,24 @@ def sheet_row(
     width = sum(i.width + _GAP for i in (*left, *right)) + _GAP
     wrapped = _wrap(caption, width)
     row = Image.new("RGB", (width, height + _LINE * len(wrapped)), "white")
-    draw, font = ImageDraw.Draw(row), ImageFont.load_default(_CAPTION)
+    draw = ImageDraw.Draw(row)
     x = 0
-    for image in left:
+    for number, image in enumerate((*left, *right)):
+        if left and number == len(left):
+            draw.line((x, 0, x, height - 1), fill="black", width=2)
+            x += _GAP
         row.paste(image, (x, (height - image.height) // 2))
         x += image.width + _GAP
-    if left:
-        draw.line((x, 0, x, height - 1), fill="black", width=2)
-        x += _GAP
-    for image in right:
-        row.paste(image, (x, (height - image.height) // 2))
-        x += image.width + _GAP
-    for number, line in enumerate(wrapped):
-        draw.text((0, height + 2 + number * _LINE), line, fill="black", font=font)
+    _write(draw, wrapped, height)
     return row
+
+
+def _write(draw: ImageDraw.ImageDraw, lines: Sequence[str], top: float, left: float = 0, width: float = 0) -> None:
+    """A caption below ``top``, in the middle of a width, or from the left where there is none."""
+    font = ImageFont.load_default(_CAPTION)
+    for number, line in enumerate(lines):
+        indent = (width - draw.textlength(line, font)) / 2 if width else 0
+        draw.text((left + indent, top + 2 + number * _LINE), line, fill="black", font=font)
 
 
 def _fitted(image: Image.Image, height: int) -> Image.Image:
