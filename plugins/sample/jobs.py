@@ -41,18 +41,18 @@ class Learned:
         relation: named, or expressed by the prompt's words.
         lora: path, or several with commas between; None for the base model.
         files: what stands in them.
-        embeddings: each by how it was named.
+        embeddings: each with the name it was asked for by, PATH[:TOKEN].
     """
 
     relation: Relation | None
     lora: str | None
     lora_weight: float
     files: tuple[LoraFile, ...]
-    embeddings: Mapping[str, Embedding]
+    embeddings: tuple[tuple[str, Embedding], ...]
 
     @property
     def trained(self) -> tuple[LoraFile | Embedding, ...]:
-        return *self.files, *self.embeddings.values()
+        return *self.files, *(embedding for _, embedding in self.embeddings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +92,6 @@ def read_learned(prompts: Sequence[Prompt], config: SampleConfig) -> list[Learne
         relation = load_relation(named) if named else find_relation(prompt.text, [load_relation(n) for n in shipped()])
         names = (prompt.embedding,) if prompt.embedding else config.embedding
         tokens = [part.strip() for value in names for part in value.split(",")]
-        if len(set(tokens)) < len(tokens):
-            raise InputError(f"{prompt.source}: two embeddings have the same token; give one its own, PATH:<name>")
         path = _lora(prompt, relation, config, bool(tokens))
         weight = _first(prompt.lora_weight, 1.0 if prompt.lora else config.lora_weight)
         learned.append(
@@ -102,7 +100,7 @@ def read_learned(prompts: Sequence[Prompt], config: SampleConfig) -> list[Learne
                 lora=path,
                 lora_weight=weight if path else 1.0,
                 files=tuple(read_lora(Path(part)) for part in lora.split(path or "")),
-                embeddings={token: read_embedding(token) for token in tokens},
+                embeddings=tuple((token, read_embedding(token)) for token in tokens),
             )
         )
     return learned
@@ -187,7 +185,7 @@ def _jobs(
     bundle: Mapping[str, str],
     digests: Mapping[Path, str],
 ) -> list[Job]:
-    tokens = tuple(learned.embeddings.values())
+    tokens = tuple(embedding for _, embedding in learned.embeddings)
     if len({embedding.token for embedding in tokens}) < len(tokens):
         raise InputError(f"{prompt.source}: two embeddings have the same token; give one its own, PATH:<name>")
     of_subjects = [file for file in learned.files if "rbctl.instance" in file.metadata]  # DreamBooth's rare token
@@ -239,9 +237,7 @@ def _jobs(
         record |= {"local_grid": config.local_grid, "local_injection": config.local_injection}
     if tokens:
         record["embeddings"] = [
-            {"path": path, "token": e.token, "hash": digests[e.path]}
-            for path, e in learned.embeddings.items()
-            if e.path
+            {"path": path, "token": e.token, "hash": digests[e.path]} for path, e in learned.embeddings if e.path
         ]
     subjects = tuple(_subject(entry, scale) for entry in objects)
     first_seed, jobs = _first(prompt.seed, config.seed), []
