@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from rbctl.plugins.eval import sampling
 from rbctl.plugins.eval.benchmarks import of_world
 from rbctl.plugins.eval.gates.figures import Scores, scores
 from rbctl.plugins.eval.gates.recipe import Gates
-from rbctl.plugins.eval.stages import Stages, complete, digest, learned, tuning
+from rbctl.plugins.eval.stages import Stages, Step, complete, digest, learned, tuning
 from rbctl.relations import Box, load_relation
 
 _STREAM = Stream(0x6A7E5)  # the scenes of all figures that were ever kept
@@ -159,15 +160,16 @@ class Measuring:
     def _bundle(self) -> str:
         return generator_fingerprint(resolve(self.gates.bundle))
 
-    def _options(self, stage: str, *arguments: str) -> dict[str, Any]:
-        """All of a stage's options, checked by the stage."""
-        options = self.gates.finetune if stage == "finetune" else self.gates.sample
-        return complete(stage, options, self.gates.bundle, "gates", *arguments)
+    @cached_property
+    def finetune_options(self) -> dict[str, Any]:
+        """All that LoRAs are tuned with, checked by the stage itself."""
+        needed = ("--relation", self.gates.relations[0])
+        return complete("finetune", self.gates.finetune, self.gates.bundle, "gates", *needed)
 
     @cached_property
     def sample_options(self) -> dict[str, Any]:
-        """All that pictures are sampled with."""
-        return self._options("sample", "prompts.yaml")
+        """All that pictures are sampled with, likewise."""
+        return complete("sample", self.gates.sample, self.gates.bundle, "gates", "prompts.yaml")
 
     def tuned(self, relations: Sequence[str], seeds: Sequence[int], again: str = "") -> list[Tuned]:
         """The LoRAs of relations, seed by seed, tuned where they are not there.
@@ -175,21 +177,17 @@ class Measuring:
         Args:
             again: a word for runs of their own, beside those that are there.
         """
-        loras = []
-        for seed in seeds:
-            for relation in relations:
-                rules, options = load_relation(relation), self._options("finetune", "--relation", relation)
-                key = digest([self._bundle, repr(rules), DRAWN_AS, seed, options, *([again] if again else [])])
-                loras.append(Tuned(relation, seed, self.folder / "loras" / f"{rules.name}-s{seed}-{key}", options))
-        waiting = [one for one in loras if learned(one.folder) is None]
-        self.stages.run(
-            [
-                self.stages.finetune(one.folder, dict(one.options), "--relation", one.relation, "--seed", str(one.seed))
-                for one in waiting
-            ],
-            "finetune",
-        )
-        return loras
+        tuned, steps = list[Tuned](), list[Step]()
+        options = self.finetune_options
+        for seed, relation in itertools.product(seeds, relations):
+            rules = load_relation(relation)
+            key = digest([self._bundle, repr(rules), DRAWN_AS, seed, options, *([again] if again else [])])
+            folder = self.folder / "loras" / f"{rules.name}-s{seed}-{key}"
+            tuned.append(Tuned(relation, seed, folder, options))
+            if learned(folder) is None:
+                steps.append(self.stages.finetune(folder, options, "--relation", relation, "--seed", str(seed)))
+        self.stages.run(steps, "finetune")
+        return tuned
 
     def sample(self, arms: Sequence[Arm]) -> None:
         """Sample the arms whose pictures are not there; those of one LoRA together, to load the bundle once."""

@@ -132,7 +132,7 @@ def loras(work: Measuring, section: Section) -> Measured:
     count = work.each(relations)
     cases = {relation: work.cases(relation, count) for relation in relations}
     tuned = work.tuned(relations, seeds)
-    of_tuned = {(one.relation, one.seed): lora_arms(work, one, cases[one.relation]) for one in tuned}
+    of_tuned = {(lora.relation, lora.seed): lora_arms(work, lora, cases[lora.relation]) for lora in tuned}
     easy = next(iter(of_tuned.values()))["easy"]
     easy_base = Arm("base-easy", easy.cases, "", easy.boxes)
     beside = {
@@ -160,9 +160,9 @@ def loras(work: Measuring, section: Section) -> Measured:
             arms.setdefault(arm, {})[name] = stacked([scored(of_tuned[relation, seed][arm]) for seed in seeds])
         after = [scored(of_tuned[relation, seed]["easy"])["relation"] for seed in seeds]
         changes[name] = np.stack(after, axis=-1) - before[:, None]
-        mine = [one for one in tuned if one.relation == relation]
+        mine = [lora for lora in tuned if lora.relation == relation]
         kept[name] = [
-            {**one.facts(), "easy_change": round(float(changes[name][:, k].mean()), 4)} for k, one in enumerate(mine)
+            {**lora.facts(), "easy_change": round(float(changes[name][:, k].mean()), 4)} for k, lora in enumerate(mine)
         ]
         first = of_tuned[relation, seeds[0]]
         columns = {
@@ -204,13 +204,13 @@ def loras(work: Measuring, section: Section) -> Measured:
         },
         "loras": kept,
     }
-    if section.relations:
-        content["yaml"] = "\n---\n".join(Path(relation).read_text(encoding="utf-8") for relation in relations)
+    if files := [Path(relation) for relation in section.relations if Path(relation).is_file()]:
+        content["yaml"] = "\n---\n".join(file.read_text(encoding="utf-8") for file in files)
     figures = _named(summaries) | {
         **{f"{name}.{key}": v for name in ("gain", "colour_change") for key, v in content[name].items()},
         **{f"contact_ratio.{arm}": ratios["of_medians"] for arm, ratios in content["contact_ratio"].items()},
         "easy_drop": figure([-change]),
-        "steps": max(one.options["steps"] for one in tuned),
+        "steps": tuned[0].options["steps"],
     }
     return content, figures
 
