@@ -48,6 +48,7 @@ def test_the_grid_is_made_and_its_path_told_last(made: tuple[Path, Result]) -> N
     assert np.array_equal(np.asarray(sheet)[8:264, 8:264], np.asarray(read_image(folder / "base" / first)))
 
 
+@pytest.mark.slow
 def test_every_stage_did_its_part(made: tuple[Path, Result]) -> None:
     folder, _ = made
     assert len(load(folder / "lora" / "triplets")) == 6

@@ -132,6 +132,7 @@ def test_an_interruption_keeps_what_is_finished(done: Done) -> None:
     assert len(done.files("loras/*/lora.safetensors")) == 2
 
 
+@pytest.mark.slow
 def test_the_tables(done: Done) -> None:
     assert done.result.exit_code == 0, done.result.output
     content = done.content
@@ -158,6 +159,7 @@ def test_the_tables(done: Done) -> None:
         assert words in done.result.stdout
 
 
+@pytest.mark.slow
 def test_boxes_and_noise_are_the_same_for_all(done: Done) -> None:
     prompts = [yaml.safe_load(path.read_text())["prompts"] for path in done.output.glob("pictures/*.yaml")]
     one, other = ([{k: v for k, v in entry.items() if k != "lora"} for entry in some] for some in prompts)
@@ -166,6 +168,7 @@ def test_boxes_and_noise_are_the_same_for_all(done: Done) -> None:
     assert prompts[0][0]["lora"] != prompts[1][0]["lora"]
 
 
+@pytest.mark.slow
 def test_the_same_again_makes_what_is_missing_alone(done: Done) -> None:
     before, made = done.content, done.files("*/*/*.safetensors")
     scored, other = sorted(done.output.glob("pictures/*/scores.json"))
