@@ -16,7 +16,7 @@ from rbctl.images import read_image
 from rbctl.pages import render
 from rbctl.plugins.eval.failures import TYPES
 from rbctl.plugins.eval.rows import TRUTH, Row, by_case
-from rbctl.plugins.eval.tables import aligned, cell, inert, markdown_table, number
+from rbctl.plugins.eval.tables import aligned, cell, column_table, inert, markdown_table, number
 
 _THUMBNAIL = 144  # pixels, longer side
 _COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#8e5aa8", "#b08900", "#4d4d4d")
@@ -139,7 +139,7 @@ def markdown(content: dict[str, Any], rows: Sequence[Row]) -> str:
     if content["left_out"]:
         parts += ["## Left out", "\n".join(f"- {inert(line)}" for line in content["left_out"])]
     parts += ["## What was run", markdown_table(_facts_table(content))]
-    parts += ["## Columns", markdown_table(_column_table(content))]
+    parts += ["## Columns", markdown_table(column_table(content["columns"]))]
     if len(tests := _test_table(content)) > 1:
         parts += ["## Paired tests", markdown_table(tests)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -147,11 +147,6 @@ def markdown(content: dict[str, Any], rows: Sequence[Row]) -> str:
 
 def _title(content: dict[str, Any]) -> str:
     return content["benchmark"]["name"] or " and ".join(content["runs"])
-
-
-def _column_table(content: dict[str, Any]) -> list[list[str]]:
-    rows = [["column", "profile", "definition", "model"]]
-    return rows + [[f["name"], f["profile"], f["definition"], f["hash"][:16]] for f in content["columns"].values()]
 
 
 def _facts_table(content: dict[str, Any]) -> list[list[str]]:
@@ -288,7 +283,7 @@ def html(content: dict[str, Any], rows: Sequence[Row], show: int) -> str:
         rank=rank_line(content),
         legend=_LEGEND,
         facts=_facts_table(content),
-        columns=_column_table(content),
+        columns=column_table(content["columns"]),
         tests=_test_table(content),
         plot=scatter(rows, content),
         extremes={

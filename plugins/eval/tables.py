@@ -22,6 +22,12 @@ def cell(mean: Mapping[str, Any] | None) -> str:
     return f"{number(mean['mean'])} [{number(mean['low'])}, {number(mean['high'])}]"
 
 
+def column_table(columns: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
+    """Header and rows: what every column of a report is."""
+    rows = [["column", "profile", "definition", "model"]]
+    return rows + [[c["name"], c["profile"], c["definition"], c["hash"][:16]] for c in columns.values()]
+
+
 def aligned(rows: Rows) -> str:
     """Plain text, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -139,11 +139,6 @@ class Individual:
         """Plain data, for a file."""
         return dataclasses.asdict(self)
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Individual:
-        """What ``to_json`` gave."""
-        return cls(**{**content, "proportions": tuple(content["proportions"])})
-
 
 def _contrast(a: RGB, b: RGB) -> float:
     return sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) ** 0.5

@@ -11,7 +11,7 @@ from rbctl.plugins.eval.ablate.recipe import Ablation, Variant
 from rbctl.plugins.eval.intervals import interval, paired
 from rbctl.plugins.eval.rows import Column, mean_by_case, rounded
 from rbctl.plugins.eval.summary import SIGNIFICANT
-from rbctl.plugins.eval.tables import aligned, cell, markdown_table, number
+from rbctl.plugins.eval.tables import aligned, cell, column_table, markdown_table, number
 
 COLOUR = "oracle colour"
 _LEGEND = (
@@ -166,11 +166,6 @@ def markdown(content: Mapping[str, Any]) -> str:
             parts.append(markdown_table(differences))
     first = next(iter(content["columns"].values()))["name"]
     parts += [f"## Column {first!r} by relation and seed", markdown_table(_spread(content))]
-    columns = [["column", "profile", "definition", "model"]]
-    columns += [[f["name"], f["profile"], f["definition"], f["hash"][:16]] for f in content["columns"].values()]
-    parts += [
-        "## Columns",
-        markdown_table(columns),
-        "\n".join(f"- left out: {line}" for line in content["left_out"]),
-    ]
+    parts += ["## Columns", markdown_table(column_table(content["columns"]))]
+    parts.append("\n".join(f"- left out: {line}" for line in content["left_out"]))
     return "\n\n".join(part for part in parts if part) + "\n"
