@@ -18,10 +18,11 @@ if (_checkout / "setup.py").is_file() and (_checkout / "kernels").is_dir():
 def __getattr__(name: str) -> object:
     """The public Python API, imported when it is asked for: torch and diffusers take seconds."""
     if name == "RelationPipeline":
-        from rbctl.imports import deferred
+        import logging
 
-        with deferred():
-            from rbctl.pipeline import RelationPipeline
+        # diffusers imports xformers, which warns of C++ operators that we do not use.
+        logging.getLogger("xformers").setLevel(logging.ERROR)
+        from rbctl.pipeline import RelationPipeline
 
         return RelationPipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,8 @@
 """Import diffusers, transformers and their like without what they import besides and rbctl never runs.
 
 They import whatever lies in the environment: xformers, peft, scipy, torch's compiler. That takes longer than a picture
-of `mini`. Inside ``deferred`` these come as stand-ins, which import the real thing when it is used.
+of `mini`. Inside ``deferred`` these come as stand-ins, which import the real thing when it is used. It is for a process
+of our own, a command: in a user's program, a notebook, libraries are what they are.
 """
 
 from __future__ import annotations
@@ -124,8 +125,8 @@ def _withdraw(roots: Iterable[str]) -> None:
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
     """Import foreign libraries in this block: ``DEFERRED`` wait until they are used, and nothing is printed."""
-    finder, collecting = _Finder(DEFERRED), gc.isenabled()
-    gc.disable()  # what imports make stays: to look for garbage among it takes a quarter of the time
+    finder, thresholds = _Finder(DEFERRED), gc.get_threshold()
+    gc.set_threshold(100_000, *thresholds[1:])  # what imports make stays: to look for garbage among it takes time
     sys.meta_path.insert(0, finder)
     try:
         with warnings.catch_warnings():
@@ -134,8 +135,7 @@ def deferred() -> Iterator[None]:
     finally:
         _withdraw(DEFERRED)
         sys.meta_path.remove(finder)
-        if collecting:
-            gc.enable()
+        gc.set_threshold(*thresholds)
 
 
 @atexit.register

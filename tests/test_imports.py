@@ -56,11 +56,23 @@ def test_a_class_that_is_inherited_from_is_the_real_one() -> None:
     assert issubclass(eager.Child, Base)
 
 
-def test_sampling_imports_no_compiler_and_no_xformers_and_says_nothing(tiny_bundle: Path) -> None:
+def test_sampling_imports_no_compiler_and_no_xformers_and_says_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("A cat --s 1\n")
+    arguments = ["sample", "prompts.txt", "--bundle", str(tiny_bundle), "--lora", "none", "--output", "pictures"]
+    code = (
+        f"import sys; from rbctl.cli import main; main({arguments!r}, standalone_mode=False);"
+        "print(sorted({'torch._dynamo', 'xformers', 'scipy', 'triton'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["pictures", "[]"]
+    assert "warn" not in done.stderr.lower(), done.stderr
+
+
+def test_in_a_program_of_others_nothing_stands_in(tiny_bundle: Path) -> None:
     code = (
         f"import sys; from rbctl import RelationPipeline as P; pipe = P.from_pretrained({str(tiny_bundle)!r});"
         "pipe.set_progress_bar_config(disable=True); pipe('A cat', num_inference_steps=1);"
-        "print(sorted({'torch._dynamo', 'xformers', 'scipy', 'triton'} & set(sys.modules)))"
+        "assert 'rbctl.imports' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("[]\n", "")
+    assert (done.stdout, done.stderr) == ("", "")

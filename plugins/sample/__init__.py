@@ -32,7 +32,7 @@ def command(config: SampleConfig) -> None:
     """
     from rbctl.imports import deferred
 
-    with deferred():
+    with deferred():  # all of the run: networks are imported when a bundle is loaded
         from rbctl.plugins.sample.run import run
 
-    click.echo(run(config))
+        click.echo(run(config))

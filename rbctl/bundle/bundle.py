@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from rbctl.embeddings import Embedding, pieces, placed, token_ids
-from rbctl.imports import deferred
 from rbctl.pretrained import loading
 
 _NETWORKS = ("text_encoder", "text_encoder_2", "image_prompt_encoder", "unet", "vae")
@@ -76,7 +75,6 @@ class Bundle:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    @deferred()
     def scheduler(self) -> Any:
         """A fresh scheduler for sampling, as the bundle names it (Euler for SDXL).
 

@@ -23,12 +23,10 @@ from rbctl.conditioning import DUMMY_TOKENS
 from rbctl.errors import InputError, abridged
 from rbctl.files import read_object
 from rbctl.image_prompt import ImagePromptEncoder
-from rbctl.imports import deferred
 from rbctl.pretrained import from_pretrained, loading, network
 from rbctl.resampler import Resampler
 
 
-@deferred()  # PyTorch imports its compiler even for the shapes of networks without weights
 def load(
     name_or_folder: str,
     device: torch.device,
