@@ -56,7 +56,7 @@ def _figures(folder: Path, row: Mapping[str, Any], report: Report | None) -> lis
     reports = report.objects if report is not None and report.objects else [None] * len(row["objects"])
     objects = [(k, *pair) for k, pair in enumerate(zip(row["objects"], reports, strict=True))]
     pictures = [("target", row["file_name"], objects)]
-    pictures += [("image", entry["image"], [(k, entry, told)]) for k, entry, told in objects]
+    pictures += [("image", entry["image"], [(k, entry, entry_report)]) for k, entry, entry_report in objects]
     return [
         {"part": part, "file_name": file_name, "size": read_image(folder / file_name).size, "objects": shown}
         for part, file_name, shown in pictures

@@ -72,8 +72,8 @@ def command(config: EvalConfig) -> None:
     """
     from rbctl.plugins.eval.run import run
 
-    if said := run(config):  # of several processes the first alone speaks
-        click.echo(said)
+    if report := run(config):  # of several processes the first alone speaks
+        click.echo(report)
 
 
 command.add_command(ablate)

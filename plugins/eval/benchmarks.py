@@ -137,10 +137,10 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
 
 def _present(cases: Sequence[Case]) -> tuple[tuple[Case, ...], list[Path]]:
     """Cases whose pictures are all there, and the pictures that are not."""
-    needed = dict.fromkeys(thing.image for case in cases for thing in case.objects)
+    needed = dict.fromkeys(individual.image for case in cases for individual in case.objects)
     missing = [path for path in needed if not os.path.isfile(path)]
     absent = set(missing)
-    return tuple(c for c in cases if not any(thing.image in absent for thing in c.objects)), missing
+    return tuple(c for c in cases if not any(individual.image in absent for individual in c.objects)), missing
 
 
 def pictures_in(folder: Path) -> tuple[Path, ...]:
@@ -343,17 +343,17 @@ class CustomConcept101(Listed):
                 )
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise InputError(f"{source}: entry {number + 1} is no concept of CustomConcept101") from error
-            things = tuple(
+            individuals = tuple(
                 subject(Path(folder).name, word, data / folder) for folder, word in zip(folders, words, strict=True)
             )
             if not prompts.is_file():
                 missing[prompts] = None
                 continue
             lines = [line.strip() for line in read_text(prompts).splitlines() if line.strip()]
-            names = "+".join(thing.subject for thing in things)
+            names = "+".join(individual.subject for individual in individuals)
             for k, line in enumerate(lines):
                 text = _filled(str(prompts), line, *words)
-                cases.append(Case(id=f"{number:03}-{names}-{k:02}", text=text, objects=things, group=names))
+                cases.append(Case(id=f"{number:03}-{names}-{k:02}", text=text, objects=individuals, group=names))
         if missing:
             raise InputError(f"{source}: {len(missing)} prompt lists are missing: {', '.join(map(str, missing))}")
         return tuple(cases)
@@ -407,16 +407,16 @@ class Scenes(Listed):
         cases = []
         for number, scene in enumerate(self.scenes, 1):
             for cast in scene.casts:
-                things = tuple(
+                individuals = tuple(
                     subject(who, self.subjects[who], data / who, role)
                     for who, role in zip(cast, scene.roles, strict=True)
                 )
-                words = {thing.role: thing.name for thing in things}
+                words = {individual.role: individual.name for individual in individuals}
                 cases.append(
                     Case(
                         id=f"{number:02}-{'+'.join(cast)}",
                         text=fill(_with_articles(scene.scene, words), **words),
-                        objects=things,
+                        objects=individuals,
                         predicate=scene.predicate,
                         relation=scene.relation,
                         spoken_to=scene.relation if scene.relation in shipped() else "",
@@ -478,7 +478,7 @@ class Combinations(Listed):
         for number, entry in enumerate(self.combinations, 1):
             for cast in _casts(entry.of, data):
                 words = [self.classes.get(p.stem, p.stem.rstrip("0123456789")) for p in cast]
-                things = tuple(
+                individuals = tuple(
                     CaseObject(name=word, image=p, references=(p,), subject=f"{p.parent.name}/{p.stem}", box=box)
                     for word, p, box in zip(words, cast, entry.boxes, strict=True)
                 )
@@ -490,7 +490,7 @@ class Combinations(Listed):
                             "folders"
                         )
                     text = fill(entry.prompt, *words, place=place)
-                    cases.append(Case(id=f"{number:02}-{names}-{k}", text=text, objects=things, group=group))
+                    cases.append(Case(id=f"{number:02}-{names}-{k}", text=text, objects=individuals, group=group))
         return tuple(cases)
 
 

@@ -42,7 +42,11 @@ def bounds(store: FeatureStore, rows: Sequence[Row], column: Column, metric: Met
 
 
 def _subjects(cases: Iterable[Case]) -> dict[str, tuple[Path, ...]]:
-    return {thing.subject: thing.references or (thing.image,) for case in cases for thing in case.objects}
+    return {
+        individual.subject: individual.references or (individual.image,)
+        for case in cases
+        for individual in case.objects
+    }
 
 
 def between(store: FeatureStore, cases: Iterable[Case]) -> dict[str, list[float]]:

@@ -75,25 +75,25 @@ class EvalConfig:
                     raise ValueError(f"--{name}: needs --bench")
         elif self.runs:
             raise ValueError(f"{self.runs[0]}: with --bench name it as --run NAME={self.runs[0]}")
-        for given in self.run:
-            name, equals, folder = given.partition("=")
+        for assignment in self.run:
+            name, equals, folder = assignment.partition("=")
             if not (equals and folder and _NAME.fullmatch(name)):
-                raise ValueError(f"--run {given}: write NAME=FOLDER")
-        for given in self.lora:
-            before, equals, path = given.partition("=")
+                raise ValueError(f"--run {assignment}: write NAME=FOLDER")
+        for assignment in self.lora:
+            before, equals, path = assignment.partition("=")
             names = before.split(":")
             if not (equals and path and len(names) <= 2 and all(_NAME.fullmatch(name) for name in names)):
-                raise ValueError(f"--lora {given}: write RELATION=PATH or NAME:RELATION=PATH")
+                raise ValueError(f"--lora {assignment}: write RELATION=PATH or NAME:RELATION=PATH")
 
     def loras(self) -> dict[str, dict[str, Path]]:
         """By run, the LoRA of each relation."""
         paths: dict[str, dict[str, Path]] = {}
-        for given in self.lora:
-            before, _, path = given.partition("=")
+        for assignment in self.lora:
+            before, _, path = assignment.partition("=")
             name, _, relation = before.rpartition(":")
             paths.setdefault(name or "lora", {})[relation] = Path(path)
         return paths
 
     def folders(self) -> dict[str, Path]:
         """By run, the folder of ``--run``."""
-        return {name: Path(folder) for name, _, folder in (given.partition("=") for given in self.run)}
+        return {name: Path(folder) for name, _, folder in (assignment.partition("=") for assignment in self.run)}

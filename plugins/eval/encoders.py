@@ -195,12 +195,12 @@ def _open_clip(folder: Path, device: torch.device) -> Encoder:
     mean, std = (getattr(model.visual, f"image_{what}", None) for what in ("mean", "std"))
 
     def images(pixels: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = model.encode_image(pixels)
-        return found
+        features: torch.Tensor = model.encode_image(pixels)
+        return features
 
     def texts(lines: Sequence[str]) -> torch.Tensor:
-        found: torch.Tensor = model.encode_text(tokenizer(list(lines)).to(device))
-        return found
+        features: torch.Tensor = model.encode_text(tokenizer(list(lines)).to(device))
+        return features
 
     preparation = f"shorter side {size} bicubic, centre crop {size}"
     prepare = shorter_side(size, size, mean or CLIP_MEAN, std or CLIP_STD)

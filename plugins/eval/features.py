@@ -183,9 +183,9 @@ def masked(image: Image.Image, path: Path) -> tuple[Image.Image, Box]:
     mask = read_image(path, "L").point(lambda value: 255 if value > 127 else 0)
     if mask.size != image.size:
         raise InputError(f"{path}: {mask.width} x {mask.height}, its picture {image.width} x {image.height}")
-    if (found := mask.getbbox()) is None:
+    if (box := mask.getbbox()) is None:
         raise InputError(f"{path}: dark everywhere; leave the place of a missing object empty")
-    x0, y0, x1, y1 = found
+    x0, y0, x1, y1 = box
     width, height = image.size
     white = Image.new("RGB", image.size, "white")
     return Image.composite(image, white, mask), (x0 / width, y0 / height, x1 / width, y1 / height)

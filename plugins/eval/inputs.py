@@ -97,19 +97,22 @@ def _from_record(path: Path, number: int, row: Mapping[str, Any], follow_outside
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise InputError(f"{where}: seed: {abridged(seed)} is not a whole number")
     try:
-        things = row.get("objects") or ()
-        given = [thing.get("box") for thing in things]
-        found = "boxes_from" not in row
-        told = any("box" in thing for thing in things) if found else any(given)
+        individuals = row.get("objects") or ()
+        boxes = [individual.get("box") for individual in individuals]
+        boxes_are_found = "boxes_from" not in row
+        has_boxes = any("box" in individual for individual in individuals) if boxes_are_found else any(boxes)
         return Row(
             file=inside(path.parent, str(row["file_name"]), f"{where}: file_name", follow_outside),
             text=str(row["text"]),
             objects=tuple(
-                (str(thing["name"]), _near(path.parent, str(thing["image"]), f"{where}: image", follow_outside))
-                for thing in things
+                (
+                    str(individual["name"]),
+                    _near(path.parent, str(individual["image"]), f"{where}: image", follow_outside),
+                )
+                for individual in individuals
             ),
-            boxes=tuple(None if box is None else check_box(box) for box in given) if told else None,
-            found=found,
+            boxes=tuple(None if box is None else check_box(box) for box in boxes) if has_boxes else None,
+            found=boxes_are_found,
             predicate="" if "fingerprint" in row else str(row.get("predicate") or ""),
             relation=str(row.get("relation") or ""),
             case=str(row.get("case") or ""),
@@ -239,7 +242,7 @@ def of_cases(
         InputError: a picture belongs to no case, or (unless ``partial``) cases have no picture; all are named.
     """
     by_id = {case.id: case for case in cases}
-    by_key = {_key(case.text, [thing.image for thing in case.objects], digests): case for case in cases}
+    by_key = {_key(case.text, [individual.image for individual in case.objects], digests): case for case in cases}
     pictures: dict[str, list[Picture]] = {}
     strange = []
     for row in rows:

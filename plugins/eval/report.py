@@ -45,7 +45,7 @@ def table(content: dict[str, Any], part: dict[str, Any] | None = None, bounds: b
     rows = [["run", "n", *_heads(columns)]]
     for run, cells in (part or content["table"]).items():
         marks = [_mark(content, run, column) if part is None else "" for column in columns]
-        most = max((found["n"] for found in cells.values()), default=0)
+        most = max((cell["n"] for cell in cells.values()), default=0)
         shown = [cell(cells[column]) + mark for column, mark in zip(columns, marks, strict=True)]
         rows.append([f"{run} (ceiling)" if run == TRUTH else run, str(most), *shown])
     if bounds:

@@ -108,13 +108,13 @@ def _bench_pictures(
 ) -> tuple[list[Picture], dict[str, int]]:
     """Pictures of every run on the benchmark's cases, sampled where they are not there, and cases without one."""
     cases = seeded(bench.cases)
-    given, loras = config.folders(), config.loras()
+    named, loras = config.folders(), config.loras()
     names = [*(["base"] if config.base else []), *loras]
-    for name in [*names, *given]:
-        if [*names, *given].count(name) > 1 or name == TRUTH:
+    for name in [*names, *named]:
+        if [*names, *named].count(name) > 1 or name == TRUTH:
             raise InputError(f"run {name!r}: the name is taken; choose another")
     # Told before anything is sampled.
-    folders = {name: inputs.read_rows(folder, config.follow_outside) for name, folder in given.items()}
+    folders = {name: inputs.read_rows(folder, config.follow_outside) for name, folder in named.items()}
     flags = ["--bundle", config.bundle, "--device", config.device]
     flags += ["--images", str(config.images), *(["--steps", str(config.steps)] if config.steps else [])]
     flags += ["--recipe", config.sample_recipe] if config.sample_recipe else []
@@ -128,11 +128,11 @@ def _bench_pictures(
         place = output / "samples" / name
         if world.first:
             sample(name, asked, own, place, flags)
-        found, _ = inputs.of_cases(name, inputs.read_rows(place), asked, digests, place, partial=False)
-        pictures += found
+        shown, _ = inputs.of_cases(name, inputs.read_rows(place), asked, digests, place, partial=False)
+        pictures += shown
     for name, rows in folders.items():
-        found, without = inputs.of_cases(name, rows, cases, digests, given[name], config.partial)
-        pictures += found
+        shown, without = inputs.of_cases(name, rows, cases, digests, named[name], config.partial)
+        pictures += shown
         left_out |= {name: without} if without else {}
     if not pictures:
         raise InputError("nothing to score: give --lora, --run NAME=FOLDER, or leave --base as it is")

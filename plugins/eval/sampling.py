@@ -32,9 +32,9 @@ def prompts(cases: Sequence[Case], loras: Mapping[str, Path]) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "text": case.text.replace("{", "{{").replace("}", "}}"),
             "objects": [
-                {"name": thing.name, "image": str(thing.image.resolve())}
-                | ({"box": list(thing.box)} if thing.box else {})
-                for thing in case.objects
+                {"name": individual.name, "image": str(individual.image.resolve())}
+                | ({"box": list(individual.box)} if individual.box else {})
+                for individual in case.objects
             ],
             "seed": case.seed,
             "lora": str(lora.resolve()) if lora else "none",

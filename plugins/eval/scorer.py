@@ -79,7 +79,9 @@ class Scorer:
         """Everything that is scored whole, in one go an encoder: what comes later finds it at hand."""
         cases = {row.picture.case.id: row.picture.case for row in rows}.values()
         real = [
-            path for thing in (t for case in cases for t in case.objects) for path in (thing.image, *thing.references)
+            path
+            for individual in (t for case in cases for t in case.objects)
+            for path in (individual.image, *individual.references)
         ]
         for store in self.stores.values():
             store.images((path, None) for path in (*(row.picture.path for row in rows), *real))
@@ -91,7 +93,7 @@ class Scorer:
         for row in rows:
             case = row.picture.case
             if case.id not in known:
-                known[case.id] = predicate(case.text, [thing.name for thing in case.objects], case.predicate)
+                known[case.id] = predicate(case.text, [individual.name for individual in case.objects], case.predicate)
             row.predicate, row.source = known[case.id]
 
     def _verdicts(self, rows: Sequence[Row]) -> None:
@@ -132,7 +134,9 @@ class Scorer:
         kept = [k for k, row in enumerate(rows) if row.picture.case.objects]
         real = {}
         for case in {rows[k].picture.case.id: rows[k].picture.case for k in kept}.values():
-            real[case.id] = [np.stack(store.images((p, None) for p in _real(thing, metric))) for thing in case.objects]
+            real[case.id] = [
+                np.stack(store.images((p, None) for p in _real(individual, metric))) for individual in case.objects
+            ]
         if metric.kind == "image":
             features = store.images([(rows[k].picture.path, None) for k in kept])
             for k, image in zip(kept, features, strict=True):
@@ -156,8 +160,8 @@ class Scorer:
         crops = self._crops(rows, store) if store else [None] * len(rows)
         likeness: list[float | None] = []
         for row, parts in zip(rows, crops, strict=True):
-            things = row.picture.case.objects
-            prompts = store.images((thing.image, None) for thing in things) if store else []
+            individuals = row.picture.case.objects
+            prompts = store.images((individual.image, None) for individual in individuals) if store else []
             if row.verdict is not None:
                 row.failures = failures.of_verdict(row.verdict)
             elif parts is not None:
@@ -165,7 +169,7 @@ class Scorer:
             else:
                 row.failures = dict.fromkeys(failures.TYPES)
             # With one object and no box the whole picture is what may have been copied.
-            whole = store is not None and parts is None and len(things) == 1
+            whole = store is not None and parts is None and len(individuals) == 1
             shown = store.images([(row.picture.path, None)]) if store and whole else parts or []
             likeness.append(failures.likeness(shown, prompts) if shown else None)
         limits = self._copy_limits(rows, likeness)
@@ -190,8 +194,8 @@ class Scorer:
         return [real if row.verdict is None else drawn.get(row.picture.case.group) for row in rows]
 
 
-def _real(thing: CaseObject, metric: Metric) -> tuple[Path, ...]:
-    return thing.references or (thing.image,) if metric.against == "references" else (thing.image,)
+def _real(individual: CaseObject, metric: Metric) -> tuple[Path, ...]:
+    return individual.references or (individual.image,) if metric.against == "references" else (individual.image,)
 
 
 def _boxes(row: Row) -> Sequence[Part | None] | None:

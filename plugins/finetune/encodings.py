@@ -168,7 +168,7 @@ class Frame:
 @torch.no_grad()
 def _pictures(bundle: Bundle, triplet: Triplet, frame: Frame, config: FinetuneConfig) -> dict[str, torch.Tensor]:
     target, time_ids = frame.cut(geometry.target(triplet))
-    prompts = [frame.turned(geometry.image_prompt(thing)) for thing in triplet.objects]
+    prompts = [frame.turned(geometry.image_prompt(individual)) for individual in triplet.objects]
     # The whole individual stays in view: image prompts are padded to the square, not cut.
     squares = [geometry.contain(prompt, frame.resolution, frame.resolution) for prompt in prompts]
     mean, std = bundle.encode_pictures(pixels_of([target.image]))
@@ -180,7 +180,7 @@ def _pictures(bundle: Bundle, triplet: Triplet, frame: Frame, config: FinetuneCo
     pixels = clip_pixels(images, bundle.clip_image_size).to(bundle.device, bundle.dtype)
     boxes = torch.from_numpy(target.boxes).float()
     encoder = bundle.image_prompt_encoder
-    phrases = bundle.encode_phrases([thing.name for thing in triplet.objects])
+    phrases = bundle.encode_phrases([individual.name for individual in triplet.objects])
     tokens = encoder.object_tokens(pixels, local, config.local_tokens, config.local_grid, config.local_injection)
     image_tokens = encoder.adapter_tokens(tokens, boxes[None].to(bundle.device), phrases[None])
     target_points = torch.from_numpy(target.keypoints).float()

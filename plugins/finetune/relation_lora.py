@@ -158,10 +158,10 @@ def layout_prior(triplets: Sequence[Triplet], boxes: torch.Tensor) -> LayoutPrio
         boxes: (S, N, 4), each triplet's boxes in the training square, in the order of its objects.
     """
     fullest = max(triplets, key=lambda triplet: len(triplet.objects))
-    roles = [thing.role for thing in fullest.objects]
+    roles = [individual.role for individual in fullest.objects]
     rows = []
     for triplet, row in zip(triplets, boxes.tolist(), strict=True):
-        by_role = {thing.role: box for thing, box in zip(triplet.objects, row, strict=False)}
+        by_role = {individual.role: box for individual, box in zip(triplet.objects, row, strict=False)}
         if set(by_role) == set(roles):
             rows.append([by_role[role] for role in roles])
     return LayoutPrior.from_boxes(rows, roles)

@@ -303,10 +303,10 @@ def _boxes(masks: torch.Tensor) -> torch.Tensor:
     """(B, N, H, W) bool -> (B, N, 4) relative xyxy; zeros for an empty mask."""
     size = masks.shape[-1]
     steps = torch.arange(size, device=masks.device)
-    found = []
+    ends = []
     for line in (masks.any(2), masks.any(3)):  # columns, rows
         low = torch.where(line, steps, size).amin(-1)
         high = torch.where(line, steps + 1, 0).amax(-1)
-        found.append((low.clamp(max=size - 1) * (high > 0), high))
-    (x0, x1), (y0, y1) = found
+        ends.append((low.clamp(max=size - 1) * (high > 0), high))
+    (x0, x1), (y0, y1) = ends
     return torch.stack((x0, y0, x1, y1), dim=-1).float() / size

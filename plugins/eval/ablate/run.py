@@ -265,8 +265,8 @@ class Work:
                 if kind == "lora":  # a prompt with a LoRA of its own takes it at weight 1, whatever the stage is told
                     entry["lora_weight"] = cell.variant.sample["lora_weight"]
                 boxes, _ = layout.boxes_for(len(entry["objects"]), prior, cell.relation)
-                for thing, box in zip(entry["objects"], boxes, strict=True):
-                    thing["box"] = list(box)
+                for individual, box in zip(entry["objects"], boxes, strict=True):
+                    individual["box"] = list(box)
             done = functools.partial(write_json, cell.shown / _MADE, self.depends(cell))
             steps.append(self.stages.sample(cell.shown, content, cell.variant.sample, done))
         self.stages.run(steps, "sample")
@@ -287,8 +287,8 @@ class Work:
             if scorer is None:
                 scorer = open_scorer(self.scoring, self.bench, digests, pictures)
             rows = scorer.rows(pictures)
-            found, lacking = scorer.columns()
-            judged = {"judge": self.judge, "columns": tables.columns(found), "lacking": lacking}
+            columns, lacking = scorer.columns()
+            judged = {"judge": self.judge, "columns": tables.columns(columns), "lacking": lacking}
             for name, cell in waiting.items():
                 own_rows = [_plain(row, cell) for row in rows if row.picture.run == name]
                 write_json(cell.shown / _SCORES, {"of": self.depends(cell), **judged, "rows": own_rows})
@@ -302,11 +302,11 @@ class Work:
             rows = [read_jsonl(cell.shown / "metadata.jsonl")[:_SHOWN] for cell in cells]
             for beside in zip(*rows, strict=True):
                 made = [read_image(cell.shown / row["file_name"]) for cell, row in zip(cells, beside, strict=True)]
-                things = beside[0]["objects"]
+                individuals = beside[0]["objects"]
                 pictures += [
-                    read_image(cells[0].shown / thing["image"]).resize(made[0].size) for thing in things
+                    read_image(cells[0].shown / individual["image"]).resize(made[0].size) for individual in individuals
                 ] + made
-                captions += [thing["name"] for thing in things] + [cell.variant.name for cell in cells]
+                captions += [individual["name"] for individual in individuals] + [cell.variant.name for cell in cells]
         return grid(
             pictures, len(pictures) // (len(self.ablation.relations) * min(_SHOWN, self.ablation.cases)), captions
         )
@@ -333,11 +333,11 @@ class Work:
         draw_scenes(others, cell.variant.finetune["triplets"], cell.seed, shown)
         triplets = []
         for number, triplet in enumerate(load_triplets(shown)):
-            text = cell.relation.prompt([thing.name for thing in triplet.objects], number)
+            text = cell.relation.prompt([individual.name for individual in triplet.objects], number)
             roles = zip(triplet.objects, cell.relation.roles, strict=True)
-            things = tuple(dataclasses.replace(thing, role=role.name) for thing, role in roles)
+            individuals = tuple(dataclasses.replace(individual, role=role.name) for individual, role in roles)
             words = spoken(cell.relation, text)
-            triplets.append(dataclasses.replace(triplet, prompt=text, predicate=words, objects=things))
+            triplets.append(dataclasses.replace(triplet, prompt=text, predicate=words, objects=individuals))
         write(triplets, folder)
         return folder
 
