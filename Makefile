@@ -21,7 +21,7 @@ setup: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/rbctl demo --relation recipes/examples/sit_back_to_back.yaml --output runs/demo
 
-# While you edit: without the tests marked slow.
+# While you edit: without the tests that train, start processes or take a second for another reason.
 quick: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
 

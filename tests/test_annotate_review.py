@@ -182,6 +182,7 @@ def test_a_folder_that_is_not_annotated_has_no_page(tmp_path: Path) -> None:
     assert "holds no metadata.jsonl" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_published_triplets_with_their_own_annotations(real_hug: Path, tmp_path: Path) -> None:
     folder = tmp_path / "hug"
     assert call("data", "import", real_hug, folder).exit_code == 0
@@ -242,6 +243,7 @@ def test_dragging_hiding_and_dropping_in_a_browser(native: Path, tmp_path: Path)
     assert lines(native / "metadata.jsonl")[0]["objects"][0]["target_keypoints"][int(number)] == point
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("browser")
 def test_the_page_is_drawn(native: Path, tmp_path: Path) -> None:
     """Masks and skeletons have the objects' colours, and lie over the pictures."""

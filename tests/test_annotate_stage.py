@@ -86,6 +86,7 @@ def test_the_same_command_again_does_nothing_twice(copied: Path) -> None:
     assert (copied / "metadata.jsonl").read_bytes() == metadata
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_made_anew(copied: Path) -> None:
     before = kept(copied)
     row = lines(copied / "raw.jsonl")[0]
@@ -99,6 +100,7 @@ def test_only_what_changed_is_made_anew(copied: Path) -> None:
     assert len(new) == 5
 
 
+@pytest.mark.slow
 def test_the_order_of_the_image_prompts_is_no_matter(drawn_hug: Path, tmp_path: Path) -> None:
     folder = as_raw(drawn_hug, tmp_path / "shuffled", shuffled=True)
     assert annotate(folder).exit_code == 0

@@ -260,6 +260,7 @@ def test_dreambooth_trains_a_lora_with_class_pictures_and_two_of_them_sample_tog
 # --- sampling ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sampling_with_an_embedding(tiny_bundle: Path, tmp_path: Path) -> None:
     ride = written(tmp_path / "ride.safetensors", words='["is riding", "rides"]')
     (tmp_path / "p.txt").write_text("A cat is riding a dog. --d 1\nA cat <ride> a dog. --d 1\n")

@@ -322,6 +322,7 @@ def test_two_pulls_at_once(spec: BundleSpec, tmp_path: Path) -> None:
         assert "another run is writing here" in one_line(rbctl("pull", "toy", "--output", tmp_path / "toy"))
 
 
+@pytest.mark.slow
 def test_a_new_revision_is_fetched_again(hub: Hub, spec: BundleSpec, tmp_path: Path) -> None:
     folder = tmp_path / "toy"
     pull(spec, folder)

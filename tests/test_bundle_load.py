@@ -110,6 +110,7 @@ DAMAGES: list[tuple[str, Damage, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "damage", "told"), DAMAGES)
 def test_damage_is_one_line_that_names_the_file(
     bundle: Path,

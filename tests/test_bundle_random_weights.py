@@ -13,6 +13,8 @@ from rbctl.bundle.download import verify
 from rbctl.bundle.random_weights import write_tiny
 from rbctl.files import read_safetensors, sha256
 
+pytestmark = pytest.mark.slow  # what its tests share takes seconds
+
 GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "goldens"
 
 
@@ -21,6 +23,7 @@ def test_whole_and_as_recorded(tiny_bundle: Path) -> None:
     assert verify(tiny_bundle) == []
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes(tiny_bundle: Path, tmp_path: Path) -> None:
     write_tiny(tmp_path / "again")
     write_tiny(tmp_path / "other", seed=1)

@@ -187,6 +187,7 @@ def test_completion_beside_a_broken_stage(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("plain,finetune\n", "")
 
 
+@pytest.mark.slow
 def test_a_third_partys_stage_is_installed_and_works(tmp_path: Path) -> None:
     source, site = tmp_path / "source", tmp_path / "site"
     source.mkdir()

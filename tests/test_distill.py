@@ -433,6 +433,7 @@ def test_checkpointing_keeps_less(clip: Path) -> None:
     assert found[1] < 0.7 * found[0]
 
 
+@pytest.mark.slow
 def test_bigg_is_estimated_on_the_meta_device() -> None:
     said = table(DistillConfig(estimate=True, precision="bf16"))
     assert "1,844,907,264 parameters" in said

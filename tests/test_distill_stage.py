@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 
 from rbctl.cli import main
 
+pytestmark = pytest.mark.slow  # its runs, shared by the tests, take seconds
+
 _context = multiprocessing.get_context("forkserver")
 
 TINY: dict[str, Any] = {
@@ -195,12 +197,14 @@ def test_the_blocks_in_front_stay_as_they_were(road: Road) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_the_straight_one(road: Road) -> None:
     assert road.kill("killed", 1, [0], 5) == [-signal.SIGKILL]
     assert road("killed") == [0], road.said()
     road.same("straight", "killed")
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before(road: Road) -> None:
     assert road.kill("full", 1, [0], 5) == [-signal.SIGKILL]
     kept = {path.parent.name for path in (road.folder / "full").glob("checkpoints/*/complete.json")}

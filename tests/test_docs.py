@@ -115,6 +115,7 @@ LOOKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shown", [*LOOKS, "doctor", "models list"])
 def test_a_command_that_only_looks_runs(shown: str) -> None:
     result = CliRunner().invoke(main, shlex.split(shown))

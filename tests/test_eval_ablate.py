@@ -225,6 +225,7 @@ def test_what_is_not_there_is_told_before_anything_runs(tmp_path: Path) -> None:
     assert "does not exist" in ablate(write(tmp_path), *arguments, "--dino", tmp_path / "nowhere").stderr
 
 
+@pytest.mark.slow
 def test_the_shipped_recipe_and_what_flags_change(tmp_path: Path) -> None:
     ablation = read("paper", {"relations": ("hug",), "seeds": (4, 5)})
     assert ablation.relations == ("hug",)

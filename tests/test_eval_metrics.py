@@ -282,6 +282,7 @@ def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
     assert interval([0.2, 0.4, np.nan])["cases"] == 2
 
 
+@pytest.mark.slow
 def test_a_paired_test_finds_what_is_there_and_only_that() -> None:
     rng = np.random.default_rng(2)
     base = rng.normal(size=30)
@@ -334,6 +335,7 @@ def test_the_golden_table_is_whole() -> None:
     assert len(GOLDEN) == len({entry["prompt"] for entry in GOLDEN}) == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", GOLDEN, ids=lambda entry: entry["prompt"])
 def test_predicates(entry: dict[str, object]) -> None:
     if importlib.util.find_spec("spacy") is None:

@@ -38,7 +38,7 @@ from rbctl.relations import load_relation
 CASES = 2
 KINDS = ("true", "swapped", "other", "missing", "twice", "coats", "pasted")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 CAT = Individual(species="cat", coat="orange", second="blue", pattern="stripes")

@@ -93,6 +93,7 @@ def road(tiny_bundle: Path, triplets: Path, tmp_path: Path) -> Road:
     return Road(tiny_bundle, triplets, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_run_folder_and_the_lora_file(road: Road, triplets: Path) -> None:
     assert road("one", preview_every=6, preview_steps=2) == 0, road.said()
     folder = road.folder / "one"
@@ -296,6 +297,7 @@ def refused(road: Road, told: str, output: str = "bad", **options: Any) -> None:
     assert "Traceback" not in road.said()
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(road: Road, tmp_path: Path) -> None:
     refused(road, "did you mean 'ride'", relation="ridee")
     refused(road, "no such", data=tmp_path / "nowhere")
@@ -320,6 +322,7 @@ def test_bad_input_is_one_line(road: Road, tmp_path: Path) -> None:
     refused(road, picture.name, data=unreadable)
 
 
+@pytest.mark.slow
 def test_another_recipe_in_the_same_folder_is_refused(road: Road) -> None:
     assert road("run", steps=2) == 0, road.said()
     before = road.lora("run").read_bytes()
@@ -465,6 +468,7 @@ def test_triplets_are_drawn_where_none_are_given(road: Road) -> None:
     refused(road, "holds a run with prior_count", output="one", steps=8, **{**options, "prior_count": 5})
 
 
+@pytest.mark.slow
 def test_what_the_world_cannot_draw_is_told(road: Road) -> None:
     refused(road, "give triplets with --data", data=None, relation="whisper_to")
     refused(road, "'whisper_to': cannot be drawn", data=None, prior_relations="whisper_to")
@@ -479,6 +483,7 @@ def test_the_drawn_prior_is_what_the_small_bundle_was_taught() -> None:
     assert not set(EASY) & set(taught["held_out"])
 
 
+@pytest.mark.slow
 def test_the_relation_itself_is_no_prior(road: Road) -> None:
     assert road("run", data=None, relation="chase", steps=1, prior_count=8) == 0, road.said()
     assert not [t for t in load(road.folder / "run" / "prior") if "chase" in t.id]
@@ -537,6 +542,7 @@ def test_prior_samples_cost_denoising_alone(encoded: Any) -> None:
     assert loss(of_own, prior_weight=2)[0] == loss(of_own)[0]
 
 
+@pytest.mark.slow
 def test_the_variable_names_the_attention_backend(
     encoded: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -609,6 +615,7 @@ def test_pictures_of_the_base_model_as_prior(road: Road, triplets: Path, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")  # as the command has it: sums over two threads round otherwise
 def test_a_lora_from_python_is_that_of_the_command_line(road: Road, triplets: Path) -> None:
     assert road("command", steps=4) == 0, road.said()
     options = {"bundle": str(road.bundle), "batch_size": 2, "gradient_accumulation": 1, "learning_rate": 1e-3}
@@ -630,6 +637,7 @@ def test_a_lora_from_python_is_that_of_the_command_line(road: Road, triplets: Pa
     assert not all(torch.equal(half[key], value) for key, value in load_file(first).items())
 
 
+@pytest.mark.slow
 def test_a_recipe_from_python_is_won_over_by_options(road: Road, triplets: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("finetune: {steps: 3, batch_size: 1, gradient_accumulation: 1, rank: 2}\n")
     common: dict[str, Any] = {"relation": "hug", "data": triplets, "bundle": str(road.bundle), "steps": 1}

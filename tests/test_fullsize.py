@@ -62,6 +62,7 @@ def test_what_cannot_be_measured_is_told(parts: str, told: str, capsys: pytest.C
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_fails_says_so_and_the_rest_goes_on(tmp_path: Path) -> None:
     bench = Bench(torch.device("cpu"), SMALL, tmp_path, tmp_path, tmp_path)
     with bench.row("part", "first") as row:

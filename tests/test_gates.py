@@ -32,7 +32,7 @@ from rbctl.plugins.eval.gates.sections import MEASURES, true_boxes
 from rbctl.plugins.eval.stages import Stages
 from rbctl.relations import Box, load_relation
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 EASY, RELATIONS = ("stand_next_to", "chase"), ("ride", "hug")
 SIZES = {"species": len(SPECIES), "coat": len(COATS), "second": len(COATS), "pattern": len(PATTERNS)}
@@ -130,6 +130,7 @@ def measured(work: Measuring, name: str) -> tuple[dict[str, Any], dict[str, dict
     return content, {title: against(gate, figures[gate.figure]) for title, gate in section.gates.items()}
 
 
+@pytest.mark.slow
 def test_a_perfect_oracle_and_vae_pass(work: Drawing) -> None:
     _, gates = measured(work, "oracle")
     assert gates["identity of 16, both roles, renders"]["mean"] == 1
@@ -140,6 +141,7 @@ def test_a_perfect_oracle_and_vae_pass(work: Drawing) -> None:
     assert (work.folder / content["sheet"]).is_file()
 
 
+@pytest.mark.slow
 def test_a_base_that_draws_the_easy_relations_alone_passes(work: Drawing) -> None:
     content, gates = measured(work, "base")
     assert all(gate["passed"] for gate in gates.values()), gates
@@ -148,6 +150,7 @@ def test_a_base_that_draws_the_easy_relations_alone_passes(work: Drawing) -> Non
     assert content["truth"]["held_out"]["mean"]["directed"]["mean"] == 1
 
 
+@pytest.mark.slow
 def test_a_lora_that_draws_the_truth_scores_one(work: Drawing) -> None:
     content, gates = measured(work, "lora")
     assert gates["relation, new individuals"]["mean"] == gates["gain over the base"]["mean"] == 1
@@ -165,6 +168,7 @@ def test_a_lora_that_draws_the_truth_scores_one(work: Drawing) -> None:
     assert work.asked["base-ride"].boxes is None
 
 
+@pytest.mark.slow
 def test_a_relation_that_was_not_there(work: Drawing) -> None:
     content, gates = measured(work, "new_relation")
     assert gates["relation, new individuals"]["mean"] == 1

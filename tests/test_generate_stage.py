@@ -271,6 +271,7 @@ def test_a_target_made_anew_renews_the_individuals_of_it(api: API, tmp_path: Pat
     assert api.asked[5].references == [(output / "0.png").read_bytes(), (output / "images/0-0.png").read_bytes()]
 
 
+@pytest.mark.slow
 def test_rate_limits_are_waited_for(api: API, tmp_path: Path) -> None:
     limited = failure(429, "rate_limit_exceeded", "Too many", Retry_After="0.7")
     api.script = [limited, failure(503, "overloaded", "Busy"), success]
@@ -383,6 +384,7 @@ def test_the_table_keeps_the_budget_and_the_usage_tells_what_was_spent(api: API,
     assert f"${COST:.2f} spent" in result.stderr
 
 
+@pytest.mark.slow
 def test_broken_answers_count_against_the_budget(api: API, tmp_path: Path) -> None:
     api.script = [no_base64] * 3
     ask(tmp_path / "set", "--price", 1, "--budget", 2, code=2)
@@ -446,6 +448,7 @@ def test_without_the_package(api: API, tmp_path: Path, monkeypatch: pytest.Monke
     assert "needs the package openai; pip install 'rbctl[openai]'" in ask(tmp_path / "set", code=2).stderr
 
 
+@pytest.mark.slow
 def test_killed_half_way_the_rest_is_asked_for(api: API, tmp_path: Path) -> None:
     output, reached = tmp_path / "set", threading.Event()
 
@@ -566,6 +569,7 @@ def test_a_relation_that_the_embedded_world_cannot_draw(tmp_path: Path) -> None:
     assert "cannot be drawn" in generate(tmp_path / "set", relation=str(own), code=2).stderr
 
 
+@pytest.mark.slow
 def test_the_miniature_set_is_whole_without_its_truth(tmp_path: Path) -> None:
     few, many = tmp_path / "few", tmp_path / "many"
     result = generate(few, "-n", 1, "--seed", 3)

@@ -56,6 +56,7 @@ def test_a_class_that_is_inherited_from_is_the_real_one() -> None:
     assert issubclass(eager.Child, Base)
 
 
+@pytest.mark.slow
 def test_sampling_imports_no_compiler_and_no_xformers_and_says_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("A cat --s 1\n")
     arguments = ["sample", "prompts.txt", "--bundle", str(tiny_bundle), "--lora", "none", "--output", "pictures"]
@@ -68,6 +69,7 @@ def test_sampling_imports_no_compiler_and_no_xformers_and_says_nothing(tiny_bund
     assert "warn" not in done.stderr.lower(), done.stderr
 
 
+@pytest.mark.slow
 def test_in_a_program_of_others_nothing_stands_in(tiny_bundle: Path) -> None:
     code = (
         f"import sys; from rbctl import RelationPipeline as P; pipe = P.from_pretrained({str(tiny_bundle)!r});"

@@ -93,6 +93,7 @@ def test_an_unusable_backend_says_why() -> None:
     assert choose(torch.device("cpu"), torch.float32, "grouped", plain=False).name == "grouped"
 
 
+@pytest.mark.slow
 @given(st.integers(1, 40), st.integers(1, 40), boxes_in)
 def test_box_cells_follow_floor_and_ceil(h: int, w: int, box: tuple[float, ...]) -> None:
     x0, y0, x1, y1 = (torch.tensor(v) for v in box)

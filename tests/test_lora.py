@@ -50,6 +50,7 @@ def predict(unet: Any) -> torch.Tensor:
         ).sample
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 @pytest.mark.parametrize(
     ("alpha", "layers"), [(4.0, "attn2"), (2.0, "attn2"), (4.0, "attention"), (2.0, "transformer")]
@@ -184,6 +185,7 @@ def broken(kind: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "told"),
     [

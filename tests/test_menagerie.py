@@ -46,6 +46,7 @@ def test_there_is_enough_to_tell_apart():
     assert len(DRAWN) >= 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_relation_is_drawn_inside_the_frame_with_both_individuals_seen(name):
     rendering = render([_scene(name, seed) for seed in range(4)])

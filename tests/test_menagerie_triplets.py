@@ -27,6 +27,7 @@ def ride(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_relation_gives_whole_triplets(tmp_path: Path) -> None:
     """What ``rbctl data check`` looks for: boxes are the masks', names and predicate stand in the prompt."""
     draw_scenes([load_relation(name) for name in DRAWABLE], len(DRAWABLE), 3, tmp_path)
@@ -53,6 +54,7 @@ def test_pictures_masks_and_keypoints(ride: Path) -> None:
     assert all(a.box[3] < b.box[3] for a, b in zip(riders, mounts, strict=True))
 
 
+@pytest.mark.slow
 def test_one_seed_gives_the_same_triplets(ride: Path, tmp_path: Path) -> None:
     draw_triplets(load_relation("ride"), 4, 0, tmp_path / "same")
     draw_triplets(load_relation("ride"), 2, 0, tmp_path / "fewer")
@@ -62,6 +64,7 @@ def test_one_seed_gives_the_same_triplets(ride: Path, tmp_path: Path) -> None:
     assert data_hash(load(tmp_path / "other")) != data_hash(load(ride))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_a_small_set_shows_every_species(seed: int, tmp_path: Path) -> None:
     draw_triplets(load_relation("hug"), 6, seed, tmp_path)

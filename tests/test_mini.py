@@ -19,6 +19,8 @@ from rbctl.menagerie.oracle import load_oracle
 from rbctl.menagerie.oracle_scores import identify, relation_score
 from rbctl.relations import load_relation
 
+pytestmark = pytest.mark.slow  # what its tests share takes seconds
+
 SCENES = 48
 RELATIONS = ("ride", "hug", "chase", "lean_on")
 
@@ -54,6 +56,7 @@ def test_it_is_whole_small_and_says_what_it_is(folder):
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 def test_the_oracle_reads_renders_and_round_trips(folder, renders):
     pairs, names, pictures = renders
     oracle = load_oracle(folder / "oracle")
@@ -79,6 +82,7 @@ def test_the_vae_keeps_26_db(folder, renders):
     assert (-10 * error.log10()).mean() >= 26
 
 
+@pytest.mark.slow
 def test_image_prompts_colour_their_own_boxes(tmp_path):
     """Swapping the two pictures swaps the colours in the boxes: the image branch is wired, and read, at both ends."""
     red, blue = (Individual("bear", coat, coat, "plain") for coat in ("red", "blue"))

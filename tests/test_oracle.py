@@ -186,6 +186,7 @@ def test_what_cannot_be_told_from_keypoints_is_refused() -> None:
         place(np.zeros((17, 2)), "cat", "tail_tip")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ride", "shake_hands", "hug", "dance_with", "carry"])
 def test_true_scenes_touch_and_parted_ones_do_not(name: str) -> None:
     relation, rng = load_relation(name), np.random.default_rng(4)
@@ -207,6 +208,7 @@ def test_true_scenes_touch_and_parted_ones_do_not(name: str) -> None:
     assert np.median(near) < limit + 0.01 < min(parted)
 
 
+@pytest.mark.slow
 def test_a_limit_holds_the_error_of_who_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     relation, oracle = load_relation("shake_hands"), small()
     read = oracle.read
@@ -294,6 +296,7 @@ def test_a_taught_relation_is_told_and_read_by_what_was_taught_it_alone() -> Non
     assert both.species.argmax(-1).tolist() == [[look(one)[0] for one in pair] for pair in ((FOX, PIG), (CAT, FOX))]
 
 
+@pytest.mark.slow
 def test_an_extended_oracle_is_a_new_one_and_the_same_from_its_files(tmp_path: Path) -> None:
     oracle, pixels = small(), torch.rand(2, 3, 128, 128) * 2 - 1
     extended = extend(oracle, load_relation("kick"), steps=2, each=1)

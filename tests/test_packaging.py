@@ -13,6 +13,8 @@ import yaml
 
 import rbctl
 
+pytestmark = pytest.mark.slow  # its runs, shared by the tests, take seconds
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("rbctl", "kernels", "plugins", "recipes")
 

@@ -224,6 +224,7 @@ def test_import_rbctl_is_light() -> None:
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="this runs a page of a checkout")
 def test_the_example_of_the_docs_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     example = (ROOT / "docs" / "python.md").read_text().split("```python\n")[1].split("```")[0]

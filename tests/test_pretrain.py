@@ -39,6 +39,8 @@ from rbctl.plugins.pretrain.optimizer import orthogonalised
 from rbctl.plugins.pretrain.rendering import pool, write_renders
 from rbctl.plugins.pretrain.weights import write_network
 
+pytestmark = pytest.mark.slow  # what its tests share takes seconds
+
 CPU = torch.device("cpu")
 SMALL = {"individuals": 6, "portraits": 2, "easy_scenes": 18, "all_scenes": 17, "shard": 9}
 
@@ -86,6 +88,7 @@ def trained(part: Toy, work: Path, **changes: Any) -> torch.Tensor:
     return part.weights()
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     straight = trained(whole := Toy(), tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
@@ -210,6 +213,7 @@ def test_held_out_individuals_stand_in_no_other_scene(work: Path) -> None:
     assert set(held_out.relation.all().tolist()) == set(range(len(renders.relations(work / "renders"))))
 
 
+@pytest.mark.slow
 def test_a_shard_is_the_same_whoever_renders_it(work: Path, tmp_path: Path) -> None:
     write_renders(config(tmp_path, render_rank=1, render_world=2), CPU)
     some = sorted((tmp_path / "renders").glob("*/*/*.npy"))
@@ -277,6 +281,7 @@ def test_timesteps_are_dense_where_shapes_are_decided_and_rare_nowhere() -> None
     assert len(unet_part.drawn_timesteps(1, 1000, generator("one"))) == 1
 
 
+@pytest.mark.slow
 def test_the_joints_loss_reaches_the_middle_of_the_unet(work: Path) -> None:
     part = unet_part.UNetPart(config(work, unet_batch_size=2), CPU)
 
@@ -291,6 +296,7 @@ def test_the_joints_loss_reaches_the_middle_of_the_unet(work: Path) -> None:
     assert not torch.allclose(with_head, gradient())
 
 
+@pytest.mark.slow
 def test_image_prompts_reach_the_unet_and_zero_boxes_do_not(work: Path) -> None:
     part = unet_part.UNetPart(config(work, unet_batch_size=4), CPU)
     drawn = part.draw(generator(1))

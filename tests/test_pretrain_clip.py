@@ -276,6 +276,7 @@ def test_patches_that_are_left_out_are_not_seen(config: PretrainConfig) -> None:
     assert not torch.allclose(*seen, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_encoders_learn_and_are_written_as_a_bundle_has_them(config: PretrainConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
     part = clip.ClipPart(config, CPU)
@@ -509,6 +510,7 @@ def _row(pictures: np.ndarray, one: np.ndarray) -> int:
     return int((pictures == one).all((1, 2, 3)).argmax())
 
 
+@pytest.mark.slow
 def test_a_stopped_dino_goes_on_with_the_teacher_and_centre_it_had(config: PretrainConfig, tmp_path: Path) -> None:
     class Stopped(dino.DinoPart):
         def loss(self, step: int, chance: torch.Generator) -> Any:

@@ -141,6 +141,7 @@ with together() as world:
 """
 
 
+@pytest.mark.slow
 def test_processes_talk_to_each_other(tmp_path: Path) -> None:
     (tmp_path / "together.py").write_text(TOGETHER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -92,6 +92,7 @@ def planned(path: Path, bundle: Path) -> list[Job]:
     return plan(prompts, read_learned(prompts, config), config, bundle)
 
 
+@pytest.mark.slow
 def test_six_prompts_give_the_right_files(sample: Any, place: Path, tmp_path: Path) -> None:
     result = sample("prompts.txt", "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -129,6 +130,7 @@ def test_six_prompts_give_the_right_files(sample: Any, place: Path, tmp_path: Pa
     assert read_record(path) == first
 
 
+@pytest.mark.slow
 def test_the_same_pixels_whatever_the_batch(place: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     lines = [line.replace("--w 192 --h 128", "") for line in SIX.splitlines()[1:]]
@@ -203,6 +205,7 @@ def test_what_is_made_stays(sample: Any, place: Path, tmp_path: Path) -> None:
     assert after.items() <= pngs(out).items()
 
 
+@pytest.mark.slow
 def test_pictures_of_other_prompts_are_left_alone(sample: Any, tmp_path: Path) -> None:
     """Two files of one name share a folder; lines move, double and go."""
     out = tmp_path / "out"
@@ -227,6 +230,7 @@ def test_pictures_of_other_prompts_are_left_alone(sample: Any, tmp_path: Path) -
     assert len(rows(out)) == 1
 
 
+@pytest.mark.slow
 def test_another_precision_is_another_picture(sample: Any, tmp_path: Path) -> None:
     line = tmp_path / "one.txt"
     line.write_text("A bear sleeps. --s 1 --lora none")
@@ -249,6 +253,7 @@ def test_the_scheduler_of_the_bundle_is_told(tiny_bundle: Path, sample: Any, tmp
     assert ", Sampler: DDIM, " in Image.open(tmp_path / "out" / row["file_name"]).info["parameters"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "mend"), [("fp16", "bf16 or fp32"), ("bf16", "fp32"), ("fp32", "--lora-weight")])
 def test_a_picture_that_is_not_finite_is_not_saved(
     sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, mend: str
@@ -268,6 +273,7 @@ def test_a_picture_that_is_not_finite_is_not_saved(
     assert "1 made, 1 were there" in sample(*arguments).output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -293,6 +299,7 @@ def test_pseudo_masks_of_two_objects_of_one_name(place: Path, tiny_bundle: Path)
     assert second == (5, 6)
 
 
+@pytest.mark.slow
 def test_a_lora_of_another_base_is_refused(sample: Any, place: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     tensors, metadata = read_safetensors(place / "runs/finetune/hug-tiny-sdxl/lora.safetensors")
     line, path = tmp_path / "one.txt", tmp_path / "marked.safetensors"
@@ -367,6 +374,7 @@ def test_the_grid_has_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pla
     assert list(pages()) == ["grid-4.png", "grid.png"]
 
 
+@pytest.mark.slow
 def test_the_lora_and_its_weight_change_the_picture(sample: Any, tmp_path: Path) -> None:
     line = tmp_path / "one.txt"
     shown = {}
@@ -382,6 +390,7 @@ def test_the_lora_and_its_weight_change_the_picture(sample: Any, tmp_path: Path)
     assert len(set(shown.values())) == 3
 
 
+@pytest.mark.slow
 def test_the_weight_of_the_lora_that_is_found(sample: Any, real_hug: Path, tmp_path: Path) -> None:
     """From the flag, for an official configuration too, or from a YAML prompt that names no file."""
     official, own = real_hug.parent / "config" / "example_two_objects.yaml", tmp_path / "own.yaml"
@@ -397,6 +406,7 @@ def test_the_weight_of_the_lora_that_is_found(sample: Any, real_hug: Path, tmp_p
         assert rows(tmp_path / "out")[0]["lora_weight"] == weight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -420,6 +430,7 @@ def test_options(sample: Any, place: Path, tmp_path: Path, options: tuple[str, .
         assert ours != base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "options", "taken"),
     [("", (), None), ("auto", (), None), ("eager", (), "eager"), ("flash", ("--attention", "sdpa"), "sdpa")],
@@ -442,6 +453,7 @@ def test_the_variable_names_the_attention_backend_where_no_flag_does(
     assert set(asked) == {taken}
 
 
+@pytest.mark.slow
 def test_the_yaml_form_is_the_txt_form(sample: Any, place: Path, tmp_path: Path) -> None:
     yaml = place / "prompts.yaml"
     yaml.write_text(
@@ -454,6 +466,7 @@ def test_the_yaml_form_is_the_txt_form(sample: Any, place: Path, tmp_path: Path)
     assert pixels(tmp_path / "yaml") == pixels(tmp_path / "txt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["example_two_objects.yaml", "example_three_objects.yaml"])
 def test_the_official_configurations(sample: Any, real_hug: Path, tmp_path: Path, name: str) -> None:
     config = real_hug.parent / "config" / name
@@ -514,6 +527,7 @@ def test_a_variable_that_names_no_usable_backend_is_named(
     refuses(sample("prompts.txt", "--device", "cpu", "--output", tmp_path / "x"), f"RBCTL_ATTENTION={name}: ", why)
 
 
+@pytest.mark.slow
 def test_a_bundle_without_local_encoder_says_so(place: Path, tiny_bundle: Path, tmp_path: Path, sample: Any) -> None:
     bare = tmp_path / tiny_bundle.name  # its LoRAs are looked for by the bundle's name
     shutil.copytree(tiny_bundle, bare)

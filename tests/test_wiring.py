@@ -103,6 +103,7 @@ def test_a_lora_with_b_zero_is_bit_equal_to_the_base(bundle: Any) -> None:
         bundle.unet.delete_adapters("fresh")
 
 
+@pytest.mark.slow
 def test_compiled_blocks_are_one_program_a_shape(tiny_bundle: Path) -> None:
     """Not one a layer: torch would give up after a few and run SDXL's 70 layers uncompiled, without a word."""
     fresh = load(str(tiny_bundle), torch.device("cpu"), torch.float32, encoders=False)

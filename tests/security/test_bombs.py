@@ -299,6 +299,7 @@ def test_a_damaged_picture_is_one_line(tmp_path: Path) -> None:
             assert "\n" not in str(error)  # noqa: PT017
 
 
+@pytest.mark.slow
 def test_a_shard_of_zeros_is_left_before_it_is_unpacked(tmp_path: Path) -> None:
     encoded = io.BytesIO()
     with tarfile.open(fileobj=encoded, mode="w:gz", compresslevel=9) as archive:

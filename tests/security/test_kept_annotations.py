@@ -20,6 +20,8 @@ from triplet_sets import annotate, kept, lines, write_lines
 from rbctl import files
 from rbctl.plugins.annotate.cache import Cache
 
+pytestmark = pytest.mark.slow  # what its tests share takes seconds
+
 
 @pytest.fixture
 def copied(annotated_hug: Path, tmp_path: Path) -> Path:
@@ -167,6 +169,7 @@ def test_every_steps_result_is_held_to_its_form(copied: Path, step: str, act: Ca
     assert (copied / "metadata.jsonl").read_bytes() == metadata
 
 
+@pytest.mark.slow
 def test_a_picture_that_its_exif_turns_is_not_made_anew_for_ever(copied: Path) -> None:
     path = copied / lines(copied / "raw.jsonl")[0]["objects"][0]["image"]
     with Image.open(path) as image:

@@ -247,6 +247,7 @@ def test_a_link_in_the_place_of_a_file_is_replaced_or_refused_never_followed(tmp
     assert victim.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_generate_writes_through_no_link(tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
     elsewhere.mkdir()
