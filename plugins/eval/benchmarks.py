@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import itertools
 import os.path
@@ -101,6 +102,7 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
     if isinstance(listed, Menagerie):
         cases = listed.drawn(wanted)
     else:
+        assert isinstance(listed, Pictured)
         # The YAML is the user's own word, as a prompts file is; the lists in the folder that it names are not.
         data = wanted.data or (path.parent / listed.data if listed.data else None)
         if data is None:
@@ -184,6 +186,11 @@ class Listed:
     data: str = ""
     source: str = ""
 
+
+class Pictured(Listed, abc.ABC):
+    """A benchmark whose pictures lie in a folder; the embedded world's are drawn."""
+
+    @abc.abstractmethod
     def cases_in(self, path: Path, data: Path, follow_outside: bool) -> tuple[Case, ...]:
         """All cases.
 
@@ -194,7 +201,6 @@ class Listed:
         Raises:
             InputError: the YAML or a list in the folder is wrong.
         """
-        raise NotImplementedError
 
 
 # --- the embedded world --------------------------------------------------------------------------------------------
@@ -288,7 +294,7 @@ def _plain_prompt(template: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DreamBench(Listed):
+class DreamBench(Pictured):
     """DreamBench as its repository lays it out: a folder a subject, and prompts_and_classes.txt.
 
     Attributes:
@@ -318,7 +324,7 @@ class DreamBench(Listed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomConcept101(Listed):
+class CustomConcept101(Pictured):
     """CustomConcept101 as its repository lays it out: ``file`` lists concepts, their pictures and prompts."""
 
     file: str = "dataset.json"
@@ -391,7 +397,7 @@ class Scene:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scenes(Listed):
+class Scenes(Pictured):
     """Scenes with a cast; each subject's pictures lie in the folder of its name."""
 
     subjects: Annotated[dict[str, str], MinLen(1)]
@@ -461,7 +467,7 @@ class Combination:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Combinations(Listed):
+class Combinations(Pictured):
     """Each picture of DATA/CATEGORY is a subject, named by its file: "dog2.jpg" is a dog.
 
     Attributes:
