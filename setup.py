@@ -22,7 +22,11 @@ setup(
     ],
     package_dir={"rbctl": "rbctl", **{f"rbctl.{folder}": folder for folder in FOLDERS}},
     package_data={
-        "rbctl": ["py.typed", "bundle/*.json", "bundle/mini/*", "bundle/mini/*/*", "bundle/tiny/*", "bundle/tiny/*/*"],
+        "rbctl": [
+            "py.typed",
+            "bundle/*.json",
+            *(f"bundle/{b}/{f}" for b in ("mini", "sdxl", "tiny") for f in ("*", "*/*")),
+        ],
         "rbctl.plugins.annotate": ["*.jinja", "*.css", "*.js"],
         "rbctl.plugins.eval": ["*.jinja", "*.css"],
         "rbctl.plugins.pretrain": ["*.jinja", "*.yaml"],

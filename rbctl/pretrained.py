@@ -26,6 +26,20 @@ def loading(path: Path, kind: str = "") -> Iterator[None]:
         raise InputError(f"{path}: cannot be loaded{f' as {kind}' if kind else ''} ({reason(error)})") from error
 
 
+def shards(index: Path) -> list[str]:
+    """Names of the files that an index of sharded weights lists, each once.
+
+    Raises:
+        InputError: the index is damaged, or a name leaves its folder.
+    """
+    weight_map = read_object(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    for name in names:
+        if not isinstance(name, str) or leaves(name):
+            raise InputError(f"{index}: weight_map: {abridged(name)} leaves the folder; get the weights anew")
+    return sorted(set(names))
+
+
 def from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
     """``loader.from_pretrained``, silent. No code of the folder runs, and nobody is asked whether it may.
 
@@ -36,10 +50,7 @@ def from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
     import transformers
 
     for index in folder.glob("*.index.json"):
-        weight_map = read_object(index).get("weight_map")
-        for name in weight_map.values() if isinstance(weight_map, dict) else ():
-            if not isinstance(name, str) or leaves(name):
-                raise InputError(f"{index}: weight_map: {abridged(name)} leaves the folder; get the weights anew")
+        shards(index)
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     before = [library.get_verbosity() for library in libraries]
     transformers.utils.logging.disable_progress_bar()

@@ -369,8 +369,8 @@ def test_encoders_must_fit_the_adapter(official: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"base": Path("/nowhere/base")}, "no such folder"),
-        ({"base": Path(__file__)}, "from_single_file"),
+        ({"base": Path("/nowhere/base")}, "no such file or folder"),
+        ({"base": Path(__file__)}, "not a readable safetensors file"),
         ({"adapter": Path("/nowhere/ms_adapter.bin")}, "no such file"),
         ({"image_encoder": Path("/nowhere/clip")}, "no such file"),
         ({"local_encoder": Path("/nowhere/epoch_6.pt")}, "no such file"),

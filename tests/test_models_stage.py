@@ -105,7 +105,7 @@ def test_list(root: Path) -> None:
         (("verify", "sdxl"), "no such bundle"),
         (("verify", "."), "no bundle.json to compare with"),
         (("import", "mine"), "nothing to import"),
-        (("import", "mine", "--base", "/nowhere"), "/nowhere: no such folder"),
+        (("import", "mine", "--base", "/nowhere"), "/nowhere: no such file or folder"),
     ],
 )
 def test_mistakes_are_one_line(

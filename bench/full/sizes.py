@@ -8,43 +8,12 @@ from dataclasses import dataclass
 import open_clip
 
 from rbctl.bundle.random_weights import TINY, Architecture
+from rbctl.bundle.single_file import SDXL as CONFIGS
+from rbctl.files import read_object
 from rbctl.relations import Box
 
 SDXL = Architecture(
-    unet={
-        **TINY.unet,
-        "sample_size": 128,
-        "block_out_channels": [320, 640, 1280],
-        "transformer_layers_per_block": [1, 2, 10],
-        "attention_head_dim": [5, 10, 20],
-        "cross_attention_dim": 2048,
-        "norm_num_groups": 32,
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-    vae={
-        **TINY.vae,
-        "sample_size": 1024,
-        "block_out_channels": [128, 256, 512, 512],
-        "layers_per_block": 2,
-        "norm_num_groups": 32,
-    },
-    text_encoder={
-        **TINY.text_encoder,
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "projection_dim": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-    },
-    text_encoder_2={
-        **TINY.text_encoder_2,
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "projection_dim": 1280,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 20,
-    },
+    **{part: read_object(CONFIGS / part / "config.json") for part in ("unet", "vae", "text_encoder", "text_encoder_2")},
     clip_vision={
         **TINY.clip_vision,
         "hidden_size": 1664,

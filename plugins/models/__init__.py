@@ -99,7 +99,8 @@ def verify_(name_or_folder: str) -> None:
 
 @command.command(name="import")
 @click.argument("dest")
-@click.option("--base", type=_PATH, help="SDXL folder in diffusers' layout.")
+@click.option("--base", type=_PATH, help="SDXL: a folder in diffusers' layout, or one .safetensors file.")
+@click.option("--vae", type=_PATH, help="VAE in place of the base's: such a folder, or a file.")
 @click.option("--adapter", type=_PATH, help="ms_adapter.bin or .safetensors.")
 @click.option("--image-encoder", type=_PATH, help="CLIP bigG folder in transformers' layout.")
 @click.option(
@@ -107,16 +108,31 @@ def verify_(name_or_folder: str) -> None:
     type=_PATH,
     help="CLIPSelf's epoch_6.pt, .safetensors, or the folder that rbctl distill wrote.",
 )
+@click.option(
+    "--prediction-type",
+    type=click.Choice(("epsilon", "v_prediction")),
+    help="Of the base. [default: what it says itself, else epsilon]",
+)
+@click.option("--zero-snr", is_flag=True, help="The base has zero terminal SNR, and does not say so.")
+@click.option("--variant", default="", help="Of base and VAE, such as fp16. [default: the plain files, else fp16]")
+@click.option(
+    "--base-config",
+    type=_PATH,
+    help="Folder in diffusers' layout whose configurations fit a base of one file. [default: SDXL's]",
+)
 @click.option("--adapter-config", type=_PATH, help="ms_adapter_config.json; default: beside it.")
 @click.option("--local-config", type=_PATH, help="open_clip_config.json; default: beside it.")
-def import_(dest: str, **sources: Path | None) -> None:
+def import_(dest: str, **sources: Any) -> None:
     """Make bundle DEST (a folder, or a name where bundles lie) of local files, or add parts to it.
 
     Large files are hard-linked where the disk allows; pickles are read as data only and become safetensors.
 
+    A base whose objective the method does not do, such as flow matching, is refused.
+
     \b
       rbctl models import bundles/sdxl --base stable-diffusion-xl-base-1.0 --adapter ms_adapter.bin \\
         --image-encoder CLIP-ViT-bigG-14-laion2B-39B-b160k --local-encoder epoch_6.pt
+      rbctl models import juggernaut --base juggernautXL.safetensors --vae sdxl_vae.safetensors
     """
     from rbctl.bundle.assemble import import_bundle
 

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from rbctl.bundle.catalogue import contents, missing_parts, record
+from rbctl.bundle.config import check_objective
 from rbctl.bundle.convert import convert_adapter, convert_image_encoder, convert_local_encoder, read_open_clip_config
+from rbctl.bundle.single_file import SDXL, ZERO_SNR, write_base, write_vae
 from rbctl.errors import InputError
 from rbctl.files import atomic_write, read_json, read_object, write_json
+from rbctl.pretrained import shards
 from rbctl.runs import claim
 
 
@@ -28,34 +31,38 @@ def _place(source: Path, dest: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def _place_weights(source: Path, dest: Path, stem: str) -> None:
-    """config.json and the weights of one network; a lone fp16 variant takes the plain name that loaders look for."""
+def _place_weights(source: Path, dest: Path, stem: str, variant: str) -> None:
+    """config.json and the weights of one network, whole or in shards, under the names that loaders look for.
+
+    Args:
+        variant: such as "fp16"; empty: the plain files, else the fp16 ones.
+    """
     if not (source / "config.json").is_file():
         raise InputError(f"{source}: no config.json; a folder in diffusers' layout was expected")
     _place(source / "config.json", dest / "config.json")
-    if (source / f"{stem}.safetensors").is_file():
-        _place(source / f"{stem}.safetensors", dest / f"{stem}.safetensors")
-    elif (source / f"{stem}.safetensors.index.json").is_file():
-        for file in (source / f"{stem}.safetensors.index.json", *sorted(source.glob(f"{stem}-*.safetensors"))):
-            _place(file, dest / file.name)
-    elif (source / f"{stem}.fp16.safetensors").is_file():
-        _place(source / f"{stem}.fp16.safetensors", dest / f"{stem}.safetensors")
-    else:
-        raise InputError(f"{source}: no {stem}.safetensors; pickled weights are not taken over")
+    for mark in [f".{variant}"] if variant else ["", ".fp16"]:
+        whole, index = source / f"{stem}{mark}.safetensors", source / f"{stem}.safetensors.index{mark}.json"
+        if whole.is_file():
+            return _place(whole, dest / f"{stem}.safetensors")
+        if index.is_file():
+            for name in shards(index):
+                _place(source / name, dest / name)
+            return _place(index, dest / f"{stem}.safetensors.index.json")
+    wanted = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
+    raise InputError(f"{source}: no {wanted}, whole or in shards; pickled weights (.bin) are not taken over")
 
 
-def _place_base(base: Path, dest: Path) -> None:
-    """The six networks and tokenizers of a diffusers SDXL folder."""
-    if base.is_file():
-        raise InputError(
-            f"{base}: a single file; make a folder of it with diffusers' "
-            "StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
-        )
+def _place_base(base: Path, dest: Path, variant: str, vae: bool) -> None:
+    """The networks, tokenizers and scheduler of a diffusers SDXL folder.
+
+    Args:
+        vae: take its VAE too.
+    """
     if not base.is_dir():
-        raise InputError(f"{base}: no such folder")
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        raise InputError(f"{base}: no such file or folder")
+    for part in ("unet", "text_encoder", "text_encoder_2", *(("vae",) if vae else ())):
         stem = "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
-        _place_weights(base / part, dest / part, stem)
+        _place_weights(base / part, dest / part, stem, variant)
     for part in ("tokenizer", "tokenizer_2", "scheduler"):
         files = [f for pattern in ("*.json", "*.txt") for f in sorted((base / part).glob(pattern))]
         if not files:
@@ -66,16 +73,46 @@ def _place_base(base: Path, dest: Path) -> None:
         _place(base / "model_index.json", dest / "model_index.json")
 
 
+def _place_vae(vae: Path, dest: Path, config: Path, variant: str) -> None:
+    """A VAE by itself.
+
+    Args:
+        vae: a file; or a folder in diffusers' layout, of a VAE or of a whole pipeline.
+        config: vae/config.json for a file, which brings none.
+    """
+    if vae.is_file():
+        write_vae(vae, config, dest)
+    elif vae.is_dir():
+        _place_weights(vae / "vae" if (vae / "vae").is_dir() else vae, dest, "diffusion_pytorch_model", variant)
+    else:
+        raise InputError(f"{vae}: no such file or folder")
+
+
+def _say(scheduler: Path, prediction_type: str | None, zero_snr: bool) -> None:
+    """Write into a scheduler's configuration what the base itself does not say."""
+    said = ({"prediction_type": prediction_type} if prediction_type else {}) | (ZERO_SNR if zero_snr else {})
+    if said:
+        write_json(scheduler, read_object(scheduler) | said)
+
+
 @contextlib.contextmanager
 def _staging(dest: Path) -> Iterator[Path]:
-    """A folder beside ``dest`` whose files move into it when the block ends well, and vanish when it does not."""
+    """A folder beside ``dest`` whose files move into it when the block ends well, and vanish when it does not.
+
+    A part of the bundle that comes anew comes whole: other files of its folder, as shards of before, go.
+    """
     dest.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}.") as name:
         staged = Path(name)
         yield staged
-        for path in contents(staged):
+        new = contents(staged)
+        for path in new:
             (dest / path).parent.mkdir(parents=True, exist_ok=True)
             (staged / path).replace(dest / path)
+        parts = {Path(path).parent for path in new} - {Path()}
+        for path in contents(dest):
+            if Path(path).parent in parts and path not in new:
+                (dest / path).unlink()
 
 
 def check_widths(*folders: Path) -> None:
@@ -122,17 +159,27 @@ def import_bundle(
     local_encoder: Path | None = None,
     adapter_config: Path | None = None,
     local_config: Path | None = None,
+    vae: Path | None = None,
+    base_config: Path | None = None,
+    variant: str = "",
+    prediction_type: str | None = None,
+    zero_snr: bool = False,
 ) -> list[str]:
     """Put a bundle together from local files, or add parts to one. Nothing changes in ``dest`` unless all parts fit.
 
     Args:
         dest: the bundle folder.
-        base: SDXL in diffusers' layout.
+        base: SDXL in diffusers' layout, or a checkpoint of one file.
         adapter: ms_adapter.bin or .safetensors; its ms_adapter_config.json is looked for beside it.
         image_encoder: folder of CLIP bigG in transformers' layout.
         local_encoder: epoch_6.pt of CLIPSelf or .safetensors, or the folder of its model.safetensors, as
             ``rbctl distill`` writes one; its open_clip_config.json is looked for beside it.
         adapter_config, local_config: those two configurations, where they lie elsewhere.
+        vae: a VAE in place of the base's: a file, or a folder in diffusers' layout.
+        base_config: folder whose configurations fit ``base`` where that is one file. [default: SDXL's]
+        variant: of the base's and the VAE's files, as "fp16". [default: the plain ones, else fp16]
+        prediction_type: of the base, "epsilon" or "v_prediction", where it does not say so itself.
+        zero_snr: the base was trained with zero terminal SNR, and does not say so itself.
 
     Returns:
         names of the parts that the bundle still lacks.
@@ -142,8 +189,12 @@ def import_bundle(
     """
     if local_encoder and local_encoder.is_dir():
         local_encoder = local_encoder / "model.safetensors"
-    if not any((base, adapter, image_encoder, local_encoder)):
-        raise InputError(f"{dest}: nothing to import; name --base, --adapter, --image-encoder or --local-encoder")
+    if not any((base, vae, adapter, image_encoder, local_encoder)):
+        raise InputError(
+            f"{dest}: nothing to import; name --base, --vae, --adapter, --image-encoder or --local-encoder"
+        )
+    if (prediction_type or zero_snr) and not base:
+        raise InputError(f"{dest}: --prediction-type and --zero-snr say what the base is; name it with --base")
     origins: dict[str, dict[str, Any]] = {}
     with _claimed(dest):
         with _staging(dest) as staged:
@@ -153,9 +204,17 @@ def import_bundle(
                 for path in contents(staged):
                     origins.setdefault(path, {"source": source.name})
 
+            if base and base.is_file():
+                write_base(base, base_config, staged, vae=not vae)
+            elif base:
+                _place_base(base, staged, variant, vae=not vae)
             if base:
-                _place_base(base, staged)
+                _say(staged / "scheduler" / "scheduler_config.json", prediction_type, zero_snr)
                 note(base)
+            if vae:
+                configs = [f / "vae" / "config.json" for f in (base, base_config, dest, SDXL) if f]
+                _place_vae(vae, staged / "vae", next(f for f in configs if f.is_file()), variant)
+                note(vae)
             if image_encoder:
                 convert_image_encoder(image_encoder, staged / "clip_vision")
                 note(image_encoder)
@@ -175,5 +234,7 @@ def import_bundle(
                 write_json(staged / "clipself" / "open_clip_config.json", config)
                 note(local_encoder)
             check_widths(staged, dest)
+            if base and (scheduler := staged / "scheduler" / "scheduler_config.json").is_file():
+                check_objective(scheduler)
         record(dest, dest.name, origins)
     return missing_parts(dest)

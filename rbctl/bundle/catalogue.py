@@ -186,13 +186,15 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def record(folder: Path, name: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Add files to ``bundle.json``.
+    """Add files to ``bundle.json``; what it says of others goes where their folder came anew without them.
 
     Args:
         name: of the bundle.
         entries: {path: where it comes from}; size and SHA-256 are taken from the file unless given.
     """
-    files = read_manifest(folder)
+    anew = {Path(path).parent for path in entries}
+    kept = read_manifest(folder).items()
+    files = {path: entry for path, entry in kept if Path(path).parent not in anew or (folder / path).is_file()}
     for path, origin in entries.items():
         digest = origin.get("sha256") or sha256(folder / path)
         files[path] = {**origin, "size": (folder / path).stat().st_size, "sha256": digest}

@@ -125,7 +125,7 @@ def official_adapter_config(path: Path, tensors: Mapping[str, torch.Tensor]) -> 
     return {**config, "num_dummy_tokens": DUMMY_TOKENS, "num_tokens": resampler["num_queries"]}
 
 
-def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors straight to the disk: these files may be larger than half the memory.
 
     Raises:
@@ -190,7 +190,7 @@ def convert_adapter(
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"{source}: the configuration of its UNet lacks or garbles {error}") from error
     check_tensors(source, tensors, shapes)
-    _save(dest, tensors)
+    save(dest, tensors)
     return config
 
 
@@ -251,7 +251,7 @@ def convert_local_encoder(source: Path, dest: Path, config: Mapping[str, Any] | 
     # The text tower is of no use here: it may be missing and is not kept, but anything foreign is told.
     text = {name: shape for name, shape in shapes.items() if not name.startswith("visual.") and name in tensors}
     check_tensors(source, tensors, {n: s for n, s in shapes.items() if n.startswith("visual.")} | text)
-    _save(dest, {name: tensor for name, tensor in tensors.items() if name.startswith("visual.")})
+    save(dest, {name: tensor for name, tensor in tensors.items() if name.startswith("visual.")})
     return config
 
 
@@ -307,4 +307,4 @@ def convert_image_encoder(source: Path, dest: Path) -> None:
         raise InputError(f"{source / 'config.json'}: not a CLIP configuration ({reason(error)})") from error
     check_tensors(source, tensors, {name: tuple(tensor.shape) for name, tensor in expected.items()})
     write_json(dest / "config.json", vision)
-    _save(dest / "model.safetensors", tensors)
+    save(dest / "model.safetensors", tensors)
