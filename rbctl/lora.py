@@ -10,9 +10,12 @@ from typing import Any, Literal
 
 import torch
 
+from rbctl import formats
 from rbctl.errors import InputError, abridged, reason
 from rbctl.files import read_safetensors, write_safetensors
 from rbctl.layout import LayoutPrior
+from rbctl.parsing import parse_json
+from rbctl.relations import Relation, load_relation, shipped
 
 TARGETS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 _ATTENTION = tuple(target.replace("attn2", layer) for layer in ("attn1", "attn2") for target in TARGETS)
@@ -54,6 +57,27 @@ def layout_prior(files: Sequence[LoraFile]) -> LayoutPrior | None:
     """
     stored = ((file.metadata.get("rbctl.layout_prior"), str(file.path)) for file in files)
     return next((LayoutPrior.from_json(prior, path) for prior, path in stored if prior), None)
+
+
+def relation_of(file: LoraFile) -> Relation | None:
+    """The relation that a LoRA was tuned on, as its metadata tells; None where they do not.
+
+    Raises:
+        InputError: the metadata are damaged.
+    """
+    metadata, where = file.metadata, f"{file.path}: rbctl.relation_file"
+    name, predicate, prior = (metadata.get(f"rbctl.{key}") for key in ("relation", "predicate", "layout_prior"))
+    if stored := metadata.get("rbctl.relation_file"):
+        return formats.read(Relation, parse_json(stored, where), where)
+    if name in shipped():
+        return load_relation(str(name))
+    if not (name and predicate and prior):
+        return None
+    layout = LayoutPrior.from_json(prior, str(file.path))  # of an older file: its words are the predicate alone
+    places = " ".join(f"{{{place}}}" for place in ("subject", "object")[: len(layout.roles)])
+    roles = [{"name": role, "box": list(box)} for role, box in zip(layout.roles, layout.boxes(), strict=True)]
+    content = {"name": name, "predicate": predicate, "prompts": [places], "roles": roles}
+    return formats.read(Relation, content, str(file.path))
 
 
 def add(unet: Any, rank: int, alpha: float, seed: int, name: str = ADAPTER, targets: Sequence[str] = TARGETS) -> None:

@@ -25,6 +25,21 @@ def replaced(prompt: str, phrases: Sequence[str], words: str) -> str | None:
     return None
 
 
+def unread(tokenizer: Any, prompt: str, phrases: Sequence[str]) -> list[str]:
+    """The phrases of a prompt that a text encoder does not read to their end, since they stand too late.
+
+    Args:
+        tokenizer: a CLIP tokenizer of transformers; what is behind its ``model_max_length`` is not read.
+        phrases: found as whole words, whatever their case; one that the prompt lacks is left out.
+    """
+    late = []
+    for phrase in phrases:
+        match = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", prompt, re.IGNORECASE)
+        if match and len(tokenizer(prompt[: match.end()])["input_ids"]) > tokenizer.model_max_length:
+            late.append(phrase)
+    return late
+
+
 def token_span(tokenizer: Any, prompt: str, phrase: str) -> tuple[int, int]:
     """Token range [start, end) of ``phrase`` in the CLIP-tokenised prompt; position 0 is the start token.
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 
-from rbctl import denoising, layout, lora, memory
+from rbctl import denoising, lora, memory
 from rbctl.attention import compile_blocks
 from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.load import load
@@ -29,8 +29,9 @@ from rbctl.files import sha256
 from rbctl.image_prompt import Injection, LocalTokens
 from rbctl.lora import LoraFile
 from rbctl.progress import progress
-from rbctl.relations import Box, find_relation, load_relation, shipped
+from rbctl.relations import Box, load_relation, shipped
 from rbctl.request import Picture, Request, requested
+from rbctl.roles import find_relation, place
 
 _FINITE = {
     torch.float16: "take --precision bf16 or fp32",
@@ -251,10 +252,15 @@ class RelationPipeline:
         made = sampled if output_type == "latent" else _as(output_type, self.decode(requests, sampled))
         return RelationPipelineOutput(images=made) if return_dict else (made,)
 
-    def boxes(self, text: str, count: int) -> tuple[Box, ...]:
-        """Boxes for ``count`` individuals of a prompt that gives none: by the LoRA's layout prior, or its relation."""
-        relation = find_relation(text, [load_relation(name) for name in shipped()])
-        return layout.boxes_for(count, lora.layout_prior(self._relations), relation)[0]
+    def boxes(self, text: str, names: Sequence[str]) -> tuple[Box, ...]:
+        """Boxes for individuals of a prompt that gives none: by the LoRA's layout prior, or its relation.
+
+        Each has the box of its role, as far as the text tells who does what to whom.
+        """
+        own = [relation for file in self._relations if (relation := lora.relation_of(file))]
+        known = [*own, *(load_relation(name) for name in shipped())]
+        relation = find_relation(text, own, names) or find_relation(text, known, names) or next(iter(own), None)
+        return place(text, names, relation, lora.layout_prior(self._relations)).boxes
 
     def _noise(
         self, requests: Sequence[Request], generator: torch.Generator | Sequence[torch.Generator] | None

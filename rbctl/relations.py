@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os.path
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -141,33 +141,11 @@ def load_relation(name_or_path: str | Path) -> Relation:
         return _read(paths[name])
     if spelling.endswith((".yaml", ".yml")):
         raise InputError(f"{spelling}: no such relation file")
-    meant = find_relation(spelling, [_read(path) for path in paths.values()])
-    hint = f"; did you mean {meant.name!r}?" if meant else nearest(name, paths)
+    everyone = [_read(path) for path in paths.values()]
+    meant = [r.name for r in everyone if _plain(spelling) in map(_plain, (r.predicate, *r.forms))]
+    hint = f"; did you mean {meant[0]!r}?" if meant else nearest(name, paths)
     mend = hint or f"; give the path of a YAML file, or one of: {', '.join(sorted(paths))}"
     raise InputError(f"{abridged(spelling)}: no such relation{mend}")
-
-
-def find_relation(text: str, relations: Iterable[Relation]) -> Relation | None:
-    """The relation that a prompt expresses, by whole words, whatever their case and hyphens.
-
-    A form that lies inside a longer one's match does not count ("sits" inside "sits on"). None where no form is found,
-    or where the forms left belong to different relations ("rides and hugs").
-    """
-    words = _plain(text)
-    matches: list[tuple[int, int, Relation]] = []
-    for relation in relations:
-        for form in (relation.predicate, *relation.forms):
-            # "is chased by" turns the roles round, so it is not a match where the roles differ.
-            active = "" if relation.symmetric else "(?! by )"
-            pattern = rf"(?<!\S){re.escape(_plain(form))}(?!\S){active}"
-            matches += [(m.start(), m.end(), relation) for m in re.finditer(pattern, words)]
-
-    left: dict[str, Relation] = {}
-    last = (0, 0)  # of the matches that lie inside of no other
-    for start, end, relation in sorted(matches, key=lambda match: (match[0], -match[1])):
-        if end > last[1] or (start, end) == last:
-            left[relation.name], last = relation, (start, end)
-    return next(iter(left.values())) if len(left) == 1 else None
 
 
 def _plain(text: str) -> str:

@@ -82,7 +82,7 @@ def requested(
     boxes: Mapping[str, Box] | Sequence[Mapping[str, Box]] | None,
     settings: Mapping[str, Any],
     defaults: Mapping[str, Any],
-    place: Callable[[str, int], Sequence[Box]],
+    place: Callable[[str, Sequence[str]], Sequence[Box]],
 ) -> list[Request]:
     """What a call of the pipeline asks for, prompt by prompt.
 
@@ -91,7 +91,7 @@ def requested(
         images, boxes: by name, one mapping for all prompts or a list of one for each.
         settings: fields of :class:`rbctl.prompts.fields.Settings`; None stands for the default.
         defaults: what takes the place of None.
-        place: gives boxes for so many individuals of a text, where a prompt has none.
+        place: gives boxes for the individuals of a text by their names, where a prompt has none.
 
     Raises:
         InputError: an argument is wrong; it is named.
@@ -113,21 +113,19 @@ def _subjects(
     images: Mapping[str, Picture],
     boxes: Mapping[str, Box],
     scale: float,
-    place: Callable[[str, int], Sequence[Box]],
+    place: Callable[[str, Sequence[str]], Sequence[Box]],
 ) -> tuple[str, tuple[Subject, ...]]:
-    """The prompt with its braces gone, and the individuals in their order."""
-    names = [name.strip() for name in _BRACES.findall(text)]
+    """The prompt with its braces gone, and the individuals in their order; one that is marked twice is one."""
+    names = list(dict.fromkeys(name.strip() for name in _BRACES.findall(text)))
     for argument, mapping in (("images", images), ("boxes", boxes)):
         if strange := [name for name in mapping if name not in names]:
             raise InputError(f"{argument}: {strange[0]!r} has no place in the prompt; write {{{strange[0]}}}")
     if lacking := [name for name in names if name not in images]:
         raise InputError(f"images: has no picture of {lacking[0]!r}, which the prompt names")
-    if len(set(names)) < len(names):
-        raise InputError("prompt: two individuals have the same name; tell them apart: {red cat}, {blue cat}")
     if boxes and len(boxes) < len(names):
         raise InputError("boxes: some individuals have a box and some have none; give one for each, or none")
     words = _BRACES.sub(lambda braces: braces[1].strip(), text)
-    places = [_checked(boxes[name], name) for name in names] if boxes else place(words, len(names))
+    places = [_checked(boxes[name], name) for name in names] if boxes else place(words, names)
     pictures = [Path(image) if isinstance(image, str) else image for image in (images[name] for name in names)]
     return words, tuple(
         Subject(name=name, image=picture, box=box, scale=scale)

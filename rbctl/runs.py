@@ -34,6 +34,7 @@ from rbctl.options import as_plain, write_recipe
 from rbctl.processes import World
 
 RUNS = Path("runs")
+RELATION = "relation.yaml"  # in the folder of a finetuning: the relation that it learned
 
 # Another process of rbctl. Not "-m rbctl", which lets modules of the current folder shadow ours, and that may be data.
 _START = (

@@ -16,7 +16,8 @@ from rbctl.lora import read
 from rbctl.pictures import read_record
 from rbctl.plugins.demo import examples
 from rbctl.prompts import check_pictures, read_prompts
-from rbctl.relations import find_relation, load_relation, shipped
+from rbctl.relations import load_relation, shipped
+from rbctl.roles import find_relation
 from rbctl.triplets import load
 
 ROOT = Path(__file__).resolve().parents[1]

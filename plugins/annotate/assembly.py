@@ -18,7 +18,8 @@ from rbctl.plugins.annotate.comparison import match, pose_change
 from rbctl.plugins.annotate.pictures import Picture, PictureTriplet
 from rbctl.plugins.annotate.predictions import Predictions
 from rbctl.plugins.annotate.reports import Gate, ObjectReport, Report
-from rbctl.relations import Relation, find_relation, load_relation, shipped
+from rbctl.relations import Relation, load_relation, shipped
+from rbctl.roles import find_relation
 from rbctl.triplets.keypoints import ABSENT, OCCLUDED, VISIBLE
 from rbctl.triplets.masks import box_of, read_mask
 

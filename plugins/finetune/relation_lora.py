@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import torch
+import yaml
 
 from rbctl import kept, lora
 from rbctl.bundle.bundle import Bundle
@@ -17,8 +18,9 @@ from rbctl.bundle.fingerprints import BASE, fingerprint, local_encoder_hash
 from rbctl.bundle.load import load
 from rbctl.device import DTYPES
 from rbctl.errors import InputError
+from rbctl.files import write_text
 from rbctl.layout import LayoutPrior
-from rbctl.options import to_yaml
+from rbctl.options import as_plain, to_yaml
 from rbctl.plugins.finetune import encodings, forgetting
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.plugins.finetune.loop import Task
@@ -27,7 +29,7 @@ from rbctl.plugins.finetune.preview import preview
 from rbctl.plugins.finetune.samples import micro_batch
 from rbctl.plugins.finetune.training_data import training_data
 from rbctl.relations import load_relation
-from rbctl.runs import Run, tuned
+from rbctl.runs import RELATION, Run, tuned
 from rbctl.triplets import Triplet, data_hash
 from rbctl.triplets.check import check as check_triplets
 
@@ -72,6 +74,9 @@ class RelationLora:
             if run.world.first:
                 kept.save(path, encoded, made_from)
             self.bundle.drop_encoders()
+        if run.world.first:
+            content = yaml.safe_dump(as_plain(self.relation), sort_keys=False, allow_unicode=True)
+            write_text(run.folder / RELATION, content)
         self.encoded, self.encoded_prior = encodings.split(encoded, len(self.triplets))
         return self.bundle
 
@@ -116,6 +121,7 @@ class RelationLora:
             "ss_network_alpha": str(config.alpha),
             "ss_steps": str(steps),
             "rbctl.relation": self.relation.name,
+            "rbctl.relation_file": json.dumps(as_plain(self.relation)),
             "rbctl.predicate": predicate,
             "rbctl.roles": json.dumps(prior.roles),
             "rbctl.layout_prior": prior.to_json(),

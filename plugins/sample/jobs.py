@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rbctl import embeddings, layout, lora
+from rbctl import embeddings, lora
 from rbctl.bundle.config import Summary, summary
 from rbctl.bundle.fingerprints import generator_fingerprint
 from rbctl.defaults import BUNDLE
@@ -20,13 +20,14 @@ from rbctl.device import pick_device, pick_precision
 from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
 from rbctl.files import read_object, sha256
-from rbctl.lora import LoraFile
+from rbctl.lora import LoraFile, relation_of
 from rbctl.phrases import replaced
 from rbctl.plugins.sample.config import SampleConfig
 from rbctl.prompts import Prompt, PromptObject
-from rbctl.relations import Box, Relation, find_relation, load_relation, shipped
+from rbctl.relations import Relation, load_relation, shipped
 from rbctl.request import Request, Subject
-from rbctl.runs import tuned
+from rbctl.roles import Placement, find_relation, place, read_roles
+from rbctl.runs import RELATION, RUNS, tuned
 
 IMAGE_PROMPTS = "image_prompts"
 # What the record holds besides, without bearing on the pixels: names and paths of what is hashed.
@@ -38,13 +39,15 @@ class Learned:
     """What was trained and one prompt is drawn with, all read.
 
     Attributes:
-        relation: named, or expressed by the prompt's words.
+        relation: named, expressed by the prompt's words, or that of its LoRA.
+        relation_from: "", "from its words" or "from its LoRA".
         lora: path, or several with commas between; None for the base model.
         files: what stands in them.
         embeddings: each with the name it was asked for by, PATH[:TOKEN].
     """
 
     relation: Relation | None
+    relation_from: str
     lora: str | None
     lora_weight: float
     files: tuple[LoraFile, ...]
@@ -86,10 +89,11 @@ def read_learned(prompts: Sequence[Prompt], config: SampleConfig) -> list[Learne
         InputError: a relation has no LoRA in the runs folder, or a file is missing or of another kind.
     """
     read_lora, read_embedding = functools.cache(lora.read), functools.cache(embeddings.read)
-    learned = []
+    known, learned = _known(config), []
     for prompt in prompts:
-        named = prompt.relation or config.relation
-        relation = load_relation(named) if named else find_relation(prompt.text, [load_relation(n) for n in shipped()])
+        given = prompt.lora or config.lora
+        own = [relation_of(read_lora(part)) for part in _paths(prompt, given)]
+        relation, relation_from = _relation(prompt, config, known, [relation for relation in own if relation])
         names = (prompt.embedding,) if prompt.embedding else config.embedding
         tokens = [part.strip() for value in names for part in value.split(",")]
         path = _lora(prompt, relation, config, bool(tokens))
@@ -97,9 +101,10 @@ def read_learned(prompts: Sequence[Prompt], config: SampleConfig) -> list[Learne
         learned.append(
             Learned(
                 relation=relation,
+                relation_from=relation_from,
                 lora=path,
                 lora_weight=weight if path else 1.0,
-                files=tuple(read_lora(Path(part)) for part in lora.split(path or "")),
+                files=tuple(read_lora(part) for part in _paths(prompt, path)),
                 embeddings=tuple((token, read_embedding(token)) for token in tokens),
             )
         )
@@ -115,16 +120,56 @@ def _lora(prompt: Prompt, relation: Relation | None, config: SampleConfig, embed
         assert relation is not None
         file = tuned(relation.name, config.bundle) / "lora.safetensors"
         if not file.is_file():
+            named = relation.name if relation.name in shipped() else file.parent / RELATION
             options = "" if config.bundle == BUNDLE else f" --bundle {config.bundle} --data FOLDER"
             raise InputError(
                 f"{prompt.source}: no LoRA of relation {relation.name!r} in {file.parent}; run "
-                f"'rbctl finetune --relation {relation.name}{options}', name one with --lora, or take --lora none"
+                f"'rbctl finetune --relation {named}{options}', name one with --lora, or take --lora none"
             )
         return str(file)
-    for part in lora.split(path):
-        if not Path(part).is_file():
-            raise InputError(f"{prompt.source}: no LoRA file {part}; give its path, or --lora none for the base model")
     return path
+
+
+def _paths(prompt: Prompt, loras: str | None) -> list[Path]:
+    """The files of "A,B".
+
+    Raises:
+        InputError: one is not there.
+    """
+    paths = [] if loras in (None, "none") else [Path(part) for part in lora.split(loras or "")]
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{prompt.source}: no LoRA file {path}; give its path, or --lora none for the base model")
+    return paths
+
+
+def _known(config: SampleConfig) -> dict[str, Relation]:
+    """The relations whose words are known: the shipped ones, and those that were tuned here."""
+    known = {name: load_relation(name) for name in shipped()}
+    for path in sorted((RUNS / "finetune").glob(f"*/{RELATION}")):
+        relation = load_relation(path)
+        if path.parent == tuned(relation.name, config.bundle):
+            known[relation.name] = relation
+    return known
+
+
+def _relation(
+    prompt: Prompt, config: SampleConfig, known: Mapping[str, Relation], own: Sequence[Relation]
+) -> tuple[Relation | None, str]:
+    """The relation of a prompt, and what says so.
+
+    Args:
+        known: by their names.
+        own: of the prompt's LoRAs, which win where the words of two relations are said.
+    """
+    if named := prompt.relation or config.relation:
+        return load_relation(named), ""
+    names = [individual.name for individual in prompt.objects]
+    everyone = {**known, **{relation.name: relation for relation in own}}
+    for relations in (own, list(everyone.values())):
+        if relation := find_relation(prompt.text, relations, names):
+            return relation, "from its words"
+    return (own[0], "from its LoRA") if own else (None, "")
 
 
 def words_of(prompt: Prompt, tokens: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -194,8 +239,8 @@ def _jobs(
         [(e.token, e.words) for e in tokens]
         + [(file.metadata["rbctl.instance"], embeddings.words_of(file.metadata, file.path)) for file in of_subjects],
     )
-    boxes, boxes_from = _boxes(prompt, learned)
-    objects = [dataclasses.replace(entry, box=box) for entry, box in zip(prompt.objects, boxes, strict=True)]
+    placement = placed(prompt, learned)
+    objects = [dataclasses.replace(entry, box=box) for entry, box in zip(prompt.objects, placement.boxes, strict=True)]
     relation, files = learned.relation, learned.files
     drawn: dict[str, Any] = {
         "negative_prompt": _first(prompt.negative_prompt, config.negative_prompt),
@@ -222,7 +267,7 @@ def _jobs(
             for entry in objects
         ],
         "predicate": relation.predicate if relation else None,
-        "boxes_from": boxes_from,
+        "boxes_from": placement.source,
         "lora_hash": ",".join(digests[file.path] for file in files) or None,
         "lora_base": files[0].metadata.get("rbctl.base") if files else None,
         **bundle,
@@ -256,12 +301,43 @@ def _subject(entry: PromptObject, scale: float) -> Subject:
     return Subject(name=entry.name, image=entry.image, box=entry.box, scale=own_scale)
 
 
-def _boxes(prompt: Prompt, learned: Learned) -> tuple[Sequence[Box], str]:
-    """The objects' boxes, and whence they come."""
-    boxes = [entry.box for entry in prompt.objects if entry.box is not None]
+def placed(prompt: Prompt, learned: Learned) -> Placement:
+    """The objects' boxes, and whence they come: of the prompt, or by who has which role."""
+    boxes = tuple(entry.box for entry in prompt.objects if entry.box is not None)
     if len(boxes) == len(prompt.objects):
-        return boxes, "prompt"
-    return layout.boxes_for(len(prompt.objects), lora.layout_prior(learned.files), learned.relation)
+        return Placement(boxes, "prompt")
+    names = [entry.name for entry in prompt.objects]
+    return place(prompt.text, names, learned.relation, lora.layout_prior(learned.files))
+
+
+def described(prompt: Prompt, learned: Learned) -> str:
+    """One line on what a prompt is drawn with: relation, who has which role, LoRA, and whence the boxes come."""
+    relation, names = learned.relation, [entry.name for entry in prompt.objects]
+    parts = ["no relation"]
+    if relation:
+        sources = [learned.relation_from, _roles(prompt.text, names, relation)]
+        by = "; ".join(part for part in sources if part)
+        parts = [f"relation {relation.name} ({by})" if by else f"relation {relation.name}"]
+    parts.append(f"LoRA {learned.lora} x {learned.lora_weight:g}" if learned.lora else "base model")
+    if names:
+        source = placed(prompt, learned).source
+        parts.append("boxes side by side" if source == "side by side" else f"boxes from the {source}")
+    return f"{prompt.source}: {', '.join(parts)}"
+
+
+def _roles(text: str, names: Sequence[str], relation: Relation) -> str:
+    """Who has which role, in words; where the text does not tell, how they are taken."""
+    if not names or not (len(names) > 1 or len(relation.roles) > 1):
+        return ""
+    reading = read_roles(text, names, relation)
+    known = [f"{name} {role}" for k, name in enumerate(names) if (role := reading.role_of(k))]
+    if len(names) != len(relation.roles):
+        has = f"{len(names)} individual{'s' if len(names) > 1 else ''}, but it has {len(relation.roles)} roles"
+        return f"{has}{': ' if known else ''}{', '.join(known)}"
+    if known:
+        return ", ".join(known)
+    taken = ", ".join(f"{name} {role.name}" for name, role in zip(names, relation.roles, strict=True))
+    return f"its words do not tell who is who, taken in their order: {taken}"
 
 
 def copied(image: Path, digest: str) -> str:

@@ -20,9 +20,10 @@ from rbctl.errors import InputError
 from rbctl.files import read_object, write_bytes, write_jsonl
 from rbctl.images import read_image
 from rbctl.lora import LoraFile
+from rbctl.phrases import unread
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.sample.config import SampleConfig
-from rbctl.plugins.sample.jobs import Job, plan, read_learned
+from rbctl.plugins.sample.jobs import Job, described, plan, read_learned
 from rbctl.progress import progress
 from rbctl.prompts import Prompt, check_pictures, read_official_config, read_prompts
 from rbctl.runs import RUNS, claim
@@ -37,10 +38,7 @@ def run(config: SampleConfig) -> Path:
     check_pictures(prompts)
     learned = read_learned(prompts, config)
     for prompt, own in zip(prompts, learned, strict=True):
-        by = "" if prompt.relation or config.relation or own.relation is None else " (from its words)"
-        relation = f"relation {own.relation.name}{by}" if own.relation else "no relation"
-        weights = f"LoRA {own.lora} x {own.lora_weight:g}" if own.lora else "base model"
-        click.echo(f"{prompt.source}: {relation}, {weights}", err=True)
+        click.echo(described(prompt, own), err=True)
     folder = resolve(config.bundle)
     files = {file.path: file for own in learned for file in own.trained}
     _check_training(files.values(), config, folder)
@@ -132,7 +130,10 @@ def _sample(jobs: Sequence[Job], config: SampleConfig, output: Path) -> None:
         pipe.compile()
     for job in jobs:
         if pipe.bundle.overlong(job.request.words, job.request.embeddings):
-            click.echo(f"{job.record['source']}: too long for the text encoders; its end is not read", err=True)
+            names = [subject.name for subject in job.request.subjects]
+            late = unread(pipe.bundle.tokenizer, job.request.words, names)
+            lost = f": {', '.join(late)}; say them earlier, or shorten it" if late else ""
+            click.echo(f"{job.record['source']}: too long for the text encoders; its end is not read{lost}", err=True)
         if config.pseudo_mask_step:
             pipe.encoder.spans(job.request)  # what is wrong with one is told before the first picture
 

@@ -128,6 +128,7 @@ def build(
         InputError: fields do not go together, or a picture or relation is missing.
     """
     names = names or {}
+    objects = _once(objects, max(len(listed) for listed in (entry.boxes or (), entry.subject_scale or ())))
     if not text:
         raise InputError(f"{where}: the prompt is empty; write what the picture shows")
     settings = {field.name: getattr(entry, field.name) for field in dataclasses.fields(Settings)}
@@ -159,6 +160,11 @@ def build(
             raise InputError(f"{where}: {individual.name[:60]}: {what}")
     placed = tuple(dataclasses.replace(individual, image=folder / individual.image) for individual in objects)
     return Prompt(text=text, objects=placed, source=where, **settings)
+
+
+def _once(objects: Sequence[PromptObject], settings: int) -> Sequence[PromptObject]:
+    """An individual that is marked twice, by name and picture, is one; unless each mark has settings of its own."""
+    return objects if settings == len(objects) else list(dict.fromkeys(objects))
 
 
 def _near(folder: Path, written: str) -> str:

@@ -23,7 +23,8 @@ from rbctl.menagerie.triplets import check_drawable
 from rbctl.plugins.eval.ablate.recipe import read as read_ablation
 from rbctl.plugins.eval.benchmarks import Wanted, load_benchmark
 from rbctl.prompts.lines import parse_line
-from rbctl.relations import Relation, find_relation, load_relation, shipped
+from rbctl.relations import Relation, load_relation, shipped
+from rbctl.roles import find_relation
 
 HUGE = 10**18
 WRONG = ["nan", "inf", "-inf", "1e999", "-1e999", str(HUGE), str(-HUGE), "9" * 5000, "-" + "9" * 5000]
