@@ -103,7 +103,7 @@ def test_a_relation_changes_the_picture_and_can_be_taken_back(
 
     base = draw()
     pipe.load_relation(relation)
-    assert pipe.boxes("anything", 2)[0] == pytest.approx((0.1, 0.2, 0.5, 0.8))
+    assert pipe.boxes("anything", ["cat", "bear"])[0] == pytest.approx((0.1, 0.2, 0.5, 0.8))
     related = draw()
     pipe.load_relation(relation, weight=0)
     weightless = draw()

@@ -187,7 +187,8 @@ def test_a_line_round_trip(pictures: Path, parts, negative, seed, scale) -> None
         written += f" --scale {scale!r}"
     prompt = line(written, pictures)
     assert prompt.text == text
-    assert [o.name for o in prompt.objects] == [p[0].strip() for p in parts if isinstance(p, tuple)]
+    marked = [p[0].strip() for p in parts if isinstance(p, tuple)]
+    assert [o.name for o in prompt.objects] == list(dict.fromkeys(marked))
     assert (prompt.negative_prompt, prompt.seed, prompt.scale) == (negative, seed, scale)
 
 
@@ -412,3 +413,10 @@ def test_each_phrase_has_a_place_of_its_own(text: str, names: list[str], found: 
 def test_equal_phrases_take_their_places_in_order() -> None:
     assert token_spans(Letters(), "a cat hugs a cat.", ["cat", "cat"]) == [(2, 5), (10, 13)]
     assert token_spans(Letters(), "a black cat hugs a cat", ["cat", "black cat"]) == [(15, 18), (2, 10)]
+
+
+def test_an_individual_that_is_marked_twice_is_one_unless_each_mark_has_a_box(pictures: Path) -> None:
+    twice = "A {cat: pets/tom.jpg} hugs a {bear: toys/bear.png}. The {cat: pets/tom.jpg} smiles."
+    assert [entry.name for entry in line(twice, pictures).objects] == ["cat", "bear"]
+    boxes = " --box 0,0,0.4,1 --box 0.3,0,0.7,1 --box 0.6,0,1,1"
+    assert [entry.name for entry in line(twice + boxes, pictures).objects] == ["cat", "bear", "cat"]

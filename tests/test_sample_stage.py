@@ -24,8 +24,9 @@ from rbctl.pictures import read_record
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.sample import run as stage
 from rbctl.plugins.sample.config import SampleConfig
-from rbctl.plugins.sample.jobs import Job, plan, read_learned
+from rbctl.plugins.sample.jobs import Job, described, plan, read_learned
 from rbctl.prompts import parse_line, read_prompts
+from rbctl.relations import load_relation
 from rbctl.runs import tuned
 
 SIX = """\
@@ -563,3 +564,58 @@ def test_the_lora_of_the_relation_that_is_named(sample: Any, tmp_path: Path) -> 
         "layout prior",
     )
     refuses(sample(line, "--relation", "ride", "--output", tmp_path / "out"), "rbctl finetune --relation ride")
+
+
+def test_each_individual_gets_the_box_of_its_role(sample: Any, place: Path, tmp_path: Path) -> None:
+    passive = tmp_path / "passive.txt"
+    passive.write_text(f"The {{bear: {place}/bear.png}} is being ridden by the {{cat: {place}/cat.png}} --s 1\n")
+    result = sample(passive, "--lora", "none", "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    said = "relation ride (from its words; bear mount, cat rider), base model, boxes from the relation"
+    assert said in result.stderr
+    rider, mount = (list(role.box) for role in load_relation("ride").roles)
+    assert [entry["box"] for entry in rows(tmp_path / "out")[0]["objects"]] == [mount, rider]
+
+
+def test_the_words_of_an_own_relation_are_known_from_its_run_folder_and_from_its_lora(
+    place: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "juggle.yaml"
+    own.write_text(
+        "predicate: is juggling with\nforms: [juggles with]\nprompts: ['A {subject} is juggling with a {object}.']\n"
+        "roles: [{name: juggler, box: [0, 0, 0.5, 1]}, {name: ball, box: [0.5, 0, 1, 1]}]\n"
+    )
+    relation = load_relation(own)
+    folder = tuned("juggle", str(tiny_bundle))
+    shipped_file = lora.read(place / tuned("hug", str(tiny_bundle)) / "lora.safetensors")
+    content = {"rbctl.relation": "juggle", "rbctl.relation_file": json.dumps(dataclasses.asdict(relation))}
+    lora.save(folder / "lora.safetensors", shipped_file.tensors, content, 4.0, "diffusers")
+    text = f"A {{bear: {place}/bear.png}} juggles with a {{cat: {place}/cat.png}}"
+    prompts = [parse_line(text, tmp_path, "p.txt:1")]
+    config = SampleConfig(prompts=Path("p.txt"), bundle=str(tiny_bundle))
+    assert read_learned(prompts, config)[0].lora is None  # nobody knows the words yet
+
+    named = dataclasses.replace(config, lora=str(folder / "lora.safetensors"))
+    learned = read_learned(prompts, named)[0]
+    assert learned.relation == relation
+    assert learned.relation_from == "from its words"
+    (folder / "relation.yaml").write_text(f"name: juggle\n{own.read_text()}")
+    learned = read_learned(prompts, config)[0]
+    assert learned.lora == str(folder / "lora.safetensors")
+    assert learned.relation == relation
+    assert "bear juggler, cat ball" in described(prompts[0], learned)
+
+
+def test_three_individuals_for_two_roles_and_roles_that_are_not_told_are_said(place: Path, tiny_bundle: Path) -> None:
+    config = SampleConfig(prompts=Path("p.txt"), bundle=str(tiny_bundle), lora="none", relation="ride")
+
+    def said(text: str) -> str:
+        prompt = parse_line(text, place, "p.txt:1")
+        return described(prompt, read_learned([prompt], config)[0])
+
+    three = said("A {cat: cat.png} is riding a {bear: bear.png} near a {dog: dog.png}")
+    assert "3 individuals, but it has 2 roles: cat rider, bear mount" in three
+    assert "boxes side by side" in three
+    untold = said("A {cat: cat.png} and a {bear: bear.png}")
+    assert "its words do not tell who is who, taken in their order: cat rider, bear mount" in untold
