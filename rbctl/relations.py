@@ -5,6 +5,7 @@ One YAML file is one relation; the shipped ones lie in recipes/relations/, a use
 
 from __future__ import annotations
 
+import itertools
 import os.path
 import re
 from collections.abc import Mapping, Sequence
@@ -85,9 +86,12 @@ class Relation:
         name: "shake_hands".
         predicate: the words between subject and object, "is riding".
         forms: words and phrases that express it in a prompt; the predicate counts without being repeated here.
-        prompts: templates with {subject} and, where there are two roles or more, {object}.
+        prompts: templates that name every role by its name in braces: "A {rider} rides a {mount}."; {subject} is the
+            first role, {object} the second.
         roles: in the order of the objects: the subject first.
-        symmetric: subject and object may change places.
+        symmetric: all roles may change places.
+        alike: names of the roles that may change places, where others may not: the two that carry a third.
+        inverse: name of the relation that says the same with the two roles turned: "is chasing" of "is fleeing from".
         scene: pose rules by which the embedded world draws it (rbctl.menagerie.scenes reads them); None where nobody
             wrote any.
     """
@@ -98,28 +102,54 @@ class Relation:
     prompts: Annotated[tuple[_Words, ...], MinLen(1)]
     roles: Annotated[tuple[Role, ...], MinLen(1)]
     symmetric: bool = False
+    alike: tuple[_Words, ...] = ()
+    inverse: Annotated[str, formats.Check(_check_name, schema={"pattern": f"^{_NAME}$"})] | None = None
     scene: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if len({role.name for role in self.roles}) < len(self.roles):
             raise ValueError("roles: two have the same name")
-        wanted = _PLACES[: len(self.roles)]
+        for name in self.alike:
+            if name not in {role.name for role in self.roles}:
+                raise ValueError(f"alike: no role {abridged(name)}")
+        numbers = self._places()
         for template in self.prompts:
             try:
-                named = set(places(template))
+                named = places(template)
             except ValueError as error:
                 raise ValueError(f"prompts: {abridged(template)}: {error}") from error
-            if named != set(wanted):
-                must = " and ".join(f"{{{place}}}" for place in wanted)
-                raise ValueError(f"prompts: {abridged(template)} must hold {must}")
+            if not set(named) <= numbers.keys() or {numbers[place] for place in named} != set(numbers.values()):
+                shown = [f"{{{place}}}" for place in (*_PLACES, *map(_place, self.roles[2:]))][: len(self.roles)]
+                raise ValueError(f"prompts: {abridged(template)} must hold {' and '.join(shown)}")
 
     def prompt(self, names: Sequence[str], number: int = 0) -> str:
         """Template ``number`` (counted round) with the objects' names in it; "a" becomes "an" where it must."""
         template = self.prompts[number % len(self.prompts)]
-        for place, name in zip(_PLACES, names, strict=False):
+        words = {place: names[role] for place, role in self._places().items() if role < len(names)}
+        for place, name in words.items():
             article = r"\1n " if name[:1].lower() in tuple("aeiou") else r"\1 "
             template = re.sub(rf"\b([Aa]) (?={{{place}}})", article, template)
-        return fill(template, **dict(zip(_PLACES, names, strict=False)))
+        return fill(template, **words)
+
+    def orders(self) -> list[tuple[int, ...]]:
+        """Every order of the roles' numbers that says the same; the first is as they are listed."""
+        numbers = range(len(self.roles))
+        free = [k for k in numbers if self.symmetric or self.roles[k].name in self.alike]
+        orders = []
+        for turned in itertools.permutations(free):
+            to = dict(zip(free, turned, strict=True))
+            orders.append(tuple(to.get(k, k) for k in numbers))
+        return orders
+
+    def _places(self) -> dict[str, int]:
+        """The names that a template may have in braces -> the role's number."""
+        own = {_place(role): number for number, role in enumerate(self.roles)}
+        return own | dict(zip(_PLACES[: len(self.roles)], range(len(_PLACES)), strict=False))
+
+
+def _place(role: Role) -> str:
+    """How a template names a role: "front rider" as {front_rider}."""
+    return _plain(role.name).replace(" ", "_")
 
 
 def shipped() -> list[str]:

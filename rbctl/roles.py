@@ -100,9 +100,19 @@ def find_relation(text: str, relations: Iterable[Relation], names: Sequence[str]
 
     A form that lies inside a longer one's match does not count ("sits" inside "sits on"), nor do words of a name. None
     where no form is in the text, or where the forms left belong to different relations ("rides and hugs").
+
+    Args:
+        names: of the individuals. A relation of as many roles comes before those of more ("A cat is riding a
+            bicycle."); of fewer there is none. Without names, one of two roles comes before all others.
     """
-    matches = _matches(_tokens(text, names), relations)
-    return matches[0].relation if len({match.relation.name for match in matches}) == 1 else None
+    tokens, everyone = _tokens(text, names), list(relations)
+    as_many = [relation for relation in everyone if len(relation.roles) == (len(names) or 2)]
+    others = [relation for relation in everyone if len(relation.roles) > len(names) and relation not in as_many]
+    for candidates in (as_many, others):
+        matches = _matches(tokens, candidates)
+        if len({match.relation.name for match in matches}) == 1:
+            return matches[0].relation
+    return None
 
 
 def read_roles(text: str, names: Sequence[str], relation: Relation) -> Reading:

@@ -30,14 +30,15 @@ from rbctl.draws import generator
 from rbctl.errors import InputError
 from rbctl.files import read_jsonl, read_safetensors, write_json, write_safetensors
 from rbctl.menagerie.oracle import look
-from rbctl.plugins.pretrain import renders, unet_part
+from rbctl.plugins.pretrain import rendering, renders, unet_part
 from rbctl.plugins.pretrain.architecture import MINI, VAE
 from rbctl.plugins.pretrain.bundle import write_tokenizers
-from rbctl.plugins.pretrain.config import PretrainConfig
+from rbctl.plugins.pretrain.config import EASY, HELD_OUT, PretrainConfig
 from rbctl.plugins.pretrain.loop import Part, average_decay, rate, train
 from rbctl.plugins.pretrain.optimizer import orthogonalised
 from rbctl.plugins.pretrain.rendering import pool, write_renders
 from rbctl.plugins.pretrain.weights import write_network
+from rbctl.relations import load_relation
 
 pytestmark = pytest.mark.slow  # what its tests share takes seconds
 
@@ -188,29 +189,46 @@ def test_renders_are_what_the_scenes_say(work: Path) -> None:
     plan = config(work)
     assert (len(scenes), len(portraits), portraits.people) == (18, 12, 6)
     assert scenes.pictures.shape == (18, 3, 128, 128)
-    assert scenes.mask32.shape == (18, 2, 32, 32)
+    assert scenes.mask32.shape == (18, 3, 32, 32)
     assert len(scenes.captions) == 18
-    assert set(scenes.relation.all().tolist()) == set(range(len(plan.easy)))
+    assert np.bincount(scenes.counts).tolist() == [0, 4, 9, 5]
     people = pool(plan)
-    for row in range(18):
-        for person, looks in zip(scenes.person[row], scenes.individuals[row], strict=True):
+    for row, count in enumerate(scenes.counts):
+        assert len(load_relation(plan.easy[scenes.relation[row]]).roles) == count
+        for person, looks in zip(scenes.person[row][:count], scenes.individuals[row], strict=False):
             assert list(look(people[person])) == looks.tolist()
             assert people[person].species in scenes.captions[row]
+        for lacking in (scenes.boxes, scenes.keypoints, scenes.mask32):
+            assert lacking[row][:count].any(tuple(range(1, lacking[row].ndim))).all()
+            assert not lacking[row][count:].any()
+        assert (scenes.person[row][count:] == renders.NOBODY).all()
     assert np.array_equal(portraits.person.all(), np.repeat(np.arange(6), 2))
     assert np.array_equal(scenes.pictures[[17, 3]], scenes.pictures.all()[[17, 3]])
     assert np.array_equal(scenes.pictures[-1], scenes.pictures[17])
-    x0, y0, x1, y1 = np.moveaxis(scenes.boxes.all(), -1, 0)
+    x0, y0, x1, y1 = np.moveaxis(scenes.boxes.all()[scenes.person.all() != renders.NOBODY], -1, 0)
     assert ((x0 < x1) & (y0 < y1)).all()
 
 
 def test_held_out_individuals_stand_in_no_other_scene(work: Path) -> None:
     def looks(kind: str) -> set[tuple[int, ...]]:
-        return {tuple(i) for row in renders.scenes(work / "renders", kind).individuals.all().tolist() for i in row}
+        rows = renders.scenes(work / "renders", kind).individuals.all().reshape(-1, 4)
+        return {tuple(i) for i in rows[rows[:, 0] != renders.NOBODY].tolist()}
 
     held_out = renders.scenes(work / "renders", "held_out")
     assert not looks("held_out") & (looks("easy") | looks("all"))
-    assert held_out.portraits.shape == (len(held_out), 2, 3, 128, 128)
-    assert set(held_out.relation.all().tolist()) == set(range(len(renders.relations(work / "renders"))))
+    assert held_out.portraits.shape == (len(held_out), 3, 3, 128, 128)
+    assert set(held_out.counts) == {1, 2, 3}
+
+
+def test_shares_say_how_many_individuals_scenes_have() -> None:
+    relations = [load_relation(name) for name in (*EASY, *HELD_OUT)]
+    drawn = [rendering.scene_relation(number, relations, (0.2, 0.5, 0.3)) for number in range(2000)]
+    counts = np.bincount([len(relation.roles) for relation in drawn]) / 2000
+    assert counts.tolist() == pytest.approx([0, 0.2, 0.5, 0.3], abs=0.005)
+    of_two = [relation.name for relation in drawn if len(relation.roles) == 2]
+    assert min(of_two.count(name) for name in set(of_two)) > 0.8 * len(of_two) / len(set(of_two))
+    none = [rendering.scene_relation(number, relations, (0, 1, 0)) for number in range(100)]
+    assert {len(relation.roles) for relation in none} == {2}
 
 
 @pytest.mark.slow
@@ -254,6 +272,7 @@ def test_jittered_boxes_stay_boxes() -> None:
     assert float(moved.max()) <= 1
     assert float((moved[..., 2:] - moved[..., :2]).min()) > 0.05
     assert float((moved[:, 2] - boxes[:, 2]).abs().max()) <= unet_part.JITTER + 1e-6
+    assert not unet_part.jittered(torch.zeros(9, 4), generator("none")).any()  # nobody stays nowhere
 
 
 @pytest.mark.slow

@@ -32,12 +32,14 @@ def test_the_shipped_relations_are_complete() -> None:
 
 @pytest.mark.parametrize("relation", ALL, ids=lambda r: r.name)
 def test_a_shipped_relation_is_found_in_each_of_its_own_prompts(relation) -> None:
-    assert len(relation.roles) == 2
+    count, names = len(relation.roles), ["cat", "plush bear", "owl"]
+    assert 1 <= count <= 3
     assert all(role.description for role in relation.roles)
     for number in range(len(relation.prompts)):
-        assert find_relation(relation.prompt(["cat", "plush bear"], number), ALL) is relation
+        text = relation.prompt(names[:count], number)
+        assert find_relation(text, ALL, names[:count]) is relation
     for form in relation.forms:
-        assert find_relation(f"A cat {form} a dog", ALL) is relation
+        assert find_relation(f"A cat {form} a dog", ALL, names[:count]) is relation
 
 
 def test_default_boxes_suit_the_relation() -> None:
@@ -70,6 +72,50 @@ def test_default_boxes_suit_the_relation() -> None:
 def test_find_relation(text: str, name: str | None) -> None:
     found = find_relation(text, ALL)
     assert (found and found.name) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "name"),
+    [
+        ("A cat is dancing.", ["cat"], "dance"),
+        ("A cat and a dog are dancing.", ["cat", "dog"], "dance_with"),
+        ("A cat is dancing.", [], "dance_with"),  # of two, where nobody says how many
+        ("A cat sits upright.", [], "sit_upright"),
+        ("A cat is riding a bicycle.", ["cat"], "ride"),
+        ("A cat is sitting near a dog.", ["cat", "dog"], None),  # what one does says nothing of two
+        ("A cat, a dog and a fox huddle together.", ["cat", "dog", "fox"], "huddle"),
+    ],
+)
+def test_the_number_of_individuals_tells_relations_apart(text: str, names: list[str], name: str | None) -> None:
+    found = find_relation(text, ALL, names)
+    assert (found and found.name) == name
+
+
+def test_a_template_names_any_role_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "swing.yaml"
+    path.write_text(
+        "predicate: swing\n"
+        "prompts: ['A {left} and a {object} swing a {small one}.', 'A {subject}, a {right} and a {small_one} swing.']\n"
+        "roles: [{name: left, box: [0, 0, 0.4, 1]}, {name: right, box: [0.6, 0, 1, 1]},"
+        " {name: small one, box: [0.3, 0.3, 0.7, 0.7]}]\n"
+    )
+    with pytest.raises(InputError, match=r"prompts: .*a place is a plain name in braces"):
+        load_relation(path)
+    path.write_text(path.read_text().replace("{small one}", "{small_one}"))
+    relation = load_relation(path)
+    assert relation.prompt(["cat", "dog", "owl"]) == "A cat and a dog swing an owl."
+    assert relation.prompt(["cat", "dog", "owl"], 1) == "A cat, a dog and an owl swing."
+    path.write_text(path.read_text().replace("{small_one} swing", "{object} swing"))
+    with pytest.raises(InputError, match=r"must hold \{subject\} and \{object\} and \{small_one\}"):
+        load_relation(path)
+
+
+def test_orders_say_who_may_change_places() -> None:
+    assert load_relation("ride").orders() == [(0, 1)]
+    assert load_relation("hug").orders() == [(0, 1), (1, 0)]
+    assert load_relation("carry_together").orders() == [(0, 1, 2), (1, 0, 2)]
+    assert len(load_relation("huddle").orders()) == 6
+    assert load_relation("wave").orders() == [(0,)]
 
 
 @given(st.text())

@@ -194,7 +194,7 @@ def _words(
     for name in names:
         if not re.search(rf"(?<!\w){re.escape(name)}(e?s)?(?!\w)", text, re.IGNORECASE):
             raise _Incomplete(f"{where}: {abridged(name)} does not stand in its text {abridged(text)}")
-    relation = relation or find_relation(text, [load_relation(name) for name in shipped()])
+    relation = relation or find_relation(text, [load_relation(name) for name in shipped()], names)
     predicate = triplet.raw.predicate or (spoken(relation, text) if relation else "")
     if not predicate:
         raise _Incomplete(f"{where}: its text {abridged(text)} says no known relation; state one with --relation")

@@ -126,6 +126,7 @@ class ClipPart(Part):
         self.symmetric = np.array([relation.symmetric for relation in self.relations])
         # In memory: what every step asks of many rows. Pictures stay on the disk.
         self.boxes, self.looks = self.scenes.boxes.all(), self.scenes.individuals.all()
+        self.counts = self.scenes.counts
         self.numbers, self.backgrounds = self.scenes.relation.all(), self.scenes.background.all()
         self.portrait_looks = self.portraits.individuals.all()
         seen = self.scenes.mask32.all().mean((-2, -1)) / 255
@@ -175,7 +176,9 @@ class ClipPart(Part):
         for close in np.flatnonzero(rng.random(half) < _CLOSE):
             boxes[close] = _part(boxes[close], rng)
         # Whom a picture shows: in a crop the other one may be seen too, so a text on it is no negative.
-        looks = np.concatenate((self.portrait_looks[portraits][:, None].repeat(2, 1), self.looks[scenes]))
+        alone_looks = np.full((alone, *self.looks.shape[1:]), renders.NOBODY, self.looks.dtype)
+        alone_looks[:, 0] = self.portrait_looks[portraits]
+        looks = np.concatenate((alone_looks, self.looks[scenes]))
         owners = [*self.portrait_looks[portraits], *(self.looks[scene, role] for scene, role in crops)]
         relation = np.concatenate((np.full(half, UNTOLD), self.numbers[whole]))
         background = np.concatenate((np.full(half, UNTOLD), self.backgrounds[whole]))
@@ -183,10 +186,10 @@ class ClipPart(Part):
         wrong = [wrong_individual_text(look, rng) for look in owners if rng.random() < _WRONG]
         for scene in whole:
             number = int(self.numbers[scene])
-            facts = (self.looks[scene], int(self.backgrounds[scene]), rng)
+            facts = (self.looks[scene, : self.counts[scene]].tolist(), int(self.backgrounds[scene]), rng)
             texts.append(scene_text(self.relations[number], number, *facts))
-            if rng.random() < _WRONG:
-                wrong.append(wrong_scene_text(self.relations, number, *facts))
+            if rng.random() < _WRONG and (text := wrong_scene_text(self.relations, number, *facts)):
+                wrong.append(text)
         mirrored = rng.random(self.batch_size) < 0.5  # no text names a side
         return cut(pictures, boxes, _SIDE, self.device, mirrored), looks, relation, background, texts, wrong
 
@@ -215,9 +218,11 @@ class ClipPart(Part):
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> Mapping[str, float]:
         """Zero-shot answers on held-out individuals: shares of right ones."""
-        unseen, count = self.unseen, min(_MEASURED, len(self.unseen))
-        looks = torch.from_numpy(unseen.individuals[:count]).long().to(self.device)  # (count, 2, 4)
-        portraits = self._embed_pictures(unseen.portraits[:count].reshape(-1, *unseen.pictures.shape[1:]))
+        unseen = self.unseen
+        rows = np.flatnonzero(unseen.counts == 2)[:_MEASURED]  # direction is a matter of two
+        looks = torch.from_numpy(unseen.individuals[rows][:, :2]).long().to(self.device)  # (count, 2, 4)
+        portraits = self._embed_pictures(unseen.portraits[rows][:, :2].reshape(-1, *unseen.pictures.shape[1:]))
+        relations = [number for number, relation in enumerate(self.relations) if len(relation.roles) == 2]
         shares = {}
         for name, attribute, words in (("coat", 1, 1), ("pattern", 3, 2)):
             # Every species x every value: one pass over the table answers both.
@@ -230,21 +235,24 @@ class ClipPart(Part):
                 shares["species"] = scores.logsumexp(2).argmax(1) == looks[..., 0].flatten()
         pairs = [tuple(pair) for pair in looks[..., 0].tolist()]
         captions = {
-            pair: [relation.prompt([SPECIES[k] for k in pair]) for relation in self.relations]
+            pair: [self.relations[number].prompt([SPECIES[k] for k in pair]) for number in relations]
             for pair in (*pairs, *(pair[::-1] for pair in pairs))
         }
         unique = list(dict.fromkeys(itertools.chain(*captions.values())))
         embeds = torch.cat([self.embed_texts(unique[lot]) for lot in renders.lots(len(unique), 256)])
         place = {text: number for number, text in enumerate(unique)}
-        scenes = self._embed_pictures(unseen.pictures[:count])[:, :, None]
+        scenes = self._embed_pictures(unseen.pictures[rows])[:, :, None]
         straight, turned = (  # (count, relations)
             (embeds[torch.tensor([[place[text] for text in captions[pair]] for pair in ordered])] @ scenes)[..., 0]
             for ordered in (pairs, [pair[::-1] for pair in pairs])
         )
-        wanted = torch.from_numpy(unseen.relation[:count]).long().to(self.device)
+        wanted = torch.tensor([relations.index(number) for number in unseen.relation[rows]], device=self.device)
         shares["relation"] = torch.maximum(straight, turned).argmax(1) == wanted
         directed = (straight > turned).gather(1, wanted[:, None])[:, 0]
-        tells = [not self.symmetric[number] and a != b for (a, b), number in zip(pairs, wanted.tolist(), strict=True)]
+        tells = [
+            not self.symmetric[relations[number]] and a != b
+            for (a, b), number in zip(pairs, wanted.tolist(), strict=True)
+        ]
         shares["direction"] = directed[torch.tensor(tells)] if any(tells) else torch.zeros(1)
         return {name: float(right.float().mean()) for name, right in shares.items()}
 

@@ -5,6 +5,7 @@ A text that happens to be true of another picture of the batch is no negative of
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -104,11 +105,15 @@ def wrong_scene_text(
     looks: Sequence[Sequence[int]],
     background: int,
     rng: np.random.Generator,
-) -> Text:
-    """A caption with the roles changed about, or of another relation between the same two."""
-    if not relations[number].symmetric and rng.random() < 0.5:
+) -> Text | None:
+    """A caption with the roles changed about, or of another relation of as many; None where there is none."""
+    roles = len(looks)
+    if roles > 1 and not relations[number].symmetric and rng.random() < 0.5:
         return scene_text(relations[number], number, looks[::-1], background, rng)
-    other = (number + 1 + int(rng.integers(len(relations) - 1))) % len(relations)
+    others = [k for k, relation in enumerate(relations) if k != number and len(relation.roles) == roles]
+    if not others:
+        return None
+    other = others[int(rng.integers(len(others)))]
     return scene_text(relations[other], other, looks, background, rng)
 
 
@@ -124,19 +129,23 @@ def true_of(
     A text on one individual is true of every picture that shows such a one, a scene's caption of scenes alone.
 
     Args:
-        looks: (pictures, 2, 4) of whom a picture shows; twice the same where it shows one.
+        looks: (pictures, N, 4) of whom a picture shows, in the order of the roles; ``NOBODY`` where it shows fewer.
         relation: (pictures,), UNTOLD in pictures of one individual.
         background: (pictures,).
         symmetric: (relations,) bool.
     """
-    claimed = np.array([(text.looks * 2)[:2] for text in texts])  # (texts, 2, 4)
+    count = looks.shape[1]
+    untold = (UNTOLD,) * len(SIZES)
+    claimed = np.array([(*text.looks, *[untold] * (count - len(text.looks))) for text in texts])  # (texts, N, 4)
     fits = ((claimed[None, :, None] == UNTOLD) | (claimed[None, :, None] == looks[:, None, :, None])).all(-1)
     # fits: (pictures, texts, individual shown, individual claimed)
     claimed_relation = np.array([text.relation for text in texts])
     claimed_background = np.array([text.background for text in texts])
-    ordered = fits[:, :, 0, 0] & fits[:, :, 1, 1]
-    changed = fits[:, :, 0, 1] & fits[:, :, 1, 0] & symmetric[claimed_relation] & (claimed_relation != UNTOLD)
+    claims = range(count)
+    ordered = fits[:, :, claims, claims].all(-1)
+    changed = np.any([fits[:, :, order, claims].all(-1) for order in itertools.permutations(claims)], axis=0)
+    changed &= symmetric[claimed_relation] & (claimed_relation != UNTOLD)
     scene = (claimed_relation != UNTOLD)[None] & (claimed_relation[None] == relation[:, None])
     scene &= (claimed_background == UNTOLD)[None] | (claimed_background[None] == background[:, None])
-    individual = (claimed_relation == UNTOLD)[None] & (fits[:, :, 0, 0] | fits[:, :, 1, 0])
+    individual = (claimed_relation == UNTOLD)[None] & fits[:, :, :, 0].any(-1)
     return individual | (scene & (ordered | changed))

@@ -9,10 +9,21 @@ from typing import Literal
 from rbctl.errors import nearest
 from rbctl.options import option
 
+MOST = 3  # individuals of a scene
+
 # Each needs only those before it.
 PARTS = ("renders", "pictures", "vae", "clip", "oracle", "clipself", "dino", "unet", "bundle")
-EASY = ("stand_next_to", "sit_beside", "lie_beside", "hide_behind", "jump_over", "chase", "face", "lean_on", "wave_to")
-HELD_OUT = ("ride", "hug", "shake_hands", "carry", "high_five", "stand_on", "kick", "dance_with")
+_EASY_ALONE = ("stand", "sit", "walk", "lie_down", "run")
+_EASY_OF_TWO = (
+    *("stand_next_to", "sit_beside", "lie_beside", "hide_behind", "jump_over", "chase", "face", "lean_on", "wave_to"),
+)
+_EASY_OF_THREE = ("stand_in_a_row", "sit_between", "walk_in_line", "lie_before")
+EASY = (*_EASY_ALONE, *_EASY_OF_TWO, *_EASY_OF_THREE)
+HELD_OUT = (
+    *("sit_upright", "stand_on_hind_legs", "jump", "lie_on_back", "wave", "dance"),
+    *("ride", "hug", "shake_hands", "carry", "high_five", "stand_on", "kick", "dance_with", "push", "pull"),
+    *("pyramid", "carry_together", "huddle", "tug_at", "ring_dance"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +58,12 @@ class PretrainConfig:
 
     easy: tuple[str, ...] = option(EASY, "Relations that the base model learns.", group="Data")
     held_out: tuple[str, ...] = option(HELD_OUT, "Relations that only the oracle sees: left for relation LoRAs.")
+    shares: tuple[float, ...] = option(
+        (0.2, 0.55, 0.25),
+        "Shares of scenes with one, two and three individuals; each is parted among its relations alike.",
+        min=0.0,
+        max=1.0,
+    )
     individuals: int = option(3000, "Individuals that are drawn again and again.", min=2, max=1_000_000)
     portraits: int = option(4, "Portraits of each of them.", min=1, max=10_000)
     easy_scenes: int = option(40960, "Scenes of the easy relations.", min=1, max=100_000_000)
@@ -83,6 +100,10 @@ class PretrainConfig:
     unet_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
 
     def __post_init__(self) -> None:
+        if len(self.shares) != MOST:
+            raise ValueError(f"--shares: {MOST} were expected, of scenes with one to {MOST} individuals")
+        if not sum(self.shares):
+            raise ValueError("--shares: all are 0; at least one must be more")
         for part in self.parts:
             if part not in PARTS:
                 raise ValueError(f"no part {part!r}{nearest(part, PARTS) or '; parts: ' + ', '.join(PARTS)}")

@@ -174,15 +174,17 @@ class DinoPart(Part):
         ``retrieval_16``: among 16 portraits; ``retrieval_all``: among all; ``margin``: mean cosine to the own portrait
         less that to others.
         """
-        unseen, count = self.unseen, 2 * len(self.unseen)
-        boxes = np.array([square(box, 0.1) for pair in unseen.boxes.all() for box in pair])
-        crops = self._embed(unseen.pictures.all().repeat(2, axis=0), boxes)
-        portraits = self._embed(unseen.portraits.all().reshape(count, *unseen.pictures.shape[1:]))
+        unseen = self.unseen
+        scenes, roles = np.nonzero(unseen.boxes.all().any(-1))  # of every individual that is there
+        count = len(scenes)
+        boxes = np.array([square(box, 0.1) for box in unseen.boxes.all()[scenes, roles]])
+        crops = self._embed(unseen.pictures[scenes], boxes)
+        portraits = self._embed(unseen.portraits.all()[scenes, roles])
         similar = (crops @ portraits.T).cpu()
         own, numbers = similar.diagonal(), torch.arange(count)[:, None]
         rows = torch.from_numpy(np.random.default_rng(0).integers(count, size=(count, _CANDIDATES - 1)))
         others = similar.gather(1, torch.where(rows == numbers, (rows + 1) % count, rows))
-        seen = torch.from_numpy(_is_seen(unseen).reshape(-1))
+        seen = torch.from_numpy(_is_seen(unseen)[scenes, roles])
         return {
             "retrieval_16": float((own > others.max(1).values)[seen].float().mean()),
             "retrieval_all": float((similar.argmax(1) == numbers[:, 0])[seen].float().mean()),
@@ -198,5 +200,5 @@ class DinoPart(Part):
 
 
 def _is_seen(scenes: renders.Scenes) -> np.ndarray:
-    """(n, 2) bool: whether enough of an individual shows."""
+    """(n, 3) bool: whether enough of an individual shows."""
     return scenes.mask32.all().mean((-2, -1)) / 255 > _LEAST_SEEN

@@ -19,6 +19,7 @@ from rbctl.menagerie import COATS, PATTERNS, SPECIES, Individual
 from rbctl.menagerie.oracle import (
     ATTRIBUTES,
     MASK_SIZE,
+    ROLES,
     Oracle,
     OracleConfig,
     Reading,
@@ -62,6 +63,7 @@ class OraclePart(Part):
         if (self.bundle / "vae" / "config.json").is_file():
             self.vae = UnshuffleVAE.from_pretrained(self.bundle / "vae", trust_remote_code=False)
             self.vae.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
+        self.rows = np.flatnonzero(self.scenes.counts == ROLES)
         self.keypoints, self.looks = self.scenes.keypoints.all(), self.scenes.individuals.all()
         self.relation = self.scenes.relation.all()
         self.raw = torch.compile(self.oracle.raw) if config.compile else self.oracle.raw
@@ -75,13 +77,13 @@ class OraclePart(Part):
 
     def batch(self, chance: torch.Generator) -> tuple[torch.Tensor, Truth]:
         """Pixels in [-1, 1], and what they show."""
-        rows = torch.randint(len(self.scenes), (self.batch_size,), generator=chance).numpy()
+        rows = self.rows[torch.randint(len(self.rows), (self.batch_size,), generator=chance).numpy()]
         turned = (torch.rand(self.batch_size, generator=chance) < 0.5).to(self.device)
         truth = Truth(
             relation=torch.from_numpy(self.relation[rows]).long(),
-            masks=torch.from_numpy(self.scenes.mask32[rows]).float() / 255,
-            keypoints=by_side(torch.from_numpy(self.keypoints[rows])),
-            looks=torch.from_numpy(self.looks[rows]).long(),
+            masks=torch.from_numpy(self.scenes.mask32[rows][:, :ROLES]).float() / 255,
+            keypoints=by_side(torch.from_numpy(self.keypoints[rows][:, :ROLES])),
+            looks=torch.from_numpy(self.looks[rows][:, :ROLES]).long(),
         ).to(self.device)
         pixels, truth = mirrored(renders.pixels(self.scenes.pictures[rows], self.device), truth, turned)
         truth = ordered(truth, self.symmetric[truth.relation])
@@ -94,7 +96,7 @@ class OraclePart(Part):
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> Mapping[str, float]:
         """Shares of right answers on scenes of held-out individuals, as they are and (``_vae``) after a round trip."""
-        pictures = self.unseen.pictures.all()
+        pictures = self.unseen.pictures[np.flatnonzero(self.unseen.counts == ROLES)]
         shares = measure(self.oracle.read(torch.from_numpy(pictures)), self.unseen, self.symmetric)
         if self.vae is None:
             return shares
@@ -114,8 +116,9 @@ def measure(reading: Reading, scenes: renders.Scenes, symmetric: torch.Tensor) -
         relation; relation_and_direction; each attribute; identity (one among 16 individuals of the same scenes);
         keypoint_error, in picture widths, of those that are seen; mask_iou.
     """
-    relation = torch.from_numpy(scenes.relation.all()).long()
-    looks = torch.from_numpy(scenes.individuals.all()).long()
+    shown = np.flatnonzero(scenes.counts == ROLES)
+    relation = torch.from_numpy(scenes.relation[shown]).long()
+    looks = torch.from_numpy(scenes.individuals[shown][:, :ROLES]).long()
     everyone = [
         Individual(SPECIES[species], list(COATS)[coat], list(COATS)[second], PATTERNS[pattern])
         for species, coat, second, pattern in looks.flatten(0, 1).tolist()
@@ -140,11 +143,11 @@ def measure(reading: Reading, scenes: renders.Scenes, symmetric: torch.Tensor) -
         identified.append((looks.flatten(0, 1)[numbers] == looks[:, role]).all(-1))
     right["identity"] = torch.cat(identified)
     shares = {name: float(values.float().mean()) for name, values in right.items()}
-    keypoints = torch.from_numpy(scenes.keypoints.all())
+    keypoints = torch.from_numpy(scenes.keypoints[shown][:, :ROLES])
     points = reading.keypoints.gather(1, slots[:, :, None, None].expand_as(reading.keypoints))
     far = (points[..., :2] - keypoints[..., :2]).norm(dim=-1)
     shares["keypoint_error"] = float(far[keypoints[..., 2] == 2].mean())
-    masks = torch.from_numpy(scenes.mask32.all()).float() / 255 > 0.5
+    masks = torch.from_numpy(scenes.mask32[shown][:, :ROLES]).float() / 255 > 0.5
     maps = reading.maps.gather(1, slots[:, :, None, None].expand(-1, -1, MASK_SIZE, MASK_SIZE)) > 0.5
     overlap, union = (maps & masks).sum((-2, -1)), (maps | masks).sum((-2, -1)).clamp(min=1)
     shares["mask_iou"] = float((overlap / union).mean())

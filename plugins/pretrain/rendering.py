@@ -21,16 +21,17 @@ from rbctl.files import read_json, write_json
 from rbctl.images import write_png
 from rbctl.menagerie import BACKGROUNDS, Individual, Scene, compose, draw_individual, portrait, render
 from rbctl.menagerie.drawing import paint
-from rbctl.menagerie.oracle import MASK_SIZE, look
+from rbctl.menagerie.oracle import ATTRIBUTES, MASK_SIZE, look
 from rbctl.plugins.pretrain import renders
-from rbctl.plugins.pretrain.config import PretrainConfig
-from rbctl.plugins.pretrain.renders import ABOUT, SIZE
+from rbctl.plugins.pretrain.config import MOST, PretrainConfig
+from rbctl.plugins.pretrain.renders import ABOUT, NOBODY, SIZE
 from rbctl.processes import world
 from rbctl.progress import progress
 from rbctl.relations import Relation, load_relation
 
 _STREAMS = {"pool": 0, "easy": 1, "all": 2, "portraits": 3, "held_out": 4}
 _HELD_OUT_SCENES = 256
+_GOLDEN = (5**0.5 - 1) / 2
 _PNGS = 4096  # at most so many portraits, and so many scenes
 
 
@@ -86,8 +87,21 @@ def pool(config: PretrainConfig) -> list[Individual]:
     return [draw_individual(_rng(config.seed, "pool", number)) for number in range(config.individuals)]
 
 
+def _relations(names: Sequence[str]) -> list[Relation]:
+    """Relations by name.
+
+    Raises:
+        InputError: one has more roles than a scene of pretraining has individuals.
+    """
+    relations = [load_relation(name) for name in names]
+    for relation in relations:
+        if len(relation.roles) > MOST:
+            raise InputError(f"relation {relation.name!r}: {len(relation.roles)} roles; {MOST} at most are taught")
+    return relations
+
+
 def _about(config: PretrainConfig) -> dict[str, Any]:
-    names = ("seed", "easy", "held_out", "individuals", "portraits", "shard")
+    names = ("seed", "easy", "held_out", "shares", "individuals", "portraits", "shard")
     return json.loads(json.dumps({name: getattr(config, name) for name in names}))  # tuples become lists, as in a file
 
 
@@ -121,26 +135,52 @@ def _draw(
     if kind == "portraits":
         person = number // config.portraits
         return _Row(portrait(people[person], rng), [person])
-    relation = relations[number % len(relations)]
+    relation = scene_relation(number, relations, config.shares)
+    count = len(relation.roles)
     if kind == "held_out":
-        individuals = [draw_individual(rng, held_out=True) for _ in range(2)]
+        individuals = [draw_individual(rng, held_out=True) for _ in range(count)]
         portraits = [portrait(individual, rng) for individual in individuals]
-        return _Row(compose(relation, individuals, rng), [-1, -1], relation.name, portraits)
-    pair = rng.choice(len(people), 2, replace=False).tolist()
-    return _Row(compose(relation, [people[k] for k in pair], rng), pair, relation.name)
+        return _Row(compose(relation, individuals, rng), [-1] * count, relation.name, portraits)
+    group = rng.choice(len(people), count, replace=False).tolist()
+    return _Row(compose(relation, [people[k] for k in group], rng), group, relation.name)
 
 
-def _rendered(scenes: Sequence[Scene], config: PretrainConfig, device: torch.device) -> dict[str, np.ndarray]:
-    lots: dict[str, list[torch.Tensor]] = {"pictures": [], "boxes": [], "keypoints": [], "mask32": []}
-    for first in range(0, len(scenes), config.render_batch):
-        with torch.inference_mode():
-            lot = render(scenes[first : first + config.render_batch], SIZE, device, _painter(config.compile))
-            visible = torch.nn.functional.avg_pool2d(lot.visible.float(), SIZE // MASK_SIZE)
-        lots["pictures"].append(lot.pictures)
-        lots["boxes"].append(lot.boxes.float())
-        lots["keypoints"].append(lot.keypoints.float())
-        lots["mask32"].append((visible * 255).round().to(torch.uint8))
-    return {name: torch.cat(rows).cpu().numpy() for name, rows in lots.items()}
+def scene_relation(number: int, relations: Sequence[Relation], shares: Sequence[float]) -> Relation:
+    """The relation of a scene: multiples of the golden ratio visit each as often as its share says, evenly."""
+    counts = [len(relation.roles) for relation in relations]
+    weights = np.array([shares[count - 1] / counts.count(count) for count in counts])
+    ends = np.cumsum(weights) / weights.sum()
+    return relations[int(np.searchsorted(ends, (number + 0.5) * _GOLDEN % 1, side="right"))]
+
+
+def _rendered(
+    scenes: Sequence[Scene], config: PretrainConfig, device: torch.device, most: int = 1
+) -> dict[str, np.ndarray]:
+    """Fields of scenes of one to ``most`` individuals; those that a scene lacks are zeros."""
+    made: dict[str, np.ndarray] = {}
+    for count in range(1, most + 1):  # as many individuals as each other are drawn together
+        rows = [row for row, scene in enumerate(scenes) if len(scene.individuals) == count]
+        for first in range(0, len(rows), config.render_batch):
+            lot = rows[first : first + config.render_batch]
+            with torch.inference_mode():
+                drawn = render([scenes[row] for row in lot], SIZE, device, _painter(config.compile))
+                visible = torch.nn.functional.avg_pool2d(drawn.visible.float(), SIZE // MASK_SIZE)
+            fields = {
+                "boxes": drawn.boxes.float(),
+                "keypoints": drawn.keypoints.float(),
+                "mask32": (visible * 255).round().to(torch.uint8),
+            }
+            for name, tensor in fields.items():
+                array = tensor.cpu().numpy()
+                made.setdefault(name, np.zeros((len(scenes), most, *array.shape[2:]), array.dtype))[lot, :count] = array
+            array = drawn.pictures.cpu().numpy()
+            made.setdefault("pictures", np.zeros((len(scenes), *array.shape[1:]), array.dtype))[lot] = array
+    return made
+
+
+def _filled(rows: Sequence[Sequence[Any]], absent: Any, kind: type[np.integer]) -> np.ndarray:
+    """Rows of one to ``MOST`` values as an array (n, ``MOST``, ...), with ``absent`` for what is not there."""
+    return np.array([[*row, *[absent] * (MOST - len(row))] for row in rows], kind)
 
 
 @cache
@@ -153,19 +193,23 @@ def _write_shard(place: Path, config: PretrainConfig, people: Sequence[Individua
     kind, first = place.parent.name, int(place.name) * config.shard
     numbers = range(first, min(first + config.shard, _counts(config)[kind]))
     names = [*config.easy, *config.held_out]
-    relations = [load_relation(name) for name in (config.easy if kind == "easy" else names)]
+    relations = _relations(config.easy if kind == "easy" else names)
     rows = [_draw(config, kind, number, people, relations) for number in numbers]
     scenes = [row.scene for row in rows]
-    arrays = _rendered(scenes, config, device)
-    arrays["individuals"] = np.array([[look(i) for i in scene.individuals] for scene in scenes], np.int16)
-    arrays["person"] = np.array([row.people for row in rows], np.int32)
+    arrays = _rendered(scenes, config, device, MOST)
+    nobody = [NOBODY] * len(ATTRIBUTES)
+    arrays["individuals"] = _filled([[look(i) for i in scene.individuals] for scene in scenes], nobody, np.int16)
+    arrays["person"] = _filled([row.people for row in rows], NOBODY, np.int32)
     if kind == "portraits":  # one individual: no axis for it
         arrays = {name: array if name == "pictures" else array[:, 0] for name, array in arrays.items()}
     else:
         arrays["relation"] = np.array([names.index(row.relation) for row in rows], np.int16)
         arrays["background"] = np.array([BACKGROUNDS.index(scene.background) for scene in scenes], np.int16)
     if portraits := [scene for row in rows for scene in row.portraits]:
-        pictures = _rendered(portraits, config, device)["pictures"]
-        arrays["portraits"] = pictures.reshape(-1, 2, *pictures.shape[1:])
+        pictures = iter(_rendered(portraits, config, device)["pictures"])
+        arrays["portraits"] = np.zeros((len(rows), MOST, 3, SIZE, SIZE), np.uint8)
+        for number, row in enumerate(rows):
+            for role in range(len(row.portraits)):
+                arrays["portraits"][number, role] = next(pictures)
     captions = [scene.caption for scene in scenes]
     renders.write_shard(place, arrays, renders.made_from(_about(config), place), captions)

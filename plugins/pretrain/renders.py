@@ -23,6 +23,7 @@ from rbctl.errors import InputError
 from rbctl.files import read_json, read_jsonl, write_bytes, write_jsonl
 
 SIZE = 128  # side of a picture in pixels
+NOBODY = -1  # in the place of an individual that a scene lacks
 ABOUT = "about.json"
 
 
@@ -69,11 +70,11 @@ class Shards:
     folders: tuple[Path, ...]
 
     pictures = _field("pictures")  # uint8 (n, 3, 128, 128)
-    boxes = _field("boxes")  # float32 (n, [2,] 4), relative xyxy of the whole silhouette
-    keypoints = _field("keypoints")  # float32 (n, [2,] 17, 3): x, y in [0, 1] and visibility 0, 1, 2
-    mask32 = _field("mask32")  # uint8 (n, [2,] 32, 32): share of each cell that shows the individual, times 255
-    individuals = _field("individuals")  # int16 (n, [2,] 4): indices of species, coat, second coat and pattern
-    person = _field("person")  # int32 (n, [2]): number in the pool; -1 for held-out individuals
+    boxes = _field("boxes")  # float32 (n, [3,] 4), relative xyxy of the whole silhouette
+    keypoints = _field("keypoints")  # float32 (n, [3,] 17, 3): x, y in [0, 1] and visibility 0, 1, 2
+    mask32 = _field("mask32")  # uint8 (n, [3,] 32, 32): share of each cell that shows the individual, times 255
+    individuals = _field("individuals")  # int16 (n, [3,] 4): indices of species, coat, second coat and pattern
+    person = _field("person")  # int32 (n, [3]): number in the pool; NOBODY for held-out individuals
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -93,11 +94,19 @@ class Portraits(Shards):
 
 @dataclass(frozen=True)
 class Scenes(Shards):
-    """Two individuals in one relation, the roles in the order of the individuals."""
+    """One to three individuals in one relation, in the order of its roles.
+
+    Of those that a scene lacks, boxes, masks and keypoints are zeros; looks and persons are ``NOBODY``.
+    """
 
     relation = _field("relation")  # int16 (n,): index in ``relations`` (easy + held out)
     background = _field("background")  # int16 (n,): index in menagerie's ``BACKGROUNDS``
-    portraits = _field("portraits")  # uint8 (n, 2, 3, 128, 128), one of each individual; of kind "held_out" alone
+    portraits = _field("portraits")  # uint8 (n, 3, 3, 128, 128), one of each individual; of kind "held_out" alone
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """(n,) how many individuals each scene has."""
+        return (self.individuals.all()[..., 0] != NOBODY).sum(1)
 
     @cached_property
     def captions(self) -> list[str]:

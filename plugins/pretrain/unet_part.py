@@ -37,7 +37,7 @@ from rbctl.pictures import grid
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.architecture import ADAPTER, MODEL_INDEX, SCHEDULER, UNET
-from rbctl.plugins.pretrain.config import PretrainConfig
+from rbctl.plugins.pretrain.config import MOST, PretrainConfig
 from rbctl.plugins.pretrain.loop import Part
 from rbctl.plugins.pretrain.weights import write_network, write_weights
 from rbctl.processes import world
@@ -58,7 +58,7 @@ _SHOWN, _MEASURED, _STEPS, _GUIDANCE = 8, 64, 20, 3.0
 
 
 class JointHead(nn.Module):
-    """Tells where the joints of both objects lie from the UNet's middle features. In training alone; not in the bundle.
+    """Tells where the joints of all objects lie from the UNet's middle features. In training alone; not in the bundle.
 
     Samples of a UNet that has seen few pictures are patchwork: limbs and outlines that belong to no animal. Features
     that must tell the joints hold whole animals (as in REPA, arXiv 2410.06940, where they must tell DINOv2's features).
@@ -67,12 +67,12 @@ class JointHead(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(1, width)
-        self.heat = nn.Conv2d(width, 2 * len(POINTS) * _FINER**2, 1)
+        self.heat = nn.Conv2d(width, MOST * len(POINTS) * _FINER**2, 1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Middle features (B, width, h, w) -> heat maps (B, 2, 17, 2h * 2w), logits."""
+        """Middle features (B, width, h, w) -> heat maps (B, 3, 17, 2h * 2w), logits."""
         heat = nn.functional.pixel_shuffle(self.heat(nn.functional.silu(self.norm(features))), _FINER)
-        return heat.flatten(2).unflatten(1, (2, len(POINTS)))
+        return heat.flatten(2).unflatten(1, (MOST, len(POINTS)))
 
 
 def _loaded(bundle: Path, device: torch.device) -> Bundle:
@@ -140,7 +140,7 @@ class UNetPart(Part):
             raise InputError(
                 f"{config.work / 'renders'}: no scene has both portraits yet; go on with 'rbctl pretrain renders'"
             )
-        self.species = self.scenes.individuals.all()[..., 0].astype(np.int64)
+        self.species = self.scenes.individuals.all()[..., 0].astype(np.int64).clip(min=0)
         self.captions = self.scenes.captions
         self.phrases = self.frozen.encode_phrases(list(SPECIES))
         encoder = self.frozen.image_prompt_encoder
@@ -179,7 +179,7 @@ class UNetPart(Part):
         """Keep what previews need of held-out individuals in easy relations."""
         unseen = self.unseen
         rows = np.flatnonzero(unseen.relation.all() < easy)[:_MEASURED]
-        species, portraits = unseen.individuals[rows][..., 0].astype(np.int64), unseen.portraits[rows]
+        species, portraits = unseen.individuals[rows][..., 0].astype(np.int64).clip(min=0), unseen.portraits[rows]
         self.measured = {
             "latents": self._encode(unseen.pictures[rows])["mean"],
             "tokens": self._object_tokens(portraits.reshape(-1, *portraits.shape[2:]))["tokens"],
@@ -198,8 +198,10 @@ class UNetPart(Part):
 
         count = self.batch_size
         rows = self.usable[torch.randint(len(self.usable), (count,), generator=chance).numpy()]
-        which = torch.randint(self.portraits.per_person, (count, 2), generator=chance).numpy()
-        tokens = torch.from_numpy(self.tokens["tokens"][self.person[rows] * self.portraits.per_person + which])
+        which = torch.randint(self.portraits.per_person, (count, MOST), generator=chance).numpy()
+        # Whoever a scene lacks has somebody's tokens, and an all-zero box: no query sees them.
+        people = self.person[rows].clip(min=0)
+        tokens = torch.from_numpy(self.tokens["tokens"][people * self.portraits.per_person + which])
         if float(uniform(1)) < NO_LOCAL:
             tokens = tokens[:, :, : self.global_tokens]
         mean, std = (torch.from_numpy(self.latents[name][rows]).float() for name in ("mean", "std"))
@@ -289,7 +291,7 @@ class UNetPart(Part):
             negative_pooled_prompt_embeds=negative_pooled,
             image_tokens=tokens[:count],
             boxes=boxes[:count],
-            object_weights=torch.full((count, 2), self.frozen.gamma, device=self.device),
+            object_weights=torch.full(boxes[:count, :, 0].shape, self.frozen.gamma, device=self.device),
         )
         sampled = RelationPipeline(self.frozen).denoise_encoded(encoded, noise[:count], _STEPS, _GUIDANCE)
         pictures = denoising.to_pictures(self.frozen.decode_latents(sampled))
@@ -319,11 +321,14 @@ def drawn_timesteps(count: int, steps: int, chance: torch.Generator) -> torch.Te
 
 
 def jittered(boxes: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
-    """Boxes (..., 4) with each side moved by up to ``JITTER``, inside the picture, never turned inside out."""
+    """Boxes (..., 4) with each side moved by up to ``JITTER``, inside the picture, never turned inside out.
+
+    All-zero boxes, of individuals that are not there, stay so.
+    """
     moved = boxes + JITTER * (2 * torch.rand(boxes.shape, generator=chance) - 1)
     first = moved[..., :2].clamp(0, 1 - _LEAST_SIDE)
     last = torch.maximum(moved[..., 2:].clamp(max=1), first + _LEAST_SIDE)
-    return torch.cat((first, last), dim=-1)
+    return torch.cat((first, last), dim=-1) * boxes.any(-1, keepdim=True)
 
 
 def _images(pictures: np.ndarray) -> list[Image.Image]:

@@ -105,20 +105,22 @@ def _union(parts: torch.Tensor, x: torch.Tensor, y: torch.Tensor, smooth: torch.
 
 
 _COUNTS = {"far": 4, "tail": 2, "body": 2, "hind": 3, "crown": 3, "head": 4, "front": 2}
-# (figure from back to front, layer, only where the flag is set / not set): see Scene.straddle and Scene.embrace
-_PROGRAMS: dict[int, tuple[tuple[int, str, str], ...]] = {
-    1: tuple((0, name, "") for name in LAYERS),
-    2: (
-        (0, "far", ""),
-        (1, "far", "straddle"),
-        *((0, name, "") for name in ("tail", "body", "hind", "crown", "head")),
-        (0, "front", "no embrace"),
-        (1, "far", "no straddle"),
-        *((1, name, "") for name in ("tail", "body", "hind", "crown", "head")),
-        (0, "front", "embrace"),
-        (1, "front", ""),
-    ),
-}
+
+
+def _program(count: int) -> list[tuple[int, str, str]]:
+    """What is painted after what: (figure from back to front, layer, only where the flag is set / not set).
+
+    See Scene.straddle and Scene.embrace for the flags.
+    """
+    last = count - 1
+    steps = [(0, "far", ""), *((k, "far", "straddle") for k in range(1, count))]
+    for k in range(count):
+        if k > 0:
+            steps.append((k, "far", "no straddle"))
+        steps += [(k, name, "") for name in LAYERS if name not in ("far", "front")]
+        if k < last:
+            steps.append((k, "front", "no embrace"))
+    return [*steps, *((k, "front", "embrace") for k in range(last)), (last, "front", "")]
 
 
 def paint(
@@ -148,12 +150,13 @@ def paint(
         middle, scale = traits[:, k, -1, None, None], traits[:, k, 9, None, None]
         feet = parts[:, k, (0, 3)].flatten(1, 2)
         low = torch.where(feet[..., 4] > 0, torch.maximum(feet[..., 1] + feet[..., 4], feet[..., 3] + feet[..., 5]), 0)
-        floor = ground[:, 20, None, None] if n > 1 else low.amax(1)[:, None, None]
+        # In a studio there is no ground but under the feet.
+        floor = torch.where(ground[:, 21] > 0, ground[:, 20], low.amax(1))[:, None, None]
         spread = ((x - middle) / (scale * 0.85)) ** 2 + ((y - floor) / (scale * 0.13)) ** 2
         shade = 0.28 * (1.3 - spread).clamp(0, 1)
         rgb = [c * (1 - shade) for c in rgb]
 
-    for k, layer, when in _PROGRAMS[n]:
+    for k, layer, when in _program(n):
         t = [v[:, None, None] for v in traits[:, k].unbind(-1)]
         scale = t[9]
         smooth = scale * (0.30 if layer == "body" else 0.06 if layer == "crown" else 0.10)
@@ -251,7 +254,7 @@ def pack(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     for scene in scenes:
         packed = [_packed(scene.figures[k]) for k in scene.order]
         place = [c for colour in _PLACES[scene.background] for c in colour]
-        floor = min(figure.lowest() for figure in scene.figures)
+        floor = min(figure.lowest() for figure in scene.figures) - scene.air
         if scene.background == STUDIO:
             rest = [2.0, 0.0, 0.0, 0.5, 0.5, 1 - floor, 0.0]
         else:

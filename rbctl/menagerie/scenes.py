@@ -51,6 +51,7 @@ class Scene:
         order: role numbers from back to front.
         straddle: the front figure's far limbs lie behind the other figure.
         embrace: the back figure's near front limb lies over the front figure.
+        air: height of the lowest figure over the ground, where all of them are in the air.
         horizon, hills, sun: its height, the phases of its two waves, and where the sun or moon stands.
     """
 
@@ -62,6 +63,7 @@ class Scene:
     order: tuple[int, ...]
     straddle: bool = False
     embrace: bool = False
+    air: float = 0.0
     horizon: float = 0.35
     hills: tuple[float, float] = (0.0, 0.0)
     sun: tuple[float, float] = (0.7, 0.85)
@@ -126,10 +128,11 @@ class FigureRule:
         facing: right, left or either, before the whole scene may be mirrored.
         size: factor on the figure.
         lift: range of its height over the ground.
-        gap: range of the free width between the other figure's right edge and this one's left edge.
+        gap: range of the free width between the other figure's right edge and this one's left edge. The other figure
+            is the one before; of the first figure, the one after.
         apart: range of the distance from the other's shoulders to this one's, to the right.
-        pin: a point of this figure, put at ``to``, a point of the other role, plus ``offset`` (x, y);
-            x counts towards where the other figure faces.
+        pin: a point of this figure, put at ``to`` plus ``offset`` (x, y). ``to`` is a point of another role, or several
+            points: the middle between them. x counts towards where the (first) other figure faces.
     """
 
     pose: Annotated[tuple[_Pose, ...], MinLen(1), Check(_one_or_more, before=True)]
@@ -139,11 +142,11 @@ class FigureRule:
     gap: _Range | None = None
     apart: _Range | None = None
     pin: _Point | None = None
-    to: _PointOf | None = None
+    to: Annotated[tuple[_PointOf, ...], Check(_one_or_more, before=True)] = ()
     offset: _Pair = (0.0, 0.0)
 
     def __post_init__(self) -> None:
-        if (self.pin is None) != (self.to is None):
+        if (self.pin is None) != (not self.to):
             raise ValueError("pin and to belong together: a point of this figure, and one of the other, '1.back'")
 
 
@@ -170,7 +173,7 @@ class SceneRule:
     def __post_init__(self) -> None:
         rows = (*self.reach, *self.meet, *self.contacts)
         places = [place for row in rows for place in row if isinstance(place, str)]
-        places += [rule.to for rule in self.figures if rule.to]
+        places += [place for rule in self.figures for place in rule.to]
         roles = [int(place.partition(".")[0]) for place in places] + ([] if self.front is None else [self.front])
         for role in roles:
             if role >= len(self.figures):
@@ -210,6 +213,7 @@ def compose(
     if len(individuals) != len(rule.figures):
         raise InputError(f"relation {relation.name!r}: {len(individuals)} individuals for {len(rule.figures)} roles")
     figures = _posed(rule, individuals, rng)
+    lowest = min(figure.lowest() for figure in figures)
     if rng.random() < 0.5:
         for figure in figures:
             figure.mirror()
@@ -220,6 +224,7 @@ def compose(
         caption = f"{caption.rstrip('.')} {PLACES[background]}."
     front = rule.front if rule.front is not None else int(rng.integers(len(figures)))
     order = (*(k for k in range(len(figures)) if k != front), front)
+    unit = figures[0].scale
     bottom = _fit(figures, rng)
     return Scene(
         individuals=tuple(individuals),
@@ -230,6 +235,7 @@ def compose(
         order=order,
         straddle=rule.straddle,
         embrace=rule.embrace,
+        air=max(lowest, 0.0) * figures[0].scale / unit,
         horizon=bottom + float(rng.uniform(0.10, 0.24)),
         hills=(float(rng.uniform(0, 6.28)), float(rng.uniform(0, 6.28))),
         sun=(float(rng.uniform(0.12, 0.88)), float(rng.uniform(0.84, 0.92))),
@@ -242,12 +248,17 @@ def portrait(individual: Individual, rng: np.random.Generator) -> Scene:
     figure = build(individual, poses()[name], rng)
     if rng.random() < 0.5:
         figure.mirror()
-    _fit([figure], rng, fill=0.90)
+    _fit([figure], rng, fill=0.90, centred=True)
     return Scene((individual,), None, STUDIO, individual.description, (figure,), (0,))
 
 
 def _posed(rule: SceneRule, individuals: Sequence[Individual], rng: np.random.Generator) -> list[Figure]:
     figures: list[Figure] = []
+
+    def place(text: str) -> tuple[Figure, str]:
+        role, _, name = text.partition(".")
+        return figures[int(role)], name
+
     for part, individual in zip(rule.figures, individuals, strict=True):
         pose = poses()[str(rng.choice(part.pose))]
         figure = build(individual, pose, rng)
@@ -258,22 +269,18 @@ def _posed(rule: SceneRule, individuals: Sequence[Individual], rng: np.random.Ge
         figure.move((0.0, float(rng.uniform(*part.lift)) - figure.lowest()))
         figures.append(figure)
     for number, part in enumerate(rule.figures):
-        figure, other = figures[number], figures[1 - number] if len(figures) == 2 else figures[0]
+        figure, other = figures[number], figures[number - 1 if number else min(1, len(figures) - 1)]
         if part.gap is not None:
             figure.move((other.bounds()[2] + float(rng.uniform(*part.gap)) - figure.bounds()[0], 0.0))
         if part.apart is not None:
             distance = float(rng.uniform(*part.apart)) * (figure.scale + other.scale) / 2
             figure.move((other.points["shoulders"][0] + distance - figure.points["shoulders"][0], 0.0))
     for number, part in enumerate(rule.figures):
-        if part.pin is not None and part.to is not None:
-            role, _, name = part.to.partition(".")
-            figure, other = figures[number], figures[int(role)]
-            offset = np.array(part.offset) * np.array([other.facing * other.scale, figure.scale])
-            figure.move(other.point(name) + offset + rng.uniform(-0.03, 0.03, 2) - figure.point(part.pin))
-
-    def place(text: str) -> tuple[Figure, str]:
-        role, _, name = text.partition(".")
-        return figures[int(role)], name
+        if part.pin is not None:
+            figure, others = figures[number], [place(text) for text in part.to]
+            middle = sum((other.point(name) for other, name in others), np.zeros(2)) / len(others)
+            offset = np.array(part.offset) * np.array([others[0][0].facing * others[0][0].scale, figure.scale])
+            figure.move(middle + offset + rng.uniform(-0.03, 0.03, 2) - figure.point(part.pin))
 
     for limb, target in rule.reach:
         figure, name = place(limb)
@@ -288,7 +295,7 @@ def _posed(rule: SceneRule, individuals: Sequence[Individual], rng: np.random.Ge
     return figures
 
 
-def _fit(figures: Sequence[Figure], rng: np.random.Generator, fill: float = 0.94) -> float:
+def _fit(figures: Sequence[Figure], rng: np.random.Generator, fill: float = 0.94, centred: bool = False) -> float:
     """Scale and shift all figures into the unit frame; returns the ground's height over the frame's bottom."""
     bounds = np.array([figure.bounds() for figure in figures])
     x0, y0 = bounds[:, :2].min(0)
@@ -298,7 +305,7 @@ def _fit(figures: Sequence[Figure], rng: np.random.Generator, fill: float = 0.94
     width, height = (x1 - x0) * scale, (y1 - y0) * scale
     left = float(rng.uniform(0.02, max(0.98 - width, 0.0201)))
     low = float(rng.uniform(0.05, max(min(0.20, 0.94 - height), 0.0501)))
-    if len(figures) == 1:
+    if centred:
         left, low = (1 - width) / 2, (1 - height) / 2
     offset = np.array([left - x0 * scale, low - y0 * scale])
     for figure in figures:
