@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -19,7 +20,9 @@ import pytest
 from PIL import Image, ImageOps
 from triplet_sets import annotate, as_raw, kept, lines, write_lines
 
+from rbctl.menagerie.triplets import draw_triplets
 from rbctl.plugins.annotate import backends
+from rbctl.relations import load_relation
 from rbctl.triplets import load
 from rbctl.triplets.check import check
 from rbctl.triplets.geometry import target
@@ -69,7 +72,7 @@ def test_the_report_tells_steps_confidences_and_gates(annotated_hug: Path) -> No
     for report in lines(annotated_hug / "annotations.jsonl"):
         assert report["problem"] is None
         assert report["backends"] == dict.fromkeys(("boxes", "masks", "keypoints", "identity"), "oracle")
-        assert set(report["gates"]) == {"present", "same", "told_apart", "pose", "keypoints"}
+        assert set(report["gates"]) == {"present", "same", "told_apart", "pose", "keypoints", "roles"}
         assert report["gates"]["pose"]["passed"]  # who hugs does not stand as on a portrait
         assert report["margin"] > 0.1
         for thing in report["objects"]:
@@ -113,16 +116,54 @@ def test_the_order_of_the_image_prompts_is_no_matter(drawn_hug: Path, tmp_path: 
             assert (mask & other).sum() / (mask | other).sum() > 0.4
 
 
+def by_names(drawn: Path, folder: Path, called: Callable[[int, str], str]) -> Path:
+    """Pictures alone: 0.png, 0-cat.png, 0-bear.png and so on."""
+    folder.mkdir()
+    for number, row in enumerate(lines(drawn / "metadata.jsonl")):
+        shutil.copy(drawn / row["file_name"], folder / f"{number}.png")
+        for k, entry in enumerate(row["objects"]):
+            shutil.copy(drawn / entry["image"], folder / f"{number}-{called(k, entry['name'])}.png")
+    (folder / "set.json").write_text(json.dumps({"origin": "miniature"}))
+    return folder
+
+
+@pytest.mark.slow
+def test_names_of_files_tell_no_roles_so_the_picture_does(tmp_path: Path) -> None:
+    draw_triplets(load_relation("ride"), 4, 3, tmp_path / "ride", size=128)
+    folder = by_names(
+        tmp_path / "ride", tmp_path / "photos", lambda k, name: ("z rider", "a mount")[k].replace(" ", "_")
+    )
+    assert annotate(folder, "--relation", "ride").exit_code == 0
+    for triplet in load(folder):
+        assert triplet.prompt == "A zebra is riding an ape."
+        assert {entry.name: entry.role for entry in triplet.objects} == {"ape": "mount", "zebra": "rider"}
+    assert {report["roles_from"] for report in lines(folder / "annotations.jsonl")} == {"picture"}
+    # Who sits beside whom is in no picture: it is asked for.
+    told = annotate(folder, "--relation", "chase")
+    assert told.exit_code == 2
+    assert "neither words nor picture tell which of ape, zebra is the chaser" in told.stderr
+
+
+@pytest.mark.slow
+def test_a_text_in_the_passive_voice_tells_the_roles(tmp_path: Path) -> None:
+    draw_triplets(load_relation("ride"), 4, 3, tmp_path / "ride", size=128)
+    folder = as_raw(tmp_path / "ride", tmp_path / "raw")
+    rows = lines(folder / "raw.jsonl")
+    for row in rows:
+        rider, mount = row["objects"]
+        row |= {"text": f"The {mount['name']} is being ridden by the {rider['name']}.", "predicate": ""}
+        row["objects"] = [{**mount, "role": ""}, {**rider, "role": ""}]
+    write_lines(folder / "raw.jsonl", rows)
+    assert annotate(folder, "--relation", "ride").exit_code == 0
+    for triplet in load(folder):
+        assert [entry.role for entry in triplet.objects] == ["mount", "rider"]
+        assert triplet.predicate == "is being ridden by"
+
+
 @pytest.mark.slow
 def test_pictures_alone_need_no_list(drawn_hug: Path, tmp_path: Path) -> None:
     """Their names tell who is who, the relation what they do."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number, row in enumerate(lines(drawn_hug / "metadata.jsonl")):
-        shutil.copy(drawn_hug / row["file_name"], folder / f"{number}.png")
-        for thing in row["objects"]:
-            shutil.copy(drawn_hug / thing["image"], folder / f"{number}-{thing['name']}.png")
-    (folder / "set.json").write_text(json.dumps({"origin": "miniature"}))
+    folder = by_names(drawn_hug, tmp_path / "photos", lambda k, name: name)
     told = annotate(folder)
     assert told.exit_code == 2
     assert "state the relation with --relation" in told.stderr

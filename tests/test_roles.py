@@ -160,6 +160,7 @@ def test_a_sentence_tells_who_has_which_role(sentence: str, relation: str, expec
 def test_a_passive_sentence_says_its_relation_and_a_name_says_none() -> None:
     assert getattr(find_relation("The bear is being ridden by the cat", ALL), "name", "") == "ride"
     assert find_relation("A riding hood beside a bear", ALL, ["riding hood", "bear"]) is None
+    assert read_roles("A cat High-Fives a dog", ["cat", "dog"], load_relation("high_five")).words == "High-Fives"
     assert read_roles("The bear is being ridden by the cat", ["bear", "cat"], load_relation("ride")).words == (
         "is being ridden by"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,18 @@ from PIL import Image
 
 from rbctl.errors import InputError, abridged
 from rbctl.images import write_png
-from rbctl.menagerie.triplets import spoken
 from rbctl.plugins.annotate.comparison import match, pose_change
 from rbctl.plugins.annotate.pictures import Picture, PictureTriplet
 from rbctl.plugins.annotate.predictions import Predictions
 from rbctl.plugins.annotate.reports import Gate, ObjectReport, Report
-from rbctl.relations import Relation, load_relation, shipped
-from rbctl.roles import find_relation
+from rbctl.relations import Box, Relation, load_relation, shipped
+from rbctl.roles import find_relation, read_roles, roles_by_height
 from rbctl.triplets.keypoints import ABSENT, OCCLUDED, VISIBLE
 from rbctl.triplets.masks import box_of, read_mask
+from rbctl.triplets.raw import RAW
+
+SURE_OF_ROLES = 0.03  # of roles_by_height: from which a picture tells who has which role
+_ROLES = ("subject", "object", *(f"object {k}" for k in range(2, 10)))
 
 
 class _Incomplete(Exception):
@@ -76,14 +79,14 @@ def assemble(
     gates: dict[str, Gate] = {}
     try:
         gates["present"] = _present(triplet, predictions)
-        text, predicate, roles = _words(triplet, predictions, relation)
         everyone = _individuals(predictions, target)
         portraits = [_individuals(predictions, picture)[0] for picture in triplet.image_prompts]
+        similarity = np.stack([portrait.look for portrait in portraits]) @ np.stack([one.look for one in everyone]).T
+        assigned, margin = match(similarity)
+        words = _words(triplet, predictions, relation, [box_of(everyone[k].mask) for k in assigned])
     except _Incomplete as error:
         report = Report(file_name=file_name, problem=str(error), backends=backends, gates=gates, kept=False)
         return AnnotatedTriplet(report, None, {})
-    similarity = np.stack([portrait.look for portrait in portraits]) @ np.stack([one.look for one in everyone]).T
-    assigned, margin = match(similarity)
     similarities = similarity[np.arange(len(assigned)), assigned]
     keypoints, identity = predictions.backends["keypoints"], predictions.backends["identity"]
     limits = keypoints.limit(config, "present_from", 0.1), keypoints.limit(config, "visible_from", 0.3)
@@ -102,7 +105,7 @@ def assemble(
         objects.append(
             {
                 "name": raw.name,
-                "role": raw.role or roles[k],
+                "role": words.roles[k],
                 "image": raw.image.relative_to(folder).as_posix(),
                 "mask": mask.relative_to(folder).as_posix(),
                 "box": list(box_of(individual.mask)),
@@ -128,16 +131,18 @@ def assemble(
         "told_apart": Gate.at_least(margin, config.min_margin),
         "pose": Gate.at_least(max(changes, default=None), config.min_pose_change),
         "keypoints": Gate.at_least(min(visible), config.min_keypoints),
+        "roles": Gate.at_least(words.sure, SURE_OF_ROLES),
     }
     report = Report(
         file_name=file_name,
         backends=backends,
         gates=gates,
         margin=round(margin, 4),
+        roles_from=words.roles_from,
         objects=tuple(reports),
         kept=not config.drop_failed or all(gate.passed for gate in gates.values()),
     )
-    row = {"file_name": file_name, "text": text, "predicate": predicate, "objects": objects}
+    row = {"file_name": file_name, "text": words.text, "predicate": words.predicate, "objects": objects}
     return AnnotatedTriplet(report, row, masks)
 
 
@@ -176,31 +181,72 @@ def _individuals(predictions: Predictions, picture: Picture) -> list[_Individual
     ]
 
 
+@dataclass(frozen=True)
+class _Words:
+    """Caption and predicate of a triplet, the role of each individual, and how surely and by what they are told."""
+
+    text: str
+    predicate: str
+    roles: tuple[str, ...]
+    roles_from: str
+    sure: float
+
+
 def _words(
-    triplet: PictureTriplet, predictions: Predictions, relation: Relation | None
-) -> tuple[str, str, tuple[str, ...]]:
-    """Caption, predicate and roles.
+    triplet: PictureTriplet, predictions: Predictions, relation: Relation | None, boxes: Sequence[Box]
+) -> _Words:
+    """What is said of a triplet.
+
+    Args:
+        boxes: of the individuals in the target, in the order of their image prompts.
 
     Raises:
-        _Incomplete: one cannot be told.
+        _Incomplete: something cannot be told.
     """
     where, names, text = triplet.target.path, triplet.target.names, triplet.raw.text
     if not text and "captions" in predictions.backends and (caption := predictions.load("captions", triplet.target)):
         text = str(caption["text"])
-    if not text and relation is not None and len(relation.roles) == len(names):
-        text = relation.prompt(names)
-    if not text:
+    fitting = relation is not None and len(relation.roles) == len(names)
+    if not text and not fitting:
         raise _Incomplete(f"{where}: has no text; state the relation with --relation, or caption it")
-    for name in names:
+    for name in names if text else ():
         if not re.search(rf"(?<!\w){re.escape(name)}(e?s)?(?!\w)", text, re.IGNORECASE):
             raise _Incomplete(f"{where}: {abridged(name)} does not stand in its text {abridged(text)}")
     relation = relation or find_relation(text, [load_relation(name) for name in shipped()], names)
-    predicate = triplet.raw.predicate or (spoken(relation, text) if relation else "")
+    individuals, roles_from, sure = _individuals_by_role(triplet, text, relation, boxes)
+    if not text and relation is not None:
+        if roles_from == "their order":
+            asked = f"which of {', '.join(names)} is the {relation.roles[0].name}"
+            mend = f"give each object its role in {RAW}, or a text that says who does what"
+            raise _Incomplete(f"{where}: neither words nor picture tell {asked}; {mend}")
+        text = relation.prompt([names[k] for k in individuals])
+    predicate = triplet.raw.predicate or (read_roles(text, names, relation).words if relation else "")
+    predicate = predicate or (relation.predicate if relation else "")
     if not predicate:
         raise _Incomplete(f"{where}: its text {abridged(text)} says no known relation; state one with --relation")
-    if relation is not None and len(relation.roles) == len(names):
-        return text, predicate, tuple(role.name for role in relation.roles)
-    return text, predicate, ("subject", "object", *(f"object {k}" for k in range(2, len(names))))
+    roles = [role.name for role in relation.roles] if relation and len(relation.roles) == len(names) else _ROLES
+    by_individual = dict(zip(individuals, roles, strict=False))
+    by_individual |= {k: raw.role for k, raw in enumerate(triplet.raw.objects) if raw.role}
+    return _Words(text, predicate, tuple(by_individual[k] for k in range(len(names))), roles_from, sure)
+
+
+def _individuals_by_role(
+    triplet: PictureTriplet, text: str, relation: Relation | None, boxes: Sequence[Box]
+) -> tuple[tuple[int, ...], str, float]:
+    """The individual of each role, what tells so, and how surely: by the given roles, the text, or the picture."""
+    objects = triplet.raw.objects
+    order = tuple(range(len(objects)))
+    if relation is None or len(relation.roles) != len(objects) or relation.symmetric or len(objects) == 1:
+        return order, "their order is free" if relation and relation.symmetric else "their order", 1.0
+    given, known = [entry.role for entry in objects], [role.name for role in relation.roles]
+    if all(given):
+        return tuple(map(given.index, known)) if set(given) == set(known) else order, RAW, 1.0
+    if text and (individuals := read_roles(text, triplet.target.names, relation).individuals):
+        return individuals, "text", 1.0
+    sure = roles_by_height(boxes, relation) if len(boxes) == 2 else 0.0
+    if abs(sure) >= SURE_OF_ROLES:
+        return order if sure > 0 else (1, 0), "picture", abs(sure)
+    return order, "their order", 0.0
 
 
 def _visibility(keypoints: np.ndarray, present_from: float, visible_from: float) -> np.ndarray:

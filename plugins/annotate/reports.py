@@ -68,6 +68,7 @@ class Report:
     Attributes:
         problem: why it could not be annotated; None where it could.
         backends: the name of each step's.
+        roles_from: what tells who has which role: "raw.jsonl", "text", "picture", or "their order" for want of these.
         margin: by how much the matching is better than the next best; None where it was not matched.
         objects: none where it could not be annotated.
         kept: whether it stands in metadata.jsonl.
@@ -78,6 +79,7 @@ class Report:
     backends: dict[str, Words]
     gates: dict[str, Gate]
     margin: Number | None = None
+    roles_from: Words | None = None
     objects: tuple[ObjectReport, ...] = ()
     kept: bool
 
@@ -94,7 +96,8 @@ class Report:
     def as_row(self) -> dict[str, Any]:
         """Its line of annotations.jsonl; of one that could not be annotated without margin and objects."""
         row = dataclasses.asdict(self)
-        return row if self.problem is None else {key: row[key] for key in row if key not in ("margin", "objects")}
+        of_annotated = () if self.problem is None else ("margin", "roles_from", "objects")
+        return {key: row[key] for key in row if key not in of_annotated}
 
 
 def write_reports(folder: Path, reports: Iterable[Report]) -> None:

@@ -111,7 +111,8 @@ def _tell(folder: Path, reports: Sequence[Report], config: AnnotateConfig) -> No
             click.echo(f"{report.file_name}: left out: {report.problem}", err=True)
         elif report.failed:
             failed = ", ".join(f"{name} {gate.value} of {gate.limit}" for name, gate in report.failed.items())
-            click.echo(f"{report.file_name}: {'kept' if report.kept else 'dropped'}: fails {failed}", err=True)
+            rests = f"; the roles rest on {report.roles_from}" if "roles" in report.failed else ""
+            click.echo(f"{report.file_name}: {'kept' if report.kept else 'dropped'}: fails {failed}{rests}", err=True)
     kept, passed = (sum(getattr(report, name) for report in reports) for name in ("kept", "passed"))
     click.echo(f"{kept} of {len(reports)} triplets written, {passed} pass every gate", err=True)
     problems = [report.problem for report in reports if report.problem]
