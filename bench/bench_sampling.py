@@ -18,7 +18,7 @@ from rbctl.attention import project_once
 from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.load import load
 from rbctl.conditioning import Conditioning, Encoded, guided
-from rbctl.denoising import denoise, initial_noise, predict
+from rbctl.denoising import denoise, generators_of, initial_noise, predict
 
 PICTURES, STEPS = 2, 30
 BOXES = [[0.06, 0.3, 0.53, 0.92], [0.47, 0.3, 0.94, 0.92]]
@@ -40,7 +40,7 @@ class Side:
         self.use()
         self.conditioning.projected.clear()
         bundle, side = self.bundle, self.bundle.unet.config.sample_size
-        noise = initial_noise(range(PICTURES), bundle.unet.config.in_channels, (side, side))
+        noise = initial_noise(generators_of(range(PICTURES)), bundle.unet.config.in_channels, (side, side))
         return denoise(bundle.unet, bundle.scheduler(), noise, self.conditioning, steps, torch.full((PICTURES,), 4.0))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +16,18 @@ from rbctl.conditioning import Conditioning
 OnStep = Callable[[int, torch.Tensor], torch.Tensor | None]
 
 
-def initial_noise(seeds: Sequence[int], channels: int, latent_size: tuple[int, int]) -> torch.Tensor:
-    """Unit noise (B, C, h, w), float32 on the CPU; every picture from its own generator, whatever the batch."""
+def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
+    """A picture's own generator on the CPU, of its noise and then of its steps, whatever the batch."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def initial_noise(
+    generators: Sequence[torch.Generator | None], channels: int, latent_size: tuple[int, int]
+) -> torch.Tensor:
+    """Unit noise (B, C, h, w), float32 on the CPU; None draws from torch's own generator."""
     shape = (1, channels, *latent_size)
-    return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    drawn = [torch.randn(shape, generator=own, device=own.device if own else "cpu") for own in generators]
+    return torch.cat([noise.cpu() for noise in drawn])
 
 
 def guide(prediction: torch.Tensor, guidance_scale: torch.Tensor) -> torch.Tensor:
@@ -54,6 +63,7 @@ def denoise(
     steps: int,
     guidance_scale: torch.Tensor | None,
     on_step: OnStep | None = None,
+    generators: Sequence[torch.Generator | None] | None = None,
 ) -> torch.Tensor:
     """Sample latents.
 
@@ -62,19 +72,24 @@ def denoise(
         conditioning: 2B rows, [unconditional; conditional]; B rows where ``guidance_scale`` is None.
         guidance_scale: (B,), or None for no guidance (half the work).
         on_step: called with the step's number and the latents after it; latents that it returns take their place.
+            A scheduler of second order has nearly two calls of the UNet a step; each counts as one here.
+        generators: one a picture, for the noise that a stochastic scheduler adds.
 
     Returns:
         (B, C, h, w) scaled latents, float32.
     """
     project_once(unet, conditioning)
     scheduler.set_timesteps(steps, device=noise.device)
+    options: dict[str, Any] = {}
+    if generators and None not in generators and "generator" in inspect.signature(scheduler.step).parameters:
+        options["generator"] = list(generators)
     latents = noise.float() * scheduler.init_noise_sigma
     for number, timestep in enumerate(scheduler.timesteps):
         doubled = latents if guidance_scale is None else torch.cat([latents, latents])
         prediction = predict(unet, scheduler.scale_model_input(doubled, timestep), timestep, conditioning)
         if guidance_scale is not None:
             prediction = guide(prediction, guidance_scale)
-        latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        latents = scheduler.step(prediction, timestep, latents, return_dict=False, **options)[0]
         if on_step:
             changed = on_step(number, latents)
             latents = latents if changed is None else changed

@@ -38,7 +38,7 @@ class Encoder:
         bundle, first = self.bundle, requests[0]
         embeds, pooled = bundle.encode_prompts([request.words for request in requests], first.embeddings)
         negative, negative_pooled = None, None
-        if first.guidance_scale != 1:
+        if first.guided:
             negatives = [request.negative_prompt for request in requests]
             negative, negative_pooled = bundle.encode_prompts(negatives, first.embeddings)
         tokens, boxes, weights = self._image_inputs(requests) if first.subjects else (None, None, None)
@@ -103,7 +103,7 @@ class Encoder:
         spans = torch.zeros(len(requests), most, 2, dtype=torch.long)
         for row, request in enumerate(requests):
             spans[row, : len(request.subjects)] = torch.tensor(self.spans(request))
-        if requests[0].guidance_scale != 1:
+        if requests[0].guided:
             spans = torch.cat((spans, spans))
         return PseudoRegions(spans=spans.to(self.bundle.device), start_step=start_step)
 

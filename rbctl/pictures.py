@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from rbctl.errors import InputError
 from rbctl.images import open_image, write_png
 from rbctl.parsing import parse_json
+from rbctl.schedulers import sampler_and_schedule
 
 _GAP = 8  # pixels around each picture of a sheet
 _CAPTION = 14  # pixels, height of the caption's letters
@@ -30,18 +31,21 @@ def parameters_text(
     width: int,
     height: int,
     model: str,
-    sampler: str,
+    scheduler: str,
     extras: Mapping[str, object] | None = None,
 ) -> str:
     """The ``parameters`` text that stable-diffusion-webui and the galleries made for it read.
 
     Args:
         width, height: pixels.
+        scheduler: a name of :mod:`rbctl.schedulers`, or a class of diffusers.
         extras: further facts for the last line, as {"Lora": "hug: 1"}; None values are left out.
     """
+    sampler, schedule = sampler_and_schedule(scheduler)
     facts: dict[str, object] = {
         "Steps": steps,
         "Sampler": sampler,
+        "Schedule type": schedule or None,
         "CFG scale": f"{guidance_scale:g}",
         "Seed": seed,
         "Size": f"{width}x{height}",
@@ -51,26 +55,6 @@ def parameters_text(
     last = ", ".join(f"{key}: {_quoted(value)}" for key, value in facts.items() if value is not None)
     negative = f"Negative prompt: {negative_prompt}\n" if negative_prompt else ""
     return f"{text}\n{negative}{last}"
-
-
-# What those readers call the schedulers of diffusers.
-_SAMPLERS = {
-    "DDIMScheduler": "DDIM",
-    "DPMSolverMultistepScheduler": "DPM++ 2M",
-    "EulerAncestralDiscreteScheduler": "Euler a",
-    "EulerDiscreteScheduler": "Euler",
-    "HeunDiscreteScheduler": "Heun",
-    "KDPM2AncestralDiscreteScheduler": "DPM2 a",
-    "KDPM2DiscreteScheduler": "DPM2",
-    "LCMScheduler": "LCM",
-    "LMSDiscreteScheduler": "LMS",
-    "UniPCMultistepScheduler": "UniPC",
-}
-
-
-def sampler_name(scheduler: str) -> str:
-    """The sampler's name in ``parameters`` for a class of diffusers; the class's own where it has no other."""
-    return _SAMPLERS.get(scheduler, scheduler.removesuffix("Scheduler"))
 
 
 def _quoted(value: object) -> str:

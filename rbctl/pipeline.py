@@ -82,6 +82,7 @@ class RelationPipeline:
         self._adapters: dict[int, tuple[LoraFile, str]] = {}
         self._relations: tuple[LoraFile, ...] = ()
         self._progress_bar = True
+        self._scheduler = bundle.scheduler()
 
     @classmethod
     def from_pretrained(
@@ -129,6 +130,15 @@ class RelationPipeline:
         self.encoder.forget()
         self.backend = pick_attention(self.attention, bundle.device, bundle.dtype)
         return self
+
+    @property
+    def scheduler(self) -> Any:
+        """Of diffusers, the bundle's own at first. To set it, give another or a name: "Euler a", "DPM++ 2M Karras"."""
+        return self._scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        self._scheduler = self.bundle.scheduler(scheduler) if isinstance(scheduler, str) else scheduler
 
     def set_progress_bar_config(self, disable: bool = False) -> None:
         """Whether calls show a bar on stderr."""
@@ -206,7 +216,7 @@ class RelationPipeline:
             boxes: where each goes, relative xyxy in [0, 1], likewise. [default: the relation's layout prior, else the
                 relation that the words express, else side by side]
             height, width: pixels, multiples of 8.
-            guidance_scale: classifier-free guidance; 1 is none.
+            guidance_scale: classifier-free guidance; 1 or less is none.
             image_scale: weight of the image branch, gamma.
             generator: one for all pictures, or one for each; the first picture of ``rbctl sample --seed 7`` has the
                 noise of ``torch.Generator().manual_seed(7)``.
@@ -237,9 +247,13 @@ class RelationPipeline:
             defaults | sampling_defaults(bundle.folder),
             self.boxes,
         )
-        noise = self._noise(requests, generator) if latents is None else latents
-        scheduler = bundle.scheduler()
-        with progress(requests[0].steps, "sampling", disable=not self._progress_bar) as bar:
+        generators = self._generators(requests, generator)
+        noise = latents
+        if noise is None:
+            noise = denoising.initial_noise(generators, bundle.unet.config.in_channels, self.latent_size(requests[0]))
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)  # each call's own: they have a state
+        scheduler.set_timesteps(requests[0].steps)
+        with progress(len(scheduler.timesteps), "sampling", disable=not self._progress_bar) as bar:
 
             def on_step(step: int, latents: torch.Tensor) -> torch.Tensor | None:
                 bar.update()
@@ -248,7 +262,7 @@ class RelationPipeline:
                 changed = callback_on_step_end(self, step, scheduler.timesteps[step], {"latents": latents}) or {}
                 return changed.get("latents")
 
-            sampled = self.denoise(requests, noise, scheduler, on_step)
+            sampled = self.denoise(requests, noise, scheduler, on_step, generators)
         made = sampled if output_type == "latent" else _as(output_type, self.decode(requests, sampled))
         return RelationPipelineOutput(images=made) if return_dict else (made,)
 
@@ -262,15 +276,15 @@ class RelationPipeline:
         relation = find_relation(text, own, names) or find_relation(text, known, names) or next(iter(own), None)
         return place(text, names, relation, lora.layout_prior(self._relations)).boxes
 
-    def _noise(
+    def _generators(
         self, requests: Sequence[Request], generator: torch.Generator | Sequence[torch.Generator] | None
-    ) -> torch.Tensor:
-        shape = (1, self.bundle.unet.config.in_channels, *self.latent_size(requests[0]))
-        generators = list(generator) if isinstance(generator, Sequence) else [generator] * len(requests)
+    ) -> list[torch.Generator | None]:
+        generators: list[torch.Generator | None] = (
+            [*generator] if isinstance(generator, Sequence) else [generator] * len(requests)
+        )
         if len(generators) != len(requests):
             raise InputError(f"generator: {len(generators)} for {len(requests)} pictures; give one, or one for each")
-        drawn = [torch.randn(shape, generator=own, device=own.device if own else "cpu") for own in generators]
-        return torch.cat([noise.cpu() for noise in drawn])
+        return generators
 
     # --- what stages use
 
@@ -288,13 +302,14 @@ class RelationPipeline:
         noise: torch.Tensor | None = None,
         scheduler: Any = None,
         on_step: denoising.OnStep | None = None,
+        generators: Sequence[torch.Generator | None] | None = None,
     ) -> torch.Tensor:
         """Scaled latents (B, C, h, w) of requests of one kind.
 
         Args:
             noise: (B, C, h, w) unit noise; None draws each from its seed.
-            scheduler: of diffusers; None for the bundle's.
-            on_step: see :func:`rbctl.denoising.denoise`.
+            scheduler: of diffusers; None for the requests'.
+            on_step, generators: see :func:`rbctl.denoising.denoise`; without noise, the generators are of the seeds.
         """
         bundle, first = self.bundle, requests[0]
         if bundle.device.type == "cpu":  # a GPU says so itself
@@ -304,10 +319,11 @@ class RelationPipeline:
         if self.pseudo_mask_step and first.subjects:
             pseudo = self.encoder.regions(requests, self.pseudo_mask_step)
         if noise is None:
-            seeds = [request.seed for request in requests]
-            noise = denoising.initial_noise(seeds, bundle.unet.config.in_channels, self.latent_size(first))
+            generators = denoising.generators_of([request.seed for request in requests])
+            noise = denoising.initial_noise(generators, bundle.unet.config.in_channels, self.latent_size(first))
         scales = torch.tensor([request.guidance_scale for request in requests])
-        return self.denoise_encoded(encoded, noise, first.steps, scales, scheduler, on_step, pseudo)
+        scheduler = scheduler or bundle.scheduler(first.scheduler)
+        return self.denoise_encoded(encoded, noise, first.steps, scales, scheduler, on_step, pseudo, generators)
 
     def denoise_encoded(
         self,
@@ -318,6 +334,7 @@ class RelationPipeline:
         scheduler: Any = None,
         on_step: denoising.OnStep | None = None,
         pseudo: PseudoRegions | None = None,
+        generators: Sequence[torch.Generator | None] | None = None,
     ) -> torch.Tensor:
         """:meth:`denoise` of what is encoded already.
 
@@ -345,11 +362,12 @@ class RelationPipeline:
             steps,
             None if encoded.negative_prompt_embeds is None else scales,
             on_step,
+            generators,
         )
 
     def _check_memory(self, requests: Sequence[Request]) -> None:
         bundle, first = self.bundle, requests[0]
-        latent_size, rows = self.latent_size(first), len(requests) * (1 if first.guidance_scale == 1 else 2)
+        latent_size, rows = self.latent_size(first), len(requests) * (2 if first.guided else 1)
         denoising = memory.forward_bytes(bundle.unet.config, rows, latent_size, bundle.dtype.itemsize)
         decoding = memory.picture_bytes(bundle.vae.config, first.height, first.width)
         what = f"{first.source}: {len(requests)} x {first.width} x {first.height} pixels at once"

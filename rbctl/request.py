@@ -52,8 +52,9 @@ class Request:
     Attributes:
         words: the prompt as the text encoders are given it, learned tokens in their places.
         width, height: pixels, multiples of 8.
-        guidance_scale: 1 for none.
+        guidance_scale: 1 or less for none.
         seed: of its noise.
+        scheduler: a name of :mod:`rbctl.schedulers`; None for the bundle's own.
         embeddings: what learned tokens in ``words`` stand for.
         source: where it was asked for, for errors.
     """
@@ -66,14 +67,20 @@ class Request:
     steps: int
     guidance_scale: float
     seed: int = 0
+    scheduler: str | None = None
     embeddings: tuple[Embedding, ...] = ()
     source: str = "prompt"
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is classifier-free guidance at all, by the rule of diffusers."""
+        return self.guidance_scale > 1
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Requests of one kind can be sampled in one batch."""
         plain = not self.subjects
-        return self.embeddings, self.width, self.height, self.steps, self.guidance_scale == 1, plain
+        return self.embeddings, self.width, self.height, self.steps, self.guided, self.scheduler, plain
 
 
 def requested(

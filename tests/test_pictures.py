@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rbctl.errors import InputError
-from rbctl.pictures import grid, parameters_text, read_record, sampler_name, save_png, sheet_row
+from rbctl.pictures import grid, parameters_text, read_record, save_png, sheet_row
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (20, 60), "blue")
 
@@ -25,7 +25,7 @@ def test_parameters_text() -> None:
         width=1024,
         height=768,
         model="sdxl",
-        sampler="Euler",
+        scheduler="EulerDiscreteScheduler",
         extras={"Lora": "ride: 0.8", "Relation": "ride", "Absent": None},
     )
     assert text == (
@@ -34,7 +34,7 @@ def test_parameters_text() -> None:
     )
 
 
-def test_parameters_without_a_negative_prompt() -> None:
+def test_a_sampler_without_a_common_name_keeps_its_own() -> None:
     text = parameters_text(
         "a cat",
         negative_prompt="",
@@ -44,13 +44,9 @@ def test_parameters_without_a_negative_prompt() -> None:
         width=64,
         height=64,
         model="m",
-        sampler=sampler_name("UniPCMultistepScheduler"),
+        scheduler="PNDMScheduler",
     )
-    assert text.splitlines() == ["a cat", "Steps: 1, Sampler: UniPC, CFG scale: 7.5, Seed: 0, Size: 64x64, Model: m"]
-
-
-def test_a_sampler_without_a_common_name_keeps_its_own() -> None:
-    assert sampler_name("PNDMScheduler") == "PNDM"
+    assert text.splitlines() == ["a cat", "Steps: 1, Sampler: PNDM, CFG scale: 7.5, Seed: 0, Size: 64x64, Model: m"]
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])

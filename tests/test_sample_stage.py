@@ -261,8 +261,8 @@ def test_a_picture_that_is_not_finite_is_not_saved(
 ) -> None:
     noise = denoising.initial_noise
 
-    def broken(seeds: list[int], *others: Any) -> torch.Tensor:
-        return noise(seeds, *others) * (torch.nan if 5 in seeds else 1)
+    def broken(generators: list[torch.Generator], *others: Any) -> torch.Tensor:
+        return noise(generators, *others) * (torch.nan if generators[0].initial_seed() == 5 else 1)
 
     monkeypatch.setattr(denoising, "initial_noise", broken)
     line = tmp_path / "two.txt"

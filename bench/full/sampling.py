@@ -21,7 +21,7 @@ from rbctl import attention
 from rbctl.bundle.bundle import Bundle
 from rbctl.conditioning import guided
 from rbctl.defaults import NEGATIVE_PROMPT
-from rbctl.denoising import denoise, initial_noise
+from rbctl.denoising import denoise, generators_of, initial_noise
 from rbctl.images import write_png
 from rbctl.pipeline import RelationPipeline
 from rbctl.request import Request, Subject
@@ -71,7 +71,8 @@ class Loops:
         self.bundle, self.size = bundle, (batch[0].height, batch[0].width)
         pipe = RelationPipeline(bundle)
         self.encoded, latent_size = pipe.encoder.encode(batch), pipe.latent_size(batch[0])
-        self.noise = initial_noise(range(len(batch)), bundle.unet.config.in_channels, latent_size).to(bundle.device)
+        generators = generators_of(range(len(batch)))
+        self.noise = initial_noise(generators, bundle.unet.config.in_channels, latent_size).to(bundle.device)
 
     def ours(self, backend: str, steps: int) -> torch.Tensor:
         """As ``rbctl sample`` does it: masks built and K and V projected once, before the first step."""

@@ -35,10 +35,11 @@ def preview(bundle: Bundle, encodings: Mapping[str, torch.Tensor], config: Finet
         object_weights=torch.full(boxes.shape[:2], gamma, device=bundle.device),
     )
     *_, channels, h, w = encodings["latents_mean"].shape
-    noise = denoising.initial_noise([config.seed + number for number in range(count)], channels, (h, w))
+    generators = denoising.generators_of([config.seed + number for number in range(count)])
+    noise = denoising.initial_noise(generators, channels, (h, w))
     training = bundle.unet.training
     bundle.unet.eval()
     pipe = RelationPipeline(bundle, attention=config.attention)
-    latents = pipe.denoise_encoded(encoded, noise, config.preview_steps, _GUIDANCE)
+    latents = pipe.denoise_encoded(encoded, noise, config.preview_steps, _GUIDANCE, generators=generators)
     bundle.unet.train(training)
     write_png(path, grid(denoising.to_pictures(bundle.decode_latents(latents)), count))

@@ -8,6 +8,7 @@ from typing import Literal
 
 from rbctl.defaults import GUIDANCE_SCALE, NEGATIVE_PROMPT, STEPS
 from rbctl.options import option
+from rbctl.schedulers import SCHEDULERS, SCHEDULES, check_scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,12 @@ class SampleConfig:
     )
     steps: int = option(STEPS, "Denoising steps.", min=1, max=1000, of_bundle=True)
     guidance_scale: float = option(
-        GUIDANCE_SCALE, "Classifier-free guidance; 1 is none and half the work.", min=0, max=100, of_bundle=True
+        GUIDANCE_SCALE, "Classifier-free guidance; 1 or less is none and half the work.", min=0, max=100, of_bundle=True
+    )
+    scheduler: str | None = option(
+        None,
+        f"{', '.join(SCHEDULERS)}; most take a schedule behind it, {', '.join(SCHEDULES)}: 'DPM++ 2M Karras'. "
+        "[default: the bundle's]",
     )
     negative_prompt: str = option(NEGATIVE_PROMPT, "What guidance leads away from.", of_bundle=True)
     # Below 2^63 by more than the most images there may be, as the seeds count up.
@@ -105,6 +111,11 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if (self.prompts is None) == (self.config is None):
             raise ValueError("give either PROMPTS, a prompts file, or --config")
+        if self.scheduler is not None:
+            try:
+                check_scheduler(self.scheduler)
+            except ValueError as error:
+                raise ValueError(f"--scheduler: {error}") from error
         for name in ("width", "height"):
             value = getattr(self, name)
             if value is not None and value % 8:

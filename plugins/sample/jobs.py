@@ -28,6 +28,7 @@ from rbctl.relations import Relation, load_relation, shipped
 from rbctl.request import Request, Subject
 from rbctl.roles import Placement, find_relation, place, read_roles
 from rbctl.runs import RELATION, RUNS, tuned
+from rbctl.schedulers import check_scheduler, make_scheduler
 
 IMAGE_PROMPTS = "image_prompts"
 # What the record holds besides, without bearing on the pixels: names and paths of what is hashed.
@@ -214,11 +215,14 @@ def plan(prompts: Sequence[Prompt], learned: Sequence[Learned], config: SampleCo
         "precision": pick_precision(config.precision, pick_device(config.device)),
     }
     defaults = summary(folder)
-    return [
+    jobs = [
         job
         for number, (prompt, own) in enumerate(zip(prompts, learned, strict=True), 1)
         for job in _jobs(number, prompt, own, config, defaults, bundle, digests)
     ]
+    for name, steps in {(job.request.scheduler, job.request.steps) for job in jobs}:
+        make_scheduler(scheduler, name, steps)  # what it does not take is told before the networks are loaded
+    return jobs
 
 
 def _jobs(
@@ -249,6 +253,7 @@ def _jobs(
         "steps": _first(prompt.steps, config.steps),
         "guidance_scale": _first(prompt.guidance_scale, config.guidance_scale),
     }
+    scheduler = _first(prompt.scheduler, check_scheduler(config.scheduler) if config.scheduler else None)
     scale = _first(prompt.scale, config.scale, defaults.gamma)
     record = {
         "text": prompt.text,
@@ -280,6 +285,8 @@ def _jobs(
         record["words"] = words
     if (config.local_grid, config.local_injection) != (None, "concat"):
         record |= {"local_grid": config.local_grid, "local_injection": config.local_injection}
+    if scheduler:
+        record["scheduler"] = scheduler
     if tokens:
         record["embeddings"] = [
             {"path": path, "token": e.token, "hash": digests[e.path]} for path, e in learned.embeddings if e.path
@@ -289,7 +296,15 @@ def _jobs(
     for seed in range(first_seed, first_seed + _first(prompt.images, config.images)):
         own = {**record, "seed": seed}
         own["fingerprint"] = _fingerprint(own)
-        request = Request(words=words, subjects=subjects, seed=seed, embeddings=tokens, source=prompt.source, **drawn)
+        request = Request(
+            words=words,
+            subjects=subjects,
+            seed=seed,
+            scheduler=scheduler,
+            embeddings=tokens,
+            source=prompt.source,
+            **drawn,
+        )
         name = _file_name(prompt.text, seed, own["fingerprint"])
         jobs.append(Job(request=request, files=files, prompt_number=number, file_name=name, record=own))
     return jobs

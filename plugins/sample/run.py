@@ -185,7 +185,7 @@ def _parameters(job: Job) -> str:
         width=request.width,
         height=request.height,
         model=record["bundle"],
-        sampler=pictures.sampler_name(record["scheduler"]),
+        scheduler=record["scheduler"],
         extras={
             "Relation": record["relation"],
             "Lora": weights or None,

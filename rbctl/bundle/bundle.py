@@ -12,6 +12,7 @@ import torch
 
 from rbctl.embeddings import Embedding, pieces, placed, token_ids
 from rbctl.pretrained import loading
+from rbctl.schedulers import make_scheduler
 
 _NETWORKS = ("text_encoder", "text_encoder_2", "image_prompt_encoder", "unet", "vae")
 
@@ -75,17 +76,14 @@ class Bundle:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def scheduler(self) -> Any:
-        """A fresh scheduler for sampling, as the bundle names it (Euler for SDXL).
+    def scheduler(self, name: str | None = None) -> Any:
+        """A fresh scheduler for sampling: of this name, else as the bundle names it (Euler for SDXL).
 
         Raises:
             InputError: diffusers has no such scheduler, or it takes no such settings.
         """
-        from diffusers import schedulers
-
         with loading(self.folder / "scheduler" / "scheduler_config.json"):
-            kind = getattr(schedulers, self.scheduler_config.get("_class_name", "EulerDiscreteScheduler"))
-            return kind.from_config(self.scheduler_config)
+            return make_scheduler(self.scheduler_config, name)
 
     def training_schedule(self) -> tuple[torch.Tensor, str]:
         """abar of every training timestep (T,), and the prediction type.

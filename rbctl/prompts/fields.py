@@ -16,6 +16,7 @@ from rbctl import formats
 from rbctl.errors import InputError
 from rbctl.formats import Words
 from rbctl.relations import Box, load_relation
+from rbctl.schedulers import check_scheduler
 
 
 def _unquoted(value: Any) -> Any:
@@ -44,6 +45,7 @@ class Settings:
         embedding: learned embeddings, PATH[:TOKEN] with commas between.
         scale: weight of the image branch (gamma).
         images: number of pictures, with seeds from ``seed`` on.
+        scheduler: a sampler and perhaps a schedule, "DPM++ 2M Karras".
     """
 
     negative_prompt: str | None = None
@@ -58,6 +60,7 @@ class Settings:
     embedding: Words | None = None
     scale: _Scale | None = None
     images: Annotated[int, Interval(ge=1, le=10_000), _Text] | None = None
+    scheduler: Annotated[str, formats.Check(check_scheduler)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ _OPTIONS = {
     "d": "seed",
     "l": "guidance_scale",
     "s": "steps",
+    "ss": "scheduler",
     "am": "lora_weight",
     "box": "boxes",
     "subject-scale": "subject_scale",
