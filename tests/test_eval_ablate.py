@@ -26,8 +26,8 @@ from rbctl.errors import InputError
 from rbctl.files import read_json, read_jsonl
 from rbctl.image_prompt import ImagePromptEncoder
 from rbctl.plugins.eval.ablate import run, tables
-from rbctl.plugins.eval.ablate.recipe import Ablation, Table, read
-from rbctl.plugins.eval.stages import Step, run_steps
+from rbctl.plugins.eval.ablate.recipe import Ablation, Recipe, Table, read
+from rbctl.plugins.eval.stages import Stages, Step, run_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -228,14 +228,14 @@ def test_what_is_not_there_is_told_before_anything_runs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_shipped_recipe_and_what_flags_change(tmp_path: Path) -> None:
     ablation = read("paper", {"relations": ("hug",), "seeds": (4, 5)})
-    assert ablation.relations == ("hug",)
+    assert ablation.recipe.relations == ("hug",)
     assert [table.name for table in ablation.tables] == ["Table 4", "Table 6", "Table 7"]
     weights = [ablation.variants[key].finetune["kml_weight"] for key in ablation.tables[1].rows.values()]
     assert weights == [1e-2, 1e-3, 1e-4]
     assert {table.rows.get(label) for table, label in zip(ablation.tables, ("full", "lambda 1e-3"), strict=False)} == {
         ablation.full.key
     }
-    work = run.Work(ablation, tmp_path)
+    work = run.Work(ablation, Stages(tmp_path, "mini"))
     assert len({cell.tuned for cell in work.cells}) == 2 * len(ablation.variants)
 
 
@@ -250,7 +250,7 @@ def test_some_of_the_tables(tmp_path: Path) -> None:
 def test_a_variant_that_differs_in_sampling_alone_is_not_trained_again(tmp_path: Path) -> None:
     rows = {"slow": {"sample": {"steps": 3}}, "inverted": {"finetune": {"learning_rate": 1e-5}}}
     ablation = read(str(write(tmp_path, tables=[{"name": "A", "rows": rows}])), {})
-    full, slow, inverted = run.Work(ablation, tmp_path).cells
+    full, slow, inverted = run.Work(ablation, Stages(tmp_path, "mini")).cells
     assert slow.tuned == full.tuned != inverted.tuned
     assert len({full.shown, slow.shown, inverted.shown}) == 3
 
@@ -260,7 +260,7 @@ def test_unrelated_triplets_say_one_relation_and_show_another(tmp_path: Path) ->
 
     rows = {"x": {"data": "unrelated"}}
     ablation = read(str(write(tmp_path, tables=[{"name": "A", "rows": rows}])), {})
-    work = run.Work(ablation, tmp_path)
+    work = run.Work(ablation, Stages(tmp_path, "mini"))
     said = load(work._unrelated(work.cells[1]))
     shown = load(next(tmp_path.glob("unrelated/*-shown")))
     assert len(said) == TINY["finetune"]["triplets"]
@@ -298,7 +298,8 @@ def test_means_and_differences() -> None:
     full = run.Variant("full", {}, {}, {}, "relation")
     other = run.Variant("other", {"data": "x"}, {"a": 1}, {}, "relation")
     table = Table("T", "", "", {"full": full.key, "without": other.key})
-    ablation = Ablation(Path("r.yaml"), "b", "mini", ("ride",), (0, 1), 3, {v.key: v for v in (full, other)}, (table,))
+    recipe = Recipe(("ride",), (0, 1), ())
+    ablation = Ablation(Path("r.yaml"), recipe, {v.key: v for v in (full, other)}, (table,))
     scored = {
         full.key: [cell(0, {"a": 1.0, "b": 0.0, "c": 1.0}), cell(1, {"a": 1.0, "b": 1.0, "c": None})],
         other.key: [cell(0, {"a": 0.0, "b": 0.0, "c": None}), cell(1, {"a": 0.0, "b": 0.0, "c": None})],

@@ -14,8 +14,10 @@ from PIL import Image
 
 from rbctl.cli import main
 from rbctl.errors import InputError
-from rbctl.plugins.eval.benchmarks import Wanted, find_benchmark, load_benchmark, read_dreambench_lists, seeded
+from rbctl.plugins.eval.benchmarks import find_benchmark, load_benchmark, seeded
+from rbctl.plugins.eval.case import Wanted
 from rbctl.plugins.eval.config import EvalConfig
+from rbctl.plugins.eval.kinds import read_dreambench_lists
 from rbctl.plugins.eval.sampling import prompts
 from rbctl.prompts import read_prompts
 

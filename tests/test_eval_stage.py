@@ -30,8 +30,8 @@ from rbctl.menagerie.judge import Judge
 from rbctl.menagerie.oracle import load_oracle
 from rbctl.menagerie.oracle_extension import extend
 from rbctl.menagerie.triplets import pictures
-from rbctl.plugins.eval.benchmarks import Wanted, load_benchmark
-from rbctl.plugins.eval.case import Case
+from rbctl.plugins.eval.benchmarks import load_benchmark
+from rbctl.plugins.eval.case import Case, Wanted
 from rbctl.processes import together
 from rbctl.relations import load_relation
 

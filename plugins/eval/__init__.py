@@ -11,7 +11,7 @@ from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.gates import command as gates
 
 FORMATS = {  # that people write: their JSON Schemas
-    "benchmark": "rbctl.plugins.eval.benchmarks:KINDS",
+    "benchmark": "rbctl.plugins.eval.kinds:KINDS",
     "ablation": "rbctl.plugins.eval.ablate.recipe:Recipe",
     "gates": "rbctl.plugins.eval.gates.recipe:Gates",
 }

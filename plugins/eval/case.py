@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rbctl.menagerie.cases import DrawnCase
@@ -73,3 +73,24 @@ class Picture:
     boxes: tuple[Part | None, ...] | None = None
     found: bool = False
     seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of a benchmark is wanted.
+
+    Attributes:
+        data: folder of the pictures, instead of the YAML's.
+        relations: only these (names, or for drawn benchmarks paths of YAML files too); empty for all.
+        cases: a relation, where the benchmark draws them.
+        partial: leave cases without pictures out.
+        drawn: where drawn pictures go.
+        follow_outside: pictures may lie outside of their folder.
+    """
+
+    data: Path | None = None
+    relations: tuple[str, ...] = ()
+    cases: int | None = None
+    partial: bool = False
+    drawn: Path = field(default_factory=lambda: Path("drawn"))
+    follow_outside: bool = False

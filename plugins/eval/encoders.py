@@ -28,6 +28,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 
 Prepare = Callable[[Image.Image], torch.Tensor]
+Preparation = tuple[str, Prepare]  # in words and as a function
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Encoder:
         return {"folder": str(self.folder), "hash": self.hash, "preparation": self.preparation}
 
 
-def shorter_side(resize: int, crop: int, mean: Sequence[float], std: Sequence[float]) -> Prepare:
+def shorter_side(resize: int, crop: int, mean: Sequence[float], std: Sequence[float]) -> Preparation:
     """Shorter side to ``resize`` pixels (bicubic), the middle ``crop`` x ``crop`` of it, normalised; (3, crop, crop).
 
     As torchvision's Resize, CenterCrop, ToTensor and Normalize on a PIL picture, which the published scores used.
@@ -72,12 +73,7 @@ def shorter_side(resize: int, crop: int, mean: Sequence[float], std: Sequence[fl
             transforms.Normalize(mean, std),
         ]
     )
-
-    def prepare(image: Image.Image) -> torch.Tensor:
-        prepared: torch.Tensor = steps(image.convert("RGB"))
-        return prepared
-
-    return prepare
+    return f"shorter side {resize} bicubic, centre crop {crop}", lambda image: steps(image.convert("RGB"))
 
 
 def load_clip(folder: Path, device: torch.device) -> Encoder:
@@ -94,21 +90,17 @@ def load_clip(folder: Path, device: torch.device) -> Encoder:
     from transformers import AutoTokenizer, CLIPModel
 
     model, tokenizer = network(CLIPModel, folder, torch.float32), from_pretrained(AutoTokenizer, folder)
-    _frozen(model, device)
-    size = int(model.config.vision_config.image_size)
-    longest = int(model.config.text_config.max_position_embeddings)
+    _freeze(model, device)
+    size, longest = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
 
-    def images(pixels: torch.Tensor) -> torch.Tensor:
-        projected: torch.Tensor = model.visual_projection(model.vision_model(pixels).pooler_output)
-        return projected
+    def images(pixels: torch.Tensor) -> Any:
+        return model.visual_projection(model.vision_model(pixels).pooler_output)
 
-    def texts(lines: Sequence[str]) -> torch.Tensor:
+    def texts(lines: Sequence[str]) -> Any:
         tokens = _tokens(tokenizer, lines, longest).to(device)
-        projected: torch.Tensor = model.text_projection(model.text_model(**tokens).pooler_output)
-        return projected
+        return model.text_projection(model.text_model(**tokens).pooler_output)
 
-    preparation = f"shorter side {size} bicubic, centre crop {size}"
-    prepare = shorter_side(size, size, CLIP_MEAN, CLIP_STD)
+    preparation, prepare = shorter_side(size, size, CLIP_MEAN, CLIP_STD)
     return Encoder("clip", folder, _hash(folder, preparation), preparation, prepare, images, texts, device)
 
 
@@ -130,23 +122,18 @@ def load_dino(folder: Path, name: str, device: torch.device) -> Encoder:
     config = read_object(folder / "config.json")
     extra = {"add_pooling_layer": False} if config.get("model_type") == "vit" else {}
     model = network(AutoModel, folder, torch.float32, **extra)
-    _frozen(model, device)
+    _freeze(model, device)
     if not isinstance(getattr(model.config, "image_size", None), int):
         raise InputError(f"{folder}: a {config.get('model_type')!r} is no vision transformer; give DINO or DINOv2")
-    size = int(config.get("crop_size") or model.config.image_size)
     # DINOv2's position embeddings are stored for 518 pixels, but it is scored at 224 as DINO is.
-    size = 224 if size > 224 else size
+    size = min(int(config.get("crop_size") or model.config.image_size), 224)
 
-    def images(pixels: torch.Tensor) -> torch.Tensor:
-        token: torch.Tensor = model(pixels).last_hidden_state[:, 0]
-        return token
+    def images(pixels: torch.Tensor) -> Any:
+        return model(pixels).last_hidden_state[:, 0]
 
-    if own:
-        preparation, prepare = _own(size)
-    else:
-        resize = round(size * 256 / 224)
-        preparation = f"shorter side {resize} bicubic, centre crop {size}"
-        prepare = shorter_side(resize, size, IMAGENET_MEAN, IMAGENET_STD)
+    preparation, prepare = (
+        _squared(size) if own else shorter_side(round(size * 256 / 224), size, IMAGENET_MEAN, IMAGENET_STD)
+    )
     return Encoder(name, folder, _hash(folder, preparation), preparation, prepare, images, None, device)
 
 
@@ -161,18 +148,16 @@ def _bundle_clip(folder: Path, device: torch.device) -> Encoder:
     if widths[0] != widths[1]:
         raise InputError(f"{folder}: its encoders share no space ({widths[0]} and {widths[1]} wide); give --clip")
     for tower in (vision, text):
-        _frozen(tower, device)
-    longest = int(text.config.max_position_embeddings)
+        _freeze(tower, device)
 
-    def images(pixels: torch.Tensor) -> torch.Tensor:
-        projected: torch.Tensor = vision(pixels).image_embeds
-        return projected
+    def images(pixels: torch.Tensor) -> Any:
+        return vision(pixels).image_embeds
 
-    def texts(lines: Sequence[str]) -> torch.Tensor:
-        projected: torch.Tensor = text(_tokens(tokenizer, lines, longest)["input_ids"].to(device)).text_embeds
-        return projected
+    def texts(lines: Sequence[str]) -> Any:
+        tokens = _tokens(tokenizer, lines, text.config.max_position_embeddings)
+        return text(tokens["input_ids"].to(device)).text_embeds
 
-    preparation, prepare = _own(int(vision.config.image_size))
+    preparation, prepare = _squared(vision.config.image_size)
     digest = _hash(folder, preparation, ("clip_vision", "text_encoder_2", "tokenizer_2"))
     return Encoder("clip", folder, digest, preparation, prepare, images, texts, device)
 
@@ -187,40 +172,32 @@ def _open_clip(folder: Path, device: torch.device) -> Encoder:
     if foreign := [key for tower in towers for key in ("hf_model_name", "timm_model_name") if tower.get(key)]:
         raise InputError(f"{folder}: {foreign[0]}: would be downloaded; take a CLIP of open_clip's own towers")
     with loading(folder), _quiet():
-        model = open_clip.create_model(name, device=device)
+        model: Any = open_clip.create_model(name, device=device)
         tokenizer = open_clip.get_tokenizer(name)
-    _frozen(model, device)
-    side: Any = model.visual.image_size
-    size = int(side[0] if isinstance(side, tuple | list) else side)
+    _freeze(model, device)
+    side = model.visual.image_size
+    size = side[0] if isinstance(side, tuple | list) else side
     mean, std = (getattr(model.visual, f"image_{what}", None) for what in ("mean", "std"))
 
-    def images(pixels: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = model.encode_image(pixels)
-        return features
+    def texts(lines: Sequence[str]) -> Any:
+        return model.encode_text(tokenizer(list(lines)).to(device))
 
-    def texts(lines: Sequence[str]) -> torch.Tensor:
-        features: torch.Tensor = model.encode_text(tokenizer(list(lines)).to(device))
-        return features
-
-    preparation = f"shorter side {size} bicubic, centre crop {size}"
-    prepare = shorter_side(size, size, mean or CLIP_MEAN, std or CLIP_STD)
-    return Encoder("clip", folder, _hash(folder, preparation), preparation, prepare, images, texts, device)
+    preparation, prepare = shorter_side(size, size, mean or CLIP_MEAN, std or CLIP_STD)
+    digest = _hash(folder, preparation)
+    return Encoder("clip", folder, digest, preparation, prepare, model.encode_image, texts, device)
 
 
-def _own(size: int) -> tuple[str, Prepare]:
+def _squared(size: int) -> Preparation:
     """A bundle's own preparation of image prompts: squeezed to a square."""
-
-    def prepare(image: Image.Image) -> torch.Tensor:
-        return clip_pixels([image], size)[0]
-
-    return f"as the bundle's image prompts: square of 512, then {size}, bicubic", prepare
+    words = f"as the bundle's image prompts: square of 512, then {size}, bicubic"
+    return words, lambda image: clip_pixels([image], size)[0]
 
 
 def _tokens(tokenizer: Any, lines: Sequence[str], longest: int) -> Any:
     return tokenizer(list(lines), padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
 
 
-def _frozen(model: Any, device: torch.device) -> None:
+def _freeze(model: Any, device: torch.device) -> None:
     model.requires_grad_(False).eval().to(device)
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from rbctl.errors import InputError, abridged, nearest, reason
 from rbctl.files import read_jsonl, read_text
 from rbctl.paths import inside
-from rbctl.plugins.eval.benchmarks import pictures_in
 from rbctl.plugins.eval.case import Case, CaseObject, Part, Picture
 from rbctl.plugins.eval.features import Digests
+from rbctl.plugins.eval.kinds import pictures_in
 from rbctl.relations import check_box
 
 _COLUMNS = {

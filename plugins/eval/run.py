@@ -21,8 +21,8 @@ from rbctl.menagerie.judge import Judge
 from rbctl.menagerie.oracle import load_oracle
 from rbctl.options import as_plain
 from rbctl.plugins.eval import inputs, report
-from rbctl.plugins.eval.benchmarks import Benchmark, Wanted, load_benchmark, of_relations, seeded
-from rbctl.plugins.eval.case import Case, Picture
+from rbctl.plugins.eval.benchmarks import Benchmark, load_benchmark, of_relations, seeded
+from rbctl.plugins.eval.case import Case, Picture, Wanted
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.encoders import Encoder, load_clip, load_dino
 from rbctl.plugins.eval.features import Digests, FeatureStore

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -14,19 +15,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+from annotated_types import Interval
 
+from rbctl.bundle.catalogue import resolve
 from rbctl.errors import InputError
 from rbctl.files import read_object, write_json, write_text
 from rbctl.progress import progress
+from rbctl.relations import Relation
 from rbctl.runs import COMMAND, stop_signals
 
 _PAUSE = 0.1  # seconds between looks at what runs
 _MADE = "made.json"  # written last, so what it stands beside is whole
 
 Options = dict[str, Any]
+SEED = Interval(ge=0, le=2**63 - 10_001)  # the stages' own
 # What whoever runs a stage says itself, and no recipe of variants or gates.
 OURS = {
     "finetune": ("relation", "class_noun", "data", "bundle", "output", "resume", "seed", "device"),
@@ -37,18 +42,6 @@ OURS = {
 def digest(facts: Any) -> str:
     """Short name of plain data, by its content."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def resolved(stage: str, *arguments: str) -> dict[str, Any]:
-    """Every option of a command line as the stage would run it: flags, recipe, the bundle's own recipe, defaults.
-
-    Raises:
-        InputError: the stage refuses them; its own words.
-    """
-    done = subprocess.run([*COMMAND, stage, *arguments, "--dry-run"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InputError(last_line(done.stderr))
-    return dict(yaml.safe_load(done.stdout)[stage])
 
 
 def complete(stage: str, options: Options, bundle: str, where: str, *arguments: str) -> Options:
@@ -63,11 +56,11 @@ def complete(stage: str, options: Options, bundle: str, where: str, *arguments: 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.yaml"
         file.write_text(yaml.safe_dump({stage: options}), encoding="utf-8")
-        try:
-            completed = resolved(stage, *arguments, "--bundle", bundle, "--recipe", str(file))
-        except InputError as error:
-            raise InputError(f"{where}: {stage}: {str(error).removeprefix(f'{file}: ')}") from error
-    return {key: value for key, value in completed.items() if key not in OURS[stage]}
+        command = [*COMMAND, stage, *arguments, "--bundle", bundle, "--recipe", str(file), "--dry-run"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"{where}: {stage}: {last_line(done.stderr).removeprefix(f'{file}: ')}")
+    return {key: value for key, value in yaml.safe_load(done.stdout)[stage].items() if key not in OURS[stage]}
 
 
 def last_line(text: str) -> str:
@@ -95,14 +88,28 @@ class Stages:
     """The stages that make what is scored, on one bundle.
 
     Attributes:
-        folder: their recipes lie in recipes/ there.
+        folder: holds all that they make; their recipes lie in recipes/ there.
+        device: auto, cpu or cuda, for all stages.
         jobs: commands at once.
     """
 
     folder: Path
     bundle: str
-    device: str
-    jobs: int
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    jobs: int = 1
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of what the bundle generates with."""
+        from rbctl.bundle.fingerprints import generator_fingerprint
+
+        return generator_fingerprint(resolve(self.bundle))
+
+    def tuning_key(self, relation: Relation, seed: int, *facts: Any) -> str:
+        """Short name of a tuning, by all that its result depends on."""
+        from rbctl.menagerie.triplets import DRAWN_AS  # here, since recipes are read without torch
+
+        return digest([self.fingerprint, repr(relation), DRAWN_AS, seed, *facts])
 
     def finetune(self, tuned: Path, options: Options, *arguments: str) -> Step:
         """The tuning whose result lies in ``tuned``; :func:`learned` names its file once it has ended."""
@@ -130,10 +137,6 @@ class Stages:
         flags = self._flags("sample", options)
         command = ("sample", str(file), *flags, "--output", str(shown))
         return Step(command, shown / "log.txt", lambda printed, seconds: done())
-
-    def run(self, steps: Iterable[Step], label: str) -> None:
-        """Run them, see :func:`run_steps`."""
-        run_steps(steps, self.jobs, label)
 
     def _flags(self, stage: str, options: Options) -> list[str]:
         """Flags that give a stage its options, in a recipe file of their own."""

@@ -29,7 +29,8 @@ from rbctl.options import find_recipe
 from rbctl.pictures import read_record
 from rbctl.plugins.annotate import corrections, reports
 from rbctl.plugins.distill.pictures import find_pictures
-from rbctl.plugins.eval.benchmarks import Wanted, load_benchmark
+from rbctl.plugins.eval.benchmarks import load_benchmark
+from rbctl.plugins.eval.case import Wanted
 from rbctl.plugins.eval.inputs import read_rows
 from rbctl.prompts import read_official_config, read_prompts
 from rbctl.relations import load_relation

@@ -21,7 +21,8 @@ from rbctl.errors import InputError, nearest
 from rbctl.menagerie.scenes import scene_rule
 from rbctl.menagerie.triplets import check_drawable
 from rbctl.plugins.eval.ablate.recipe import read as read_ablation
-from rbctl.plugins.eval.benchmarks import Wanted, load_benchmark
+from rbctl.plugins.eval.benchmarks import load_benchmark
+from rbctl.plugins.eval.case import Wanted
 from rbctl.prompts.lines import parse_line
 from rbctl.relations import Relation, load_relation, shipped
 from rbctl.roles import find_relation
@@ -187,7 +188,7 @@ def test_long_texts_take_no_time_out_of_proportion(tmp_path: Path) -> None:
             parse_line(f"A cat. --{option}", tmp_path, "p.txt:1")
     lists = tmp_path / "prompts_and_classes.txt"
     lists.write_text(f"subject_name,class\na,b\nObject Prompts{chr(10) * 100_000}Live Subject Prompts")
-    from rbctl.plugins.eval.benchmarks import read_dreambench_lists
+    from rbctl.plugins.eval.kinds import read_dreambench_lists
 
     with pytest.raises(InputError):
         read_dreambench_lists(lists)

@@ -60,6 +60,8 @@ def command(
     changes = {"relations": relations, "seeds": seeds, "cases": cases, "bundle": bundle}
     ablation = read(recipe, {key: value for key, value in changes.items() if value}, tables)
     from rbctl.plugins.eval.ablate import run  # heavy: a wrong recipe is told before it is loaded
+    from rbctl.plugins.eval.stages import Stages
 
-    work = run.Work(ablation, output or run.ABLATIONS / ablation.path.stem, jobs, device, dino)
+    folder = output or run.ABLATIONS / ablation.path.stem
+    work = run.Work(ablation, Stages(folder, ablation.recipe.bundle, device, jobs), dino)
     click.echo(work.plan() if dry_run else work.run(as_json))

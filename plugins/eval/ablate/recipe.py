@@ -14,7 +14,7 @@ from rbctl import formats
 from rbctl.defaults import BUNDLE
 from rbctl.errors import InputError, abridged
 from rbctl.options import find_recipe
-from rbctl.plugins.eval.stages import OURS, Options, complete, digest
+from rbctl.plugins.eval.stages import OURS, SEED, Options, complete, digest
 from rbctl.relations import load_relation
 
 FULL = "full"  # the variant that changes nothing, which all others are compared with
@@ -24,9 +24,6 @@ def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(values)) < len(values):
         raise ValueError(f"{abridged(list(values))} says one of them twice")
     return values
-
-
-_Seed = Annotated[int, Interval(ge=0, le=2**63 - 10_001)]  # the stages' own
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Recipe:
     """
 
     relations: Annotated[tuple[str, ...], MinLen(1), formats.Check(_different)]
-    seeds: Annotated[tuple[_Seed, ...], MinLen(1), formats.Check(_different)]
+    seeds: Annotated[tuple[Annotated[int, SEED], ...], MinLen(1), formats.Check(_different)]
     tables: Annotated[tuple[WrittenTable, ...], MinLen(1)]
     bench: str = "relationbench-mini"
     bundle: str = BUNDLE
@@ -112,20 +109,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is compared, on what.
+    """A recipe whose variants the stages have checked.
 
     Attributes:
-        relations: names, or paths of relations' YAML files.
-        cases: of each relation.
         variants: by key; the first is the full method.
+        tables: those that are wanted.
     """
 
     path: Path
-    bench: str
-    bundle: str
-    relations: tuple[str, ...]
-    seeds: tuple[int, ...]
-    cases: int
+    recipe: Recipe
     variants: dict[str, Variant]
     tables: tuple[Table, ...]
 
@@ -177,16 +169,7 @@ def read(name: str, changes: Mapping[str, Any], chosen: Sequence[str] = ()) -> A
             continue
         rows = {}
         for label, row in table.rows.items():
-            one = variant(f"{path}: {title}: {label}", label, row or Row())
-            rows[label] = variants.setdefault(one.key, one).key
+            own = variant(f"{path}: {title}: {label}", label, row or Row())
+            rows[label] = variants.setdefault(own.key, own).key
         tables.append(Table(title, " ".join(table.title.split()), " ".join(table.note.split()), rows))
-    return Ablation(
-        path=path,
-        bench=recipe.bench,
-        bundle=recipe.bundle,
-        relations=recipe.relations,
-        seeds=recipe.seeds,
-        cases=recipe.cases,
-        variants=variants,
-        tables=tuple(tables),
-    )
+    return Ablation(path, recipe, variants, tuple(tables))

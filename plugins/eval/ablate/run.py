@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import yaml
@@ -17,23 +17,22 @@ from PIL import Image
 
 from rbctl import layout, lora
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.fingerprints import fingerprint, generator_fingerprint
+from rbctl.bundle.fingerprints import fingerprint
 from rbctl.errors import InputError
 from rbctl.files import read_jsonl, read_object, read_safetensors, sha256, write_bytes, write_json, write_text
 from rbctl.images import read_image, write_png
-from rbctl.layout import LayoutPrior
-from rbctl.menagerie.triplets import DRAWN_AS, draw_scenes, spoken
+from rbctl.menagerie.triplets import draw_scenes, spoken
 from rbctl.pictures import grid
 from rbctl.plugins.eval import inputs, sampling
 from rbctl.plugins.eval.ablate import tables
 from rbctl.plugins.eval.ablate.recipe import Ablation, Variant
-from rbctl.plugins.eval.benchmarks import Benchmark, Wanted, find_benchmark, load_benchmark, of_relations, seeded
-from rbctl.plugins.eval.case import Case
+from rbctl.plugins.eval.benchmarks import Benchmark, find_benchmark, load_benchmark, of_relations, seeded
+from rbctl.plugins.eval.case import Case, Wanted
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.features import Digests
 from rbctl.plugins.eval.rows import Row
 from rbctl.plugins.eval.run import open_scorer
-from rbctl.plugins.eval.stages import Stages, digest, learned
+from rbctl.plugins.eval.stages import Stages, digest, learned, run_steps
 from rbctl.plugins.eval.tables import aligned
 from rbctl.relations import Relation, load_relation
 from rbctl.runs import RUNS, claim, versions
@@ -78,40 +77,38 @@ class Cell:
 
 @dataclass(frozen=True)
 class Work:
-    """An ablation in a folder.
+    """An ablation in the folder of its stages.
 
     Attributes:
-        jobs: processes at once.
-        device: for all stages.
         dino: folder of the DINO that scores; None for the bundle's own, if it has one.
     """
 
     ablation: Ablation
-    output: Path
-    jobs: int = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    stages: Stages
     dino: Path | None = None
+
+    @property
+    def output(self) -> Path:
+        """Where all of it goes."""
+        return self.stages.folder
 
     @functools.cached_property
     def cells(self) -> tuple[Cell, ...]:
         """All of them, variant by variant; a folder's name holds a hash of all that its content depends on."""
-        bundle = generator_fingerprint(resolve(self.ablation.bundle))
-        cells = []
-        for variant in self.ablation.variants.values():
-            for given in self.ablation.relations:
-                relation = load_relation(given)
-                for seed in self.ablation.seeds:
-                    facts = [bundle, repr(relation), DRAWN_AS, seed]
-                    tuned, full = (digest([*facts, v.finetune, v.data]) for v in (variant, self.ablation.full))
-                    shown = digest([tuned, full, variant.sample, self.ablation.bench])
-                    name = f"{relation.name}-s{seed}"
-                    folders: tuple[Path, ...] = (self.output / "loras" / f"{name}-{tuned}",)
-                    if variant.data == "subjects":
-                        group = self.output / "loras" / f"{name}-{digest([tuned, self.ablation.bench])}"
-                        numbers = itertools.product(range(self.ablation.cases), range(len(relation.roles)))
-                        folders = tuple(group / f"{case:03d}-{role}" for case, role in numbers)
-                    pictures = self.output / "pictures" / f"{name}-{shown}"
-                    cells.append(Cell(variant, relation, given, seed, folders, pictures))
+        recipe, cells = self.ablation.recipe, []
+        for variant, given, seed in itertools.product(self.ablation.variants.values(), recipe.relations, recipe.seeds):
+            relation = load_relation(given)
+            tuned, full = (
+                self.stages.tuning_key(relation, seed, v.finetune, v.data) for v in (variant, self.ablation.full)
+            )
+            shown = digest([tuned, full, variant.sample, recipe.bench])
+            name = f"{relation.name}-s{seed}"
+            folders: tuple[Path, ...] = (self.output / "loras" / f"{name}-{tuned}",)
+            if variant.data == "subjects":
+                group = self.output / "loras" / f"{name}-{digest([tuned, recipe.bench])}"
+                numbers = itertools.product(range(recipe.cases), range(len(relation.roles)))
+                folders = tuple(group / f"{case:03d}-{role}" for case, role in numbers)
+            cells.append(Cell(variant, relation, given, seed, folders, self.output / "pictures" / f"{name}-{shown}"))
         return tuple(cells)
 
     def of(self, variant: Variant) -> list[Cell]:
@@ -128,7 +125,7 @@ class Work:
         if own is None or full is None:
             return None
         learned = ",".join(map(sha256, own))
-        return {"cases": self.ablation.cases, "learned": learned, "boxes_from": ",".join(map(sha256, full))}
+        return {"cases": self.ablation.recipe.cases, "learned": learned, "boxes_from": ",".join(map(sha256, full))}
 
     def sampled(self, cell: Cell) -> bool:
         """Whether all pictures of a cell are there."""
@@ -139,7 +136,7 @@ class Work:
     @functools.cached_property
     def judge(self) -> str:
         """Names what scores: the whole bundle, and the encoder beside it."""
-        return digest([fingerprint(folder) for folder in (resolve(self.ablation.bundle), self.dino) if folder])
+        return digest([fingerprint(folder) for folder in (resolve(self.stages.bundle), self.dino) if folder])
 
     def scored(self, cell: Cell) -> dict[str, Any] | None:
         """The scores of a cell's pictures, if they are of these pictures and by this judge."""
@@ -152,31 +149,13 @@ class Work:
     @functools.cached_property
     def bench(self) -> Benchmark:
         """The cases, drawn where they are not."""
-        ablation = self.ablation
-        return load_benchmark(
-            ablation.bench, Wanted(None, ablation.relations, ablation.cases, drawn=self.output / "bench")
-        )
-
-    @property
-    def stages(self) -> Stages:
-        """The stages that tune and sample."""
-        return Stages(self.output, self.ablation.bundle, self.device, self.jobs)
-
-    @property
-    def scoring(self) -> EvalConfig:
-        """The scoring as ``rbctl eval`` would be asked for it."""
-        return EvalConfig(
-            bench=self.ablation.bench,
-            bundle=self.ablation.bundle,
-            dino=self.dino,
-            device=self.device,
-            cache=self.output / "features",
-        )
+        recipe = self.ablation.recipe
+        return load_benchmark(recipe.bench, Wanted(None, recipe.relations, recipe.cases, drawn=self.output / "bench"))
 
     def plan(self) -> str:
         """What there is and what is to be done."""
-        ablation = self.ablation
-        find_benchmark(ablation.bench)
+        ablation, recipe = self.ablation, self.ablation.recipe
+        find_benchmark(recipe.bench)
         rows = [["variant", "tuned", "sampled", "scored", "changes"]]
         for variant in ablation.variants.values():
             cells = self.of(variant)
@@ -194,13 +173,13 @@ class Work:
         return "\n".join(
             [
                 f"{ablation.path}: {len(ablation.tables)} tables, {len(ablation.variants)} variants on "
-                f"{', '.join(ablation.relations)} with seeds {', '.join(map(str, ablation.seeds))}; "
-                f"{ablation.cases} cases a relation of {ablation.bench}, bundle {ablation.bundle}",
+                f"{', '.join(recipe.relations)} with seeds {', '.join(map(str, recipe.seeds))}; "
+                f"{recipe.cases} cases a relation of {recipe.bench}, bundle {recipe.bundle}",
                 "",
                 aligned(rows),
                 "",
-                f"to do: {to_tune} of {len(tuned)} finetunings, {to_sample * ablation.cases} of "
-                f"{len(self.cells) * ablation.cases} pictures, {to_score} of {len(self.cells)} scorings",
+                f"to do: {to_tune} of {len(tuned)} finetunings, {to_sample * recipe.cases} of "
+                f"{len(self.cells) * recipe.cases} pictures, {to_score} of {len(self.cells)} scorings",
                 f"tables: {self.output / 'tables.md'}",
             ]
         )
@@ -247,7 +226,7 @@ class Work:
                 if cell.variant.data == "unrelated":
                     arguments += ["--data", str(self._unrelated(cell))]
                 steps[folder] = self.stages.finetune(folder, cell.variant.finetune, *arguments)
-        self.stages.run(steps.values(), "finetune")
+        run_steps(steps.values(), self.stages.jobs, "finetune")
 
     def sample(self, cases: Sequence[Case]) -> None:
         """Sample the pictures that are not there: every variant in the boxes of the full method's layout prior."""
@@ -256,8 +235,7 @@ class Work:
             own, full = cell.learned, self.beside(cell).learned
             if own is None or full is None or self.sampled(cell):
                 continue
-            stored = lora.read(full[0]).metadata.get("rbctl.layout_prior")
-            prior = LayoutPrior.from_json(stored, str(full[0])) if stored else None
+            prior = lora.layout_prior([lora.read(full[0])])
             content = sampling.prompts(of_relations(cases, [cell.relation.name]), {})  # so far for the base model
             kind = "embedding" if "rbctl.token" in read_safetensors(own[0])[1] else "lora"
             for number, entry in enumerate(content["prompts"]):
@@ -269,7 +247,7 @@ class Work:
                     individual["box"] = list(box)
             done = functools.partial(write_json, cell.shown / _MADE, self.depends(cell))
             steps.append(self.stages.sample(cell.shown, content, cell.variant.sample, done))
-        self.stages.run(steps, "sample")
+        run_steps(steps, self.stages.jobs, "sample")
 
     def score(self, cases: Sequence[Case]) -> None:
         """Score the pictures that are not scored, all of a variant in one go."""
@@ -285,7 +263,14 @@ class Work:
                 continue
             click.echo(f"score {variant.name}: {len(pictures)} pictures", err=True)
             if scorer is None:
-                scorer = open_scorer(self.scoring, self.bench, digests, pictures)
+                config = EvalConfig(
+                    bench=self.ablation.recipe.bench,
+                    bundle=self.stages.bundle,
+                    dino=self.dino,
+                    device=self.stages.device,
+                    cache=self.output / "features",
+                )
+                scorer = open_scorer(config, self.bench, digests, pictures)
             rows = scorer.rows(pictures)
             columns, lacking = scorer.columns()
             judged = {"judge": self.judge, "columns": tables.columns(columns), "lacking": lacking}
@@ -296,8 +281,9 @@ class Work:
     def sheet(self) -> Image.Image:
         """The first cases of each relation, with the first seed: image prompts, then what each variant made of them."""
         pictures, captions = list[Image.Image](), list[str]()
-        first = [cell for cell in self.cells if cell.seed == self.ablation.seeds[0]]
-        for relation in self.ablation.relations:
+        recipe = self.ablation.recipe
+        first = [cell for cell in self.cells if cell.seed == recipe.seeds[0]]
+        for relation in recipe.relations:
             cells = [cell for cell in first if cell.given == relation]
             rows = [read_jsonl(cell.shown / "metadata.jsonl")[:_SHOWN] for cell in cells]
             for beside in zip(*rows, strict=True):
@@ -307,9 +293,7 @@ class Work:
                     read_image(cells[0].shown / individual["image"]).resize(made[0].size) for individual in individuals
                 ] + made
                 captions += [individual["name"] for individual in individuals] + [cell.variant.name for cell in cells]
-        return grid(
-            pictures, len(pictures) // (len(self.ablation.relations) * min(_SHOWN, self.ablation.cases)), captions
-        )
+        return grid(pictures, len(pictures) // (len(recipe.relations) * min(_SHOWN, recipe.cases)), captions)
 
     def _subject(self, case: Case, role: int) -> Path:
         """The pictures of one subject of a case, in a folder."""

@@ -42,14 +42,14 @@ def content(ablation: Ablation, scored: Mapping[str, Sequence[Scored]]) -> dict[
     first = next(iter(scored.values()))[0]
     shown = {c: facts for c, facts in first["columns"].items() if any(_values(some, c) for some in rows.values())}
     full = rows[ablation.full.key]
-    names = _names(ablation.variants)
+    names, recipe = _names(ablation.variants), ablation.recipe
     return {
         "recipe": ablation.path.name,
-        "bench": ablation.bench,
-        "bundle": ablation.bundle,
-        "relations": list(ablation.relations),
-        "seeds": list(ablation.seeds),
-        "cases": ablation.cases,
+        "bench": recipe.bench,
+        "bundle": recipe.bundle,
+        "relations": list(recipe.relations),
+        "seeds": list(recipe.seeds),
+        "cases": recipe.cases,
         "full": names[ablation.full.key],
         "columns": shown,
         "left_out": first["lacking"],

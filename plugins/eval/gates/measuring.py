@@ -17,21 +17,17 @@ import torch
 from PIL import Image
 
 from rbctl import lora
-from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.fingerprints import generator_fingerprint
 from rbctl.denoising import to_pictures
 from rbctl.files import read_jsonl, read_object, sha256, write_json
 from rbctl.images import read_image
-from rbctl.layout import LayoutPrior
 from rbctl.menagerie.cases import DrawnCase, Stream, draw_cases
 from rbctl.menagerie.judge import Judge
-from rbctl.menagerie.triplets import DRAWN_AS
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.eval import sampling
-from rbctl.plugins.eval.benchmarks import of_world
 from rbctl.plugins.eval.gates.figures import Scores, scores
 from rbctl.plugins.eval.gates.recipe import Gates
-from rbctl.plugins.eval.stages import Stages, Step, complete, digest, learned, tuning
+from rbctl.plugins.eval.kinds import of_world
+from rbctl.plugins.eval.stages import Stages, Step, complete, digest, learned, run_steps, tuning
 from rbctl.relations import Box, load_relation
 
 _STREAM = Stream(0x6A7E5)  # the scenes of all figures that were ever kept
@@ -90,7 +86,9 @@ class Tuned:
     @property
     def boxes(self) -> tuple[Box, ...]:
         """Of its layout prior, in the order of the roles."""
-        return LayoutPrior.from_json(lora.read(self.path).metadata["rbctl.layout_prior"], str(self.path)).boxes()
+        prior = lora.layout_prior([lora.read(self.path)])
+        assert prior is not None, self.path
+        return prior.boxes()
 
     def facts(self) -> dict[str, Any]:
         """What is kept of it."""
@@ -157,10 +155,6 @@ class Measuring:
     # --- LoRAs and pictures ---
 
     @cached_property
-    def _bundle(self) -> str:
-        return generator_fingerprint(resolve(self.gates.bundle))
-
-    @cached_property
     def finetune_options(self) -> dict[str, Any]:
         """All that LoRAs are tuned with, checked by the stage itself."""
         needed = ("--relation", self.gates.relations[0])
@@ -181,12 +175,12 @@ class Measuring:
         options = self.finetune_options
         for seed, relation in itertools.product(seeds, relations):
             rules = load_relation(relation)
-            key = digest([self._bundle, repr(rules), DRAWN_AS, seed, options, *([again] if again else [])])
+            key = self.stages.tuning_key(rules, seed, options, *filter(None, [again]))
             folder = self.folder / "loras" / f"{rules.name}-s{seed}-{key}"
             tuned.append(Tuned(relation, seed, folder, options))
             if learned(folder) is None:
                 steps.append(self.stages.finetune(folder, options, "--relation", relation, "--seed", str(seed)))
-        self.stages.run(steps, "finetune")
+        run_steps(steps, self.stages.jobs, "finetune")
         return tuned
 
     def sample(self, arms: Sequence[Arm]) -> None:
@@ -201,7 +195,7 @@ class Measuring:
             prompts = {"prompts": [entry for arm in own for entry in arm.prompts()["prompts"]]}
             list_them = functools.partial(self._list, place, own)
             steps.append(self.stages.sample(place, prompts, self.sample_options, list_them))
-        self.stages.run(steps, "sample")
+        run_steps(steps, self.stages.jobs, "sample")
 
     def pictures(self, arm: Arm) -> list[Image.Image]:
         """Of an arm that was sampled, in the order of its cases."""
@@ -223,7 +217,7 @@ class Measuring:
     def _list_of(self, arm: Arm) -> Path:
         """The file that lists an arm's pictures, named by all that they depend on."""
         depends = {
-            "bundle": self._bundle,
+            "bundle": self.stages.fingerprint,
             "cases": [case.picture.name for case in arm.cases],
             "relation": repr(load_relation(arm.relation)) if arm.relation else "",
             "boxes": None if arm.boxes is None else [[list(box) for box in own] for own in arm.boxes],

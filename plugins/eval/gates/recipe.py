@@ -13,6 +13,7 @@ from rbctl.defaults import BUNDLE
 from rbctl.errors import InputError, nearest
 from rbctl.formats import read_yaml
 from rbctl.options import find_recipe
+from rbctl.plugins.eval.stages import SEED, Options
 
 METRICS = (
     "relation", "directed", "direction", "contact", "touching",
@@ -36,7 +37,6 @@ _QUICK_FINETUNE = {"steps": 2, "batch_size": 2, "gradient_accumulation": 1, "pri
 _QUICK_SAMPLE = {"steps": 2}
 
 Count = Annotated[int, Interval(ge=1, le=100_000)]
-Seed = Annotated[int, Interval(ge=0, le=2**63 - 10_001)]
 Relations = Annotated[tuple[str, ...], MinLen(1)]
 
 
@@ -91,9 +91,9 @@ class Gates:
     bundle: str = BUNDLE
     scenes: Count = 200
     easy_scenes: Count = 4
-    seeds: Annotated[tuple[Seed, ...], MinLen(1)] = (0,)
-    finetune: dict[str, Any] = field(default_factory=dict)
-    sample: dict[str, Any] = field(default_factory=dict)
+    seeds: Annotated[tuple[Annotated[int, SEED], ...], MinLen(1)] = (0,)
+    finetune: Options = field(default_factory=dict)
+    sample: Options = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, section in self.sections.items():

@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -34,7 +34,7 @@ def run(
     output: Path,
     oracle: Path | None,
     jobs: int,
-    device: str,
+    device: Literal["auto", "cpu", "cuda"],
     keep: Path | None,
     quick: bool,
     as_json: bool,

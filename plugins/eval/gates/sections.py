@@ -29,7 +29,7 @@ from rbctl.plugins.eval.gates.figures import (
 )
 from rbctl.plugins.eval.gates.measuring import BATCH, Arm, Measuring, Tuned, as_pixels
 from rbctl.plugins.eval.gates.recipe import METRICS, Section
-from rbctl.plugins.eval.stages import Step
+from rbctl.plugins.eval.stages import Step, run_steps
 from rbctl.relations import Box, load_relation
 
 Measured = tuple[dict[str, Any], dict[str, Any]]  # what is kept of a section, and its figures by name
@@ -224,7 +224,7 @@ def speed(work: Measuring, section: Section) -> Measured:
     with tempfile.TemporaryDirectory() as name:
         arm = Arm("timed", work.cases(relation, 8), relation, lora=tuned.path)
         step = alone.stages.sample(Path(name) / "pictures", arm.prompts(), alone.sample_options, lambda: None)
-        alone.stages.run([Step(step.arguments, step.log, lambda printed, took: seconds.append(took))], "sample")
+        run_steps([Step(step.arguments, step.log, lambda printed, took: seconds.append(took))], 1, "sample")
     figures = {"seconds_of_a_finetuning": tuned.facts()["seconds"], "seconds_of_8_pictures": round(seconds[0], 1)}
     return {"n": 1, "relation": relation, "threads": tuned.facts()["threads"]}, figures
 
