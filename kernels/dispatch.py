@@ -152,4 +152,4 @@ def parallel_cross_attention(
     """
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k_text, v_text, k_image, v_image))
     plain = not learns and not torch.compiler.is_compiling()
-    return choose(q.device, q.dtype, backend, plain).call(q, k_text, v_text, k_image, v_image, mask)
+    return choose(q.device, q.dtype, backend, plain).call(q, (k_text, v_text), (k_image, v_image), mask)

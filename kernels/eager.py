@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rbctl.kernels.image_mask import ImageMask
+from rbctl.kernels.image_mask import Branch, ImageMask
 
 
 def attention_probabilities(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -14,18 +14,11 @@ def attention_probabilities(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return (q.to(wide) @ k.to(wide).mT * q.shape[-1] ** -0.5).softmax(-1)
 
 
-def parallel_cross_attention(
-    q: torch.Tensor,
-    k_text: torch.Tensor,
-    v_text: torch.Tensor,
-    k_image: torch.Tensor,
-    v_image: torch.Tensor,
-    mask: ImageMask,
-) -> torch.Tensor:
+def parallel_cross_attention(q: torch.Tensor, text: Branch, image: Branch, mask: ImageMask) -> torch.Tensor:
     """See :func:`rbctl.kernels.parallel_cross_attention`."""
     wide = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
-        text = attention_probabilities(q, k_text) @ v_text.to(wide)
-        scores = q.to(wide) @ k_image.to(wide).mT * q.shape[-1] ** -0.5
+        out = attention_probabilities(q, text[0]) @ text[1].to(wide)
+        scores = q.to(wide) @ image[0].to(wide).mT * q.shape[-1] ** -0.5
         probabilities = scores.masked_fill(~mask.safe, float("-inf")).softmax(-1) * mask.covered
-        return (text + probabilities @ v_image.to(wide)).to(q.dtype)
+        return (out + probabilities @ image[1].to(wide)).to(q.dtype)

@@ -10,7 +10,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 from torch.autograd.function import once_differentiable
 
 from rbctl.kernels import fused_kernels
-from rbctl.kernels.image_mask import ImageMask
+from rbctl.kernels.image_mask import Branch, ImageMask
 
 LARGEST_HEAD = 128
 BLOCK_KEYS = 32  # 77 text tokens and 16 per object: little padding
@@ -158,14 +158,7 @@ class _Fused(torch.autograd.Function):
         return (grad_q, *text, *image, None)
 
 
-def parallel_cross_attention(
-    q: torch.Tensor,
-    k_text: torch.Tensor,
-    v_text: torch.Tensor,
-    k_image: torch.Tensor,
-    v_image: torch.Tensor,
-    mask: ImageMask,
-) -> torch.Tensor:
+def parallel_cross_attention(q: torch.Tensor, text: Branch, image: Branch, mask: ImageMask) -> torch.Tensor:
     """See :func:`rbctl.kernels.parallel_cross_attention`. The tensors may have any strides; nothing is copied.
 
     Where boxes decide the mask, they are tested cell by cell and no mask is read; keys of an object that a block of
@@ -174,7 +167,7 @@ def parallel_cross_attention(
     Raises:
         ValueError: shapes that do not fit, or a dtype or head width that the kernel does not take.
     """
-    for name, k, v in (("text", k_text, v_text), ("image", k_image, v_image)):
+    for name, (k, v) in {"text": text, "image": image}.items():
         if k.shape != v.shape or k.shape != (*q.shape[:2], k.shape[2], q.shape[3]):
             shapes = ", ".join(str(tuple(t.shape)) for t in (q, k, v))
             raise ValueError(f"q, k and v of the {name} branch do not fit: {shapes}")
@@ -182,4 +175,4 @@ def parallel_cross_attention(
         raise ValueError(f"the triton kernel does not take {q.dtype}")
     if q.shape[-1] > LARGEST_HEAD:
         raise ValueError(f"the triton kernel takes heads of at most {LARGEST_HEAD} channels, got {q.shape[-1]}")
-    return _Fused.apply(q, k_text, v_text, k_image, v_image, mask)
+    return _Fused.apply(q, *text, *image, mask)

@@ -7,28 +7,21 @@ import functools
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from rbctl.kernels.image_mask import ImageMask
+from rbctl.kernels.image_mask import Branch, ImageMask
 
 _QUERIES = 512  # whose probabilities are held at once
 
 
-def parallel_cross_attention(
-    q: torch.Tensor,
-    k_text: torch.Tensor,
-    v_text: torch.Tensor,
-    k_image: torch.Tensor,
-    v_image: torch.Tensor,
-    mask: ImageMask,
-) -> torch.Tensor:
+def parallel_cross_attention(q: torch.Tensor, text: Branch, image: Branch, mask: ImageMask) -> torch.Tensor:
     """See :func:`rbctl.kernels.parallel_cross_attention`. Queries of no region cost nothing in the image branch."""
-    out = _attend(q, k_text, v_text)
+    out = _attend(q, *text)
     if torch.is_grad_enabled() and out.requires_grad:
         out = out.clone()  # its own backward pass needs the text branch as it is
     groups = mask.groups(q.shape[0])
-    if not groups and (k_image.requires_grad or v_image.requires_grad):
-        out = out + 0 * (k_image.sum() + v_image.sum())  # a gradient of zero, not none: DDP waits for every parameter's
+    if not groups and any(t.requires_grad for t in image):
+        out = out + 0 * (image[0].sum() + image[1].sum())  # a gradient of zero, not none: DDP waits for all parameters'
     for rows, queries, tokens in groups:
-        k, v = (t[rows].index_select(2, tokens) for t in (k_image, v_image))
+        k, v = (t[rows].index_select(2, tokens) for t in image)
         out[rows].index_add_(2, queries, _attend(q[rows].index_select(2, queries), k, v))
     return out
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+Branch = tuple[torch.Tensor, torch.Tensor]  # what one branch attends to: K and V, both (B, H, tokens, d)
+
 
 @dataclass(frozen=True)
 class BoxCells:

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from rbctl.kernels.image_mask import ImageMask
+from rbctl.kernels.image_mask import Branch, ImageMask
 
 
-def parallel_cross_attention(
-    q: torch.Tensor,
-    k_text: torch.Tensor,
-    v_text: torch.Tensor,
-    k_image: torch.Tensor,
-    v_image: torch.Tensor,
-    mask: ImageMask,
-) -> torch.Tensor:
+def parallel_cross_attention(q: torch.Tensor, text: Branch, image: Branch, mask: ImageMask) -> torch.Tensor:
     """See :func:`rbctl.kernels.parallel_cross_attention`."""
     from xformers.ops import memory_efficient_attention
 
@@ -23,7 +16,7 @@ def parallel_cross_attention(
         parts = (t.transpose(1, 2).contiguous() for t in (q, k, v))
         return memory_efficient_attention(*parts, attn_bias=attn_bias).transpose(1, 2)
 
-    if not k_image.shape[2]:  # no objects: PyTorch gives a kernel of this kind no empty keys either
-        return attend(k_text, v_text, None) + 0 * (k_image.sum() + v_image.sum())
+    if not image[0].shape[2]:  # no objects: PyTorch gives a kernel of this kind no empty keys either
+        return attend(*text, None) + 0 * (image[0].sum() + image[1].sum())
     bias = mask.bias(q.dtype).expand(-1, q.shape[1], -1, -1)
-    return attend(k_text, v_text, None) + attend(k_image, v_image, bias) * mask.covered
+    return attend(*text, None) + attend(*image, bias) * mask.covered

@@ -5,18 +5,10 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from rbctl.kernels.image_mask import ImageMask
+from rbctl.kernels.image_mask import Branch, ImageMask
 
 
-def parallel_cross_attention(
-    q: torch.Tensor,
-    k_text: torch.Tensor,
-    v_text: torch.Tensor,
-    k_image: torch.Tensor,
-    v_image: torch.Tensor,
-    mask: ImageMask,
-) -> torch.Tensor:
+def parallel_cross_attention(q: torch.Tensor, text: Branch, image: Branch, mask: ImageMask) -> torch.Tensor:
     """See :func:`rbctl.kernels.parallel_cross_attention`."""
-    text = scaled_dot_product_attention(q, k_text, v_text)
-    image = scaled_dot_product_attention(q, k_image, v_image, attn_mask=mask.safe)
-    return text + image * mask.covered
+    masked = scaled_dot_product_attention(q, *image, attn_mask=mask.safe)
+    return scaled_dot_product_attention(q, *text) + masked * mask.covered

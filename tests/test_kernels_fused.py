@@ -20,8 +20,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rbctl.conditioning import box_cells, box_mask, box_ranges
-from rbctl.kernels import BACKENDS, ImageMask, choose
-from rbctl.kernels.eager import parallel_cross_attention as eager
+from rbctl.kernels import BACKENDS, ImageMask, choose, eager
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda")
@@ -130,10 +129,14 @@ def inputs(
     return [one(length) for length in (queries, text, text, image, image)]
 
 
-def fused(*arguments: Any) -> torch.Tensor:
+def fused(q: Any, k_text: Any, v_text: Any, k_image: Any, v_image: Any, mask: ImageMask) -> torch.Tensor:
     from rbctl.kernels import fused as module
 
-    return module.parallel_cross_attention(*arguments)
+    return module.parallel_cross_attention(q, (k_text, v_text), (k_image, v_image), mask)
+
+
+def defined(q: Any, k_text: Any, v_text: Any, k_image: Any, v_image: Any, mask: ImageMask) -> torch.Tensor:
+    return eager.parallel_cross_attention(q, (k_text, v_text), (k_image, v_image), mask)
 
 
 def run(function: Any, parts: list[torch.Tensor], mask: ImageMask) -> list[torch.Tensor]:
@@ -148,8 +151,8 @@ def run(function: Any, parts: list[torch.Tensor], mask: ImageMask) -> list[torch
 def check(parts: list[torch.Tensor], mask: ImageMask, dtype: torch.dtype) -> None:
     """Error of the kernel at most twice that of eager at the same precision."""
     parts = [part.to(dtype) for part in parts]
-    truth = run(eager, [part.double() for part in parts], mask)
-    reference = run(eager, parts, mask)
+    truth = run(defined, [part.double() for part in parts], mask)
+    reference = run(defined, parts, mask)
     with poison():
         ours = run(fused, [part.to(DEVICE) for part in parts], mask.to(DEVICE))
     margin = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype]

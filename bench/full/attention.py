@@ -15,7 +15,7 @@ from bench.full.floors import attention_floor
 from bench.full.results import Bench
 from bench.full.sizes import BOXES, GAMMA, HEAD, PER_OBJECT, TEXT
 from rbctl.conditioning import DUMMY_TOKENS, box_mask
-from rbctl.kernels import eager, parallel_cross_attention
+from rbctl.kernels import parallel_cross_attention
 
 WRONG = 0.1  # error, as a share of the largest value, from which a backend is broken and not merely rounding
 
@@ -99,7 +99,7 @@ class Case:
         wide = wide._replace(v_seen=wide.v_image[:, :, DUMMY_TOKENS:] * GAMMA)
 
         def defined(x: Inputs) -> list[torch.Tensor]:
-            return [eager.parallel_cross_attention(x.q, x.k_text, x.v_text, x.k_seen, x.v_seen, self.mask)]
+            return [parallel_cross_attention(x.q, x.k_text, x.v_text, x.k_seen, x.v_seen, self.mask, "eager")]
 
         return {backward: self.run(defined, wide, backward) for backward in (False, True)}
 
