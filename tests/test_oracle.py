@@ -24,6 +24,7 @@ from rbctl.menagerie.oracle import (
     Reading,
     as_pixels,
     by_side,
+    grown,
     load_oracle,
     look,
     peaks,
@@ -38,7 +39,7 @@ from rbctl.menagerie.oracle_scores import (
     place,
     relation_score,
 )
-from rbctl.menagerie.oracle_training import Truth, ordered
+from rbctl.menagerie.oracle_training import Truth, faces, ordered
 from rbctl.relations import load_relation, shipped
 
 RELATIONS, SYMMETRIC = ("ride", "hug", "chase"), ("hug",)
@@ -67,8 +68,8 @@ def reading(
         relations=relations,
         symmetric=SYMMETRIC,
         relation=log_one_hot([relations.index(relation)], len(relations)),
-        maps=torch.zeros(1, 2, 32, 32),
-        keypoints=torch.zeros(1, 2, 17, 3) if keypoints is None else keypoints,
+        maps=torch.zeros(1, len(roles), 32, 32),
+        keypoints=torch.zeros(1, len(roles), 17, 3) if keypoints is None else keypoints,
         **{name: log_one_hot([looks[:, k].tolist()], len(VALUES[name])) for k, name in enumerate(ATTRIBUTES)},
     )
 
@@ -111,7 +112,7 @@ def test_every_picture_may_have_a_pair_of_its_own() -> None:
     both = Reading.cat([reading("ride", (CAT, FOX)), reading("ride", (PIG, CAT))])
     score = relation_score(both, "ride", [(CAT, FOX), (CAT, PIG)])
     assert score.direction.tolist() == [True, False]
-    with pytest.raises(ValueError, match="two for each of 2"):
+    with pytest.raises(ValueError, match="for each of 2 pictures"):
         relation_score(both, "ride", [(CAT, FOX)])
 
 
@@ -139,11 +140,11 @@ def test_slots_follow_the_sum_over_attributes() -> None:
     assert find_slots(one, (PIG, FOX)).tolist() == [[0, 1]]
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", sorted({*DRAWN} - {"lie_on_back"}))  # there the nose lies behind the neck
 def test_near_limbs_are_found_whichever_way_an_animal_faces(name: str) -> None:
-    rng = np.random.default_rng(1)
+    rng, relation = np.random.default_rng(1), load_relation(name)
     for _ in range(6):
-        scene = compose(load_relation(name), [draw_individual(rng) for _ in range(2)], rng)
+        scene = compose(relation, [draw_individual(rng) for _ in relation.roles], rng)
         points = torch.tensor(scene.keypoints(), dtype=torch.float32)
         sided = by_side(points)
         assert torch.equal(by_side(sided), points)
@@ -296,6 +297,56 @@ def test_a_taught_relation_is_told_and_read_by_what_was_taught_it_alone() -> Non
     assert both.species.argmax(-1).tolist() == [[look(one)[0] for one in pair] for pair in ((FOX, PIG), (CAT, FOX))]
 
 
+def test_a_grown_oracle_says_what_it_said() -> None:
+    oracle, pixels = small(), torch.rand(2, 3, 128, 128) * 2 - 1
+    plan = dataclasses.replace(oracle.config, relations=("kick", *RELATIONS), roles=3, faces=True)
+    more = grown(oracle, plan).eval()(pixels)
+    told = oracle(pixels)
+    assert torch.allclose(told.maps, more.maps[:, :2], atol=1e-6)
+    assert torch.allclose(told.keypoints, more.keypoints[:, :2], atol=1e-5)
+    assert torch.allclose(told.relation.diff(dim=1), more.relation[:, 1:].diff(dim=1), atol=1e-4)
+    assert more.faces is not None
+    assert (more.maps.shape, more.faces.shape) == ((2, 3, 32, 32), (2, 32, 32))
+
+
+def test_three_are_found_where_they_are_and_roles_that_are_alike_may_change_places() -> None:
+    carry = load_relation("carry_together")
+    seen = reading("carry_together", (CAT, FOX, PIG), relations=("carry_together",))
+    assert relation_score(seen, carry, (CAT, FOX, PIG)).right.item()
+    turned = relation_score(seen, carry, (FOX, CAT, PIG))  # the two that carry
+    assert (turned.right.item(), turned.slots.tolist()) == (True, [[1, 0, 2]])
+    wrong = relation_score(seen, carry, (PIG, FOX, CAT))  # who is carried
+    assert (wrong.relation.item(), wrong.direction.item(), wrong.slots.tolist()) == (True, False, [[2, 1, 0]])
+
+
+def test_one_individual_is_found_in_the_role_that_is_to_be_seen() -> None:
+    seen = reading("wave", (FOX, CAT), relations=("wave",))
+    maps = torch.zeros(1, 2, 32, 32)
+    maps[:, 0, 8:24, 8:24] = 1  # only the first role is anywhere, and what it looks like is uncertain
+    unsure = {name: getattr(seen, name) * 0.01 for name in ATTRIBUTES}
+    score = relation_score(dataclasses.replace(seen, maps=maps, **unsure), "wave", (CAT,))
+    assert (score.slots.tolist(), score.right.item()) == ([[0]], True)
+
+
+def test_a_relation_is_judged_as_the_one_that_says_the_same_turned_round() -> None:
+    seen = reading("chase", (CAT, FOX))
+    assert relation_score(seen, "flee_from", (FOX, CAT)).right.item()
+    wrong = relation_score(seen, "flee_from", (CAT, FOX))
+    assert (wrong.relation.item(), wrong.direction.item()) == (True, False)
+
+
+def test_faces_are_where_eyes_are_seen() -> None:
+    points = torch.zeros(1, 2, len(POINTS), 3)
+    for k, name in ((0, "near_eye"), (0, "far_eye"), (1, "near_eye")):
+        points[0, k, POINTS.index(name)] = torch.tensor(
+            [0.25 + 0.5 * k, 0.5, 2.0 - k]
+        )  # those of the second are hidden
+    where = faces(points)
+    assert where.shape == (1, 32, 32)
+    assert where[0, 15:17, 7:9].min() > 0.5
+    assert where[0, :, 16:].max() < 0.1
+
+
 @pytest.mark.slow
 def test_an_extended_oracle_is_a_new_one_and_the_same_from_its_files(tmp_path: Path) -> None:
     oracle, pixels = small(), torch.rand(2, 3, 128, 128) * 2 - 1
@@ -365,8 +416,8 @@ def test_the_left_one_is_role_0_of_a_picture_that_was_drawn() -> None:
     left = drawn.boxes[..., 0] + drawn.boxes[..., 2]
     looks = torch.tensor([[look(CAT), look(FOX)]] * 4)
     truth = Truth(torch.zeros(4), drawn.visible.float(), by_side(drawn.keypoints), looks)
-    turned = (ordered(truth, torch.tensor([True] * 4)).looks != looks).any(-1).any(-1)
+    turned = (ordered(truth, torch.ones(4, 2, dtype=torch.bool)).looks != looks).any(-1).any(-1)
     clear = (left[:, 0] - left[:, 1]).abs() > 0.2
     assert torch.equal(turned[clear], (left[:, 1] < left[:, 0])[clear])
     assert set(turned.tolist()) == {False, True}
-    assert torch.equal(ordered(truth, torch.tensor([False] * 4)).looks, looks)
+    assert torch.equal(ordered(truth, torch.zeros(4, 2, dtype=torch.bool)).looks, looks)

@@ -89,6 +89,9 @@ class PretrainConfig:
     clip_steps: int = option(6000, "Steps of the text and image encoders.", min=1, max=10_000_000)
     clip_batch_size: int = option(64, "Pictures per process and step.", min=1, max=65_536)
     clip_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
+    oracle_from: Path | None = option(
+        None, "Folder of an oracle to start from; it may know fewer relations and roles. [default: random weights]"
+    )
     oracle_steps: int = option(4000, "Steps of the oracle.", min=1, max=10_000_000)
     oracle_batch_size: int = option(32, "Pictures per process and step.", min=1, max=65_536)
     oracle_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)

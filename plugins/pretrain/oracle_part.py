@@ -5,7 +5,8 @@ Generated pictures are never as clean as renders, so half of what it learns from
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,26 @@ from rbctl.draws import generator
 from rbctl.menagerie import COATS, PATTERNS, SPECIES, Individual
 from rbctl.menagerie.oracle import (
     ATTRIBUTES,
-    MASK_SIZE,
-    ROLES,
     Oracle,
     OracleConfig,
     Reading,
     by_side,
+    grown,
+    load_oracle,
+    look,
     save_oracle,
 )
-from rbctl.menagerie.oracle_scores import find_slots, identify
-from rbctl.menagerie.oracle_training import Truth, mirrored, oracle_loss, ordered, spoil
+from rbctl.menagerie.oracle_scores import identify, relation_score
+from rbctl.menagerie.oracle_training import Truth, free_roles, mirrored, oracle_loss, ordered, spoil
 from rbctl.plugins.pretrain import renders
-from rbctl.plugins.pretrain.config import PretrainConfig
+from rbctl.plugins.pretrain.config import MOST, PretrainConfig
 from rbctl.plugins.pretrain.loop import Part
 from rbctl.relations import load_relation
 
 SPOILT, ROUND_TRIPS = 0.25, 0.25  # shares of a batch
 _NOISE = 0.5  # most noise on the latents of a round trip, in their own standard deviations
 _CANDIDATES = 16
+_LEAST_AREA = 0.01  # of the picture: what covers less is no body
 
 
 def round_trip(vae: Any, pixels: torch.Tensor, chance: torch.Generator, most: float = _NOISE) -> torch.Tensor:
@@ -55,16 +58,19 @@ class OraclePart(Part):
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
-        names = renders.relations(config.work / "renders")
-        symmetric = tuple(name for name in names if load_relation(name).symmetric)
-        self.symmetric = torch.tensor([name in symmetric for name in names], device=device)
-        self.oracle = Oracle(OracleConfig(tuple(names), symmetric)).to(device).to(memory_format=torch.channels_last)
+        self.renders = config.work / "renders"
+        names = renders.relations(self.renders)
+        relations = [load_relation(name) for name in names]
+        symmetric = tuple(relation.name for relation in relations if relation.symmetric)
+        self.free = free_roles(relations, MOST).to(device)
+        plan = OracleConfig(tuple(names), symmetric, roles=MOST, faces=True)
+        oracle = Oracle(plan) if config.oracle_from is None else grown(load_oracle(config.oracle_from), plan)
+        self.oracle = oracle.requires_grad_(True).train().to(device).to(memory_format=torch.channels_last)
         self.vae: Any = None
         if (self.bundle / "vae" / "config.json").is_file():
             self.vae = UnshuffleVAE.from_pretrained(self.bundle / "vae", trust_remote_code=False)
             self.vae.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
-        self.rows = np.flatnonzero(self.scenes.counts == ROLES)
-        self.keypoints, self.looks = self.scenes.keypoints.all(), self.scenes.individuals.all()
+        self.keypoints, self.looks = self.scenes.keypoints.all(), self.scenes.individuals.all().clip(min=0)
         self.relation = self.scenes.relation.all()
         self.raw = torch.compile(self.oracle.raw) if config.compile else self.oracle.raw
 
@@ -77,16 +83,16 @@ class OraclePart(Part):
 
     def batch(self, chance: torch.Generator) -> tuple[torch.Tensor, Truth]:
         """Pixels in [-1, 1], and what they show."""
-        rows = self.rows[torch.randint(len(self.rows), (self.batch_size,), generator=chance).numpy()]
+        rows = torch.randint(len(self.scenes), (self.batch_size,), generator=chance).numpy()
         turned = (torch.rand(self.batch_size, generator=chance) < 0.5).to(self.device)
         truth = Truth(
             relation=torch.from_numpy(self.relation[rows]).long(),
-            masks=torch.from_numpy(self.scenes.mask32[rows][:, :ROLES]).float() / 255,
-            keypoints=by_side(torch.from_numpy(self.keypoints[rows][:, :ROLES])),
-            looks=torch.from_numpy(self.looks[rows][:, :ROLES]).long(),
+            masks=torch.from_numpy(self.scenes.mask32[rows]).float() / 255,
+            keypoints=by_side(torch.from_numpy(self.keypoints[rows])),
+            looks=torch.from_numpy(self.looks[rows]).long(),
         ).to(self.device)
         pixels, truth = mirrored(renders.pixels(self.scenes.pictures[rows], self.device), truth, turned)
-        truth = ordered(truth, self.symmetric[truth.relation])
+        truth = ordered(truth, self.free[truth.relation])
         spoilt, trips = (round(self.batch_size * share) for share in (SPOILT, ROUND_TRIPS))
         parts = list(pixels.split([self.batch_size - spoilt - trips, spoilt, trips]))
         parts[1] = spoil(parts[1], chance)
@@ -96,59 +102,63 @@ class OraclePart(Part):
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> Mapping[str, float]:
         """Shares of right answers on scenes of held-out individuals, as they are and (``_vae``) after a round trip."""
-        pictures = self.unseen.pictures[np.flatnonzero(self.unseen.counts == ROLES)]
-        shares = measure(self.oracle.read(torch.from_numpy(pictures)), self.unseen, self.symmetric)
+        pictures, relations = self.unseen.pictures.all(), renders.relations(self.renders)
+        shares = measure(self.oracle.read(torch.from_numpy(pictures)), self.unseen, relations)
         if self.vae is None:
             return shares
         lots = renders.pixels(pictures, self.device).split(32)
         decoded = torch.cat([round_trip(self.vae, lot, generator("none"), most=0.0) for lot in lots])
-        again = measure(self.oracle.read(decoded), self.unseen, self.symmetric)
+        again = measure(self.oracle.read(decoded), self.unseen, relations)
         return shares | {f"{name}_vae": again[name] for name in ("relation_and_direction", "identity")}
 
     def finish(self) -> None:
         save_oracle(self.bundle / "oracle", self.oracle)
 
 
-def measure(reading: Reading, scenes: renders.Scenes, symmetric: torch.Tensor) -> dict[str, float]:
+def measure(reading: Reading, scenes: renders.Scenes, names: Sequence[str]) -> dict[str, float]:
     """Shares of right answers on scenes whose truth is known.
 
+    Args:
+        names: of the relations that ``scenes.relation`` counts.
+
     Returns:
-        relation; relation_and_direction; each attribute; identity (one among 16 individuals of the same scenes);
-        keypoint_error, in picture widths, of those that are seen; mask_iou.
+        relation; relation_and_direction, also by the number of individuals (``_1`` to ``_3``); each attribute; identity
+        (one among 16 individuals of the same scenes); count, how many bodies there are; keypoint_error, in picture
+        widths, of those that are seen; mask_iou.
     """
-    shown = np.flatnonzero(scenes.counts == ROLES)
-    relation = torch.from_numpy(scenes.relation[shown]).long()
-    looks = torch.from_numpy(scenes.individuals[shown][:, :ROLES]).long()
-    everyone = [
-        Individual(SPECIES[species], list(COATS)[coat], list(COATS)[second], PATTERNS[pattern])
-        for species, coat, second, pattern in looks.flatten(0, 1).tolist()
-    ]
     reading = reading.map(lambda tensor: tensor.float().cpu())
-    slots = find_slots(reading, list(zip(everyone[::2], everyone[1::2], strict=True)))
-    right = {"relation": reading.relation.argmax(1) == relation}
-    right["relation_and_direction"] = right["relation"] & ((slots[:, 0] == 0) | symmetric.cpu()[relation])
-    for at, name in enumerate(ATTRIBUTES):
-        right[name] = getattr(reading, name).argmax(-1).gather(1, slots) == looks[..., at]
+    counts, relations = scenes.counts.tolist(), [names[number] for number in scenes.relation.all()]
+    looks = torch.from_numpy(scenes.individuals.all()).long()
+    truth = {"keypoints": scenes.keypoints.all(), "masks": scenes.mask32.all() / 255 > 0.5}
+    everyone = [_individual(row) for row in looks[looks[..., 0] != renders.NOBODY].tolist()]
     rng = np.random.default_rng(0)
-    identified = []
-    for role in range(2):
-        rows = []
-        for own in range(role, len(everyone), 2):
-            row = rng.choice(len(everyone), _CANDIDATES - 1, replace=False).tolist()
-            row.insert(int(rng.integers(_CANDIDATES)), own)  # the first wins where the oracle cannot decide
-            rows.append(row)
-        chosen = identify(reading, slots[:, role], [[everyone[k] for k in row] for row in rows])
-        numbers = torch.tensor(rows).gather(1, chosen[:, None])[:, 0]
-        # Another candidate of the very same look is as right.
-        identified.append((looks.flatten(0, 1)[numbers] == looks[:, role]).all(-1))
-    right["identity"] = torch.cat(identified)
-    shares = {name: float(values.float().mean()) for name, values in right.items()}
-    keypoints = torch.from_numpy(scenes.keypoints[shown][:, :ROLES])
-    points = reading.keypoints.gather(1, slots[:, :, None, None].expand_as(reading.keypoints))
-    far = (points[..., :2] - keypoints[..., :2]).norm(dim=-1)
-    shares["keypoint_error"] = float(far[keypoints[..., 2] == 2].mean())
-    masks = torch.from_numpy(scenes.mask32[shown][:, :ROLES]).float() / 255 > 0.5
-    maps = reading.maps.gather(1, slots[:, :, None, None].expand(-1, -1, MASK_SIZE, MASK_SIZE)) > 0.5
-    overlap, union = (maps & masks).sum((-2, -1)), (maps | masks).sum((-2, -1)).clamp(min=1)
-    shares["mask_iou"] = float((overlap / union).mean())
-    return shares
+    right: dict[str, list[bool]] = {}
+    errors, overlaps = [], []
+    for number, (count, relation) in enumerate(zip(counts, relations, strict=True)):
+        one = reading.map(operator.itemgetter(slice(number, number + 1)))
+        group = [_individual(row) for row in looks[number, :count].tolist()]
+        score = relation_score(one, relation, group)
+        told = {"relation": [bool(score.relation)], "relation_and_direction": [bool(score.right)]}
+        told[f"relation_and_direction_{count}"] = told["relation_and_direction"]
+        told |= {name: getattr(score, name)[0].tolist() for name in ATTRIBUTES}
+        told["count"] = [int((one.areas[0] >= _LEAST_AREA).sum()) == count]
+        told["identity"] = []
+        for role, own in enumerate(group):
+            others = [everyone[k] for k in rng.choice(len(everyone), _CANDIDATES - 1, replace=False)]
+            others.insert(int(rng.integers(_CANDIDATES)), own)  # the first wins where the oracle cannot decide
+            chosen = others[int(identify(one, score.slots[:, role], [others]))]
+            told["identity"].append(look(chosen) == look(own))  # another one of the very same look is as right
+        for name, values in told.items():
+            right.setdefault(name, []).extend(values)
+        slots = score.slots[0].numpy()
+        points, seen = one.keypoints[0].numpy()[slots], truth["keypoints"][number, :count]
+        errors += np.linalg.norm(points[..., :2] - seen[..., :2], axis=-1)[seen[..., 2] == 2].tolist()
+        maps, masks = one.maps[0].numpy()[slots] > 0.5, truth["masks"][number, :count]
+        overlaps += ((maps & masks).sum((1, 2)) / np.maximum((maps | masks).sum((1, 2)), 1)).tolist()
+    shares = {name: float(np.mean(values)) for name, values in right.items()}
+    return shares | {"keypoint_error": float(np.mean(errors)), "mask_iou": float(np.mean(overlaps))}
+
+
+def _individual(values: Sequence[int]) -> Individual:
+    species, coat, second, pattern = values
+    return Individual(SPECIES[species], list(COATS)[coat], list(COATS)[second], PATTERNS[pattern])

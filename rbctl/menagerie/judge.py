@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import max_pool2d
 
 from rbctl.menagerie import Individual, oracle_scores
 from rbctl.menagerie.cases import DrawnCase, candidates
-from rbctl.menagerie.oracle import ATTRIBUTES, ROLES, Oracle, Reading, look
+from rbctl.menagerie.oracle import ATTRIBUTES, Oracle, Reading, look
 from rbctl.menagerie.oracle_extension import extend
 from rbctl.relations import Box, Relation
 
-# A picture's two roles are one body where their keypoints lie this near each other, or one of them covers this little.
-# Of true scenes none is read so, of scenes with one animal taken out 95 of 100 are (100 scenes of five relations).
-_ONE_BODY = 0.11  # of the picture's side
-_LEAST_AREA = 0.05
+# Two roles are one body where their keypoints lie this near each other, or one of them covers this little.
+# Of true scenes of two none is read so, of scenes with one animal taken out 95 of 100 are (100 scenes of five
+# relations). Three are smaller: in 48 true scenes of each of nine relations, the nearest lie 0.11 apart, and the
+# smallest cover 0.02.
+_ONE_BODY = {1: 0.11, 2: 0.11, 3: 0.07}  # of the picture's side, by how many individuals there should be
+_LEAST_AREA = {1: 0.05, 2: 0.05, 3: 0.02}
+_FACE = 0.4  # how surely a face is one; of two such cells within _NEAR of each other the surer is
+_NEAR = 2  # cells
 _SPARE = 0.1
 _SURE = 3.0  # nats by which one individual must fit better than the other before anything is said
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the oracle says of one picture of two.
+    """What the oracle says of one picture of one to three individuals.
 
     Attributes:
         relation: the relation asked for is the likeliest.
@@ -37,9 +43,12 @@ class Verdict:
         identity: share of the individuals told from 15 others, wherever they stand.
         role_identity: the same, in the role that was asked for.
         species, coat, second, pattern: share of the individuals that have the right one, wherever they stand.
-        missing: per individual, whether no body looks more like it than like the other one.
+        missing: per individual, whether no body looks more like it than like another one.
         duplicate: two bodies look like the same individual.
-        swapped: each wears the other's coat; None where their coats or species do not tell.
+        extra: there are more bodies than individuals.
+        merged: two individuals have one body between them; their looks are there.
+        extra_head: there are more faces than bodies; None where the oracle tells of no faces.
+        swapped: two wear each other's coat; None where their coats or species do not tell, and of one individual.
         boxes: per individual, where it was found.
     """
 
@@ -56,6 +65,9 @@ class Verdict:
     pattern: float
     missing: tuple[bool, ...]
     duplicate: bool
+    extra: bool
+    merged: bool
+    extra_head: bool | None
     swapped: bool | None
     boxes: tuple[Box | None, ...]
 
@@ -88,14 +100,14 @@ class Judge:
         reading = oracle.read(images).map(lambda tensor: tensor.cpu())
         groups = [case.individuals for case in cases]
         score = oracle_scores.relation_score(reading, relation, groups)
-        asked = score.slots if relation.symmetric else torch.arange(ROLES).expand(len(cases), ROLES)
-        identity, role_identity = (_identified(reading, slots, cases) for slots in (score.slots, asked))
-        column = reading.relations.index(relation.name)
+        identity, role_identity = (_identified(reading, slots, cases) for slots in (score.slots, score.asked))
+        column = reading.relations.index(oracle_scores.known_as(relation, reading.relations))
+        directed = not relation.symmetric and len(relation.roles) > 1
         return [
             Verdict(
                 relation=bool(score.relation[k]),
                 probability=float(reading.relation[k, column].exp()),
-                direction=None if relation.symmetric else bool(score.direction[k]),
+                direction=bool(score.direction[k]) if directed else None,
                 contact=None if score.contact[k].isnan() else float(score.contact[k]),
                 touching=None if score.contact[k].isnan() else float(score.contact[k]) <= limit,
                 identity=float(identity[k].mean()),
@@ -113,56 +125,96 @@ class Judge:
         """What reads pictures of a relation, and how far apart touching places may lie there."""
         name = relation.name
         if name not in self._taught:
-            self._taught[name] = self.oracle if name in self.oracle.relations else extend(self.oracle, relation)
+            known = {name, relation.inverse} & set(self.oracle.relations)
+            self._taught[name] = self.oracle if known else extend(self.oracle, relation)
             self._limits[name] = oracle_scores.contact_limit(relation, self._taught[name])
         return self._taught[name], self._limits[name]
 
 
 def _identified(reading: Reading, slots: torch.Tensor, cases: Sequence[DrawnCase]) -> np.ndarray:
-    """(n, 2), 1 where individual k is preferred to 15 others in role ``slots[:, k]``, else 0."""
+    """(n, N), 1 where individual k is preferred to 15 others in role ``slots[:, k]``, else 0."""
     right = []
-    for role in range(ROLES):
+    for role in range(slots.shape[1]):
         lineups, places = zip(*(candidates(case, role) for case in cases), strict=True)
         right.append(oracle_scores.identify(reading, slots[:, role], list(lineups)) == torch.tensor(places))
     return torch.stack(right, dim=1).float().numpy()
 
 
-def _bodies(reading: Reading, k: int, pair: Sequence[Individual], slots: torch.Tensor) -> dict[str, Any]:
-    """Who of a pair is to be seen in picture k, as fields of ``Verdict``."""
-    # (individual, role), whole looks and their two halves
+def _bodies(reading: Reading, k: int, group: Sequence[Individual], slots: torch.Tensor) -> dict[str, Any]:
+    """Who of a group is to be seen in picture k, as fields of ``Verdict``."""
+    # (individual, role), whole looks and their parts
     table = {
-        name: getattr(reading, name)[k][:, [look(one)[at] for one in pair]].T for at, name in enumerate(ATTRIBUTES)
+        name: getattr(reading, name)[k][:, [look(one)[at] for one in group]].T for at, name in enumerate(ATTRIBUTES)
     }
-    whole = torch.stack(list(table.values())).sum(0)
-    prefers = whole[1] - whole[0]  # per role; above 0: it looks like the second of the pair
-    points, maps = reading.keypoints[k, :, :, :2], reading.maps[k]
-    apart = float((points[0] - points[1]).norm(dim=-1).mean())
-    areas = (maps > 0.5).float().mean(dim=(1, 2))
-    small = int(areas.argmin())
-    one_body = apart < _ONE_BODY or float(areas[small]) < _LEAST_AREA
-    alike = bool((prefers > _SURE).all() or (prefers < -_SURE).all())
-    missing = [False, False]
-    if alike:
-        missing[0 if float(prefers[0]) > 0 else 1] = True
-    elif float(areas[small]) < _LEAST_AREA / 2:  # next to nothing is there, whatever it looks like
-        missing[int(slots[1] == small)] = True
-    boxes = [_box(maps[int(slots[who])]) for who in range(ROLES)]
+    areas, least, near = reading.areas[k].tolist(), _LEAST_AREA[len(group)], _ONE_BODY[len(group)]
+    bodies = [role for role, area in enumerate(areas) if area >= least / 2]
+    likes = _likes(torch.stack(list(table.values())).sum(0), bodies)
+    missing = [not any(others.isdisjoint({who}) for others in likes.values()) for who in range(len(group))]
+    if not any(missing):  # next to nothing is there, whatever it looks like
+        missing = [areas[int(slot)] < least / 2 for slot in slots]
+    apart = {
+        (a, b): float((reading.keypoints[k, a, :, :2] - reading.keypoints[k, b, :, :2]).norm(dim=-1).mean())
+        for a, b in itertools.combinations(range(reading.roles), 2)
+    }
+    parted = {ends for ends, way in apart.items() if way >= near and min(areas[e] for e in ends) >= least}
+    same = [ends for ends in apart if set(ends) <= set(bodies) and len(group) > 1 and _alike(likes, ends, len(group))]
+    boxes = [_box(reading.maps[k, int(slot)]) for slot in slots]
     return {
         "missing": tuple(missing),
-        "duplicate": alike and not one_body,
-        "swapped": None if any(missing) else _swapped(table),
+        "duplicate": any(ends in parted for ends in same),
+        "extra": len(_separate(bodies, parted)) > len(group),
+        "merged": not any(missing) and len(_separate(slots.tolist(), parted)) < len(group),
+        "extra_head": None if reading.faces is None else _count_faces(reading.faces[k]) > max(len(bodies), len(group)),
+        "swapped": None if any(missing) else _swapped(table, slots),
         "boxes": tuple(None if gone else box for gone, box in zip(missing, boxes, strict=True)),
     }
 
 
-def _swapped(table: dict[str, torch.Tensor]) -> bool | None:
-    """Whether the best match by coats is the other way round than that by species; None where either cannot tell."""
+def _likes(whole: torch.Tensor, bodies: Sequence[int]) -> dict[int, set[int]]:
+    """Per body the individuals that it is surely not: another one fits its look better by ``_SURE``.
+
+    Args:
+        whole: (individual, role) log-likelihoods.
+    """
+    best = whole.max(0).values
+    return {role: {who for who in range(len(whole)) if best[role] - whole[who, role] > _SURE} for role in bodies}
+
+
+def _alike(likes: dict[int, set[int]], ends: tuple[int, int], count: int) -> bool:
+    """Whether two bodies surely look like the same one of ``count`` individuals."""
+    left = [set(range(count)) - likes[role] for role in ends]
+    return len(left[0]) == 1 and left[0] == left[1]
+
+
+def _separate(roles: Sequence[int], parted: Collection[tuple[int, int]]) -> list[int]:
+    """Of some roles those that are bodies of their own: each is parted from all before it."""
+    separate: list[int] = []
+    for role in roles:
+        if all((min(role, other), max(role, other)) in parted for other in separate):
+            separate.append(role)
+    return separate
+
+
+def _count_faces(seen: torch.Tensor) -> int:
+    """Hills of a map (n, n) that are as high as ``_FACE``, no two within ``_NEAR`` cells."""
+    highest = max_pool2d(seen[None, None], 2 * _NEAR + 1, stride=1, padding=_NEAR)[0, 0]
+    return int(((seen == highest) & (seen >= _FACE)).sum())
+
+
+def _swapped(table: dict[str, torch.Tensor], slots: torch.Tensor) -> bool | None:
+    """Whether two individuals fit each other's place by their coats and their own by species, or the other way round.
+
+    None where either does not tell of any two, and of one individual.
+    """
     coats = table["coat"] + table["second"] + table["pattern"]
-    species = table["species"]
-    margins = [float(t[0, 0] + t[1, 1] - t[0, 1] - t[1, 0]) for t in (species, coats)]
-    if min(abs(m) for m in margins) < _SURE:
-        return None
-    return margins[0] * margins[1] < 0
+    told = []
+    for a, b in itertools.combinations(range(len(slots)), 2):
+        margins = [
+            float(t[a, slots[a]] + t[b, slots[b]] - t[a, slots[b]] - t[b, slots[a]]) for t in (table["species"], coats)
+        ]
+        if min(abs(m) for m in margins) >= _SURE:
+            told.append(margins[0] * margins[1] < 0)
+    return any(told) if told else None
 
 
 def _box(seen: torch.Tensor) -> Box | None:

@@ -1,8 +1,9 @@
 """The oracle: what a picture of the embedded world shows, read from its pixels alone.
 
-It is told neither prompt nor boxes nor individuals. For each of two roles it says where it is, what it looks like and
-where its keypoints lie; and it says which relation holds. In asymmetric relations role 0 is the subject and role 1 the
-object; in symmetric ones role 0 is the one further to the left. ``oracle_scores`` makes scores of it.
+It is told neither prompt nor boxes nor individuals. For each of its roles it says where it is, what it looks like and
+where its keypoints lie; and it says which relation holds, and where there are faces. Roles are those of the relation;
+those that may change places (``Relation.orders``) it tells from left to right. Where a picture shows fewer individuals
+than it has roles, the last ones are nowhere. ``oracle_scores`` makes scores of it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 SIZE = 128  # side of the pictures it reads
 MASK_SIZE = 32
-ROLES = 2
 KEYPOINTS = 17
 ATTRIBUTES = ("species", "coat", "second", "pattern")
 _VALUES = {"species": SPECIES, "coat": tuple(COATS), "second": tuple(COATS), "pattern": PATTERNS}
@@ -67,12 +67,18 @@ class OracleConfig:
         relations: in the order of its relation head.
         symmetric: which of them, and of the added ones, know no subject and object.
         added: relations it was extended by, in order.
+        roles: how many individuals it can tell.
+        added_roles: the same of its extensions; () where they can tell as many.
+        faces: whether it says where faces are.
         stem, width, depth, layers: channels at 32 x 32, at 16 x 16 and at 8 x 8 cells, and its transformer's layers.
     """
 
     relations: tuple[str, ...]
     symmetric: tuple[str, ...]
     added: tuple[str, ...] = ()
+    roles: int = 2
+    added_roles: tuple[int, ...] = ()
+    faces: bool = False
     stem: int = 48
     width: int = 128
     depth: int = 192
@@ -82,20 +88,23 @@ class OracleConfig:
 
     def first(self, count: int) -> OracleConfig:
         """Of an oracle that was trained on the first ``count`` of the added relations too."""
-        return dataclasses.replace(self, relations=(*self.relations, *self.added[:count]), added=())
+        roles = (self.roles, *self.added_roles)[min(count, len(self.added_roles))]
+        relations = (*self.relations, *self.added[:count])
+        return dataclasses.replace(self, relations=relations, added=(), roles=roles, added_roles=())
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the oracle says of B pictures; role r is the second axis.
+    """What the oracle says of B pictures; role r of R is the second axis.
 
     Attributes:
         relations: names of the columns of ``relation``.
         symmetric: names of relations without subject and object.
-        relation: (B, R) log-probabilities.
-        maps: (B, 2, 32, 32) in [0, 1], where each role is seen.
-        species, coat, second, pattern: (B, 2, n) log-probabilities.
-        keypoints: (B, 2, 17, 3) in AP-10K's order: x, y in [0, 1], and how surely it is seen, in [0, 1].
+        relation: (B, n) log-probabilities.
+        maps: (B, R, 32, 32) in [0, 1], where each role is seen.
+        species, coat, second, pattern: (B, R, n) log-probabilities.
+        keypoints: (B, R, 17, 3) in AP-10K's order: x, y in [0, 1], and how surely it is seen, in [0, 1].
+        faces: (B, 32, 32) in [0, 1], high in the middle of every face, whosever it is; None where it tells of none.
     """
 
     relations: tuple[str, ...]
@@ -107,9 +116,29 @@ class Reading:
     second: torch.Tensor
     pattern: torch.Tensor
     keypoints: torch.Tensor
+    faces: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.relation)
+
+    @property
+    def roles(self) -> int:
+        """R, how many individuals it can tell."""
+        return int(self.maps.shape[1])
+
+    @property
+    def areas(self) -> torch.Tensor:
+        """(B, R) share of the picture in which each role is seen."""
+        return (self.maps > 0.5).float().mean(dim=(2, 3))
+
+    def of_roles(self, count: int) -> Reading:
+        """The same with as many roles; those that it lacks are nowhere."""
+
+        def widened(tensor: torch.Tensor) -> torch.Tensor:
+            return torch.cat((tensor, tensor.new_zeros(len(tensor), count - self.roles, *tensor.shape[2:])), dim=1)
+
+        changed: dict[str, Any] = {name: widened(getattr(self, name)) for name in ("maps", *ATTRIBUTES, "keypoints")}
+        return dataclasses.replace(self, **changed)
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Reading:
         """The same with every tensor changed."""
@@ -126,8 +155,9 @@ class Reading:
         relation = torch.cat((self.relation + others, new), dim=1)
         shown = relation.argmax(1) == relation.shape[1] - 1
         changed: dict[str, Any] = {"relation": relation}
+        base = self.of_roles(taught.roles)
         for name in ("maps", *ATTRIBUTES, "keypoints"):
-            mine, other = getattr(self, name), getattr(taught, name)
+            mine, other = getattr(base, name), getattr(taught, name)
             changed[name] = torch.where(shown.view(-1, *[1] * (mine.ndim - 1)), other, mine)
         return dataclasses.replace(self, relations=taught.relations, symmetric=taught.symmetric, **changed)
 
@@ -148,11 +178,12 @@ class RawReading:
     """What the heads give, for training: logits in place of probabilities, keypoints in the order of ``POINTS``.
 
     Attributes:
-        relation: (B, R).
-        masks: (B, 2, 32, 32).
-        looks: per attribute (B, 2, n).
-        heat: (B, 2, 17, 32 * 32).
-        seen: (B, 2, 17).
+        relation: (B, n).
+        masks: (B, R, 32, 32).
+        looks: per attribute (B, R, n).
+        heat: (B, R, 17, 32 * 32).
+        seen: (B, R, 17).
+        faces: (B, 32, 32), if it has any.
     """
 
     relation: torch.Tensor
@@ -160,6 +191,7 @@ class RawReading:
     looks: dict[str, torch.Tensor]
     heat: torch.Tensor
     seen: torch.Tensor
+    faces: torch.Tensor | None = None
 
 
 class _Bottleneck(nn.Module):
@@ -193,7 +225,7 @@ class _Block(nn.Module):
 
 
 class Oracle(nn.Module):
-    """Reads pictures of two individuals.
+    """Reads pictures of one to ``config.roles`` individuals.
 
     Convolutions on 4 x 4 pixels a cell, a small transformer on 8 x 8 cells that sees the whole picture (which role is
     whose depends on the relation), and heads on 16 x 16 cells.
@@ -204,7 +236,7 @@ class Oracle(nn.Module):
     def __init__(self, config: OracleConfig) -> None:
         super().__init__()
         self.config = config
-        stem, width, depth = config.stem, config.width, config.depth
+        stem, width, depth, roles = config.stem, config.width, config.depth, config.roles
         self.stem = nn.Conv2d(48, stem, 3, padding=1)
         self.to_cells = nn.Conv2d(stem, width, 3, stride=2, padding=1)
         self.texture = nn.Sequential(_Bottleneck(width), _Bottleneck(width))
@@ -215,12 +247,13 @@ class Oracle(nn.Module):
         self.to_grid = nn.Linear(depth, 4 * width)
         self.joined = _Bottleneck(width)
         self.cell_norm = nn.LayerNorm(width)
-        self.dense = nn.Linear(width, 4 * ROLES * (1 + KEYPOINTS))  # masks and heat maps, 2 x 2 of a cell
-        self.attention = nn.Linear(width, ROLES * config.looks)
+        self.dense = nn.Linear(width, 4 * roles * (1 + KEYPOINTS))  # masks and heat maps, 2 x 2 of a cell
+        self.faces = nn.Linear(width, 4) if config.faces else None
+        self.attention = nn.Linear(width, roles * config.looks)
         self.role = nn.Linear(config.looks * width, width)
         self.looks = nn.ModuleDict({name: nn.Linear(width, len(_VALUES[name])) for name in ATTRIBUTES})
         self.seen = nn.Linear(width, KEYPOINTS)
-        self.summary = nn.Linear(depth + 2 * ROLES * KEYPOINTS, depth)
+        self.summary = nn.Linear(depth + 2 * roles * KEYPOINTS, depth)
         self.relation = nn.Linear(depth, len(config.relations))
         for layer in (self.stem, self.to_cells, self.to_tokens):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -240,13 +273,14 @@ class Oracle(nn.Module):
         tokens = self.token_norm(self.blocks(tokens))
         grid = pixel_shuffle(self.to_grid(tokens).mT.unflatten(2, (8, 8)), 2)
         cells = self.cell_norm(self.joined(fine + grid).flatten(2).mT)  # (B, 256, width)
-        dense = pixel_shuffle(self.dense(cells).mT.unflatten(2, (16, 16)), 2)
-        masks, heat = dense[:, :ROLES], dense[:, ROLES:].flatten(2).unflatten(1, (ROLES, KEYPOINTS))
+        count = self.config.roles
+        dense = _finer(self.dense(cells))
+        masks, heat = dense[:, :count], dense[:, count:].flatten(2).unflatten(1, (count, KEYPOINTS))
         # Each map looks where its role is; the masks themselves learn from their own loss alone.
         there = avg_pool2d(masks.detach().float().sigmoid(), 2).flatten(2).clamp(min=1e-3).log()
-        maps = self.attention(cells).mT.unflatten(1, (ROLES, -1)) + there[:, :, None]
+        maps = self.attention(cells).mT.unflatten(1, (count, -1)) + there[:, :, None]
         pooled = maps.flatten(1, 2).softmax(-1) @ cells  # (B, roles * looks, width)
-        roles = relu(self.role(pooled.unflatten(1, (ROLES, -1)).flatten(2)))
+        roles = relu(self.role(pooled.unflatten(1, (count, -1)).flatten(2)))
         points = peaks(heat.detach().float()).flatten(1) * 2 - 1
         hidden = relu(self.summary(torch.cat((tokens.mean(1), points.to(tokens.dtype)), dim=-1)))
         return RawReading(
@@ -255,6 +289,7 @@ class Oracle(nn.Module):
             looks={name: head(roles) for name, head in self.looks.items()},
             heat=heat,
             seen=self.seen(roles),
+            faces=None if self.faces is None else _finer(self.faces(cells))[:, 0],
         )
 
     def forward(self, pixels: torch.Tensor) -> Reading:
@@ -267,6 +302,7 @@ class Oracle(nn.Module):
             relation=log_softmax(raw.relation.float(), dim=-1),
             maps=raw.masks.float().sigmoid(),
             keypoints=by_side(points),
+            faces=None if raw.faces is None else raw.faces.float().sigmoid(),
             **{name: log_softmax(logits.float(), dim=-1) for name, logits in raw.looks.items()},
         )
         for taught in self.extensions:
@@ -286,6 +322,39 @@ class Oracle(nn.Module):
             pixels = as_pixels(pictures[first : first + batch]).to(weight.device, weight.dtype)
             readings.append(self(pixels))
         return Reading.cat(readings)
+
+
+def grown(oracle: Oracle, config: OracleConfig) -> Oracle:
+    """An oracle of more relations or roles that starts from what another one has learned.
+
+    A new relation starts as the mean of the known ones, a new role as the last one that there is.
+
+    Args:
+        oracle: its own extensions are left behind.
+        config: what the new one shall be; relations of the other one keep their weights by name.
+    """
+    new = Oracle(config)
+    old, known = oracle.config, {name: x for name, x in oracle.state_dict().items() if "extensions." not in name}
+    weights = new.state_dict()
+    roles = [min(role, old.roles - 1) for role in range(config.roles)]
+    points = [old.roles + role * KEYPOINTS + k for role in roles for k in range(KEYPOINTS)]
+    dense = [4 * channel + part for channel in (*roles, *points) for part in range(4)]
+    looks = [role * old.looks + k for role in roles for k in range(old.looks)]
+    for end in ("weight", "bias"):
+        known[f"dense.{end}"] = known[f"dense.{end}"][dense]
+        known[f"attention.{end}"] = known[f"attention.{end}"][looks]
+        rows, mean = known[f"relation.{end}"], known[f"relation.{end}"].mean(0)
+        places = [old.relations.index(name) if name in old.relations else None for name in config.relations]
+        known[f"relation.{end}"] = torch.stack([mean if place is None else rows[place] for place in places])
+    summary = torch.zeros_like(weights["summary.weight"])  # of a new role's keypoints it knows nothing
+    summary[:, : known["summary.weight"].shape[1]] = known["summary.weight"]
+    new.load_state_dict({**weights, **known, "summary.weight": summary})
+    return new
+
+
+def _finer(cells: torch.Tensor) -> torch.Tensor:
+    """(B, 256, 4 * C) -> (B, C, 32, 32)."""
+    return pixel_shuffle(cells.mT.unflatten(2, (16, 16)), 2)
 
 
 def as_pixels(pictures: torch.Tensor | Sequence[Image.Image]) -> torch.Tensor:

@@ -9,8 +9,8 @@ import torch
 
 from rbctl.errors import InputError
 from rbctl.menagerie.examples import Examples, draw_examples
-from rbctl.menagerie.oracle import Oracle, by_side, look
-from rbctl.menagerie.oracle_training import Truth, mirrored, oracle_loss, ordered, spoil
+from rbctl.menagerie.oracle import Oracle, by_side, grown
+from rbctl.menagerie.oracle_training import Truth, free_roles, mirrored, oracle_loss, ordered, spoil
 from rbctl.progress import progress
 from rbctl.relations import Relation, load_relation
 
@@ -34,32 +34,32 @@ def extend(oracle: Oracle, relation: Relation, steps: int = _STEPS, each: int = 
     known = [load_relation(name) for name in oracle.relations]
     examples = draw_examples([*[relation] * 8, *known], each)
     symmetric = (*oracle.config.symmetric, *((relation.name,) if relation.symmetric else ()))
-    config = dataclasses.replace(oracle.config, added=(*oracle.config.added, relation.name), symmetric=symmetric)
+    last_roles = oracle.config.added_roles or (oracle.config.roles,) * len(oracle.config.added)
+    config = dataclasses.replace(
+        oracle.config,
+        added=(*oracle.config.added, relation.name),
+        added_roles=(*last_roles, max(*last_roles, oracle.config.roles, len(relation.roles))),
+        symmetric=symmetric,
+    )
     extended = Oracle(config).to(oracle.position.device)
     extended.load_state_dict(oracle.state_dict(), strict=False)
-    taught = extended.extensions[-1]
+    taught, last = extended.extensions[-1], oracle.extensions[-1] if oracle.config.added else oracle
     assert isinstance(taught, Oracle)
-    taught.load_state_dict(_start(oracle))
-    _teach(taught, examples, steps)
+    assert isinstance(last, Oracle)
+    taught.load_state_dict(grown(last, taught.config).state_dict())
+    _teach(taught, examples, steps, free_roles([*known, relation], taught.config.roles))
     return extended.requires_grad_(False).eval()
 
 
-def _start(oracle: Oracle) -> dict[str, torch.Tensor]:
-    """The weights of the oracle, or of what it was last taught, with an average relation added."""
-    last = oracle.extensions[-1] if oracle.config.added else oracle
-    weights = {name: x for name, x in last.state_dict().items() if not name.startswith("extensions.")}
-    for name in ("relation.weight", "relation.bias"):
-        weights[name] = torch.cat((weights[name], weights[name].mean(0, keepdim=True)))
-    return weights
-
-
-def _teach(oracle: Oracle, examples: Examples, steps: int) -> None:
+def _teach(oracle: Oracle, examples: Examples, steps: int, free: torch.Tensor) -> None:
     """Train on examples, ``_NEW`` of every batch of the oracle's last relation."""
     device, generator = oracle.position.device, torch.Generator().manual_seed(0)
     labels = torch.tensor([oracle.relations.index(name) for name in examples.relations])
-    symmetric = torch.tensor([name in oracle.config.symmetric for name in oracle.relations])
-    keypoints = by_side(examples.keypoints)
-    looks = torch.tensor([[look(one) for one in pair] for pair in examples.individuals])
+    keypoints, masks, looks = by_side(examples.keypoints), examples.masks, examples.looks
+    if lacking := oracle.config.roles - masks.shape[1]:
+        keypoints, masks, looks = (
+            torch.cat((x, x.new_zeros(len(x), lacking, *x.shape[2:])), dim=1) for x in (keypoints, masks, looks)
+        )
     new = labels == len(oracle.relations) - 1
     lots = [(torch.nonzero(new)[:, 0], _NEW), (torch.nonzero(~new)[:, 0], _BATCH - _NEW)]
     oracle.train()
@@ -72,9 +72,9 @@ def _teach(oracle: Oracle, examples: Examples, steps: int) -> None:
             rows = torch.cat([lot[torch.randint(len(lot), (count,), generator=generator)] for lot, count in lots])
             turned, spoilt = (torch.rand(_BATCH, generator=generator) < 0.5 for _ in range(2))
             pixels = examples.pictures[rows].float() / 127.5 - 1
-            truth = Truth(labels[rows], examples.masks[rows], keypoints[rows], looks[rows])
+            truth = Truth(labels[rows], masks[rows], keypoints[rows], looks[rows])
             pixels, truth = mirrored(pixels, truth, turned)
-            truth = ordered(truth, symmetric[truth.relation])
+            truth = ordered(truth, free[truth.relation])
             # Half as they are, half spoilt: generated pictures are never as clean as renders.
             pixels = torch.where(spoilt[:, None, None, None], spoil(pixels, generator), pixels)
             loss, _parts = oracle_loss(oracle.raw(pixels.to(device)), truth.to(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,11 @@ from rbctl.errors import InputError
 from rbctl.menagerie.examples import draw_examples
 from rbctl.menagerie.figure import TRUNK
 from rbctl.menagerie.individuals import ANATOMY, SPECIES, Individual
-from rbctl.menagerie.oracle import ATTRIBUTES, NECK, NOSE, POINTS, ROLES, Oracle, Reading, by_side, look
+from rbctl.menagerie.oracle import ATTRIBUTES, NECK, NOSE, POINTS, Oracle, Reading, by_side, look
 from rbctl.menagerie.scenes import scene_rule
 from rbctl.relations import Relation, load_relation
+
+_SHOWN = 0.01  # of the picture: a role that covers less is hardly there
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,16 @@ class RelationScore:
         relation: (B,) bool, the relation that was wanted is the likeliest.
         direction: (B,) bool, who is subject and who is object fits what was wanted; true where there is no telling
             (symmetric relations, individuals of the same look).
-        slots: (B, 2), the role in which each of the two individuals was found.
-        species, coat, second, pattern: (B, 2) bool, per individual in the order they were given.
+        slots: (B, N), the role of the oracle in which each of the N individuals was found.
+        asked: (B, N), the role in which it should be; where roles may change places, that in which it was found.
+        species, coat, second, pattern: (B, N) bool, per individual in the order they were given.
         contact: (B,) distance in picture widths between what must touch; nan where nothing must.
     """
 
     relation: torch.Tensor
     direction: torch.Tensor
     slots: torch.Tensor
+    asked: torch.Tensor
     species: torch.Tensor
     coat: torch.Tensor
     second: torch.Tensor
@@ -46,43 +51,65 @@ class RelationScore:
         return self.relation & self.direction
 
 
-Pairs = Sequence[Individual] | Sequence[Sequence[Individual]]
+Groups = Sequence[Individual] | Sequence[Sequence[Individual]]
 
 
-def relation_score(reading: Reading, relation: Relation | str, individuals: Pairs) -> RelationScore:
+def relation_score(reading: Reading, relation: Relation | str, individuals: Groups) -> RelationScore:
     """Score pictures against the relation and the individuals they should show.
 
     Args:
-        individuals: (subject, object), the same in every picture or one pair per picture.
+        individuals: in the order of the relation's roles, the same in every picture or one group per picture.
 
     Raises:
         InputError: the oracle does not know the relation.
     """
     wanted = load_relation(relation) if isinstance(relation, str) else relation
-    pairs = _pairs(reading, individuals)
+    groups = _groups(reading, individuals)
     slots = find_slots(reading, individuals)
-    likeliest = reading.relation.argmax(1) == _column(reading, wanted.name)
-    straight = slots[:, 0] == 0
+    known = known_as(wanted, reading.relations)
+    orders = [order if known == wanted.name else order[::-1] for order in wanted.orders()]
+    right_ways = [(slots == torch.tensor(order, device=slots.device)).all(1) for order in orders]
+    direction = torch.stack(right_ways).any(0) | wanted.symmetric
     correct = {}
     for at, name in enumerate(ATTRIBUTES):
         read = getattr(reading, name).argmax(-1).gather(1, slots)
-        correct[name] = read == torch.tensor([[look(one)[at] for one in pair] for pair in pairs], device=read.device)
+        correct[name] = read == torch.tensor([[look(one)[at] for one in group] for group in groups], device=read.device)
     return RelationScore(
-        relation=likeliest,
-        direction=torch.ones_like(straight) if wanted.symmetric else straight,
+        relation=reading.relation.argmax(1) == reading.relations.index(known),
+        direction=direction,
         slots=slots,
+        asked=torch.where(direction[:, None], slots, torch.tensor(orders[0], device=slots.device)),
         contact=contact_distance(reading, wanted, individuals),
         **correct,
     )
 
 
-def find_slots(reading: Reading, individuals: Pairs) -> torch.Tensor:
-    """The roles in which two individuals are found, (B, 2): (0, 1) or (1, 0), whichever fits their looks better."""
-    pairs = _pairs(reading, individuals)
-    scores = torch.stack([_log_likelihood(reading, [pair[k] for pair in pairs]) for k in range(ROLES)], dim=1)
-    # scores: (B, individual, role)
-    turned = scores[:, 0, 1] + scores[:, 1, 0] > scores[:, 0, 0] + scores[:, 1, 1] + 1e-6
-    return torch.stack((turned.long(), 1 - turned.long()), dim=1)
+def known_as(relation: Relation, known: Sequence[str]) -> str:
+    """The name by which an oracle knows a relation: its own, or that of the one that says the same turned round.
+
+    Raises:
+        InputError: it knows neither.
+    """
+    for name in (relation.name, relation.inverse):
+        if name is not None and name in known:
+            return name
+    names = ", ".join(known)
+    raise InputError(f"relation {relation.name!r}: the oracle does not know it; extend it first (it knows {names})")
+
+
+def find_slots(reading: Reading, individuals: Groups) -> torch.Tensor:
+    """The roles in which N individuals are found, (B, N), all different: those that fit their looks best.
+
+    A role that is nowhere to be seen fits nobody.
+    """
+    groups = _groups(reading, individuals)
+    count = len(groups[0])
+    scores = torch.stack([_log_likelihood(reading, [group[k] for group in groups]) for k in range(count)], dim=1)
+    scores = scores + (reading.areas / _SHOWN).clamp(1e-3, 1).log()[:, None]  # (B, individual, role)
+    orders = torch.tensor(list(itertools.permutations(range(reading.roles), count)), device=scores.device)
+    totals = scores[:, torch.arange(count, device=scores.device), orders].sum(-1)  # (B, orders)
+    totals[:, 0] += 1e-6  # where nothing tells, each has its own
+    return orders[totals.argmax(1)]
 
 
 def identify(
@@ -104,10 +131,10 @@ def identify(
     return scores.argmax(1)
 
 
-def contact_distance(reading: Reading, relation: Relation, individuals: Pairs | None = None) -> torch.Tensor:
+def contact_distance(reading: Reading, relation: Relation, individuals: Groups | None = None) -> torch.Tensor:
     """Mean distance in picture widths between the places that the relation says must touch, (B,); nan without any.
 
-    Where it is no matter who is who (symmetric relations), the better way round counts.
+    Where it is no matter who is who (roles that may change places), the best way round counts.
 
     Args:
         individuals: whose bodies they are; None takes the species that the oracle reads.
@@ -119,12 +146,15 @@ def contact_distance(reading: Reading, relation: Relation, individuals: Pairs | 
     points = by_side(reading.keypoints)[..., :2].cpu().numpy()
     species = reading.species.argmax(-1).cpu()
     if individuals is not None:
-        pairs, slots = _pairs(reading, individuals), find_slots(reading, individuals).cpu()
-        named = torch.tensor([[SPECIES.index(one.species) for one in pair] for pair in pairs])
-        species = named.gather(1, slots)  # exchanging two is its own inverse
+        groups, slots = _groups(reading, individuals), find_slots(reading, individuals).cpu()
+        named = torch.tensor([[SPECIES.index(one.species) for one in group] for group in groups])
+        species = species.scatter(1, slots, named)
+    turned = relation.name not in reading.relations and relation.inverse in reading.relations
     for number in range(len(reading)):
-        bodies = [(points[number, role], SPECIES[int(species[number, role])]) for role in range(ROLES)]
-        ways = [bodies, bodies[::-1]] if relation.symmetric else [bodies]
+        bodies = [(points[number, role], SPECIES[int(species[number, role])]) for role in range(len(relation.roles))]
+        if turned:
+            bodies.reverse()
+        ways = [[bodies[role] for role in order] for order in relation.orders()]
         result[number] = min(_distance(way, contacts) for way in ways)
     return result
 
@@ -193,25 +223,19 @@ def contact_limit(relation: Relation, oracle: Oracle, share: float = 0.95, count
     return float(contact_distance(reading, relation, drawn.individuals).quantile(share))
 
 
-def _pairs(reading: Reading, individuals: Pairs) -> list[Sequence[Individual]]:
+def _groups(reading: Reading, individuals: Groups) -> list[Sequence[Individual]]:
     rows: Any = [individuals] * len(reading) if isinstance(individuals[0], Individual) else list(individuals)
-    if len(rows) != len(reading) or any(len(row) != ROLES for row in rows):
-        raise ValueError(f"individuals: two for each of {len(reading)} pictures were expected")
+    if len(rows) != len(reading) or any(len(row) != len(rows[0]) or len(row) > reading.roles for row in rows):
+        most = f"one to {reading.roles}, as many as in the others,"
+        raise ValueError(f"individuals: {most} for each of {len(reading)} pictures were expected")
     return rows
 
 
-def _column(reading: Reading, name: str) -> int:
-    if name not in reading.relations:
-        known = ", ".join(reading.relations)
-        raise InputError(f"relation {name!r}: the oracle does not know it; extend it first (it knows {known})")
-    return reading.relations.index(name)
-
-
 def _log_likelihood(reading: Reading, individuals: Sequence[Individual]) -> torch.Tensor:
-    """Log-probability of one individual per picture in each role, (B, 2)."""
+    """Log-probability of one individual per picture in each role, (B, R)."""
     looks = torch.tensor([look(one) for one in individuals], device=reading.relation.device)
     total: Any = 0
     for at, name in enumerate(ATTRIBUTES):
         values: torch.Tensor = getattr(reading, name)
-        total = total + values.gather(2, looks[:, at, None, None].expand(-1, ROLES, 1))[..., 0]
+        total = total + values.gather(2, looks[:, at, None, None].expand(-1, reading.roles, 1))[..., 0]
     return total

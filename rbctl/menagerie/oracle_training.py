@@ -6,16 +6,20 @@ Used where it is first trained (the stage ``pretrain``) and where ``oracle_exten
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, cross_entropy, interpolate, log_softmax
 
-from rbctl.menagerie.oracle import ATTRIBUTES, RawReading
+from rbctl.menagerie.oracle import ATTRIBUTES, MASK_SIZE, POINTS, RawReading
+from rbctl.relations import Relation
 
-_WEIGHTS = {"relation": 1.0, "mask": 1.0, "look": 0.5, "keypoint": 0.5, "seen": 0.1}
+_WEIGHTS = {"relation": 1.0, "mask": 1.0, "look": 0.5, "keypoint": 0.5, "seen": 0.1, "faces": 2.0}
 _HIDDEN = 0.3  # how much a keypoint that is hidden counts beside one that is seen
+_EYES = [POINTS.index("near_eye"), POINTS.index("far_eye")]
+_FACE = 0.03  # of the picture: how wide the hill of a face is
 _ENOUGH = 0.02  # of the picture: an individual that shows less counts less in what is said of its look
 
 
@@ -25,9 +29,9 @@ class Truth:
 
     Attributes:
         relation: (B,) index.
-        masks: (B, 2, 32, 32) in [0, 1], what is seen of each individual.
-        keypoints: (B, 2, 17, 3) in the order of ``POINTS``: x, y in [0, 1] and visibility 0, 1, 2.
-        looks: (B, 2, 4) indices.
+        masks: (B, R, 32, 32) in [0, 1], what is seen of each individual; zeros where there are fewer than roles.
+        keypoints: (B, R, 17, 3) in the order of ``POINTS``: x, y in [0, 1] and visibility 0, 1, 2.
+        looks: (B, R, 4) indices.
     """
 
     relation: torch.Tensor
@@ -60,7 +64,7 @@ def spoil(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def mirrored(pixels: torch.Tensor, truth: Truth, which: torch.Tensor) -> tuple[torch.Tensor, Truth]:
     """Pictures (B, 3, H, W) and their truth, mirrored where ``which`` (B,) is set.
 
-    Roles stay: a mirrored rider is a rider. :func:`ordered` puts those of symmetric relations from left to right.
+    Roles stay: a mirrored rider is a rider. :func:`ordered` puts those that may change places from left to right.
     """
     keypoints = torch.cat((1 - truth.keypoints[..., :1], truth.keypoints[..., 1:]), dim=-1)
     turned = dataclasses.replace(
@@ -71,12 +75,44 @@ def mirrored(pixels: torch.Tensor, truth: Truth, which: torch.Tensor) -> tuple[t
     return _where(which, pixels.flip(-1), pixels), turned
 
 
-def ordered(truth: Truth, symmetric: torch.Tensor) -> Truth:
-    """Roles from left to right where ``symmetric`` (B,) is set, as an oracle says them."""
-    middle = truth.keypoints[..., 0].mean(-1)
-    turn = symmetric & (middle[:, 1] < middle[:, 0])
-    changed = {name: getattr(truth, name) for name in ("masks", "keypoints", "looks")}
-    return dataclasses.replace(truth, **{name: _where(turn, x.flip(1), x) for name, x in changed.items()})
+def ordered(truth: Truth, free: torch.Tensor) -> Truth:
+    """Roles that may change places from left to right, as an oracle says them.
+
+    Args:
+        free: (B, R) bool, which roles may.
+    """
+    middles = truth.keypoints[..., 0].mean(-1).tolist()
+    rows = []
+    for middle, may in zip(middles, free.tolist(), strict=True):
+        places = [role for role, moves in enumerate(may) if moves]
+        filled = dict(zip(places, sorted(places, key=middle.__getitem__), strict=True))
+        rows.append([filled.get(role, role) for role in range(len(may))])
+    order, batch = torch.tensor(rows, device=free.device), torch.arange(len(rows), device=free.device)[:, None]
+    changed = {name: getattr(truth, name)[batch, order] for name in ("masks", "keypoints", "looks")}
+    return dataclasses.replace(truth, **changed)
+
+
+def free_roles(relations: Sequence[Relation], roles: int) -> torch.Tensor:
+    """(relations, roles) bool: which roles of each relation may change places."""
+    rows = [
+        {order[role] for order in r.orders() for role in range(len(order)) if order[role] != role} for r in relations
+    ]
+    return torch.tensor([[role in row for role in range(roles)] for row in rows])
+
+
+def faces(keypoints: torch.Tensor, side: int = MASK_SIZE) -> torch.Tensor:
+    """Where faces are, (B, side, side) in [0, 1]: a small round hill between the eyes of everybody who shows one.
+
+    Args:
+        keypoints: (B, R, 17, 3) in the order of ``POINTS``.
+    """
+    eyes = keypoints[:, :, _EYES]
+    shown = (eyes[..., 2] == 2).any(-1)
+    middle = eyes[..., :2].mean(2)
+    steps = (torch.arange(side, device=keypoints.device) + 0.5) / side
+    x, y = ((steps - middle[..., k, None]) ** 2 for k in (0, 1))
+    hills = torch.exp(-(x[..., None, :] + y[..., :, None]) / (2 * _FACE**2)) * shown[..., None, None]
+    return hills.amax(1)
 
 
 def _where(which: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -103,7 +139,7 @@ def keypoint_loss(heat: torch.Tensor, keypoints: torch.Tensor) -> torch.Tensor:
 
 
 def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy and Dice of masks (B, 2, n, n) in [0, 1]: the latter for those that are small."""
+    """Cross-entropy and Dice of masks (B, R, n, n) in [0, 1]: the latter for those that are small."""
     share = logits.sigmoid()
     overlap = 2 * (share * masks).sum((-2, -1)) + 1
     dice = 1 - overlap / (share.sum((-2, -1)) + masks.sum((-2, -1)) + 1)
@@ -112,7 +148,7 @@ def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 def oracle_loss(raw: RawReading, truth: Truth) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Weighted sum of all that an oracle is to say, and its parts."""
-    shown = (truth.masks.mean((-2, -1)) / _ENOUGH).clamp(max=1)  # (B, 2)
+    shown = (truth.masks.mean((-2, -1)) / _ENOUGH).clamp(max=1)  # (B, R)
     look = torch.zeros((), device=truth.masks.device)
     for at, name in enumerate(ATTRIBUTES):
         cost = cross_entropy(raw.looks[name].flatten(0, 1).float(), truth.looks[..., at].flatten(), reduction="none")
@@ -124,5 +160,7 @@ def oracle_loss(raw: RawReading, truth: Truth) -> tuple[torch.Tensor, dict[str, 
         "keypoint": keypoint_loss(raw.heat, truth.keypoints),
         "seen": binary_cross_entropy_with_logits(raw.seen.float(), (truth.keypoints[..., 2] == 2).float()),
     }
+    if raw.faces is not None:
+        parts["faces"] = binary_cross_entropy_with_logits(raw.faces.float(), faces(truth.keypoints))
     total = sum((_WEIGHTS[name] * part for name, part in parts.items()), torch.zeros((), device=truth.masks.device))
     return total, {name: part.detach() for name, part in parts.items()}

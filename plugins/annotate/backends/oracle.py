@@ -1,8 +1,8 @@
 """Backend ``oracle``: pictures of the embedded world, read from their pixels by the oracle of a bundle.
 
 It is a small network, no ground truth: masks come from its 32 x 32 maps and are a few pixels off at the edges,
-keypoints by one to two hundredths of the picture. It always reads a pair; in a picture of one individual (one name)
-both of its readings are taken for that one.
+keypoints by one to two hundredths of the picture. In a picture of one individual (one name) all of its readings are
+taken for that one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import interpolate
 from torchvision.ops import box_iou
 
-from rbctl.menagerie.oracle import ATTRIBUTES, ROLES, SIZE, Reading, by_side, load_oracle
+from rbctl.menagerie.oracle import ATTRIBUTES, SIZE, Reading, by_side, load_oracle
 from rbctl.plugins.annotate.config import AnnotateConfig
 from rbctl.plugins.annotate.steps import Detections
 from rbctl.triplets.masks import box_of
@@ -31,13 +31,13 @@ _VIEWS = tuple((scale, left, flip) for scale, left in ((0.8, 0.5), (0.65, 0.0), 
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
-    """What the oracle reads of one picture, by role.
+class _Roles:
+    """What the oracle reads of one picture, by its R roles.
 
     Attributes:
-        maps: (2, H, W) in [0, 1], where each role is seen.
-        keypoints: (2, 17, 3) x, y, confidence.
-        looks: (2, D) probabilities of every species, coat, second colour and pattern; each kind sums to 1.
+        maps: (R, H, W) in [0, 1], where each role is seen.
+        keypoints: (R, 17, 3) x, y, confidence.
+        looks: (R, D) probabilities of every species, coat, second colour and pattern; each kind sums to 1.
     """
 
     maps: np.ndarray
@@ -52,12 +52,12 @@ class _Reader:
     def read(self, images: Sequence[Image.Image]) -> Reading:
         return self.oracle.read(images).map(lambda tensor: tensor.cpu())
 
-    def pairs(self, images: Sequence[Image.Image]) -> Iterator[_Pair]:
+    def roles(self, images: Sequence[Image.Image]) -> Iterator[_Roles]:
         reading = self.read(images)
         looks = _looks(reading).numpy()
         for k, image in enumerate(images):
             maps = interpolate(reading.maps[k][None], (image.height, image.width), mode="bilinear")[0].numpy()
-            yield _Pair(maps, reading.keypoints[k].numpy(), looks[k])
+            yield _Roles(maps, reading.keypoints[k].numpy(), looks[k])
 
     def alone(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
         """Read a picture of one individual: keypoints (17, 3) and probabilities of its looks (D,).
@@ -80,8 +80,8 @@ class _Reader:
 class Boxes(_Reader):
     def __call__(self, images: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> list[Detections]:
         detections = []
-        for pair, individuals in zip(self.pairs(images), names, strict=True):
-            maps = pair.maps.max(0, keepdims=True) if len(individuals) == 1 or _shows_one(pair.maps) else pair.maps
+        for roles, individuals in zip(self.roles(images), names, strict=True):
+            maps = roles.maps.max(0, keepdims=True) if len(individuals) == 1 else _united(roles.maps)
             seen = [(k, mask) for k, mask in enumerate(_masks(maps)) if mask.mean() >= _LEAST_AREA]
             scored = sorted(((box_of(mask), float(maps[k][mask].mean())) for k, mask in seen), key=lambda row: -row[1])
             boxes = np.array([box for box, _ in scored], np.float64).reshape(-1, 4)
@@ -92,10 +92,10 @@ class Boxes(_Reader):
 class Masks(_Reader):
     def __call__(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [
-            _masks(pair.maps.max(0, keepdims=True))
+            _masks(roles.maps.max(0, keepdims=True))
             if len(rows) == 1
-            else _masks(pair.maps)[_roles_of_boxes(pair.maps, rows)]
-            for pair, rows in zip(self.pairs(images), boxes, strict=True)
+            else _masks(roles.maps)[_roles_of_boxes(roles.maps, rows)]
+            for roles, rows in zip(self.roles(images), boxes, strict=True)
         ]
 
 
@@ -109,8 +109,8 @@ class Keypoints(_Reader):
 
     def __call__(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [
-            self.alone(image)[0][None] if len(rows) == 1 else pair.keypoints[_roles_of_boxes(pair.maps, rows)]
-            for image, pair, rows in zip(images, self.pairs(images), boxes, strict=True)
+            self.alone(image)[0][None] if len(rows) == 1 else roles.keypoints[_roles_of_boxes(roles.maps, rows)]
+            for image, roles, rows in zip(images, self.roles(images), boxes, strict=True)
         ]
 
 
@@ -123,8 +123,8 @@ class Identity(_Reader):
 
     def __call__(self, images: Sequence[Image.Image], masks: Sequence[np.ndarray]) -> list[np.ndarray]:
         vectors = []
-        for image, pair, rows in zip(images, self.pairs(images), masks, strict=True):
-            looks = self.alone(image)[1][None] if len(rows) == 1 else pair.looks[_roles_of_masks(pair.maps, rows)]
+        for image, roles, rows in zip(images, self.roles(images), masks, strict=True):
+            looks = self.alone(image)[1][None] if len(rows) == 1 else roles.looks[_roles_of_masks(roles.maps, rows)]
             vectors.append(np.sqrt(looks / len(ATTRIBUTES)).astype(np.float32))
         return vectors
 
@@ -143,7 +143,7 @@ def _framed(image: Image.Image, scale: float, left: float, mirrored: bool) -> Im
 
 
 def _looks(reading: Reading) -> torch.Tensor:
-    """(B, 2, D) probabilities of every attribute's values."""
+    """(B, R, D) probabilities of every attribute's values."""
     return torch.cat([getattr(reading, name).exp() for name in ATTRIBUTES], dim=-1)
 
 
@@ -152,11 +152,18 @@ def _masks(maps: np.ndarray) -> np.ndarray:
     return (maps >= 0.5) & (maps == maps.max(0))
 
 
-def _shows_one(maps: np.ndarray) -> bool:
-    """Whether both maps show the same individual."""
-    first, second = maps >= 0.5
-    smaller = min(first.sum(), second.sum())
-    return bool(smaller and (first & second).sum() / smaller > _SAME)
+def _united(maps: np.ndarray) -> np.ndarray:
+    """Maps (R, H, W) with those that show the same individual made one."""
+    united: list[np.ndarray] = []
+    for own in maps:
+        for place, other in enumerate(united):
+            shared, smaller = ((own >= 0.5) & (other >= 0.5)).sum(), min((own >= 0.5).sum(), (other >= 0.5).sum())
+            if smaller and shared / smaller > _SAME:
+                united[place] = np.maximum(own, other)
+                break
+        else:
+            united.append(own)
+    return np.stack(united)
 
 
 def _roles_of_boxes(maps: np.ndarray, boxes: np.ndarray) -> list[int]:
@@ -172,7 +179,7 @@ def _roles_of_masks(maps: np.ndarray, masks: np.ndarray) -> list[int]:
 
 
 def _assigned(scores: np.ndarray) -> list[int]:
-    """The role of each row of (K, 2) scores."""
+    """The role of each row of (K, R) scores."""
     rows, roles = linear_sum_assignment(scores, maximize=True)
     role_of = dict(zip(rows.tolist(), roles.tolist(), strict=True))
-    return [role_of.get(k, k % ROLES) for k in range(len(scores))]  # it knows no third individual
+    return [role_of.get(k, k % scores.shape[1]) for k in range(len(scores))]  # of more individuals it knows nothing
