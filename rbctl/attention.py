@@ -22,16 +22,8 @@ from rbctl.kernels.eager import attention_probabilities
 class SelfAttention(AttnProcessor2_0):
     """diffusers' own, which also takes the argument meant for attn2 without a warning."""
 
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        temb: torch.Tensor | None = None,
-        conditioning: Conditioning | None = None,
-    ) -> torch.Tensor:
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+    def __call__(self, *args: Any, conditioning: Conditioning | None = None, **kwargs: Any) -> torch.Tensor:
+        return super().__call__(*args, **kwargs)
 
 
 class ParallelCrossAttention(nn.Module):

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from rbctl import __version__
-from rbctl.errors import InputError, nearest
+from rbctl.errors import NO_ROOM, InputError, nearest
 
 GROUP = "rbctl.plugins"
 
@@ -56,7 +56,6 @@ _SAVES_MEMORY = {
 }
 _ON_A_GPU_ALONE = {"lowvram"}
 _NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory")  # torch's words on the CPU
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def _full(error: Exception) -> str | None:
@@ -67,7 +66,7 @@ def _full(error: Exception) -> str | None:
         return "the machine's memory"
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY):
         return "the machine's memory"
-    return "the disk" if getattr(error, "errno", None) in _NO_ROOM else None
+    return "the disk" if getattr(error, "errno", None) in NO_ROOM else None
 
 
 @functools.cache  # a look through all installed packages takes 12 ms, and the help asks once for each stage

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import reprlib
 from collections.abc import Iterable
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of the operating system: the disk is full
 
 
 class InputError(Exception):

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rbctl.errors import InputError, abridged, reason
+from rbctl.errors import NO_ROOM, InputError, abridged, reason
 from rbctl.parsing import JSON_LIMIT, parse_json, parse_yaml
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial"  # suffix of a file being written; a kill leaves one behind
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ROOM_SIGNS = (
     "No space left on device",
     "os error 28",

@@ -41,6 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import transformers as hf
 
     root = tmp_path_factory.mktemp("models")
+    small = {"num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
     dino, sam, pose, llava = (root / name for name in ("grounding-dino", "sam", "vitpose", "plain-vitpose"))
     dino.mkdir()
@@ -53,13 +54,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image_size=32,
         out_features=["stage2", "stage3", "stage4"],
     )
-    text = hf.BertConfig(
-        vocab_size=len(WORDS.split()),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
+    text = hf.BertConfig(vocab_size=len(WORDS.split()), hidden_size=32, intermediate_size=32, **small)
     config = hf.GroundingDinoConfig(
         backbone_config=backbone,
         text_config=text,
@@ -77,22 +72,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = hf.GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     hf.GroundingDinoProcessor(images, hf.BertTokenizer(str(dino / "vocab.txt"))).save_pretrained(dino)
 
-    vision = hf.SamVisionConfig(
-        hidden_size=16,
-        output_channels=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=64,
-        patch_size=16,
-        mlp_dim=16,
-        window_size=2,
-        global_attn_indexes=[0],
-        num_pos_feats=8,
-    )
-    prompt = hf.SamPromptEncoderConfig(hidden_size=16, image_size=64, patch_size=16, mask_input_channels=4)
-    decoder = hf.SamMaskDecoderConfig(
-        hidden_size=16, mlp_dim=16, num_hidden_layers=1, num_attention_heads=2, iou_head_hidden_dim=16
-    )
+    grid = {"image_size": 64, "patch_size": 16}
+    widths = {"hidden_size": 16, "mlp_dim": 16, "output_channels": 16, "num_pos_feats": 8}
+    vision = hf.SamVisionConfig(window_size=2, global_attn_indexes=[0], **widths, **grid, **small)
+    prompt = hf.SamPromptEncoderConfig(hidden_size=16, mask_input_channels=4, **grid)
+    decoder = hf.SamMaskDecoderConfig(hidden_size=16, mlp_dim=16, iou_head_hidden_dim=16, **small)
     parts = {"vision_config": vision, "prompt_encoder_config": prompt, "mask_decoder_config": decoder}
     hf.SamModel(hf.SamConfig(**{name: part.to_dict() for name, part in parts.items()})).save_pretrained(sam)
     square = {"height": 64, "width": 64}
@@ -103,12 +87,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image_size=[64, 48],
             patch_size=[16, 16],
             hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
             intermediate_size=16,
             num_experts=experts,
             part_features=4,
             out_indices=[-1],
+            **small,
         )
         hf.VitPoseForPoseEstimation(hf.VitPoseConfig(backbone_config=body, num_labels=17)).save_pretrained(folder)
         hf.VitPoseImageProcessor(size={"height": 64, "width": 48}).save_pretrained(folder)
@@ -119,11 +102,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = [*letters, "<|startoftext|>", "<|endoftext|>"]
     (owl / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
     (owl / "merges.txt").write_text("#version: 0.2\n")
-    towers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    towers = {"hidden_size": 16, "intermediate_size": 16, **small}
     words = {**towers, "vocab_size": len(tokens), "max_position_embeddings": 32, "eos_token_id": 53, "bos_token_id": 52}
-    config = hf.Owlv2Config(
-        text_config=words, vision_config={**towers, "image_size": 64, "patch_size": 16}, projection_dim=16
-    )
+    config = hf.Owlv2Config(text_config=words, vision_config={**towers, **grid}, projection_dim=16)
     hf.Owlv2ForObjectDetection(config).save_pretrained(owl)
     tokenizer = hf.CLIPTokenizer(str(owl / "vocab.json"), str(owl / "merges.txt"), model_max_length=32)
     hf.Owlv2Processor(hf.Owlv2ImageProcessor(size=square), tokenizer).save_pretrained(owl)
@@ -400,7 +381,7 @@ def test_photographs_by_models_of_transformers(models: Path, tmp_path: Path, mon
     assert not [problem for problem in check(folder) if problem.level == "error"]
     for triplet in load(folder):
         assert [thing.name for thing in triplet.objects] == ["blue bear", "red cat"]
-        assert triplet.prompt == "A blue bear is riding a red cat."
+        assert triplet.prompt == "A red cat is riding a blue bear."  # it is the higher one in the picture
         blue, red = triplet.objects
         assert red.box[2] < blue.box[0] + 0.1  # the names' order is the other way round
 

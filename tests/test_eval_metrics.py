@@ -252,18 +252,18 @@ def test_the_best_match_takes_every_prompt_once() -> None:
 
 def test_failures_by_boxes() -> None:
     cat, dog = np.eye(2, dtype=np.float32)
-    right = of_crops([cat, dog], [cat, dog], found=True)
+    right = of_crops([cat, dog], [cat, dog], detected=True)
     assert (right["identity swap"], right["duplicate"], right["missing object"]) == (False, False, False)
-    assert of_crops([dog, cat], [cat, dog], found=True)["identity swap"] is True
-    twice = of_crops([cat, cat], [cat, dog], found=True)
+    assert of_crops([dog, cat], [cat, dog], detected=True)["identity swap"] is True
+    twice = of_crops([cat, cat], [cat, dog], detected=True)
     assert twice["duplicate"] is True
-    gone = of_crops([cat, None], [cat, dog], found=True)
+    gone = of_crops([cat, None], [cat, dog], detected=True)
     assert gone["missing object"] is True
     assert gone["identity swap"] is None
-    asked = of_crops([cat, dog], [cat, dog], found=False)
+    asked = of_crops([cat, dog], [cat, dog], detected=False)
     assert asked["missing object"] is None  # where it was asked for says nothing of where it is
     assert asked["identity swap"] is False
-    assert of_crops([cat, cat], [cat, dog], found=False)["duplicate"] is None
+    assert of_crops([cat, cat], [cat, dog], detected=False)["duplicate"] is None
     assert right["wrong direction"] is None
 
 

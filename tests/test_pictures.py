@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,38 +16,25 @@ from rbctl.pictures import grid, parameters_text, read_record, save_png, sheet_r
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (20, 60), "blue")
 
 
+def parameters(prompt: str, **changes: Any) -> str:
+    facts: dict[str, Any] = {"negative_prompt": "", "steps": 30, "guidance_scale": 5.0, "seed": 7, "model": "sdxl"}
+    facts |= {"width": 1024, "height": 768, "scheduler": "EulerDiscreteScheduler"}
+    return parameters_text(prompt, **{**facts, **changes})
+
+
 def test_parameters_text() -> None:
-    text = parameters_text(
-        "A cat is riding a dog",
-        negative_prompt="lowres",
-        steps=30,
-        guidance_scale=5.0,
-        seed=7,
-        width=1024,
-        height=768,
-        model="sdxl",
-        scheduler="EulerDiscreteScheduler",
-        extras={"Lora": "ride: 0.8", "Relation": "ride", "Absent": None},
-    )
-    assert text == (
+    extras = {"Lora": "ride: 0.8", "Relation": "ride", "Absent": None}
+    assert parameters("A cat is riding a dog", negative_prompt="lowres", extras=extras) == (
         "A cat is riding a dog\nNegative prompt: lowres\nSteps: 30, Sampler: Euler, CFG scale: 5, Seed: 7, "
         'Size: 1024x768, Model: sdxl, Lora: "ride: 0.8", Relation: ride'
     )
 
 
 def test_a_sampler_without_a_common_name_keeps_its_own() -> None:
-    text = parameters_text(
-        "a cat",
-        negative_prompt="",
-        steps=1,
-        guidance_scale=7.5,
-        seed=0,
-        width=64,
-        height=64,
-        model="m",
-        scheduler="PNDMScheduler",
-    )
-    assert text.splitlines() == ["a cat", "Steps: 1, Sampler: PNDM, CFG scale: 7.5, Seed: 0, Size: 64x64, Model: m"]
+    text = parameters("a cat", guidance_scale=7.5, scheduler="PNDMScheduler")
+    assert text.splitlines()[1:] == [
+        "Steps: 30, Sampler: PNDM, CFG scale: 7.5, Seed: 7, Size: 1024x768, Model: sdxl",
+    ]
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])

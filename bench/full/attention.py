@@ -106,7 +106,7 @@ class Case:
     def error(self, results: Sequence[torch.Tensor], backward: bool) -> float:
         """Largest error of any result, as a share of the largest value it should have."""
         pairs = zip(results, self.truth[backward], strict=True)
-        return max(float((found.double() - exact).abs().max() / exact.abs().max()) for found, exact in pairs)
+        return max(float((result.double() - exact).abs().max() / exact.abs().max()) for result, exact in pairs)
 
 
 def measure(bench: Bench) -> None:

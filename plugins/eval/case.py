@@ -63,7 +63,7 @@ class Picture:
         run: whose.
         boxes: per object of the case, where it is, a box or a mask; None for one that was looked for and not found.
             None for all: nobody says.
-        found: whether the boxes tell where objects were found, rather than where they were asked for.
+        detected: whether the boxes tell where objects are, rather than where they were asked for.
         seed: of the sampling, where it is known.
     """
 
@@ -71,7 +71,7 @@ class Picture:
     path: Path
     case: Case
     boxes: tuple[Part | None, ...] | None = None
-    found: bool = False
+    detected: bool = False
     seed: int | None = None
 
 

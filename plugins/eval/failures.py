@@ -33,24 +33,24 @@ def of_verdict(verdict: Verdict) -> Found:
     }
 
 
-def of_crops(crops: Sequence[Features | None], prompts: Sequence[Features], found: bool) -> Found:
+def of_crops(crops: Sequence[Features | None], prompts: Sequence[Features], detected: bool) -> Found:
     """Failures by what the boxes hold.
 
     Args:
         crops: (D,) per object, of what its box holds; None where it was not found.
         prompts: (D,) per object, of its image prompt.
-        found: the boxes tell where objects were found. Boxes that were asked for, which may overlap and hold a part of
+        detected: the boxes tell where objects are. Boxes that were asked for, which may overlap and hold a part of
             another object or nothing, say only whether each object is in its own place rather than another's.
     """
     failures: Found = dict.fromkeys(TYPES)
-    if found:
+    if detected:
         failures[MISSING] = any(crop is None for crop in crops)
     seen = [crop for crop in crops if crop is not None]
     if len(seen) < 2 or len(seen) < len(crops):
         return failures
     table = cosine(np.stack(seen), np.stack(list(prompts)))
     nearest = table.argmax(axis=1)
-    if found:
+    if detected:
         failures[DUPLICATE] = len(set(nearest.tolist())) < len(nearest)
     failures[SWAP] = best_match(table) != tuple(range(len(table)))
     return failures

@@ -43,14 +43,14 @@ class Row:
     Attributes:
         objects: (name, image prompt) pairs.
         boxes: per object a box, or the path of its mask; None where it was not found.
-        found: the boxes tell where objects were found, not where they were asked for.
+        detected: the boxes tell where objects are, not where they were asked for.
     """
 
     file: Path
     text: str
     objects: tuple[tuple[str, Path], ...] = ()
     boxes: tuple[Part | None, ...] | None = None
-    found: bool = False
+    detected: bool = False
     predicate: str = ""
     relation: str = ""
     case: str = ""
@@ -99,8 +99,8 @@ def _from_record(path: Path, number: int, row: Mapping[str, Any], follow_outside
     try:
         individuals = row.get("objects") or ()
         boxes = [individual.get("box") for individual in individuals]
-        boxes_are_found = "boxes_from" not in row
-        has_boxes = any("box" in individual for individual in individuals) if boxes_are_found else any(boxes)
+        detected = "boxes_from" not in row
+        has_boxes = any("box" in individual for individual in individuals) if detected else any(boxes)
         return Row(
             file=inside(path.parent, str(row["file_name"]), f"{where}: file_name", follow_outside),
             text=str(row["text"]),
@@ -112,7 +112,7 @@ def _from_record(path: Path, number: int, row: Mapping[str, Any], follow_outside
                 for individual in individuals
             ),
             boxes=tuple(None if box is None else check_box(box) for box in boxes) if has_boxes else None,
-            found=boxes_are_found,
+            detected=detected,
             predicate="" if "fingerprint" in row else str(row.get("predicate") or ""),
             relation=str(row.get("relation") or ""),
             case=str(row.get("case") or ""),
@@ -167,7 +167,7 @@ def _from_csv(path: Path, follow_outside: bool) -> list[Row]:
                 text=row["text"].strip(),
                 objects=tuple((n, near(image, "image_prompts")) for n, image in zip(called, images, strict=True)),
                 boxes=masks or boxes,
-                found=True,
+                detected=True,
                 predicate=(row.get("predicate") or "").strip(),
                 relation=(row.get("relation") or "").strip(),
                 case=(row.get("case") or "").strip(),
@@ -226,7 +226,7 @@ def as_cases(run: str, rows: Sequence[Row], digests: Digests) -> list[Picture]:
             relation=row.relation,
             group=row.relation,
         )
-        pictures.append(Picture(run, row.file, case, row.boxes, row.found, row.seed))
+        pictures.append(Picture(run, row.file, case, row.boxes, row.detected, row.seed))
     return pictures
 
 
@@ -252,7 +252,7 @@ def of_cases(
             strange.append(row.file.name)
             continue
         boxes = row.boxes if row.boxes is None or len(row.boxes) == len(case.objects) else None
-        pictures.setdefault(case.id, []).append(Picture(run, row.file, case, boxes, row.found, row.seed))
+        pictures.setdefault(case.id, []).append(Picture(run, row.file, case, boxes, row.detected, row.seed))
     if strange and not partial:
         raise InputError(
             f"{where}: {len(strange)} pictures belong to no case of the benchmark: {', '.join(strange)}; name it "

@@ -39,9 +39,7 @@ def lacking() -> str:
     return _loaded()[1]
 
 
-def predicate(
-    text: str, names: Sequence[str] = (), explicit: str = "", relations: Sequence[Relation] | None = None
-) -> tuple[str, Source]:
+def predicate(text: str, names: Sequence[str] = (), explicit: str = "") -> tuple[str, Source]:
     """The words of a prompt that say the relation, and who found them.
 
     An explicit predicate wins. Else spaCy: the clause's verb with its auxiliaries, particle, adverbs ("back to back"),
@@ -51,14 +49,13 @@ def predicate(
 
     Args:
         names: what the subjects are called in the text.
-        relations: the lexicon; None takes the shipped ones.
 
     Returns:
         ("", "none") where no relation is said.
     """
     if explicit:
         return explicit, "explicit"
-    relation = find_relation(text, lexicon() if relations is None else relations, names)
+    relation = find_relation(text, lexicon(), names)
     listed = spoken(relation, text) if relation else ""
     parsed = _parsed(text, tuple(names)) if parser() is not None else ""
     # "give each other a high-five" holds "give", and says more.

@@ -165,7 +165,7 @@ class Scorer:
             if row.verdict is not None:
                 row.failures = failures.of_verdict(row.verdict)
             elif parts is not None:
-                row.failures = failures.of_crops(parts, prompts, row.picture.found)
+                row.failures = failures.of_crops(parts, prompts, row.picture.detected)
             else:
                 row.failures = dict.fromkeys(failures.TYPES)
             # With one object and no box the whole picture is what may have been copied.

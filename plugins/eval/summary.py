@@ -35,7 +35,7 @@ def summary(
     shown = [c for c in columns if any(row.scores[c.id] is not None for row in rows)]
     left_out = [f"{c.id}: no picture has what it needs" for c in columns if c not in shown]
     if any(c.metric and c.metric.kind == "crop" for c in shown):
-        asked = [r.picture for r in rows if r.verdict is None and r.picture.boxes and not r.picture.found]
+        asked = [r.picture for r in rows if r.verdict is None and r.picture.boxes and not r.picture.detected]
         named = dict.fromkeys(picture.run for picture in asked)
         left_out += [f"{run}: the 0 of crops for a missing object; boxes were only asked for" for run in named]
     of_run = {run: [row for row in rows if row.picture.run == run] for run in runs}

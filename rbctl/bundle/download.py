@@ -21,8 +21,8 @@ from typing import Any
 from rbctl.bundle.assemble import check_widths
 from rbctl.bundle.catalogue import BundleSpec, Component, contents, read_manifest, record, size_text
 from rbctl.bundle.convert import convert_adapter, convert_image_encoder
-from rbctl.errors import InputError, reason
-from rbctl.files import NO_ROOM, read_object, sha256, write_json
+from rbctl.errors import NO_ROOM, InputError, reason
+from rbctl.files import read_object, sha256, write_json
 from rbctl.progress import progress
 from rbctl.runs import claim
 
