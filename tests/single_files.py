@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from rbctl.bundle.convert import open_clip_text
 from rbctl.files import read_object, read_safetensors
 
 _RESNET = {
@@ -39,17 +40,6 @@ _VAE = (
     ("mid_block.resnets.1", "mid.block_2"),
     ("conv_shortcut", "nin_shortcut"),
     ("conv_norm_out", "norm_out"),
-)
-_OPEN_CLIP = (
-    ("text_model.encoder.layers.", "transformer.resblocks."),
-    ("layer_norm1", "ln_1"),
-    ("layer_norm2", "ln_2"),
-    ("mlp.fc1", "mlp.c_fc"),
-    ("mlp.fc2", "mlp.c_proj"),
-    ("self_attn.out_proj", "attn.out_proj"),
-    ("text_model.final_layer_norm", "ln_final"),
-    ("text_model.embeddings.token_embedding", "token_embedding"),
-    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
 )
 
 
@@ -91,21 +81,6 @@ def original_vae(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return named
 
 
-def _original_open_clip(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    named: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        if name == "text_projection.weight":
-            named["text_projection"] = tensor.T.contiguous()
-        elif match := re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)", name):
-            whole = torch.cat([tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"])
-            named[f"transformer.resblocks.{match[1]}.attn.in_proj_{match[2]}"] = whole
-        elif ".k_proj." not in name and ".v_proj." not in name:
-            for new, old in _OPEN_CLIP:
-                name = name.replace(new, old)
-            named[name] = tensor
-    return named
-
-
 def write_single_file(
     folder: Path, dest: Path, extra: Mapping[str, torch.Tensor] | None = None, metadata: Mapping[str, str] | None = None
 ) -> Path:
@@ -129,7 +104,7 @@ def write_single_file(
     text = tensors("text_encoder", "model")
     whole |= {f"conditioner.embedders.0.transformer.{name}": tensor for name, tensor in text.items()}
     whole["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
-    text_2 = _original_open_clip(tensors("text_encoder_2", "model"))
+    text_2 = open_clip_text(tensors("text_encoder_2", "model"))
     whole |= {f"conditioner.embedders.1.model.{name}": tensor for name, tensor in text_2.items()}
     whole["conditioner.embedders.1.model.logit_scale"] = torch.tensor(4.6)
     save_file({**whole, **(extra or {})}, dest, dict(metadata or {}))

@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from rbctl.bundle.load import load as load_bundle
 from rbctl.errors import InputError
 from rbctl.files import write_json, write_safetensors
+from rbctl.image_prompt import CLIP_MEAN, CLIP_STD
 from rbctl.plugins.distill import grid, pictures
 from rbctl.plugins.distill.batches import cell_count, cut, normalised, numbers
 from rbctl.plugins.distill.config import DistillConfig
@@ -29,6 +31,7 @@ from rbctl.plugins.distill.tower import (
     find_tower,
     read_weights,
     trained_names,
+    whole_clip,
     write_official,
     write_weights,
 )
@@ -368,11 +371,12 @@ def test_what_is_written_is_read_by_bundles_and_as_the_official_file(clip: Path,
 
     tower = find_tower(DistillConfig(model=str(clip), image_size=64))
     tensors = read_weights(tower, 0)
-    folder = write_weights(tmp_path / "clipself", tensors, tower.config, {"rbctl.steps": "3"})
+    whole = whole_clip(tower, tensors)
+    folder = write_weights(tmp_path / "clipself", whole, tower.config, {"rbctl.steps": "3"})
     visual = load_local_encoder(folder)
     assert all(torch.equal(tensors[name], value) for name, value in visual.state_dict().items())
     official = tmp_path / "epoch_6.pt"
-    write_official(official, tensors, "tiny", 6)
+    write_official(official, whole, "tiny", 6)
     assert torch.load(official, weights_only=True)["epoch"] == 6
     convert_local_encoder(official, tmp_path / "again.safetensors", tower.config)
     again = load_file(tmp_path / "again.safetensors")
@@ -380,6 +384,40 @@ def test_what_is_written_is_read_by_bundles_and_as_the_official_file(clip: Path,
     # ... and is a starting point itself
     started = find_tower(DistillConfig(model=str(clip), weights=official, image_size=64))
     assert all(torch.equal(tensors[name], value) for name, value in read_weights(started, 0).items())
+
+
+@pytest.mark.parametrize("source", ["whole CLIP", "mini"])
+def test_open_clip_loads_the_distilled_encoder(clip: Path, tmp_path: Path, source: str) -> None:
+    """Both forms, strictly; and with mini's text encoder it says of a text what the bundle says."""
+    import open_clip
+
+    tower = find_tower(DistillConfig(model=str(clip) if source == "whole CLIP" else "mini", image_size=64))
+    tensors = read_weights(tower, 0)
+    folder = write_weights(tmp_path / "clipself", whole_clip(tower, tensors), tower.config, {})
+    write_official(tmp_path / "epoch_6.pt", whole_clip(tower, tensors), tower.name, 6)
+    name = f"rbctl-{tower.name}"
+    write_json(tmp_path / "configs" / f"{name}.json", tower.config)
+    open_clip.add_model_config(tmp_path / "configs")
+    loaded = [open_clip.create_model_and_transforms(f"local-dir:{folder}")]
+    for weights in (folder / "model.safetensors", tmp_path / "epoch_6.pt"):
+        loaded.append(open_clip.create_model_and_transforms(name, pretrained=str(weights)))
+    for model, _, transform in loaded:
+        assert all(torch.equal(model.visual.state_dict()[part], tensor) for part, tensor in tensors.items())
+        assert transform(picture(0)).shape == (3, tower.crop_size, tower.crop_size)
+    normalized = loaded[0][2].transforms[-1]
+    assert (tuple(normalized.mean), tuple(normalized.std)) == (CLIP_MEAN, CLIP_STD)
+    if source == "mini":
+        bundle = load_bundle("mini", torch.device("cpu"), torch.float32, local_encoder=False)
+        pooled = bundle.encode_prompts(["a red fox"])[1]
+        ids = bundle.tokenizer_2(["a red fox"], padding="max_length", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            torch.testing.assert_close(loaded[0][0].eval().encode_text(ids), pooled, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_text_tower_the_image_tower_is_written(tmp_path: Path) -> None:
+    tower = find_tower(DistillConfig(model="mini", random_weights=True, image_size=64))
+    tensors = read_weights(tower, 0)
+    assert whole_clip(tower, tensors).keys() == {f"visual.{name}" for name in tensors}
 
 
 def test_labels_are_embedded_as_open_clip_does(clip: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -231,3 +232,23 @@ def test_the_example_of_the_docs_runs_as_it_stands(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     exec(example, {})
     assert Image.open(tmp_path / "beside.png").size == (128, 128)
+
+
+@pytest.mark.slow
+def test_mini_in_plain_diffusers_draws_the_picture_of_rbctl_sample(tmp_path: Path) -> None:
+    """The lines of docs/python.md run as they stand there."""
+    page = Path(__file__).resolve().parents[1] / "docs" / "python.md"
+    if not page.is_file():
+        pytest.skip("this runs a page of a checkout")
+    (lines,) = re.findall(r"```python\n(import torch\nimport rbctl\.bundle\.vae.*?)```", page.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(lines, names)
+    plain = names["plain"]
+    plain.set_progress_bar_config(disable=True)
+    text, options = "a red fox beside a tree", {"num_inference_steps": 3, "guidance_scale": 2.0, "negative_prompt": ""}
+    theirs = plain(text, generator=torch.Generator().manual_seed(7), **options).images[0]
+    (tmp_path / "prompts.txt").write_text(f"{text} --d 7 --s 3 --l 2.0\n")
+    arguments = ["sample", str(tmp_path / "prompts.txt"), "--lora", "none", "--output", str(tmp_path / "out")]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    (ours,) = (tmp_path / "out").glob("a-red-fox*.png")
+    assert np.array_equal(np.asarray(theirs), np.asarray(Image.open(ours)))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
 from rbctl.device import pick_device, pick_precision
 from rbctl.errors import InputError
 from rbctl.files import sha256
@@ -15,7 +17,14 @@ from rbctl.plugins.distill.config import DistillConfig
 from rbctl.plugins.distill.engine import build_teacher, consolidated, micro_steps, prepare_deepspeed
 from rbctl.plugins.distill.evaluation import HeldOut, text_embeddings
 from rbctl.plugins.distill.loop import EVALUATION, METRICS, UNREADABLE, Distillation
-from rbctl.plugins.distill.tower import find_tower, read_weights, trained_names, write_official, write_weights
+from rbctl.plugins.distill.tower import (
+    find_tower,
+    read_weights,
+    trained_names,
+    whole_clip,
+    write_official,
+    write_weights,
+)
 from rbctl.processes import together
 from rbctl.runs import RUNS, Run
 
@@ -127,7 +136,10 @@ def run(config: DistillConfig) -> Path | None:
             world.wait()
             if not world.first:
                 return None
+            clip = whole_clip(tower, tensors)
+            if len(clip) == len(tensors):
+                click.echo("no text tower beside the weights: open_clip reads the result with strict=False", err=True)
             if config.official_checkpoint:
-                write_official(run.folder / f"epoch_{config.epochs}.pt", tensors, tower.name, config.epochs)
+                write_official(run.folder / f"epoch_{config.epochs}.pt", clip, tower.name, config.epochs)
             metadata = {"rbctl.steps": str(data.steps), "rbctl.weights": facts["weights"]}
-            return write_weights(run.folder / _RESULT, tensors, tower.config, metadata)
+            return write_weights(run.folder / _RESULT, clip, tower.config, metadata)

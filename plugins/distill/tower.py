@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,22 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from rbctl.bundle.catalogue import has_local_encoder, place, survey
-from rbctl.bundle.convert import check_tensors, default_open_clip_config, read_local_encoder, read_open_clip_config
+from rbctl.bundle.convert import (
+    check_tensors,
+    default_open_clip_config,
+    open_clip_text,
+    read_local_encoder,
+    read_open_clip_config,
+    read_sharded,
+)
 from rbctl.errors import InputError, nearest, reason
 from rbctl.files import atomic_write, write_json, write_safetensors
+from rbctl.image_prompt import CLIP_MEAN, CLIP_STD
 from rbctl.local_encoder import dense_features, pool_regions
 from rbctl.plugins.distill.config import DistillConfig
 
 CONFIG, WEIGHTS, OFFICIAL = "open_clip_config.json", "model.safetensors", "epoch_6.pt"
+_LOGIT_SCALE = math.log(100)  # where CLIPs end; a bundle's text encoder does not say
 
 
 @dataclass(frozen=True)
@@ -151,25 +161,47 @@ def read_weights(tower: Tower, seed: int) -> dict[str, torch.Tensor]:
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
-def write_weights(
-    output: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], metadata: Mapping[str, str]
-) -> Path:
-    """Write a folder as a bundle holds it: safetensors in open_clip naming, and open_clip's configuration.
+def whole_clip(tower: Tower, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The distilled CLIP as open_clip names it: with the text tower of the CLIP it started from, where there is one.
+
+    A bundle's local encoder has no text tower of its own; its ``text_encoder_2`` is that of the same CLIP.
 
     Args:
-        tensors: by name, without ``visual.``.
+        tensors: of the image tower by name, without ``visual.``.
     """
-    named = {f"visual.{name}": tensor for name, tensor in tensors.items()}
-    write_json(output / CONFIG, dict(config))
-    write_safetensors(output / WEIGHTS, named, {"format": "pt", **metadata})
+    from open_clip.model import CLIP
+
+    visual = {f"visual.{name}": tensor for name, tensor in tensors.items()}
+    if tower.weights is None or "text_cfg" not in tower.config:
+        return visual
+    rest = {name: t for name, t in read_local_encoder(tower.weights).items() if not name.startswith("visual.")}
+    encoder = tower.weights.parent.parent / "text_encoder_2"
+    if not rest and encoder.is_dir():
+        rest = {**open_clip_text(read_sharded(encoder)), "logit_scale": torch.tensor(_LOGIT_SCALE)}
+    with torch.device("meta"):
+        wanted = CLIP(**{key: tower.config[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}).state_dict()
+    shapes = {name: tensor.shape for name, tensor in wanted.items() if not name.startswith("visual.")}
+    return visual | rest if {name: tensor.shape for name, tensor in rest.items()} == shapes else visual
+
+
+def write_weights(
+    output: Path, clip: Mapping[str, torch.Tensor], config: Mapping[str, Any], metadata: Mapping[str, str]
+) -> Path:
+    """Write a folder as open_clip's ``local-dir:`` reads it: weights in its naming, and its configuration.
+
+    Args:
+        clip: see ``whole_clip``.
+    """
+    preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
+    write_json(output / CONFIG, {"model_cfg": dict(config), "preprocess_cfg": preprocess})
+    write_safetensors(output / WEIGHTS, clip, {"format": "pt", **metadata})
     return output
 
 
-def write_official(path: Path, tensors: Mapping[str, torch.Tensor], name: str, epoch: int) -> None:
+def write_official(path: Path, clip: Mapping[str, torch.Tensor], name: str, epoch: int) -> None:
     """Write ``epoch_N.pt`` as CLIPSelf's own training does: {"epoch", "name", "state_dict"}."""
-    state = {f"visual.{key}": tensor for key, tensor in tensors.items()}
     with atomic_write(path) as temporary:
-        torch.save({"epoch": epoch, "name": name, "state_dict": state}, temporary)
+        torch.save({"epoch": epoch, "name": name, "state_dict": dict(clip)}, temporary)
 
 
 def trained_names(tower: Tower, blocks: int) -> frozenset[str]:

@@ -15,11 +15,12 @@ import torch
 
 from rbctl import metrics
 from rbctl.bundle.catalogue import CATALOGUE, MANIFEST, contents, has_local_encoder, missing_parts, record, size_text
+from rbctl.bundle.convert import read_open_clip_config
 from rbctl.bundle.fingerprints import fingerprint, generator_fingerprint
 from rbctl.bundle.load import load
 from rbctl.bundle.tokenizer import END, write_small_tokenizer
 from rbctl.errors import InputError
-from rbctl.files import atomic_write, read_object, read_safetensors, write_bytes, write_text
+from rbctl.files import atomic_write, read_object, read_safetensors, write_json, write_text
 from rbctl.options import BUNDLE_RECIPE, to_yaml
 from rbctl.plugins.pretrain.config import PARTS, PretrainConfig
 from rbctl.plugins.pretrain.weights import write_weights
@@ -40,8 +41,10 @@ def take_local_encoder(config: PretrainConfig) -> str:
             f"{source} is not there: the CLIP's own tower stays; 'rbctl distill --recipe mini "
             f"--model {config.work / 'bundle'} --data {config.work / 'pictures'} --output {source.parent}' makes it"
         )
-    write_bytes(dest / "open_clip_config.json", (source / "open_clip_config.json").read_bytes())
-    write_weights(dest / "model.safetensors", read_safetensors(source / "model.safetensors")[0])
+    write_json(dest / "open_clip_config.json", read_open_clip_config(source / "open_clip_config.json"))
+    clip = read_safetensors(source / "model.safetensors")[0]
+    visual = {name: tensor for name, tensor in clip.items() if name.startswith("visual.")}  # the bundle has the rest
+    write_weights(dest / "model.safetensors", visual)
     return str(dest)
 
 

@@ -7,6 +7,7 @@ is ``{"epoch", "name", "state_dict"}``. Names and shapes are checked against wha
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,18 @@ if TYPE_CHECKING:
     import torch
 
 Shape = tuple[int, ...]
+
+_OPEN_CLIP_TEXT = (
+    ("text_model.encoder.layers.", "transformer.resblocks."),
+    ("layer_norm1", "ln_1"),
+    ("layer_norm2", "ln_2"),
+    ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"),
+    ("self_attn.out_proj", "attn.out_proj"),
+    ("text_model.final_layer_norm", "ln_final"),
+    ("text_model.embeddings.token_embedding", "token_embedding"),
+    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+)
 
 
 def _per_block(value: Any, blocks: int) -> list[Any]:
@@ -255,7 +268,25 @@ def convert_local_encoder(source: Path, dest: Path, config: Mapping[str, Any] | 
     return config
 
 
-def _read_sharded(folder: Path) -> dict[str, torch.Tensor]:
+def open_clip_text(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state of a transformers ``CLIPTextModelWithProjection`` as open_clip names it."""
+    import torch
+
+    named: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if name == "text_projection.weight":
+            named["text_projection"] = tensor.T.contiguous()
+        elif match := re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)", name):
+            rows = [tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            named[f"transformer.resblocks.{match[1]}.attn.in_proj_{match[2]}"] = torch.cat(rows)
+        elif not re.search(r"\.[kv]_proj\.", name):
+            for theirs, ours in _OPEN_CLIP_TEXT:
+                name = name.replace(theirs, ours)
+            named[name] = tensor
+    return named
+
+
+def read_sharded(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a transformers model folder: one file or shards, safetensors before pickles."""
     for pattern in ("model*.safetensors", "pytorch_model*.bin"):
         files = sorted(f for f in folder.glob(pattern) if ".fp16" not in f.name)
@@ -287,7 +318,7 @@ def convert_image_encoder(source: Path, dest: Path) -> None:
         raise InputError(f"{source}: not a CLIP in transformers' layout")
     tensors = {
         name: tensor
-        for name, tensor in _read_sharded(source).items()
+        for name, tensor in read_sharded(source).items()
         if name.startswith(("vision_model.", "visual_projection.")) and not name.endswith(".position_ids")
     }
     projection = tensors.get("visual_projection.weight")
