@@ -248,7 +248,14 @@ class Encoded:
 
 
 def guided(
-    encoded: Encoded, *, size: tuple[int, int], latent_size: tuple[int, int], levels: int, backend: str | None = None
+    encoded: Encoded,
+    *,
+    size: tuple[int, int],
+    latent_size: tuple[int, int],
+    levels: int,
+    backend: str | None = None,
+    original_size: tuple[int, int] | None = None,
+    crop: tuple[int, int] = (0, 0),
 ) -> Conditioning:
     """Conditioning for sampling: rows [unconditional; conditional], or the conditional alone without a negative prompt.
 
@@ -257,6 +264,7 @@ def guided(
     Args:
         size: (height, width) in pixels, for SDXL's micro-conditioning.
         latent_size: (h, w). levels: of the UNet.
+        original_size, crop: (height, width) and (top, left) in pixels, of the micro-conditioning too; None is ``size``.
     """
 
     def rows(conditional: torch.Tensor, unconditional: torch.Tensor | None = None) -> torch.Tensor:
@@ -273,7 +281,7 @@ def guided(
             latent_grids(latent_size, levels),
             subject_scales=None if encoded.object_weights is None else rows(encoded.object_weights),
         )
-    time_ids = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=embeds.device)
+    time_ids = torch.tensor([*(original_size or size), *crop, *size], dtype=torch.float32, device=embeds.device)
     return Conditioning(
         prompt_embeds=embeds,
         pooled_prompt_embeds=rows(encoded.pooled_prompt_embeds, encoded.negative_pooled_prompt_embeds),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -49,7 +49,17 @@ def split(paths: str) -> list[str]:
     return [paths] if Path(paths).is_file() else [part.strip() for part in paths.split(",") if part.strip()]
 
 
-def layout_prior(files: Sequence[LoraFile]) -> LayoutPrior | None:
+class Described(Protocol):
+    """A file of a LoRA, whatever its layers, and what its metadata say."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+
+def layout_prior(files: Sequence[Described]) -> LayoutPrior | None:
     """Where the relation's roles lie, as the first of the files that tells has it.
 
     Raises:
@@ -59,7 +69,7 @@ def layout_prior(files: Sequence[LoraFile]) -> LayoutPrior | None:
     return next((LayoutPrior.from_json(prior, path) for prior, path in stored if prior), None)
 
 
-def relation_of(file: LoraFile) -> Relation | None:
+def relation_of(file: Described) -> Relation | None:
     """The relation that a LoRA was tuned on, as its metadata tells; None where they do not.
 
     Raises:

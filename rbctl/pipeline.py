@@ -7,6 +7,7 @@ image = pipe("A {cat} is riding a {bear}", images={"cat": "cat.png", "bear": "be
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 
-from rbctl import denoising, lora, memory
+from rbctl import any_lora, denoising, lora, memory
+from rbctl.any_lora import AnyLora
 from rbctl.attention import compile_blocks
 from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.load import load
@@ -27,11 +29,12 @@ from rbctl.encoding import Encoder
 from rbctl.errors import InputError
 from rbctl.files import sha256
 from rbctl.image_prompt import Injection, LocalTokens
-from rbctl.lora import LoraFile
 from rbctl.progress import progress
 from rbctl.relations import Box, load_relation, shipped
 from rbctl.request import Picture, Request, requested
 from rbctl.roles import find_relation, place
+
+_RELATION = "relation"
 
 _FINITE = {
     torch.float16: "take --precision bf16 or fp32",
@@ -78,9 +81,11 @@ class RelationPipeline:
         self.pseudo_mask_step = pseudo_mask_step
         self.attention = attention
         self.backend = pick_attention(attention, bundle.device, bundle.dtype)
-        self._read: dict[tuple[Path, str], LoraFile] = {}
-        self._adapters: dict[int, tuple[LoraFile, str]] = {}
-        self._relations: tuple[LoraFile, ...] = ()
+        self._read: dict[tuple[Path, str], AnyLora] = {}
+        self._adapters: dict[int, tuple[AnyLora, str]] = {}
+        self._loaded: dict[str, AnyLora] = {}  # by the names that the user knows
+        self._weights: dict[str, float] = {}  # of those in use
+        self._relations: tuple[AnyLora, ...] = ()
         self._progress_bar = True
         self._scheduler = bundle.scheduler()
 
@@ -148,42 +153,98 @@ class RelationPipeline:
         """Compile the UNet's transformer blocks: a slow start, then faster steps."""
         compile_blocks(self.bundle.unet)
 
-    # --- relations
+    # --- LoRAs
 
     def load_relation(self, paths: Path | str | Sequence[Path | str], weight: float = 1.0) -> None:
         """Sample with a relation LoRA from now on, or with several at the same weight. The last call counts.
 
+        Other LoRAs stay. The adapter's name is "relation", with several "relation_1" and so on from the second.
+
         Raises:
-            InputError: a file is no relation LoRA, or is made for another base.
+            InputError: a file is no LoRA, or is made for another base.
         """
-        files = []
-        for path in [paths] if isinstance(paths, Path | str) else paths:
-            key = Path(path), sha256(Path(path)) if Path(path).is_file() else ""  # a file may be tuned anew meanwhile
-            if key not in self._read:
-                self._read[key] = lora.read(key[0])
-            files.append(self._read[key])
-        self.use(files, weight)
+        files = [self._file(Path(path)) for path in ([paths] if isinstance(paths, Path | str) else paths)]
+        self._forget_relations()
+        names = [_RELATION if not number else f"{_RELATION}_{number}" for number in range(len(files))]
+        self._loaded |= dict(zip(names, files, strict=True))
+        self._activate(self._weights | dict.fromkeys(names, weight))
 
     def unload_relation(self) -> None:
-        """Sample with the base model from now on."""
-        self.use([])
+        """Sample without a relation LoRA from now on; other LoRAs stay."""
+        self._forget_relations()
+        self._activate(self._weights)
 
-    def use(self, files: Sequence[LoraFile], weight: float = 1.0) -> None:
-        """:meth:`load_relation` of files that are read already."""
-        for file in files:
+    def _forget_relations(self) -> None:
+        for name in [name for name in self._loaded if name.startswith(_RELATION)]:
+            del self._loaded[name]
+            self._weights.pop(name, None)
+
+    def load_lora_weights(
+        self, path: Path | str, weight_name: str | None = None, adapter_name: str | None = None
+    ) -> None:
+        """Sample with a LoRA of any origin too: of style, of a character, step-distilled. Layers left out are told.
+
+        Args:
+            path: of a file, or of a folder that holds ``weight_name``.
+            adapter_name: for :meth:`set_adapters`; by default the file's name without its ending.
+
+        Raises:
+            InputError: the file is no LoRA, or is made for another base.
+        """
+        whole = Path(path) / weight_name if weight_name else Path(path)
+        name = adapter_name or whole.stem
+        self._loaded[name] = self._file(whole)
+        self._activate(self._weights | {name: 1.0})
+
+    def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] = 1.0) -> None:
+        """Sample with these LoRAs, each at its weight, and no others; "relation" is that of :meth:`load_relation`.
+
+        Raises:
+            InputError: there is no LoRA of that name, or another number of weights.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        weights = list(adapter_weights) if isinstance(adapter_weights, Sequence) else [adapter_weights] * len(names)
+        if unknown := [name for name in names if name not in self._loaded]:
+            raise InputError(f"adapter_names: no LoRA {unknown[0]!r} is loaded; there are {', '.join(self._loaded)}")
+        if len(weights) != len(names):
+            raise InputError(f"adapter_weights: {len(weights)} for {len(names)} LoRAs; give one, or one for each")
+        self._activate(dict(zip(names, weights, strict=True)))
+
+    def get_active_adapters(self) -> list[str]:
+        """Names of the LoRAs that pictures are sampled with."""
+        return list(self._weights)
+
+    def unload_lora_weights(self) -> None:
+        """Sample with the base model from now on; all LoRAs are let go, the relation's too."""
+        self._loaded = {}
+        self._activate({})
+
+    def _activate(self, weights: Mapping[str, float]) -> None:
+        self._weights = dict(weights)
+        self.use([(self._loaded[name], weight) for name, weight in weights.items()])
+
+    def _file(self, path: Path) -> AnyLora:
+        key = path, sha256(path) if path.is_file() else ""  # a file may be tuned anew meanwhile
+        if key not in self._read:
+            self._read[key] = any_lora.read(path)
+        return self._read[key]
+
+    def use(self, loras: Sequence[tuple[AnyLora, float]]) -> None:
+        """Sample with LoRAs that are read already, each at its weight, and with no others."""
+        for file, _ in loras:
             self.attach(file)
-        lora.use(self.bundle.unet, [self._adapters[id(file)][1] for file in files] or None, weight)
-        self._relations = tuple(files)
+        any_lora.use(self.bundle, {self._adapters[id(file)][1]: weight for file, weight in loras})
+        self._relations = tuple(file for file, _ in loras)
 
-    def attach(self, file: LoraFile) -> None:
-        """Put a LoRA into the UNet, once, without switching it on.
+    def attach(self, file: AnyLora) -> None:
+        """Put a LoRA into the networks, once, without switching it on.
 
         Raises:
             InputError: it is made for another base.
         """
         if id(file) not in self._adapters:
             name = f"lora{len(self._adapters)}"
-            lora.attach(self.bundle.unet, file, name)
+            any_lora.attach(self.bundle, file, name)
             self._adapters[id(file)] = file, name  # kept with its file, so that no other comes to have its id
 
     # --- the call
@@ -201,6 +262,8 @@ class RelationPipeline:
         guidance_scale: float | None = None,
         image_scale: float | None = None,
         num_images_per_prompt: int = 1,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
@@ -218,6 +281,7 @@ class RelationPipeline:
             height, width: pixels, multiples of 8.
             guidance_scale: classifier-free guidance; 1 or less is none.
             image_scale: weight of the image branch, gamma.
+            original_size, crops_coords_top_left: SDXL's micro-conditioning, (height, width) and (top, left) in pixels.
             generator: one for all pictures, or one for each; the first picture of ``rbctl sample --seed 7`` has the
                 noise of ``torch.Generator().manual_seed(7)``.
             latents: unit noise (B, C, height / f, width / f) in place of the generator's.
@@ -247,6 +311,8 @@ class RelationPipeline:
             defaults | sampling_defaults(bundle.folder),
             self.boxes,
         )
+        crop = crops_coords_top_left
+        requests = [dataclasses.replace(request, original_size=original_size, crop=crop) for request in requests]
         generators = self._generators(requests, generator)
         noise = latents
         if noise is None:
@@ -323,7 +389,18 @@ class RelationPipeline:
             noise = denoising.initial_noise(generators, bundle.unet.config.in_channels, self.latent_size(first))
         scales = torch.tensor([request.guidance_scale for request in requests])
         scheduler = scheduler or bundle.scheduler(first.scheduler)
-        return self.denoise_encoded(encoded, noise, first.steps, scales, scheduler, on_step, pseudo, generators)
+        return self.denoise_encoded(
+            encoded,
+            noise,
+            first.steps,
+            scales,
+            scheduler,
+            on_step,
+            pseudo,
+            generators,
+            first.original_size,
+            first.crop,
+        )
 
     def denoise_encoded(
         self,
@@ -335,6 +412,8 @@ class RelationPipeline:
         on_step: denoising.OnStep | None = None,
         pseudo: PseudoRegions | None = None,
         generators: Sequence[torch.Generator | None] | None = None,
+        original_size: tuple[int, int] | None = None,
+        crop: tuple[int, int] = (0, 0),
     ) -> torch.Tensor:
         """:meth:`denoise` of what is encoded already.
 
@@ -350,6 +429,8 @@ class RelationPipeline:
             latent_size=(h, w),
             levels=bundle.levels,
             backend=self.backend,
+            original_size=original_size,
+            crop=crop,
         )
         conditioning.pseudo = pseudo
         scales = torch.as_tensor(guidance_scale, device=bundle.device).expand(len(noise))

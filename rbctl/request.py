@@ -54,6 +54,8 @@ class Request:
         width, height: pixels, multiples of 8.
         guidance_scale: 1 or less for none.
         seed: of its noise.
+        original_size, crop: SDXL's micro-conditioning, (height, width) and (top, left) in pixels; None is the picture's
+            own size.
         scheduler: a name of :mod:`rbctl.schedulers`; None for the bundle's own.
         embeddings: what learned tokens in ``words`` stand for.
         source: where it was asked for, for errors.
@@ -67,6 +69,8 @@ class Request:
     steps: int
     guidance_scale: float
     seed: int = 0
+    original_size: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
     scheduler: str | None = None
     embeddings: tuple[Embedding, ...] = ()
     source: str = "prompt"
@@ -80,7 +84,8 @@ class Request:
     def kind(self) -> tuple[Any, ...]:
         """Requests of one kind can be sampled in one batch."""
         plain = not self.subjects
-        return self.embeddings, self.width, self.height, self.steps, self.guided, self.scheduler, plain
+        sizes = self.original_size, self.crop
+        return self.embeddings, sizes, self.width, self.height, self.steps, self.guided, self.scheduler, plain
 
 
 def requested(

@@ -46,15 +46,15 @@ def test_a_line_with_all_options(pictures: Path) -> None:
     assert [o.box for o in prompt.objects] == [(0, 0, 0.5, 1), (0.5, 0, 1, 1)]
     assert [o.subject_scale for o in prompt.objects] == [1, 0.5]
     assert prompt.negative_prompt == 'lowres, "bad" art'
-    assert (prompt.width, prompt.height, prompt.seed, prompt.steps, prompt.images) == (512, 768, 7, 30, 4)
+    assert (prompt.width, prompt.height, prompt.seed, prompt.steps, prompt.images) == (512, 768, (7,), 30, 4)
     assert (prompt.guidance_scale, prompt.scale) == (5.5, 0.6)
-    assert (prompt.relation, prompt.lora, prompt.lora_weight) == ("shake_hands", "runs/hug.safetensors", 0.8)
+    assert (prompt.relation, prompt.lora, prompt.lora_weight) == ("shake_hands", "runs/hug.safetensors:0.8", None)
 
 
 def test_what_is_not_given_is_none(pictures: Path) -> None:
     prompt = line("a cat", pictures)
     given = {key: value for key, value in dataclasses.asdict(prompt).items() if value is not None}
-    assert given == {"text": "a cat", "objects": (), "source": "prompts.txt:1"}
+    assert given == {"text": "a cat", "objects": (), "lora_tags": (), "source": "prompts.txt:1"}
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,16 @@ def test_what_is_not_given_is_none(pictures: Path) -> None:
         ("--n", "negative_prompt", ""),
         ("--n the cat's toy --d 5", "negative_prompt", "the cat's toy"),
         ('--n 5" nails', "negative_prompt", '5" nails'),
-        ("--d=8", "seed", 8),
-        ("--am 0.7", "lora_weight", 0.7),
-        ("--seed 8", "seed", 8),
+        ("--d=8", "seed", (8,)),
+        ("--D 8", "seed", (8,)),
+        ("--d 1,2, 3", "seed", (1, 2, 3)),
+        ("--ow 1024", "original_width", 1024),
+        ("--CT 32", "crop_top", 32),
+        ("--ss euler_a", "scheduler", "Euler a"),
+        ("--am 0.7", "lora_weight", (0.7,)),
+        ("--am .8,.5", "lora_weight", (0.8, 0.5)),
+        ("--lora a:0.5,b --lora c:1", "lora", "a:0.5,b,c:1"),
+        ("--seed 8", "seed", (8,)),
         ("--guidance-scale 1e-1", "guidance_scale", 0.1),
         ("--lora C:name.safetensors", "lora", "C:name.safetensors"),
     ],
@@ -84,9 +91,9 @@ def test_values(pictures: Path, options: str, field: str, value: object) -> None
     [
         (RIDING + " --sed 3", "no option --sed; did you mean '--seed'?"),
         (RIDING + " --q 3", "no option --q; "),
-        (RIDING + " --d seven", "--d: a whole number was expected, not 'seven'"),
-        (RIDING + " --d -1", "--d: 0 or more was expected, not -1"),
-        (RIDING + f" --d {2**63 - 1}", "--d: 9,223,372,036,854,765,807 or less was expected"),
+        (RIDING + " --d seven", "--d[0]: a whole number was expected, not 'seven'"),
+        (RIDING + " --d -1", "--d[0]: 0 or more was expected, not -1"),
+        (RIDING + f" --d {2**63 - 1}", "--d[0]: 9,223,372,036,854,765,807 or less was expected"),
         (RIDING + " --l nan", "--l: a finite number was expected, not nan"),
         (RIDING + " --d", "--d has no value"),
         (RIDING + " --d 1 --seed 2", "given twice"),
@@ -104,7 +111,13 @@ def test_values(pictures: Path, options: str, field: str, value: object) -> None
         (RIDING + " --subject-scale 1", "--subject-scale: 1 given, 2 expected"),
         (RIDING + " --relation ridd", "--relation: 'ridd': no such relation; did you mean 'ride'?"),
         (RIDING + " --lora :0.5", "--lora: words were expected, not ''"),
-        (RIDING + " --lora a:99", "--lora: 10 or less was expected, not 99"),
+        (RIDING + " --lora a:99", "--lora: a weight from -10 to 10 was expected, not 99"),
+        (RIDING + " --t 0.5", "--t is the strength of img2img; rbctl draws from noise alone"),
+        (RIDING + " --NW 64", "--nw is a width for the negative prompt alone; --ow holds for both"),
+        (RIDING + " --glt 700", "--glt is of Gradual Latent"),
+        (RIDING + " --ss eulr", "--ss: no scheduler 'eulr'; did you mean 'Euler'?"),
+        (RIDING + " --d 1,2 --images 3", "--d: 2 seeds for 3 images"),
+        ("A cat <lora:hug:much> sleeps", "<lora:'hug':much>: "),
         ("a {cat: pets/tom.jpg", "brace is not closed"),
         ("a {cat: {pets/tom.jpg}", "brace is not closed"),
         ("a cat}", "closed that was not opened"),
@@ -113,7 +126,7 @@ def test_values(pictures: Path, options: str, field: str, value: object) -> None
         ("a {cat: }", "no object"),
         ("a {cat: pets/absent.jpg}", "no picture"),
         ("--d 3", "the prompt is empty"),
-        ("a cat --d 3 {dog: pets/tom.jpg}", "--d:"),
+        ("a cat --d 3 {dog: pets/tom.jpg}", "--d[0]:"),
     ],
 )
 def test_a_wrong_line_is_one_line_with_its_place(pictures: Path, text: str, said: str) -> None:
@@ -141,7 +154,7 @@ def test_lora_and_relation_beside_the_file_are_found_there(pictures: Path) -> No
     (pictures / "hug.safetensors").write_bytes(b"")
     (pictures / "own.yaml").write_text("predicate: is x\nprompts: ['{subject}']\nroles: [{name: a, box: [0, 0, 1, 1]}]")
     prompt = line("a cat --lora hug.safetensors:0.5 --relation own.yaml", pictures)
-    assert (prompt.lora, prompt.lora_weight) == (str(pictures / "hug.safetensors"), 0.5)
+    assert (prompt.lora, prompt.lora_weight) == (str(pictures / "hug.safetensors") + ":0.5", None)
     assert prompt.relation == str(pictures / "own.yaml")
 
 
@@ -189,7 +202,7 @@ def test_a_line_round_trip(pictures: Path, parts, negative, seed, scale) -> None
     assert prompt.text == text
     marked = [p[0].strip() for p in parts if isinstance(p, tuple)]
     assert [o.name for o in prompt.objects] == list(dict.fromkeys(marked))
-    assert (prompt.negative_prompt, prompt.seed, prompt.scale) == (negative, seed, scale)
+    assert (prompt.negative_prompt, prompt.seed, prompt.scale) == (negative, None if seed is None else (seed,), scale)
 
 
 _TOKENS = "{cat: pets/tom.jpg}|{|}|{{|:|--| --d | --n | --box | --w |--lora |--relation |0,0,1,1|nan|1e999|-1|64|hug"
@@ -233,10 +246,10 @@ def test_yaml(pictures: Path) -> None:
     first, second = read_prompts(path)
     assert first.text == "A cat is riding a bear"
     assert [o.box for o in first.objects] == [(0, 0, 0.5, 1), (0.5, 0, 1, 1)]
-    assert (first.seed, first.guidance_scale, first.source) == (3, 0.5, f"{path}:5")
+    assert (first.seed, first.guidance_scale, first.source) == ((3,), 0.5, f"{path}:5")
     assert second.objects[0].box == (0, 0, 1, 1)
     assert second.objects[0].image == pictures / "pets/tom.jpg"
-    assert (second.seed, second.steps, second.lora, second.lora_weight) == (4, None, "hugs", 0.5)
+    assert (second.seed, second.steps, second.lora, second.lora_weight) == ((4,), None, "hugs", (0.5,))
     assert second.source == f"{path}:9"
 
 
@@ -246,8 +259,8 @@ def test_yaml(pictures: Path) -> None:
         ("prompts:", "prompt:", "prompt: no such key; did you mean 'prompts'?"),
         ("  seed: 3", "  sed: 3", ":2: defaults.sed: no such key; did you mean 'seed'?"),
         ("seed: 4", "seeds: 4", ":12: prompts[1].seeds: no such key; did you mean 'seed'?"),
-        ("seed: 4", "seed: true", ":12: prompts[1].seed: a whole number was expected, not True"),
-        ("seed: 4", "seed: [4]", ":12: prompts[1].seed: a whole number was expected, not [4]"),
+        ("seed: 4", "seed: true", ":12: prompts[1].seed[0]: a whole number was expected, not True"),
+        ("seed: 4", "seed: []", ":12: prompts[1].seed: 1 or more entries were expected, not ()"),
         ("seed: 4", "width: 512.5", ":12: prompts[1].width: a whole number"),
         ("text: A cat hugs a dog.", "text: 3", ":9: prompts[1].text: words were"),
         ("text: A cat hugs a dog.", 'text: "\\ud83d"', ":9: not valid YAML (half a character)"),
@@ -295,7 +308,7 @@ def test_yaml_with_merged_lists(tmp_path: Path) -> None:
         "defaults: &d {seed: 3}\nprompts:\n  - {<<: *d, text: a}\n  - &b {text: b}\n  - *b\n"
     )
     prompts = read_prompts(tmp_path / "p.yaml")
-    assert [(p.text, p.seed) for p in prompts] == [("a", 3), ("b", 3), ("b", 3)]
+    assert [(p.text, p.seed) for p in prompts] == [("a", (3,)), ("b", (3,)), ("b", (3,))]
 
 
 OFFICIAL = """\
@@ -420,3 +433,9 @@ def test_an_individual_that_is_marked_twice_is_one_unless_each_mark_has_a_box(pi
     assert [entry.name for entry in line(twice, pictures).objects] == ["cat", "bear"]
     boxes = " --box 0,0,0.4,1 --box 0.3,0,0.7,1 --box 0.6,0,1,1"
     assert [entry.name for entry in line(twice + boxes, pictures).objects] == ["cat", "bear", "cat"]
+
+
+def test_tags_of_loras_are_taken_out_of_the_text(pictures: Path) -> None:
+    prompt = line("A cat <lora:style:0.8> sleeps, <lora:film> grainy <LORA:neg:-.5:1>", pictures)
+    assert prompt.text == "A cat sleeps, grainy"
+    assert [(tag.path, tag.weight) for tag in prompt.lora_tags] == [("style", 0.8), ("film", None), ("neg", -0.5)]

@@ -89,7 +89,7 @@ def pixels(folder: Path) -> bytes:
 
 def planned(path: Path, bundle: Path) -> list[Job]:
     """The jobs of a prompts file without LoRAs."""
-    prompts, config = read_prompts(path), SampleConfig(prompts=path, lora="none")
+    prompts, config = read_prompts(path), SampleConfig(prompts=path, lora=("none",))
     return plan(prompts, read_learned(prompts, config), config, bundle)
 
 
@@ -608,7 +608,7 @@ def test_the_words_of_an_own_relation_are_known_from_its_run_folder_and_from_its
 
 
 def test_three_individuals_for_two_roles_and_roles_that_are_not_told_are_said(place: Path, tiny_bundle: Path) -> None:
-    config = SampleConfig(prompts=Path("p.txt"), bundle=str(tiny_bundle), lora="none", relation="ride")
+    config = SampleConfig(prompts=Path("p.txt"), bundle=str(tiny_bundle), lora=("none",), relation="ride")
 
     def said(text: str) -> str:
         prompt = parse_line(text, place, "p.txt:1")

@@ -21,9 +21,10 @@ def command(config: SampleConfig) -> None:
       A {cat: pets/tom.jpg} hugs a {dog: pets/rex.jpg} --box 0.05,0.2,0.55,0.9 --box 0.45,0.2,0.95,0.9
 
     \b
-    Options of a line: --n negative prompt, --w --h size, --d seed, --l guidance scale, --s steps, --ss scheduler,
-    --images, --relation, --lora PATH[:WEIGHT], --am weight of the LoRA, --embedding PATH[:TOKEN],
-    --box x0,y0,x1,y1 (once an object), --scale (gamma), --subject-scale a,b
+    Options of a line: --n negative prompt, --w --h size, --d seed or seeds, --l guidance scale, --s steps,
+    --ss scheduler, --images, --relation, --lora PATH[:WEIGHT],..., --am weight or weights, --embedding PATH[:TOKEN],
+    --box x0,y0,x1,y1 (once an object), --scale (gamma), --subject-scale a,b, --ow --oh --ct --cl micro-conditioning.
+    <lora:NAME:WEIGHT> in the text adds a LoRA of --lora-dir.
 
     \b
       rbctl sample recipes/examples/prompts.txt --relation ride

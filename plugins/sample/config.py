@@ -22,11 +22,14 @@ class SampleConfig:
     relation: str | None = option(
         None, "Relation of prompts that name none. [default: the one their words express]", group="Prompts"
     )
-    lora: str | None = option(
-        None,
-        "LoRA, PATH or several with commas between; 'none' samples the base model. "
+    lora: tuple[str, ...] = option(
+        (),
+        "LoRA of any origin, PATH[:WEIGHT], repeatable or with commas between; 'none' samples the base model. "
         "[default: lora.safetensors of runs/finetune/RELATION, or RELATION-BUNDLE if not of mini]",
         group="LoRA",
+    )
+    lora_dir: tuple[Path, ...] = option(
+        (), "Where <lora:NAME:WEIGHT> in a prompt finds NAME.safetensors, folders in it too; repeatable."
     )
     embedding: tuple[str, ...] = option(
         (),
@@ -34,7 +37,7 @@ class SampleConfig:
         "token, it takes the place of the words it stands for. Then no LoRA is taken unless it is named.",
         group="LoRA",
     )
-    lora_weight: float = option(1.0, "Weight of that LoRA; a negative one leads away from it.", min=-10, max=10)
+    lora_weight: float = option(1.0, "Weight of LoRAs that name none; a negative one leads away.", min=-10, max=10)
     allow_other_base: bool = option(
         False, "Take a LoRA that was trained on another bundle, as on the SDXL that this one was fine-tuned from."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import glob
 import hashlib
 import json
 import re
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rbctl import embeddings, lora
+from rbctl import any_lora, embeddings, lora
+from rbctl.any_lora import AnyLora
 from rbctl.bundle.config import Summary, summary
 from rbctl.bundle.fingerprints import generator_fingerprint
 from rbctl.defaults import BUNDLE
@@ -20,10 +22,11 @@ from rbctl.device import pick_device, pick_precision
 from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
 from rbctl.files import read_object, sha256
-from rbctl.lora import LoraFile, relation_of
+from rbctl.lora import relation_of
 from rbctl.phrases import replaced
 from rbctl.plugins.sample.config import SampleConfig
 from rbctl.prompts import Prompt, PromptObject
+from rbctl.prompts.loras import split_loras
 from rbctl.relations import Relation, load_relation, shipped
 from rbctl.request import Request, Subject
 from rbctl.roles import Placement, find_relation, place, read_roles
@@ -42,20 +45,21 @@ class Learned:
     Attributes:
         relation: named, expressed by the prompt's words, or that of its LoRA.
         relation_from: "", "from its words" or "from its LoRA".
-        lora: path, or several with commas between; None for the base model.
-        files: what stands in them.
+        loras: each with its weight; none for the base model.
         embeddings: each with the name it was asked for by, PATH[:TOKEN].
     """
 
     relation: Relation | None
     relation_from: str
-    lora: str | None
-    lora_weight: float
-    files: tuple[LoraFile, ...]
+    loras: tuple[tuple[AnyLora, float], ...]
     embeddings: tuple[tuple[str, Embedding], ...]
 
     @property
-    def trained(self) -> tuple[LoraFile | Embedding, ...]:
+    def files(self) -> tuple[AnyLora, ...]:
+        return tuple(file for file, _ in self.loras)
+
+    @property
+    def trained(self) -> tuple[AnyLora | Embedding, ...]:
         return *self.files, *(embedding for _, embedding in self.embeddings)
 
 
@@ -64,7 +68,7 @@ class Job:
     """One picture to make.
 
     Attributes:
-        files: the LoRAs it is drawn with.
+        loras: the LoRAs it is drawn with, each with its weight.
         prompt_number: which prompt of the file, from 1.
         file_name: from the text, the seed and the fingerprint alone: another prompt's picture never has it, and this
             one's keeps it wherever its line moves.
@@ -72,7 +76,7 @@ class Job:
     """
 
     request: Request
-    files: tuple[LoraFile, ...]
+    loras: tuple[tuple[AnyLora, float], ...]
     prompt_number: int
     file_name: str
     record: dict[str, Any]
@@ -80,7 +84,7 @@ class Job:
     @property
     def kind(self) -> tuple[Any, ...]:
         """Jobs of one kind can be sampled in one batch."""
-        return self.record["lora"], self.record["lora_weight"], *self.request.kind
+        return tuple((file.path, weight) for file, weight in self.loras), *self.request.kind
 
 
 def read_learned(prompts: Sequence[Prompt], config: SampleConfig) -> list[Learned]:
@@ -89,59 +93,91 @@ def read_learned(prompts: Sequence[Prompt], config: SampleConfig) -> list[Learne
     Raises:
         InputError: a relation has no LoRA in the runs folder, or a file is missing or of another kind.
     """
-    read_lora, read_embedding = functools.cache(lora.read), functools.cache(embeddings.read)
+    read_lora, read_embedding = functools.cache(any_lora.read), functools.cache(embeddings.read)
     known, learned = _known(config), []
     for prompt in prompts:
-        given = prompt.lora or config.lora
-        own = [relation_of(read_lora(part)) for part in _paths(prompt, given)]
-        relation, relation_from = _relation(prompt, config, known, [relation for relation in own if relation])
+        loras = {path: (read_lora(path), weight) for path, weight in _named_loras(prompt, config).items()}
+        own = [relation for file, _ in loras.values() if (relation := relation_of(file))]
+        relation, relation_from = _relation(prompt, config, known, own)
         names = (prompt.embedding,) if prompt.embedding else config.embedding
         tokens = [part.strip() for value in names for part in value.split(",")]
-        path = _lora(prompt, relation, config, bool(tokens))
-        weight = _first(prompt.lora_weight, 1.0 if prompt.lora else config.lora_weight)
+        if not (own or tokens or prompt.lora or config.lora or relation is None):
+            path = _tuned(prompt, relation, config)
+            weight = _first(*(prompt.lora_weight or ()), config.lora_weight)
+            loras = {path: (read_lora(path), weight)} | loras
         learned.append(
             Learned(
                 relation=relation,
                 relation_from=relation_from,
-                lora=path,
-                lora_weight=weight if path else 1.0,
-                files=tuple(read_lora(part) for part in _paths(prompt, path)),
+                loras=tuple(loras.values()),
                 embeddings=tuple((token, read_embedding(token)) for token in tokens),
             )
         )
     return learned
 
 
-def _lora(prompt: Prompt, relation: Relation | None, config: SampleConfig, embedded: bool) -> str | None:
-    """Path of the prompt's LoRA, several with commas between; None for the base model."""
-    path = prompt.lora or config.lora
-    if path == "none" or (path is None and (relation is None or embedded)):
-        return None
-    if path is None:
-        assert relation is not None
-        file = tuned(relation.name, config.bundle) / "lora.safetensors"
-        if not file.is_file():
-            named = relation.name if relation.name in shipped() else file.parent / RELATION
-            options = "" if config.bundle == BUNDLE else f" --bundle {config.bundle} --data FOLDER"
-            raise InputError(
-                f"{prompt.source}: no LoRA of relation {relation.name!r} in {file.parent}; run "
-                f"'rbctl finetune --relation {named}{options}', name one with --lora, or take --lora none"
-            )
-        return str(file)
-    return path
-
-
-def _paths(prompt: Prompt, loras: str | None) -> list[Path]:
-    """The files of "A,B".
+def _named_loras(prompt: Prompt, config: SampleConfig) -> dict[Path, float]:
+    """The files that prompt or command name, and their weights; then those of the tags in the prompt's text.
 
     Raises:
-        InputError: one is not there.
+        InputError: a file is not there, or there is another number of weights.
     """
-    paths = [] if loras in (None, "none") else [Path(part) for part in lora.split(loras or "")]
-    for path in paths:
+    source = prompt.source
+    written = [prompt.lora] if prompt.lora else list(config.lora)
+    named = [entry for part in written for entry in split_loras(part) if entry.path != "none"]
+    weights = prompt.lora_weight or ((1.0 if prompt.lora else config.lora_weight),)
+    if prompt.lora_weight and any(entry.weight is not None for entry in named):
+        raise InputError(f"{source}: --lora and --am both give a weight; leave one out")
+    if len(weights) > 1 and len(weights) != len(named):
+        raise InputError(f"{source}: --am: {len(weights)} weights for {len(named)} LoRAs; give one, or one for each")
+    loras: dict[Path, float] = {}
+    for entry, weight in zip(named, weights if len(weights) > 1 else weights * len(named), strict=True):
+        path = Path(entry.path)
         if not path.is_file():
-            raise InputError(f"{prompt.source}: no LoRA file {path}; give its path, or --lora none for the base model")
-    return paths
+            raise InputError(f"{source}: no LoRA file {path}; give its path, or --lora none for the base model")
+        if path in loras:
+            raise InputError(f"{source}: --lora names {path} twice; leave one out")
+        loras[path] = weight if entry.weight is None else entry.weight
+    for tag in prompt.lora_tags:
+        loras[_of_tag(tag.path, prompt, config, list(loras))] = _first(tag.weight, 1.0)
+    return loras
+
+
+def _of_tag(name: str, prompt: Prompt, config: SampleConfig, named: Sequence[Path]) -> Path:
+    """The file of <lora:NAME:WEIGHT>: in --lora-dir, beside the LoRAs that --lora names, or of a run of that name."""
+    for path in named:
+        if path.stem == name:
+            return path
+    file = f"{name.removesuffix('.safetensors')}.safetensors"
+    beside = [path.parent for path in named]
+    folders = [*config.lora_dir, *beside, tuned(name, config.bundle)]
+    for folder in folders:
+        if (folder / file).is_file():
+            return folder / file
+        if folder in config.lora_dir and (deeper := sorted(folder.rglob(glob.escape(file)))):
+            return deeper[0]
+    places = ", ".join(dict.fromkeys(map(str, folders)))
+    raise InputError(
+        f"{prompt.source}: <lora:{name}>: no {file} in {places}; "
+        "give its folder with --lora-dir, or name it with --lora PATH:WEIGHT"
+    )
+
+
+def _tuned(prompt: Prompt, relation: Relation, config: SampleConfig) -> Path:
+    """The LoRA that was tuned here on a relation.
+
+    Raises:
+        InputError: there is none.
+    """
+    file = tuned(relation.name, config.bundle) / "lora.safetensors"
+    if not file.is_file():
+        named = relation.name if relation.name in shipped() else file.parent / RELATION
+        options = "" if config.bundle == BUNDLE else f" --bundle {config.bundle} --data FOLDER"
+        raise InputError(
+            f"{prompt.source}: no LoRA of relation {relation.name!r} in {file.parent}; run "
+            f"'rbctl finetune --relation {named}{options}', name one with --lora, or take --lora none"
+        )
+    return file
 
 
 def _known(config: SampleConfig) -> dict[str, Relation]:
@@ -246,6 +282,7 @@ def _jobs(
     placement = placed(prompt, learned)
     objects = [dataclasses.replace(entry, box=box) for entry, box in zip(prompt.objects, placement.boxes, strict=True)]
     relation, files = learned.relation, learned.files
+    weights = [weight for _, weight in learned.loras] or [1.0]
     drawn: dict[str, Any] = {
         "negative_prompt": _first(prompt.negative_prompt, config.negative_prompt),
         "width": _first(prompt.width, config.width, defaults.resolution),
@@ -254,14 +291,18 @@ def _jobs(
         "guidance_scale": _first(prompt.guidance_scale, config.guidance_scale),
     }
     scheduler = _first(prompt.scheduler, check_scheduler(config.scheduler) if config.scheduler else None)
+    original_size = None
+    if prompt.original_width or prompt.original_height:
+        original_size = prompt.original_height or drawn["height"], prompt.original_width or drawn["width"]
+    crop = prompt.crop_top or 0, prompt.crop_left or 0
     scale = _first(prompt.scale, config.scale, defaults.gamma)
     record = {
         "text": prompt.text,
         **drawn,
         "scale": scale,
         "relation": relation.name if relation else None,
-        "lora": learned.lora,
-        "lora_weight": learned.lora_weight,
+        "lora": ",".join(str(file.path) for file in files) or None,
+        "lora_weight": weights[0] if len(set(weights)) == 1 else list(weights),
         "seed": 0,  # its place; every picture has its own
         "objects": [
             {
@@ -285,6 +326,10 @@ def _jobs(
         record["words"] = words
     if (config.local_grid, config.local_injection) != (None, "concat"):
         record |= {"local_grid": config.local_grid, "local_injection": config.local_injection}
+    if original_size:
+        record["original_size"] = original_size
+    if any(crop):
+        record["crops_coords_top_left"] = crop
     if scheduler:
         record["scheduler"] = scheduler
     if tokens:
@@ -292,21 +337,26 @@ def _jobs(
             {"path": path, "token": e.token, "hash": digests[e.path]} for path, e in learned.embeddings if e.path
         ]
     subjects = tuple(_subject(entry, scale) for entry in objects)
-    first_seed, jobs = _first(prompt.seed, config.seed), []
-    for seed in range(first_seed, first_seed + _first(prompt.images, config.images)):
+    seeds: Sequence[int] = prompt.seed or (config.seed,)
+    if len(seeds) == 1:
+        seeds = range(seeds[0], seeds[0] + _first(prompt.images, config.images))
+    jobs = []
+    for seed in seeds:
         own = {**record, "seed": seed}
         own["fingerprint"] = _fingerprint(own)
         request = Request(
             words=words,
             subjects=subjects,
             seed=seed,
+            original_size=original_size,
+            crop=crop,
             scheduler=scheduler,
             embeddings=tokens,
             source=prompt.source,
             **drawn,
         )
         name = _file_name(prompt.text, seed, own["fingerprint"])
-        jobs.append(Job(request=request, files=files, prompt_number=number, file_name=name, record=own))
+        jobs.append(Job(request=request, loras=learned.loras, prompt_number=number, file_name=name, record=own))
     return jobs
 
 
@@ -333,7 +383,8 @@ def described(prompt: Prompt, learned: Learned) -> str:
         sources = [learned.relation_from, _roles(prompt.text, names, relation)]
         by = "; ".join(part for part in sources if part)
         parts = [f"relation {relation.name} ({by})" if by else f"relation {relation.name}"]
-    parts.append(f"LoRA {learned.lora} x {learned.lora_weight:g}" if learned.lora else "base model")
+    loras = [f"LoRA {file.path} x {weight:g}" for file, weight in learned.loras]
+    parts += loras or ["base model"]
     if names:
         source = placed(prompt, learned).source
         parts.append("boxes side by side" if source == "side by side" else f"boxes from the {source}")

@@ -12,6 +12,7 @@ import click
 import torch
 
 from rbctl import denoising, embeddings, pictures
+from rbctl.any_lora import AnyLora
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.fingerprints import BASE, fingerprint, local_encoder_hash
 from rbctl.device import DTYPES, pick_device, pick_precision
@@ -19,7 +20,6 @@ from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
 from rbctl.files import read_object, write_bytes, write_jsonl
 from rbctl.images import read_image
-from rbctl.lora import LoraFile
 from rbctl.phrases import unread
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.sample.config import SampleConfig
@@ -61,12 +61,14 @@ def run(config: SampleConfig) -> Path:
 def _prompts(config: SampleConfig) -> Sequence[Prompt]:
     if config.config is not None:
         prompt = read_official_config(config.config)
-        return (dataclasses.replace(prompt, lora=config.lora or prompt.lora, lora_weight=config.lora_weight),)
+        if config.lora:
+            return (dataclasses.replace(prompt, lora=None),)
+        return (dataclasses.replace(prompt, lora_weight=(config.lora_weight,)),)
     assert config.prompts is not None
     return read_prompts(config.prompts)
 
 
-def _check_training(files: Iterable[LoraFile | Embedding], config: SampleConfig, folder: Path) -> None:
+def _check_training(files: Iterable[AnyLora | Embedding], config: SampleConfig, folder: Path) -> None:
     """Compare what LoRAs and embeddings were trained with, as far as their files tell, with what they are used with.
 
     Raises:
@@ -124,7 +126,7 @@ def _sample(jobs: Sequence[Job], config: SampleConfig, output: Path) -> None:
         attention=config.attention,
     )
     for job in jobs:
-        for file in job.files:
+        for file, _ in job.loras:
             pipe.attach(file)
     if config.compile:
         pipe.compile()
@@ -150,7 +152,7 @@ def _sample(jobs: Sequence[Job], config: SampleConfig, output: Path) -> None:
         before: Future[None] | None = None
         for batch in _batches(jobs, config.batch_size):
             first = batch[0]
-            pipe.use(first.files, first.record["lora_weight"])
+            pipe.use(first.loras)
             latents = pipe.denoise([job.request for job in batch])
             if stream is None:
                 finish(batch, latents)
@@ -175,7 +177,7 @@ def _batches(jobs: Sequence[Job], size: int) -> Iterable[Sequence[Job]]:
 
 def _parameters(job: Job) -> str:
     request, record = job.request, job.record
-    weights = ", ".join(f"{file.path.stem}: {record['lora_weight']:g}" for file in job.files)
+    weights = ", ".join(f"{file.path.stem}: {weight:g}" for file, weight in job.loras)
     return pictures.parameters_text(
         record["text"],
         negative_prompt=request.negative_prompt,

@@ -5,11 +5,12 @@ A line of prompts.txt::
     A {cat: pets/tom.jpg} is riding a {plush bear: toys/bear.png} --d 7 --s 30 --n lowres, blurry
 
 ``{name: picture}`` marks an object; ``{{`` and ``}}`` are plain braces; lines that start with # are comments. Options
-are kohya's (``--n`` negative prompt, ``--w --h`` size, ``--d`` seed, ``--l`` guidance scale, ``--s`` steps, ``--am``
-weight of the LoRA) and ours (``--relation --lora PATH[:WEIGHT] --embedding PATH[:TOKEN] --box x0,y0,x1,y1 --scale
---subject-scale a,b --images``); ``--box`` is given once per object, in their order. A value runs to the next option; it
-may be quoted. A YAML file has a list ``prompts`` of mappings with the fields of ``Prompt`` (objects inline in ``text``
-or as a list ``objects``) and may have ``defaults``.
+are kohya's (``--n`` negative prompt, ``--w --h`` size, ``--d`` seed or seeds, ``--l`` guidance scale, ``--s`` steps,
+``--ss`` scheduler, ``--am`` weight or weights of the LoRAs, ``--ow --oh --ct --cl`` micro-conditioning) and ours
+(``--relation --lora PATH[:WEIGHT] --embedding PATH[:TOKEN] --box x0,y0,x1,y1 --scale --subject-scale a,b --images``);
+``--box`` is given once per object, in their order. ``<lora:NAME:WEIGHT>`` in the text names a LoRA. A value runs to the
+next option; it may be quoted. A YAML file has a list ``prompts`` of mappings with the fields of ``Prompt`` (objects
+inline in ``text`` or as a list ``objects``) and may have ``defaults``.
 
 Paths of pictures, and of a LoRA, embedding or relation file where one lies there, are relative to the prompts file.
 """

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Interval, MultipleOf
+from annotated_types import Interval, MinLen, MultipleOf
 
 from rbctl import formats
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 from rbctl.formats import Words
+from rbctl.prompts.loras import NamedLora, map_paths, split_loras, take_tags
 from rbctl.relations import Box, load_relation
 from rbctl.schedulers import check_scheduler
 
@@ -28,7 +29,22 @@ def _unquoted(value: Any) -> Any:
     return value
 
 
+def _listed(value: Any) -> Any:
+    """One value or several, as "1,2" in a line of prompts.txt."""
+    values = value.split(",") if isinstance(value, str) else value
+    return tuple(_unquoted(each) for each in values) if isinstance(values, list) else (values,)
+
+
+def _path_like(written: str) -> str:
+    if not split_loras(written):
+        raise ValueError(f"words were expected, not {abridged(written)}")
+    return written
+
+
 _Text = formats.Check(_unquoted, before=True)
+_List = formats.Check(_listed, before=True, schema={"type": ["array", "number", "string"]})
+_Seed = Annotated[int, Interval(ge=0, le=2**63 - 10_001)]  # those of more images count up
+_Pixels = Annotated[int, Interval(ge=0, le=65536), _Text]
 _Side = Annotated[int, Interval(ge=64, le=8192), MultipleOf(8), _Text]
 _Scale = Annotated[float, Interval(ge=0, le=10), _Text]
 
@@ -40,27 +56,34 @@ class Settings:
     Attributes:
         width, height: pixels, multiples of 8.
         relation: a shipped relation's name, or the path of a relation file.
-        lora: paths of LoRAs with commas between.
-        lora_weight: of these LoRAs, or of the one the stage finds.
+        seed: of the first picture, the next ones count up; or a list, one of each picture.
+        lora: LoRAs, PATH[:WEIGHT] with commas between.
+        lora_weight: one for all of these LoRAs, or for the one the stage finds; or a list, one for each.
         embedding: learned embeddings, PATH[:TOKEN] with commas between.
         scale: weight of the image branch (gamma).
         images: number of pictures, with seeds from ``seed`` on.
         scheduler: a sampler and perhaps a schedule, "DPM++ 2M Karras".
+        original_width, original_height, crop_top, crop_left: SDXL's micro-conditioning, pixels; the picture's own size
+            and zeros where not given.
     """
 
     negative_prompt: str | None = None
     width: _Side | None = None
     height: _Side | None = None
-    seed: Annotated[int, Interval(ge=0, le=2**63 - 10_001), _Text] | None = None  # those of more images count up
+    seed: Annotated[tuple[_Seed, ...], MinLen(1), _List] | None = None
     guidance_scale: Annotated[float, Interval(ge=0, le=100), _Text] | None = None
     steps: Annotated[int, Interval(ge=1, le=1000), _Text] | None = None
     relation: Words | None = None
-    lora: Words | None = None
-    lora_weight: Annotated[float, Interval(ge=-10, le=10), _Text] | None = None
+    lora: Annotated[Words, formats.Check(_path_like)] | None = None
+    lora_weight: Annotated[tuple[Annotated[float, Interval(ge=-10, le=10)], ...], MinLen(1), _List] | None = None
     embedding: Words | None = None
     scale: _Scale | None = None
     images: Annotated[int, Interval(ge=1, le=10_000), _Text] | None = None
     scheduler: Annotated[str, formats.Check(check_scheduler)] | None = None
+    original_width: _Pixels | None = None
+    original_height: _Pixels | None = None
+    crop_top: _Pixels | None = None
+    crop_left: _Pixels | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +110,13 @@ class Prompt(Settings):
     Attributes:
         text: the prompt with the objects' names in place.
         objects: N objects; either all have a box or none has.
+        lora_tags: what <lora:NAME:WEIGHT> in the text named; they are gone from it.
         source: where it stands, "folder/prompts.txt:3".
     """
 
     text: str
     objects: tuple[PromptObject, ...] = ()
+    lora_tags: tuple[NamedLora, ...] = ()
     source: str = ""
 
 
@@ -132,12 +157,20 @@ def build(
     """
     names = names or {}
     objects = _once(objects, max(len(listed) for listed in (entry.boxes or (), entry.subject_scale or ())))
+    try:
+        text, tags = take_tags(text)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
     if not text:
         raise InputError(f"{where}: the prompt is empty; write what the picture shows")
     settings = {field.name: getattr(entry, field.name) for field in dataclasses.fields(Settings)}
-    for field in ("lora", "embedding", "relation"):
+    for field in ("embedding", "relation"):
         if settings[field]:
             settings[field] = _near(folder, settings[field])
+    if settings["lora"]:
+        near = str(folder / settings["lora"]) if os.path.isfile(folder / settings["lora"]) else ""
+        settings["lora"] = near or map_paths(settings["lora"], lambda path: _near(folder, path))
+    _check_seeds(settings, where, names)
     if settings["relation"]:
         try:
             relation = load_relation(settings["relation"])
@@ -162,12 +195,20 @@ def build(
             what = f"no picture {str(folder / individual.image)[:500]}; paths are relative to the prompts file"
             raise InputError(f"{where}: {individual.name[:60]}: {what}")
     placed = tuple(dataclasses.replace(individual, image=folder / individual.image) for individual in objects)
-    return Prompt(text=text, objects=placed, source=where, **settings)
+    return Prompt(text=text, objects=placed, lora_tags=tags, source=where, **settings)
 
 
 def _once(objects: Sequence[PromptObject], settings: int) -> Sequence[PromptObject]:
     """An individual that is marked twice, by name and picture, is one; unless each mark has settings of its own."""
     return objects if settings == len(objects) else list(dict.fromkeys(objects))
+
+
+def _check_seeds(settings: Mapping[str, Any], where: str, names: Mapping[str, str]) -> None:
+    """Raises InputError where a list of seeds is not one for each picture."""
+    seeds, images = settings["seed"] or (), settings["images"]
+    if len(seeds) > 1 and images not in (None, len(seeds)):
+        name = names.get("seed", "seed")
+        raise InputError(f"{where}: {name}: {len(seeds)} seeds for {images} images; leave the number of images out")
 
 
 def _near(folder: Path, written: str) -> str:

@@ -12,13 +12,15 @@ from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_text
 from rbctl.prompts.fields import Entry, Prompt, PromptObject, Settings, build
 
-# Options of a line: kohya's short names, and each field's own name.
-_OPTIONS = {
-    **{
-        field.name.replace("_", "-"): field.name
-        for field in dataclasses.fields(Settings)
-        if field.name != "lora_weight"
-    },
+# Kohya's short names; fields of the first have no other in a line.
+_SHORT = {
+    "am": "lora_weight",
+    "ow": "original_width",
+    "oh": "original_height",
+    "ct": "crop_top",
+    "cl": "crop_left",
+}
+_SHORT_TOO = {
     "n": "negative_prompt",
     "w": "width",
     "h": "height",
@@ -26,7 +28,28 @@ _OPTIONS = {
     "l": "guidance_scale",
     "s": "steps",
     "ss": "scheduler",
-    "am": "lora_weight",
+}
+# Kohya's options that have no counterpart here, and what there is instead.
+_UNSUPPORTED = {
+    "t": "is the strength of img2img; rbctl draws from noise alone, so leave it out",
+    "nl": "is a guidance scale of the negative prompt's own; --l is the one scale here",
+    "nw": "is a width for the negative prompt alone; --ow holds for both",
+    "nh": "is a height for the negative prompt alone; --oh holds for both",
+    "c": "is the text of CLIP guidance, not done here; leave it out",
+    "f": "is a file name; pictures are named by text, seed and settings here, and metadata.jsonl lists them",
+}
+_UNSUPPORTED |= dict.fromkeys(("glt", "glr", "gls", "gle", "glus"), "is of Gradual Latent, not done here; leave it out")
+_UNSUPPORTED |= dict.fromkeys(("dsd1", "dst1", "dsd2", "dst2", "dsr"), "is of Deep Shrink, not done here; leave it out")
+
+# Options of a line: kohya's short names, and each field's own name.
+_OPTIONS = {
+    **{
+        field.name.replace("_", "-"): field.name
+        for field in dataclasses.fields(Settings)
+        if field.name not in _SHORT.values()
+    },
+    **_SHORT_TOO,
+    **_SHORT,
     "box": "boxes",
     "subject-scale": "subject_scale",
 }
@@ -52,16 +75,17 @@ def parse_line(line: str, folder: Path, where: str) -> Prompt:
     """
     text, objects, options = split_text(line, where, with_options=True)
     values: dict[str, Any] = {}
-    weights: list[str] = []
     names: dict[str, str] = {}  # a field's option as the line has it
     while options:
         option = _OPTION.match(options)
         if not option:
             raise InputError(f"{where}: {abridged(options)} is not an option; write --name value")
         options = options[option.end() :]
-        name = option["name"]
+        name = option["name"].lower()
         value = option["bare"].strip() if option["quoted"] is None else option["quoted"]
         field = _OPTIONS.get(name)
+        if name in _UNSUPPORTED:
+            raise InputError(f"{where}: --{name} {_UNSUPPORTED[name]}")
         if field is None:
             known = [f"--{option}" for option in _OPTIONS]
             mend = nearest(f"--{name}", known) or f"; options: {' '.join(known)}"
@@ -72,21 +96,13 @@ def parse_line(line: str, folder: Path, where: str) -> Prompt:
             raise InputError(f"{where}: --{name} has no value")
         if field == "boxes":
             values.setdefault(field, []).append(value.split(","))
-        elif field in names:
+        elif field in names and field != "lora":
             raise InputError(f"{where}: --{name} is given twice; leave one out")
-        elif field == "lora":
-            values["lora"], weight = _lora(value)
-            weights += [weight] if weight else []
-        elif field == "lora_weight":
-            weights.append(value)
+        elif field == "lora" and field in values:
+            values["lora"] += f",{value}"
         else:
             values[field] = value.split(",") if field == "subject_scale" else value
         names[field] = f"--{name}"
-    if len(weights) > 1:
-        raise InputError(f"{where}: --lora and --am both give a weight; leave one out")
-    if weights:
-        values["lora_weight"] = weights[0]
-        names.setdefault("lora_weight", "--lora")
     return build(formats.read(Entry, values, where, names), text, objects, folder, where, names)
 
 
@@ -132,13 +148,3 @@ def split_text(line: str, where: str, with_options: bool) -> tuple[str, list[Pro
             text.append(char)
             position += 1
     return "".join(text).strip(), objects, line[position:].strip()
-
-
-def _lora(value: str) -> tuple[str, str | None]:
-    """PATH[:WEIGHT]; a colon that no number follows belongs to the path."""
-    head, colon, tail = value.rpartition(":")
-    try:
-        float(tail)
-    except ValueError:
-        return value, None
-    return (head.strip(), tail) if colon else (value, None)
