@@ -331,6 +331,11 @@ def _check_tensors(path: Path, content: Any) -> None:
                 )
 
 
+def content_hash(content: Any) -> str:
+    """Hexadecimal SHA-256 of plain data as JSON has it; the order of keys is no matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()

@@ -6,7 +6,6 @@ What does not fit is never taken up: not of other data or options, changed since
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rbctl.errors import InputError
-from rbctl.files import read_json, read_safetensors, sha256, write_json, write_safetensors
+from rbctl.files import content_hash, read_json, read_safetensors, sha256, write_json, write_safetensors
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,7 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], made_from: Facts) -> N
     Raises:
         InputError: a tensor is not finite, or the disk is full.
     """
-    write_safetensors(path, tensors, {"made_from": _named(made_from), "content": _content(tensors)})
+    write_safetensors(path, tensors, {"made_from": content_hash(made_from), "content": _content(tensors)})
 
 
 def read(path: Path, made_from: Facts) -> dict[str, torch.Tensor]:
@@ -70,7 +69,7 @@ def load(
 
 def seal(folder: Path, made_from: Facts) -> None:
     """Note in a folder the hashes of its files and of what they were made from."""
-    write_json(folder / SEAL, {"made_from": _named(made_from), "files": digests(folder)})
+    write_json(folder / SEAL, {"made_from": content_hash(made_from), "files": digests(folder)})
 
 
 def check(folder: Path, made_from: Facts) -> None:
@@ -115,12 +114,8 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
 def _compare(path: Path, named: object, made_from: Facts) -> None:
     if named is None:
         raise InputError(f"{path}: does not tell what it was made from")
-    if named != _named(made_from):
+    if named != content_hash(made_from):
         raise InputError(f"{path}: was made from other data or options")
-
-
-def _named(made_from: Facts) -> str:
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 
 def _content(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -15,7 +15,6 @@ import types
 import typing
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +23,7 @@ from click.core import ParameterSource
 
 from rbctl.errors import InputError, abridged, nearest, reason
 from rbctl.files import read_yaml, write_text
+from rbctl.paths import shipped_yaml
 
 Config = TypeVar("Config")
 
@@ -199,12 +199,9 @@ def find_recipe(name: str, stage: str | None = None) -> Path:
     """
     if os.path.isfile(name):
         return Path(name)
-    root = package_files("rbctl.recipes")
-    own = root / stage if stage else root
-    folders = (root, own) if own.is_dir() else (root,)
-    shipped = {Path(f.name).stem: f for folder in folders for f in folder.iterdir() if f.name.endswith(".yaml")}
+    shipped = shipped_yaml() | (shipped_yaml(stage) if stage else {})
     if name in shipped:
-        return Path(str(shipped[name]))
+        return shipped[name]
     raise InputError(f"{name}: no such recipe{nearest(name, shipped) or '; shipped: ' + ', '.join(sorted(shipped))}")
 
 

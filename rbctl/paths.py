@@ -1,13 +1,20 @@
-"""Names that data gives to files: resolved inside the data's own folder, or refused."""
+"""Names that data gives to files: resolved inside the data's own folder, or refused. And the files that we ship."""
 
 from __future__ import annotations
 
 import os
+from importlib.resources import files as package_files
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from rbctl.errors import InputError, abridged
 
 FOLLOW_OUTSIDE = "Also read files that the data names outside of its own folder, and follow its links."
+
+
+def shipped_yaml(folder: str = "") -> dict[str, Path]:
+    """The YAML files of ``recipes/FOLDER`` that come with rbctl, by name; none where there is no such folder."""
+    place = Path(str(package_files("rbctl.recipes"))) / folder
+    return {path.stem: path for path in sorted(place.glob("*.yaml"))}
 
 
 def inside(folder: Path, name: str, where: str, follow_outside: bool = False) -> Path:

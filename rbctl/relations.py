@@ -10,7 +10,6 @@ import os.path
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +17,7 @@ from annotated_types import MinLen
 
 from rbctl import formats
 from rbctl.errors import InputError, abridged, nearest
+from rbctl.paths import shipped_yaml
 from rbctl.templates import fill, places
 
 _NAME = r"[a-z0-9]+(_[a-z0-9]+)*"
@@ -154,7 +154,7 @@ def _place(role: Role) -> str:
 
 def shipped() -> list[str]:
     """Names of the relations that come with rbctl."""
-    return sorted(_shipped_files())
+    return sorted(shipped_yaml("relations"))
 
 
 def load_relation(name_or_path: str | Path) -> Relation:
@@ -165,7 +165,7 @@ def load_relation(name_or_path: str | Path) -> Relation:
     """
     if os.path.isfile(name_or_path):
         return _read(Path(name_or_path))
-    spelling, paths = str(name_or_path), _shipped_files()
+    spelling, paths = str(name_or_path), shipped_yaml("relations")
     name = _plain(spelling).replace(" ", "_")
     if name in paths:
         return _read(paths[name])
@@ -181,11 +181,6 @@ def load_relation(name_or_path: str | Path) -> Relation:
 def _plain(text: str) -> str:
     """Lower-case words with single spaces between them; hyphens and punctuation gone."""
     return " ".join(re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.lower()))
-
-
-def _shipped_files() -> dict[str, Path]:
-    folder = package_files("rbctl.recipes") / "relations"
-    return {Path(f.name).stem: Path(str(f)) for f in folder.iterdir() if f.name.endswith(".yaml")}
 
 
 def _read(path: Path) -> Relation:

@@ -15,9 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import hashlib
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +24,7 @@ from typing import Annotated, Any, Literal, get_args
 from annotated_types import Interval
 
 from rbctl.errors import InputError, abridged
-from rbctl.files import numbered_lines, read_json, read_jsonl, write_json, write_jsonl
+from rbctl.files import content_hash, numbered_lines, read_json, read_jsonl, write_json, write_jsonl
 from rbctl.formats import Check, read
 from rbctl.parsing import parse_json
 from rbctl.plugins.annotate.cache import PLACE
@@ -164,7 +162,7 @@ def base(folder: Path, follow_outside: bool = False) -> tuple[Rows, Corrections]
         return now, known
     table = f"{PLACE}/{METADATA}"
     before = _rows(folder, table, follow_outside, strict=False) if (folder / table).is_file() else []
-    if before and _digest(now) in known.published:
+    if before and content_hash(now) in known.published:
         return before, known
     by_name = {row["file_name"]: row for row in now}
     dropped = [row for row in before if row["file_name"] not in by_name and known.of(row).drop]
@@ -179,15 +177,11 @@ def _write(folder: Path, rows: Rows, known: Corrections) -> int:
     if known.triplets:
         before = []
         with contextlib.suppress(InputError):  # there is none, or it is damaged
-            before = [_digest(read_jsonl(folder / METADATA))]
-        saved = dataclasses.replace(known, published=(*before, _digest(left)))
+            before = [content_hash(read_jsonl(folder / METADATA))]
+        saved = dataclasses.replace(known, published=(*before, content_hash(left)))
         write_json(folder / CORRECTIONS, dataclasses.asdict(saved))
     write_jsonl(folder / METADATA, left)
     return len(left)
-
-
-def _digest(rows: Rows) -> str:
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def _known(folder: Path) -> Corrections:

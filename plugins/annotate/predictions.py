@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from PIL import Image
 
 from rbctl.errors import InputError
+from rbctl.files import content_hash
 from rbctl.images import read_image
 from rbctl.plugins.annotate.backends import Backend
 from rbctl.plugins.annotate.cache import Arrays, Cache
@@ -78,8 +77,7 @@ class Predictions:
             facts = (self._key("boxes", picture), self.config.box_overlap)
         elif step == "identity":
             facts = (self._key("masks", picture),)
-        content = json.dumps((*facts, self.backends[step].fingerprint), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:20]
+        return content_hash([*facts, self.backends[step].fingerprint])[:20]
 
     def _run_step(self, step: str, pictures: Sequence[Picture]) -> None:
         readable = [picture for picture in pictures if picture not in self.problems]

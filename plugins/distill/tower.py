@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from rbctl.bundle.convert import (
     read_sharded,
 )
 from rbctl.errors import InputError, nearest, reason
-from rbctl.files import atomic_write, write_json, write_safetensors
+from rbctl.files import atomic_write, content_hash, write_json, write_safetensors
 from rbctl.image_prompt import CLIP_MEAN, CLIP_STD
 from rbctl.local_encoder import dense_features, pool_regions
 from rbctl.plugins.distill.config import DistillConfig
@@ -60,7 +58,7 @@ class Tower:
 
     def fingerprint(self) -> str:
         """Tells architectures apart."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+        return content_hash(self.config)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of its parameters, without ``visual.``."""

@@ -7,12 +7,12 @@ import os.path
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files as package_files
 from pathlib import Path
 
 from rbctl import formats
 from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_yaml
+from rbctl.paths import shipped_yaml
 from rbctl.plugins.eval.case import Case, Wanted
 from rbctl.plugins.eval.kinds import KINDS
 
@@ -44,8 +44,7 @@ def find_benchmark(name: str) -> Path:
         if not Path(name).is_file():
             raise InputError(f"{name}: no such benchmark file")
         return Path(name)
-    folder = package_files("rbctl.recipes") / "benchmarks"
-    paths = {Path(f.name).stem: Path(str(f)) for f in folder.iterdir() if f.name.endswith(".yaml")}
+    paths = shipped_yaml("benchmarks")
     if name not in paths:
         raise InputError(f"--bench {name}: no such benchmark{nearest(name, paths) or '; ' + ', '.join(sorted(paths))}")
     return paths[name]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +18,7 @@ from rbctl.bundle import hashes
 from rbctl.bundle.catalogue import contents
 from rbctl.bundle.convert import read_open_clip_config
 from rbctl.errors import InputError
-from rbctl.files import read_object
+from rbctl.files import content_hash, read_object
 from rbctl.image_prompt import CLIP_MEAN, CLIP_STD, clip_pixels
 from rbctl.pretrained import from_pretrained, loading, network, refuse_code
 
@@ -225,8 +223,7 @@ def _hash(folder: Path, preparation: str, parts: Sequence[str] | None = None) ->
     """SHA-256 over the folder's files, or those of some parts, and the preparation."""
     paths = [path for path in contents(folder) if parts is None or Path(path).parts[0] in parts]
     keep = [path for path in paths if path.endswith((".json", ".safetensors", ".bin", ".pt", ".txt", ".model"))]
-    facts = [hashes.file_hashes(folder, keep), preparation]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return content_hash([hashes.file_hashes(folder, keep), preparation])
 
 
 def as_array(features: torch.Tensor) -> np.ndarray:

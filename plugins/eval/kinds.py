@@ -16,6 +16,7 @@ from annotated_types import Interval, MinLen
 
 from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_json, read_text
+from rbctl.images import SUFFIXES
 from rbctl.menagerie.cases import DrawnCase, Stream, draw_cases
 from rbctl.menagerie.oracle import look
 from rbctl.paths import inside
@@ -24,14 +25,13 @@ from rbctl.plugins.eval.config import Profile
 from rbctl.relations import Box, load_relation, shipped
 from rbctl.templates import fill, places
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _MOST_CASES = 100_000
 _STREAM = 0xE7A1  # of the embedded world's cases
 
 
 def pictures_in(folder: Path) -> tuple[Path, ...]:
     """The pictures of a folder by name; the folder itself stands for them where there are none."""
-    pictures = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES) if os.path.isdir(folder) else []
+    pictures = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if os.path.isdir(folder) else []
     return tuple(pictures)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 import re
 import signal
@@ -22,7 +20,7 @@ from annotated_types import Interval
 
 from rbctl.bundle.catalogue import resolve
 from rbctl.errors import InputError
-from rbctl.files import read_object, write_json, write_text
+from rbctl.files import content_hash, read_object, write_json, write_text
 from rbctl.progress import progress
 from rbctl.relations import Relation
 from rbctl.runs import COMMAND, stop_signals
@@ -41,7 +39,7 @@ OURS = {
 
 def digest(facts: Any) -> str:
     """Short name of plain data, by its content."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
+    return content_hash(facts)[:10]
 
 
 def complete(stage: str, options: Options, bundle: str, where: str, *arguments: str) -> Options:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 
 from rbctl.bundle.bundle import Bundle
 from rbctl.errors import InputError
-from rbctl.files import read_jsonl, sha256, write_json, write_jsonl
+from rbctl.files import content_hash, read_jsonl, sha256, write_json, write_jsonl
 from rbctl.images import SUFFIXES, read_image, write_png
 from rbctl.menagerie import BACKGROUNDS, SPECIES, Individual, Scene, compose, draw_individual, portrait
 from rbctl.paths import inside
@@ -52,8 +50,7 @@ class Picture:
 
 def pictures_hash(pictures: Sequence[Picture]) -> str:
     """SHA-256 over pictures and captions in their order."""
-    content = [(sha256(picture.file), picture.captions) for picture in pictures]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return content_hash([(sha256(picture.file), picture.captions) for picture in pictures])
 
 
 def of_relation(config: FinetuneConfig, relation: Relation, token: str, output: Path, resolution: int) -> list[Picture]:

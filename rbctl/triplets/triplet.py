@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rbctl.files import sha256
+from rbctl.files import content_hash, sha256
 from rbctl.relations import Box
 
 
@@ -65,8 +63,7 @@ def data_hash(triplets: Iterable[Triplet]) -> str:
     Raises:
         OSError: a file has gone.
     """
-    content = [_content(triplet) for triplet in triplets]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content_hash([_content(triplet) for triplet in triplets])
 
 
 def _content(value: Any) -> Any:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from rbctl import kept, metrics
 from rbctl.cli import main
 from rbctl.errors import InputError
+from rbctl.files import content_hash
 from rbctl.menagerie.triplets import draw_triplets
 from rbctl.relations import load_relation
 
@@ -67,7 +68,7 @@ def test_no_kept_file_holds_nan(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="NaN"):
         kept.save(path, {"w": torch.tensor([math.nan])}, FACTS)
     content = {"w": torch.tensor([math.nan])}
-    save_file(content, path, {"made_from": kept._named(FACTS), "content": kept._content(content)})
+    save_file(content, path, {"made_from": content_hash(FACTS), "content": kept._content(content)})
     with pytest.raises(InputError, match="w holds NaN"):
         kept.read(path, FACTS)
 
