@@ -46,15 +46,22 @@ class LayoutPrior:
             raise ValueError("roles, mean and spread must be of the same length, one or more")
 
     @classmethod
-    def from_boxes(cls, boxes: Sequence[Sequence[Sequence[float]]], roles: Sequence[str]) -> LayoutPrior:
+    def from_boxes(
+        cls,
+        boxes: Sequence[Sequence[Sequence[float]]],
+        roles: Sequence[str],
+        orders: Sequence[Sequence[int]] = (),
+    ) -> LayoutPrior:
         """The prior of some triplets.
 
         A relation says who is above or before whom, not who is on the left: triplets are mirrored where that brings
         their boxes nearer to the mean of the ones before, else a set with both would average to boxes in the middle.
+        Likewise roles that may change places take the order that is nearest. All boxes of a triplet move together.
 
         Args:
             boxes: per triplet N boxes, relative xyxy, in the order of ``roles``.
             roles: N names.
+            orders: ways in which the roles may change places (``Relation.orders``); () for none.
 
         Raises:
             ValueError: no triplet, or one with another number of boxes than roles.
@@ -64,8 +71,9 @@ class LayoutPrior:
         aligned: list[list[Four]] = []
         for triplet in boxes:
             rows = [_centred(box) for box in triplet]
-            mirrored = [(1 - cx, cy, w, h) for cx, cy, w, h in rows]
-            aligned.append(min(rows, mirrored, key=lambda side: _distance(side, aligned)))
+            sides = (rows, [(1 - cx, cy, w, h) for cx, cy, w, h in rows])
+            layouts = [[side[k] for k in order] for order in orders or [range(len(rows))] for side in sides]
+            aligned.append(min(layouts, key=lambda layout: _distance(layout, aligned)))
         mean, spread = [], []
         for role in range(len(roles)):
             columns = list(zip(*(rows[role] for rows in aligned), strict=True))

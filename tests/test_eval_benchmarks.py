@@ -15,10 +15,13 @@ from PIL import Image
 from rbctl.cli import main
 from rbctl.errors import InputError
 from rbctl.plugins.eval.benchmarks import find_benchmark, load_benchmark, seeded
-from rbctl.plugins.eval.case import Wanted
+from rbctl.plugins.eval.case import Case, CaseObject, Picture, Wanted
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.kinds import read_dreambench_lists
+from rbctl.plugins.eval.report import number_tables
+from rbctl.plugins.eval.rows import Column, Row
 from rbctl.plugins.eval.sampling import prompts
+from rbctl.plugins.eval.summary import summary
 from rbctl.prompts import read_prompts
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -332,3 +335,33 @@ def test_runs_of_the_command_line() -> None:
     )
     assert config.loras() == {"lora": {"ride": Path("a.st")}, "no_kml": {"ride": Path("b.st"), "hug": Path("c=d.st")}}
     assert config.folders() == {"x": Path("out/x")}
+
+
+@pytest.mark.slow
+def test_boxes_do_not_tell_pairs_of_the_hard_set(tmp_path: Path) -> None:
+    bench = load_benchmark(
+        "relationbench-mini-hard", Wanted(relations=("push", "pull", "hug"), cases=2, drawn=tmp_path)
+    )
+    boxes = {case.id: [individual.box for individual in case.objects] for case in bench.cases}
+    assert boxes["push-000"] == boxes["pull-000"] != boxes["push-001"] == boxes["pull-001"]
+    assert all(box is not None for box in boxes["pull-000"])
+    assert boxes["hug-000"] == [None, None]
+    alone = load_benchmark("relationbench-mini-hard", Wanted(relations=("pull",), cases=2, drawn=tmp_path))
+    assert [individual.box for individual in alone.cases[0].objects] == boxes["pull-000"]
+    assert prompts(bench.cases, {})["prompts"][0]["objects"][0]["box"] == list(boxes["push-000"][0])
+
+
+def test_tables_part_cases_of_one_individual_from_those_of_several() -> None:
+    column = Column("x", "p", "x", "", "")
+    cases = [
+        Case(id=str(k), text="t", objects=tuple(CaseObject(name, Path(name)) for name in names))
+        for k, names in enumerate((("a",), ("a", "b"), ("a", "b", "c")))
+    ]
+    rows = [Row(Picture("run", Path("p"), case), {"x": float(k)}) for k, case in enumerate(cases)]
+    content = summary(rows, ["run"], [column], {})
+    assert {name: part["run"]["x"]["mean"] for name, part in content["numbers"].items()} == {
+        "single": 0.0,
+        "multi": 1.5,
+    }
+    assert list(number_tables(content)) == ["single-subject cases", "multi-subject cases"]
+    assert summary(rows[1:], ["run"], [column], {})["numbers"] == {}

@@ -404,7 +404,8 @@ def test_the_layout_prior_goes_by_role(triplets: Path) -> None:
     def boxes(rows: list[Any]) -> torch.Tensor:
         return torch.tensor([[thing.box for thing in row.objects] for row in rows])
 
-    assert layout_prior(turned, boxes(turned)) == layout_prior(found, boxes(found))
+    ride = load_relation("ride")
+    assert layout_prior(turned, boxes(turned), ride) == layout_prior(found, boxes(found), ride)
 
 
 @pytest.mark.slow

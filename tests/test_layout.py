@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.ops import box_iou
 
 from rbctl.errors import InputError
 from rbctl.layout import LayoutPrior, boxes_for, side_by_side
+from rbctl.menagerie import compose, render
+from rbctl.menagerie.triplets import draw_group
 from rbctl.relations import check_box, load_relation
 
 TRIPLETS = [
@@ -43,6 +48,21 @@ def test_who_is_on_which_side_counts_not_where_both_are() -> None:
     left, right = LayoutPrior.from_boxes([here, there], ["left", "right"]).mean
     assert left == pytest.approx((0.45, 0.55, 0.4, 0.7))
     assert right == pytest.approx((0.55, 0.55, 0.4, 0.7))
+
+
+@pytest.mark.parametrize("name", ["huddle", "pyramid", "ring_dance", "stand_in_a_row"])
+def test_three_boxes_overlap_as_those_of_their_triplets(name: str) -> None:
+    """Whoever of those that may change places is named first in which triplet."""
+    relation, rng = load_relation(name), np.random.default_rng(0)
+    scenes = [compose(relation, draw_group(relation, rng), rng) for _ in range(6)]
+    boxes = [own[list(relation.orders()[k % len(relation.orders())])] for k, own in enumerate(render(scenes).boxes)]
+    prior = LayoutPrior.from_boxes([own.tolist() for own in boxes], [r.name for r in relation.roles], relation.orders())
+
+    def overlaps(own: torch.Tensor) -> list[float]:
+        return sorted(box_iou(own, own).triu(1)[[0, 0, 1], [1, 2, 2]].tolist())
+
+    wanted = np.mean([overlaps(own) for own in boxes], axis=0)
+    assert overlaps(torch.tensor(prior.boxes())) == pytest.approx(wanted.tolist(), abs=0.1)
 
 
 def test_boxes_that_are_nearly_the_same_are_told_apart() -> None:

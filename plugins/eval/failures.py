@@ -12,8 +12,9 @@ from rbctl.menagerie.judge import Verdict
 from rbctl.plugins.eval.metrics import Features, cosine
 
 MISSING, DUPLICATE, SWAP = "missing object", "duplicate", "identity swap"
+EXTRA, MERGED, HEAD = "extra individual", "merged bodies", "extra head"
 RELATION, DIRECTION, CONTACT, COPY = "wrong relation", "wrong direction", "no contact", "copy-paste"
-TYPES = (MISSING, DUPLICATE, SWAP, RELATION, DIRECTION, CONTACT, COPY)
+TYPES = (MISSING, DUPLICATE, EXTRA, MERGED, HEAD, SWAP, RELATION, DIRECTION, CONTACT, COPY)
 
 Found = dict[str, bool | None]  # by type; None: not known
 
@@ -25,6 +26,9 @@ def of_verdict(verdict: Verdict) -> Found:
     return {
         MISSING: any(verdict.missing),
         DUPLICATE: verdict.duplicate,
+        EXTRA: verdict.extra,
+        MERGED: verdict.merged,
+        HEAD: verdict.extra_head,
         SWAP: verdict.swapped,
         RELATION: not verdict.relation,
         DIRECTION: not verdict.direction if right else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import itertools
 import os.path
 import re
@@ -17,7 +18,7 @@ from annotated_types import Interval, MinLen
 from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_json, read_text
 from rbctl.images import SUFFIXES
-from rbctl.menagerie.cases import DrawnCase, Stream, draw_cases
+from rbctl.menagerie.cases import DrawnCase, Stream, draw_cases, true_boxes
 from rbctl.menagerie.oracle import look
 from rbctl.paths import inside
 from rbctl.plugins.eval.case import Case, CaseObject, Wanted
@@ -113,11 +114,17 @@ class Pictured(Kind):
 
 @dataclass(frozen=True, kw_only=True)
 class Menagerie(Kind):
-    """Scenes that the embedded world draws, ``cases`` of every relation."""
+    """Scenes that the embedded world draws, ``cases`` of every relation.
+
+    Attributes:
+        same_boxes: groups of relations. Their cases are asked for in the boxes of the first one's scenes, so that boxes
+            do not tell which of them is meant. Others have none: ``rbctl sample`` places them.
+    """
 
     relations: tuple[str, ...] = ()
     cases: Annotated[int, Interval(ge=1, le=_MOST_CASES)] = 24
     seed: Annotated[int, Interval(ge=0, le=2**63 - 1)] = 0
+    same_boxes: tuple[Annotated[tuple[str, ...], MinLen(2)], ...] = ()
 
     def load(self, path: Path, wanted: Wanted) -> tuple[Case, ...]:
         names = wanted.relations or self.relations
@@ -125,7 +132,18 @@ class Menagerie(Kind):
         stream = Stream(_STREAM, (self.seed,), portraits=2)  # two for the ceiling of CLIP-I and DINO
         drawn = draw_cases(relations, wanted.cases or self.cases, wanted.drawn, stream)
         spoken_to = dict(zip((relation.name for relation in relations), names, strict=True))
-        return tuple(of_world(case, spoken_to[case.relation.name]) for case in drawn)
+        cases = [of_world(case, spoken_to[case.relation.name]) for case in drawn]
+        first_of = {name: group[0] for group in self.same_boxes for name in group}
+        count = wanted.cases or self.cases
+        boxes: dict[str, list[tuple[Box, ...]]] = {}
+        for number, case in enumerate(cases):
+            if (first := first_of.get(case.relation)) is not None:
+                if first not in boxes:
+                    boxes[first] = true_boxes(draw_cases([load_relation(first)], count, wanted.drawn, stream))
+                own = boxes[first][number % count]
+                objects = [dataclasses.replace(who, box=box) for who, box in zip(case.objects, own, strict=True)]
+                cases[number] = dataclasses.replace(case, objects=tuple(objects))
+        return tuple(cases)
 
 
 def of_world(drawn: DrawnCase, spoken_to: str) -> Case:

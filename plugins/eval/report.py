@@ -56,6 +56,11 @@ def table(content: dict[str, Any], part: dict[str, Any] | None = None, bounds: b
     return rows
 
 
+def number_tables(content: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """The metric table of cases with one individual and of those with several; empty where all are alike."""
+    return {f"{name}-subject cases": table(content, part, bounds=False) for name, part in content["numbers"].items()}
+
+
 def _heads(columns: dict[str, Any]) -> list[str]:
     """The columns' names, with their profiles where two have the same name."""
     names = [facts["name"] for facts in columns.values()]
@@ -103,8 +108,10 @@ def rank_line(content: dict[str, Any]) -> str:
 def terminal(content: dict[str, Any]) -> str:
     """The table as plain text, failures and rank correlation under it."""
     encoders = "; ".join(f"{name}: {f['folder']} ({f['hash'][:8]})" for name, f in content["encoders"].items())
+    numbers = [f"{name}\n{aligned(rows)}" for name, rows in number_tables(content).items()]
     parts = [
         aligned(table(content)),
+        *numbers,
         aligned(failure_table(content)),
         rank_line(content),
         _LEGEND,
@@ -126,6 +133,8 @@ def markdown(content: dict[str, Any], rows: Sequence[Row]) -> str:
     """The report without pictures."""
     parts = [f"# {inert(_title(content))}", inert(content["benchmark"]["source"])]
     parts += [markdown_table(table(content)), _LEGEND, inert(rank_line(content))]
+    for name, own in number_tables(content).items():
+        parts += [f"## {name}", markdown_table(own)]
     for group, cells in content["groups"].items():
         parts += [f"## {inert(group)}", markdown_table(table(content, cells, bounds=False))]
     parts += ["## Failures", markdown_table(failure_table(content))]
@@ -278,6 +287,7 @@ def html(content: dict[str, Any], rows: Sequence[Row], show: int) -> str:
         title=_title(content),
         content=content,
         table=table(content),
+        numbers=number_tables(content),
         groups={group: table(content, cells, bounds=False) for group, cells in content["groups"].items()},
         failures=failure_table(content),
         rank=rank_line(content),

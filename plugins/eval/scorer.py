@@ -24,7 +24,7 @@ _ORACLE_SAYS = {
     "relation": "the relation asked for is the likeliest, by the embedded world's oracle",
     "direction": "and its subject plays the subject's part; symmetric relations have none",
     "contact": "what must touch is as near as in 95 of 100 true scenes",
-    "identity": "individuals told from 15 others, mean of the two",
+    "identity": "individuals told from 15 others, mean over them",
 }
 _REAL_SHARE, _TRUE_SHARE = 0.95, 0.99  # see Scorer._copy_limits
 _BATCH = 64

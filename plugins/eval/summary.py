@@ -16,6 +16,7 @@ from rbctl.plugins.eval.intervals import interval, paired, rank_interval
 from rbctl.plugins.eval.rows import TRUTH, Column, Row, by_case, prompt_hash, rounded
 
 SIGNIFICANT = 0.05
+NUMBERS = ("single", "multi")  # individuals of a case
 
 
 def summary(
@@ -40,6 +41,7 @@ def summary(
         left_out += [f"{run}: the 0 of crops for a missing object; boxes were only asked for" for run in named]
     of_run = {run: [row for row in rows if row.picture.run == run] for run in runs}
     groups = sorted({row.picture.case.group for row in rows} - {""})
+    numbers = {name for row in rows for name in [_number(row)] if name}
 
     def cells(own: Sequence[Row]) -> dict[str, Any]:
         return {c.id: cell(own, c.id, seed) for c in shown}
@@ -51,6 +53,10 @@ def summary(
             group: {run: cells([r for r in own if r.picture.case.group == group]) for run, own in of_run.items()}
             for group in (groups if len(groups) > 1 else [])
         },
+        "numbers": {
+            name: {run: cells([row for row in own if _number(row) == name]) for run, own in of_run.items()}
+            for name in (NUMBERS if len(numbers) > 1 else ())
+        },
         "tests": {c.id: paired_tests(rows, runs, c.id, seed) for c in shown},
         "winners": {c.id: winner(rows, runs, c.id, seed) for c in shown},
         "bounds": {
@@ -61,6 +67,12 @@ def summary(
         "predicates": dict(Counter(source for _, source in {(r.picture.case.id, r.source) for r in rows})),
         "left_out": left_out,
     }
+
+
+def _number(row: Row) -> str:
+    """Whether a picture is asked for one individual or several; "" where for none."""
+    count = len(row.picture.case.objects)
+    return NUMBERS[count > 1] if count else ""
 
 
 def cell(rows: Sequence[Row], column: str, seed: int = 0) -> dict[str, Any]:

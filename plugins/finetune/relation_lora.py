@@ -28,7 +28,7 @@ from rbctl.plugins.finetune.objective import Objective
 from rbctl.plugins.finetune.preview import preview
 from rbctl.plugins.finetune.samples import micro_batch
 from rbctl.plugins.finetune.training_data import training_data
-from rbctl.relations import load_relation
+from rbctl.relations import Relation, load_relation
 from rbctl.runs import RELATION, Run, tuned
 from rbctl.triplets import Triplet, data_hash
 from rbctl.triplets.check import check as check_triplets
@@ -104,7 +104,7 @@ class RelationLora:
         """modelspec's and kohya's keys for other tools, ``rbctl.*`` for ours; no date: the same run, the same file."""
         config, bundle = self.config, self.bundle
         resolution = self.encoded["latents_mean"].shape[-1] * bundle.latent_scale
-        prior = layout_prior(self.triplets, self.encoded["boxes"][:, 0])
+        prior = layout_prior(self.triplets, self.encoded["boxes"][:, 0], self.relation)
         predicate = next((t.predicate for t in self.triplets if t.predicate), self.relation.predicate)
         metadata = {
             "modelspec.sai_model_spec": "1.0.0",
@@ -157,7 +157,7 @@ def relation_task(
     return Task(name, unet, lora.named_parameters(unet), loss, lambda path: preview(bundle, encoded, config, path))
 
 
-def layout_prior(triplets: Sequence[Triplet], boxes: torch.Tensor) -> LayoutPrior:
+def layout_prior(triplets: Sequence[Triplet], boxes: torch.Tensor, relation: Relation) -> LayoutPrior:
     """Where each role lies, over the triplets that have the roles of the fullest one.
 
     Args:
@@ -170,4 +170,6 @@ def layout_prior(triplets: Sequence[Triplet], boxes: torch.Tensor) -> LayoutPrio
         by_role = {individual.role: box for individual, box in zip(triplet.objects, row, strict=False)}
         if set(by_role) == set(roles):
             rows.append([by_role[role] for role in roles])
-    return LayoutPrior.from_boxes(rows, roles)
+    # Of two, mirroring says the same.
+    known = len(roles) > 2 and roles == [role.name for role in relation.roles]
+    return LayoutPrior.from_boxes(rows, roles, relation.orders() if known else ())

@@ -14,11 +14,11 @@ import numpy as np
 
 from rbctl.files import write_jsonl
 from rbctl.images import write_png
-from rbctl.menagerie import Individual, Scene, compose, draw_individual, portrait
+from rbctl.menagerie import Individual, Scene, compose, draw_individual, portrait, render
 from rbctl.menagerie.oracle import look
 from rbctl.menagerie.triplets import check_drawable, draw_group, pictures
 from rbctl.progress import progress
-from rbctl.relations import Relation
+from rbctl.relations import Box, Relation
 
 SIZE = 128  # pixels
 CANDIDATES = 16
@@ -101,6 +101,17 @@ def draw_cases(relations: Sequence[Relation], count: int, folder: Path, stream: 
     rows = [{"file_name": case.picture.name, "text": case.scene.caption, "case": case.id} for case in cases]
     write_jsonl(folder / "truth" / "metadata.jsonl", rows)
     return tuple(cases)
+
+
+def true_boxes(cases: Sequence[DrawnCase]) -> list[tuple[Box, ...]]:
+    """Per scene the boxes of the whole silhouettes, in the order of the roles."""
+    boxes: list[tuple[Box, ...]] = []
+    for _, alike in itertools.groupby(cases, lambda case: len(case.individuals)):
+        own = list(alike)
+        for first in range(0, len(own), _BATCH):
+            drawn = render([case.scene for case in own[first : first + _BATCH]], SIZE).boxes.numpy().round(4)
+            boxes += [tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in rows) for rows in drawn]
+    return boxes
 
 
 def candidates(case: DrawnCase, role: int, count: int = CANDIDATES) -> tuple[list[Individual], int]:

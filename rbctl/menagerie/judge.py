@@ -46,7 +46,7 @@ class Verdict:
         missing: per individual, whether no body looks more like it than like another one.
         duplicate: two bodies look like the same individual.
         extra: there are more bodies than individuals.
-        merged: two individuals have one body between them; their looks are there.
+        merged: there are fewer bodies than individuals, though the looks or the faces of all are there.
         extra_head: there are more faces than bodies; None where the oracle tells of no faces.
         swapped: two wear each other's coat; None where their coats or species do not tell, and of one individual.
         boxes: per individual, where it was found.
@@ -70,6 +70,11 @@ class Verdict:
     extra_head: bool | None
     swapped: bool | None
     boxes: tuple[Box | None, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Every individual is there once, with a body of its own, and nobody else is."""
+        return not (any(self.missing) or self.duplicate or self.extra or self.merged)
 
     @property
     def directed(self) -> bool:
@@ -156,15 +161,19 @@ def _bodies(reading: Reading, k: int, group: Sequence[Individual], slots: torch.
         (a, b): float((reading.keypoints[k, a, :, :2] - reading.keypoints[k, b, :, :2]).norm(dim=-1).mean())
         for a, b in itertools.combinations(range(reading.roles), 2)
     }
-    parted = {ends for ends, way in apart.items() if way >= near and min(areas[e] for e in ends) >= least}
+    separate = {ends for ends, way in apart.items() if way >= near}
+    parted = {ends for ends in separate if min(areas[end] for end in ends) >= least}
     same = [ends for ends in apart if set(ends) <= set(bodies) and len(group) > 1 and _alike(likes, ends, len(group))]
     boxes = [_box(reading.maps[k, int(slot)]) for slot in slots]
+    faces = None if reading.faces is None else _count_faces(reading.faces[k])
+    all_faces = faces is not None and faces >= len(group)
+    one_body = len(_separate(slots.tolist(), separate)) < len(group)
     return {
         "missing": tuple(missing),
         "duplicate": any(ends in parted for ends in same),
         "extra": len(_separate(bodies, parted)) > len(group),
-        "merged": not any(missing) and len(_separate(slots.tolist(), parted)) < len(group),
-        "extra_head": None if reading.faces is None else _count_faces(reading.faces[k]) > max(len(bodies), len(group)),
+        "merged": len(group) > 1 and (one_body or any(missing)) and (all_faces or not any(missing)),
+        "extra_head": None if faces is None else faces > max(len(bodies), len(group)),
         "swapped": None if any(missing) else _swapped(table, slots),
         "boxes": tuple(None if gone else box for gone, box in zip(missing, boxes, strict=True)),
     }

@@ -18,6 +18,7 @@ from rbctl.plugins.eval.stages import SEED, Options
 METRICS = (
     "relation", "directed", "direction", "contact", "touching",
     "species", "coat", "second", "pattern", "identity", "role_identity",
+    "complete", "merged", "extra_head",
 )  # fmt: skip
 ARMS = ("base", "base_true_boxes", "truth", "lora", "lora_true_boxes", "box_only")
 FIGURES: dict[str, tuple[str, ...]] = {
@@ -28,7 +29,8 @@ FIGURES: dict[str, tuple[str, ...]] = {
         *(f"{arm}.{metric}" for arm in ARMS for metric in METRICS),
         "gain.over_base", "gain.over_the_same_boxes", "gain.over_base_true_boxes",
         "colour_change.from_base", "colour_change.from_the_same_boxes", "colour_change.from_renders",
-        "contact_ratio.base", "contact_ratio.box_only", "easy_drop", "steps",
+        "contact_ratio.base", "contact_ratio.box_only", "mean_contact_ratio.base", "mean_contact_ratio.box_only",
+        "easy_drop", "steps",
     ),
     "speed": ("seconds_of_a_finetuning", "seconds_of_8_pictures"),
 }  # fmt: skip
@@ -63,7 +65,8 @@ class Section:
 
     Attributes:
         measures: what; the section's own name where it says nothing.
-        relations: that LoRAs are tuned on, instead of the recipe's.
+        relations: what is measured, instead of the recipe's: those that LoRAs are tuned on; of ``oracle`` and ``base``
+            all of them.
     """
 
     gates: dict[str, Gate]

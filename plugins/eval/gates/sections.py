@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from rbctl.images import read_image
-from rbctl.menagerie import render
-from rbctl.menagerie.cases import SIZE, DrawnCase
+from rbctl.menagerie.cases import DrawnCase, true_boxes
 from rbctl.plugins.eval.gates import sheets
 from rbctl.plugins.eval.gates.figures import (
     Scores,
@@ -27,10 +26,10 @@ from rbctl.plugins.eval.gates.figures import (
     stacked,
     summary,
 )
-from rbctl.plugins.eval.gates.measuring import BATCH, Arm, Measuring, Tuned, as_pixels
+from rbctl.plugins.eval.gates.measuring import Arm, Measuring, Tuned, as_pixels
 from rbctl.plugins.eval.gates.recipe import METRICS, Section
 from rbctl.plugins.eval.stages import Step, run_steps
-from rbctl.relations import Box, load_relation
+from rbctl.relations import load_relation
 
 Measured = tuple[dict[str, Any], dict[str, Any]]  # what is kept of a section, and its figures by name
 _SHEET_ROWS = 10
@@ -45,16 +44,9 @@ def _truth(cases: Sequence[DrawnCase]) -> list[Image.Image]:
     return [read_image(case.picture) for case in cases]
 
 
-def true_boxes(cases: Sequence[DrawnCase]) -> list[Sequence[Box]]:
-    """Per scene the boxes of the whole silhouettes, in the order of the roles."""
-    lots = [cases[first : first + BATCH] for first in range(0, len(cases), BATCH)]
-    drawn = np.concatenate([render([case.scene for case in lot], SIZE).boxes.numpy() for lot in lots]).round(4)
-    return [tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in own) for own in drawn]
-
-
 def oracle(work: Measuring, section: Section) -> Measured:
     """The judge on renders and on round trips: is it fit to judge anything?"""
-    relations = (*work.gates.easy, *work.gates.held_out)
+    relations = section.relations or (*work.gates.easy, *work.gates.held_out)
     count = work.each(relations)
     renders, trips = {}, {}
     for relation in relations:
@@ -94,7 +86,7 @@ def _base(work: Measuring, relation: str, count: int) -> Arm:
 
 def base(work: Measuring, section: Section) -> Measured:
     """The bundle alone: the relations it was taught, those it was not, and who is in the pictures."""
-    easy, held_out = work.gates.easy, work.gates.held_out
+    easy, held_out = (section.relations, ()) if section.relations else (work.gates.easy, work.gates.held_out)
     arms = {relation: _base(work, relation, work.each(easy)) for relation in easy}
     arms |= {relation: _base(work, relation, work.each(work.gates.relations)) for relation in held_out}
     work.sample(list(arms.values()))
@@ -107,7 +99,7 @@ def base(work: Measuring, section: Section) -> Measured:
 
     shown = parts(made)
     each = [own["relation"] for own in shown["held_out"]["each"].values()]
-    highest = max(each, key=lambda share: share["mean"] or 0.0)
+    highest = max(each, key=lambda share: share["mean"] or 0.0, default=None)
     count = sum(len(arm.cases) for arm in arms.values())
     return {"n": count, **shown, "truth": parts(truth)}, {**_named(shown), "held_out_highest": highest}
 
@@ -209,6 +201,7 @@ def loras(work: Measuring, section: Section) -> Measured:
     figures = _named(summaries) | {
         **{f"{name}.{key}": v for name in ("gain", "colour_change") for key, v in content[name].items()},
         **{f"contact_ratio.{arm}": ratios["of_medians"] for arm, ratios in content["contact_ratio"].items()},
+        **{f"mean_contact_ratio.{arm}": ratios["of_means"] for arm, ratios in content["contact_ratio"].items()},
         "easy_drop": figure([-change]),
         "steps": tuned[0].options["steps"],
     }
