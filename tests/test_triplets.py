@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from rbctl.errors import InputError
+from rbctl.images import read_image
 from rbctl.triplets import KEYPOINTS, SKELETON, data_hash, load
 from rbctl.triplets.check import check
-from rbctl.triplets.folder import write
+from rbctl.triplets.folder import METADATA, with_pictures, write
 
 HUG = Path(__file__).parents[2] / "shared" / "data" / "dreamrelation" / "hug"
 needs_hug = pytest.mark.skipif(not HUG.is_dir(), reason=f"the published set is not at {HUG}")
@@ -190,18 +192,30 @@ def _change(path: str, value: object):
     return change
 
 
+def _misspelt(path, name):
+    """The field at ``path`` has another name."""
+
+    def change(row):
+        *steps, last = path.split(".")
+        for step in steps:
+            row = row[int(step) if step.isdigit() else step]
+        row[name] = row.pop(last)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
         (_change("text", ...), "text: is missing"),
-        (_change("txet", "A"), "txet: no such key; did you mean 'text'?"),
+        (_misspelt("text", "txet"), "txet: no such key; did you mean 'text'?"),
         (_change("predicate", ["hug"]), "predicate: words were expected"),
         (_change("file_name", "none.png"), "file_name: no such file"),
         (_change("file_name", "../1.webp"), "leaves the folder"),
         (_change("file_name", "0.webp"), "file_name: a line above has the same one"),
         (_change("objects", []), "objects: 1 or more entries were expected"),
         (_change("objects.1", "owl"), "objects[1]: a mapping was expected"),
-        (_change("objects.1.msak", "m.png"), "objects[1].msak: no such key; did you mean 'mask'?"),
+        (_misspelt("objects.1.mask", "msak"), "objects[1].msak: no such key; did you mean 'mask'?"),
         (_change("objects.0.role", 3), "objects[0].role: words were expected, not 3"),
         (_change("objects.0.box", [0.1, 0.2, 0.1, 0.4]), "objects[0].box: 0.1,0.2,0.1,0.4 has no area"),
         (_change("objects.0.box", [0.1, 0.2, 1.1, 0.4]), "lies outside [0, 1]"),
@@ -391,3 +405,62 @@ def test_published_set():
     # This file is a view with a storage offset; ignoring it would put another animal's keypoints here.
     np.testing.assert_allclose(lion.target_keypoints[2], [0.36273, 0.27312, 2], atol=1e-5)
     np.testing.assert_allclose(polar_bear.target_keypoints[2], [0.47023, 0.34128, 2], atol=1e-5)
+
+
+# --- other programs, foreign columns
+
+
+@pytest.mark.slow
+def test_datasets_shows_the_individuals_and_keeps_them_on_the_hub(small_hug: Path, tmp_path: Path) -> None:
+    """Loaded as imagefolder, and once more from the parquet that ``push_to_hub`` would upload."""
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    from datasets.table import embed_table_storage
+
+    folder = shutil.copytree(small_hug, tmp_path / "hug")
+    lines = [json.loads(line) for line in (folder / METADATA).read_text().splitlines()]
+    lines[0]["objects"][0]["mask"] = None  # it fills its box
+    (folder / METADATA).write_text("".join(json.dumps(with_pictures(line)) + "\n" for line in lines))
+    cache = str(tmp_path / "cache")
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=cache)
+    uploaded = tmp_path / "uploaded.parquet"
+    loaded.with_format("arrow").map(embed_table_storage, batched=True).with_format(None).to_parquet(uploaded)
+    shutil.rmtree(folder)
+    again = datasets.load_dataset("parquet", data_files=str(uploaded), split="train", cache_dir=cache)
+    pictures = datasets.List(datasets.Image())
+    assert (again.features["image_prompts"], again.features["masks"]) == (pictures, pictures)
+    triplets = load(small_hug)
+    assert again.num_rows == len(triplets)
+    for row, triplet in zip(again, triplets, strict=True):
+        assert (row["text"], row["predicate"]) == (triplet.prompt, triplet.predicate)
+        assert row["image"].convert("RGB").tobytes() == read_image(triplet.target).tobytes()
+        prompts = [picture.convert("RGB").tobytes() for picture in row["image_prompts"]]
+        assert prompts == [read_image(entry.image).tobytes() for entry in triplet.objects]
+        assert [entry["name"] for entry in row["objects"]] == [entry.name for entry in triplet.objects]
+    assert [len(row["masks"]) for row in again] == [1, 2, 2, 2]
+
+
+def test_foreign_columns_are_warned_of_and_misspelt_fields_are_errors(small_hug: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_hug, tmp_path / "hug")
+    lines = [json.loads(line) for line in (folder / METADATA).read_text().splitlines()]
+    for line in lines:
+        line["license"], line["objects"][0]["species"] = "CC0-1.0", "fox"
+        line["objects_file_names"] = [entry["image"] for entry in line["objects"]]
+    (folder / METADATA).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(load(folder)) == 4
+    foreign = [str(problem) for problem in check(folder) if "no such key" in problem.what]
+    assert len(foreign) == 3  # each once, not for every line
+    assert all(problem.level == "warning" for problem in check(folder))
+    lines[0]["objects"][1]["maks"] = lines[0]["objects"][1].pop("mask")
+    (folder / METADATA).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match=r"objects\[1\]\.maks: no such key; did you mean 'mask'\?"):
+        load(folder)
+
+
+def test_a_dataset_card_is_written_once(small_hug: Path, tmp_path: Path) -> None:
+    text = (small_hug / "README.md").read_text()
+    assert yaml.safe_load(text.split("---")[1])["task_categories"] == ["text-to-image"]
+    assert "4 triplets" in text
+    assert "hug" in text.split("Relation: ")[1].splitlines()[0]
+    (tmp_path / "README.md").write_text("mine")
+    write(load(small_hug), tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"

@@ -24,7 +24,10 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def as_raw(drawn: Path, folder: Path, shuffled: bool = False) -> Path:
     """Triplets of the embedded world without their annotations."""
-    rows = lines(drawn / "metadata.jsonl")
+    rows = [
+        {key: value for key, value in row.items() if not key.endswith("_file_names")}
+        for row in lines(drawn / "metadata.jsonl")
+    ]
     (folder / "images").mkdir(parents=True)
     for number, row in enumerate(rows):
         shutil.copy(drawn / row["file_name"], folder / row["file_name"])

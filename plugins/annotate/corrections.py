@@ -28,7 +28,7 @@ from rbctl.files import content_hash, numbered_lines, read_json, read_jsonl, wri
 from rbctl.formats import Check, read
 from rbctl.parsing import parse_json
 from rbctl.plugins.annotate.cache import PLACE
-from rbctl.triplets.folder import METADATA
+from rbctl.triplets.folder import METADATA, with_pictures, write_card
 from rbctl.triplets.folder import read as read_triplets
 from rbctl.triplets.keypoints import KEYPOINTS
 from rbctl.triplets.problem import Problem, refuse
@@ -172,7 +172,8 @@ def base(folder: Path, follow_outside: bool = False) -> tuple[Rows, Corrections]
 
 def _write(folder: Path, rows: Rows, known: Corrections) -> int:
     """Write base, corrections and what both make, in the order in which a kill loses nothing; returns what is left."""
-    left = [known.of(row).on(row) for row in rows if not known.of(row).drop]
+    left = [with_pictures(known.of(row).on(row)) for row in rows if not known.of(row).drop]
+    write_card(folder, left)
     write_jsonl(folder / PLACE / METADATA, rows)
     if known.triplets:
         before = []
@@ -200,7 +201,8 @@ def _rows(folder: Path, table: str, follow_outside: bool, strict: bool) -> Rows:
     def tell(problem: Problem) -> None:
         if strict:
             refuse(problem)
-        broken.add(problem.file)
+        if problem.level == "error":
+            broken.add(problem.file)
 
     for _ in read_triplets(folder, tell, follow_outside=follow_outside, table=table):
         pass

@@ -6,12 +6,14 @@
         {"name": "lion", "role": "subject", "image": "images/0-0.png", "mask": "masks/0-0.png",
          "box": [0.21, 0.09, 0.58, 0.92], "target_keypoints": [[x, y, visibility], ...], "image_keypoints": [...]}]}
 
-Paths are relative to the folder. ``mask`` may be null; a missing ``predicate`` is an empty one.
+Paths are relative to the folder. ``mask`` may be null; a missing ``predicate`` is an empty one. Foreign columns
+are left out. ``datasets`` decodes pictures only in columns of their own; there those of the objects stand again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -20,9 +22,9 @@ import numpy as np
 from annotated_types import Len, MinLen
 
 from rbctl import formats
-from rbctl.errors import InputError
-from rbctl.files import numbered_lines, write_bytes, write_jsonl
-from rbctl.formats import Words
+from rbctl.errors import InputError, nearest
+from rbctl.files import numbered_lines, write_bytes, write_jsonl, write_text
+from rbctl.formats import Fault, Words
 from rbctl.images import open_image, read_image, write_png
 from rbctl.parsing import parse_json
 from rbctl.paths import inside
@@ -32,6 +34,31 @@ from rbctl.triplets.problem import NOWHERE, Reporter, Sink, refuse
 from rbctl.triplets.triplet import Triplet, TripletObject, data_hash
 
 METADATA = "metadata.jsonl"
+CARD = "README.md"
+_PICTURES = {"image_prompts_file_names": "image", "masks_file_names": "mask"}  # column of datasets: field of an object
+
+_CARD = """---
+task_categories:
+- text-to-image
+tags:
+- rbctl
+- relation
+- imagefolder
+---
+
+# Triplets of a relation
+
+{count} triplets for `rbctl finetune`: a target picture, an image prompt of each individual in it, and a text.
+Relation: {predicates}. State here where the pictures come from, and their licence.
+
+| column | |
+|---|---|
+| `image` | the target |
+| `text`, `predicate` | its caption, and the words of it that say the relation |
+| `image_prompts` | a picture of each individual alone |
+| `masks` | where each individual is in the target; without those whose `mask` in `objects` is null |
+| `objects` | name, role, box (relative xyxy) and keypoints (relative x, y, visibility) of each individual |
+"""
 
 _SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}  # what every reader of imagefolder knows
 
@@ -88,6 +115,7 @@ def read(
     """
     path = folder / table
     seen: set[str] = set()
+    foreign: set[str] = set()
     for number, line in numbered_lines(path):
         reporter = Reporter(f"on line {number}", f"{path}:{number}", sink)
         try:
@@ -98,7 +126,8 @@ def read(
         name = content.get("file_name") if isinstance(content, dict) else None
         if isinstance(name, str) and name.strip("./"):
             reporter = Reporter(PurePosixPath(name).with_suffix("").as_posix(), reporter.file, sink)
-        row, faults = formats.examine(_Row, content)
+        _tell_foreign(content, reporter, foreign)
+        row, faults = formats.examine(_Row, content, ignore_others=True)
         for fault in faults:
             reporter.error(str(fault))
         if reporter.triplet in seen:
@@ -106,6 +135,22 @@ def read(
         seen.add(reporter.triplet)
         if row:
             yield _triplet(folder, row, reporter, predicate, follow_outside), reporter
+
+
+def _tell_foreign(content: Any, reporter: Reporter, told: set[str]) -> None:
+    """Tell what is none of our fields: a warning, once a set; an error where it looks like one that is missing."""
+    rows: list[tuple[type, tuple[str | int, ...], Any]] = [(_Row, (), content)] if isinstance(content, dict) else []
+    objects = content.get("objects") if rows else None
+    entries = enumerate(objects) if isinstance(objects, list) else ()
+    rows += [(_ObjectRow, ("objects", k), entry) for k, entry in entries if isinstance(entry, dict)]
+    for kind, where, row in rows:
+        known = {field.name for field in dataclasses.fields(kind)}
+        for name in sorted(row.keys() - known - _PICTURES.keys()):
+            if meant := nearest(name, known - row.keys()):
+                reporter.error(str(Fault((*where, name), f"no such key{meant}")))
+            elif name not in told:
+                told.add(name)
+                reporter.warning(str(Fault((*where, name), "no such key; it is left out")))
 
 
 def _triplet(folder: Path, row: _Row, reporter: Reporter, predicate: str, follow_outside: bool) -> Triplet:
@@ -153,11 +198,29 @@ def write(triplets: Sequence[Triplet], folder: Path) -> None:
     stems = [triplet.id.replace("/", "-") for triplet in triplets]
     if len(set(stems)) < len(stems):
         raise ValueError(f"triplets: ids must differ, also as file names: {stems}")
-    write_jsonl(folder / METADATA, [_row(folder, stem, t) for stem, t in zip(stems, triplets, strict=True)])
+    rows = [_row(folder, stem, triplet) for stem, triplet in zip(stems, triplets, strict=True)]
+    write_card(folder, rows)
+    write_jsonl(folder / METADATA, rows)
+
+
+def with_pictures(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metadata.jsonl with the pictures of its objects in columns that ``datasets`` decodes.
+
+    A mask that is null is left out: ``datasets`` takes no null among pictures.
+    """
+    columns = {name: [entry[key] for entry in row["objects"] if entry[key]] for name, key in _PICTURES.items()}
+    return {**row, **columns}
+
+
+def write_card(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the dataset card that the hub shows, unless the folder has a README.md already."""
+    if not (folder / CARD).exists():
+        predicates = ", ".join(sorted({row["predicate"] for row in rows} - {""})) or "not stated"
+        write_text(folder / CARD, _CARD.format(count=len(rows), predicates=predicates))
 
 
 def _row(folder: Path, stem: str, triplet: Triplet) -> dict[str, Any]:
-    return {
+    row = {
         "file_name": _copy(triplet.target, folder, stem),
         "text": triplet.prompt,
         "predicate": triplet.predicate,
@@ -174,6 +237,7 @@ def _row(folder: Path, stem: str, triplet: Triplet) -> dict[str, Any]:
             for k, entry in enumerate(triplet.objects)
         ],
     }
+    return with_pictures(row)
 
 
 def _copy(source: Path, folder: Path, stem: str) -> str:
