@@ -33,6 +33,17 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
     return wanted  # type: ignore[return-value]
 
 
+def trains_in_bf16(wanted: str, device: torch.device) -> bool:
+    """Whether a training computes its products in bf16, under autocast.
+
+    ``auto`` is yes on CUDA, and on CPUs that multiply bf16 themselves: others only emulate it, slower than float32.
+    """
+    if wanted != "auto":
+        return wanted == "bf16"
+    features = torch.cpu.get_capabilities()
+    return device.type == "cuda" or bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
 def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """The backend's name for :func:`rbctl.kernels.parallel_cross_attention`, None for the best usable one.
 

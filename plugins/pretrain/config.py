@@ -12,7 +12,7 @@ from rbctl.options import option
 MOST = 3  # individuals of a scene
 
 # Each needs only those before it.
-PARTS = ("renders", "pictures", "vae", "clip", "oracle", "clipself", "dino", "unet", "bundle")
+PARTS = ("renders", "pictures", "vae", "clip", "oracle", "clipself", "dino", "decoder", "unet", "bundle")
 _EASY_ALONE = ("stand", "sit", "walk", "lie_down", "run")
 _EASY_OF_TWO = (
     *("stand_next_to", "sit_beside", "lie_beside", "hide_behind", "jump_over", "chase", "face", "lean_on", "wave_to"),
@@ -43,11 +43,17 @@ class PretrainConfig:
     threads: int = option(
         1, "Threads of a process on the CPU; two processes of one thread beat one of two.", min=1, max=1024
     )
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", "Of the products; the weights stay float32. auto: bf16 on CUDA and on CPUs that multiply it."
+    )
     compile: bool = option(
         False, "Compile the renderer and the networks: a slow start, then faster. Needs a C++ compiler."
     )
     optimizer: Literal["muon", "adamw"] = option(
         "muon", "What moves the matrices; the rest is AdamW's either way.", group="Training"
+    )
+    decay: float = option(
+        1.0, "Share of the steps over which the learning rate falls at last; before, it stays.", min=0, max=1.0
     )
     checkpoint_every: int = option(500, "Steps between checkpoints.", group="Run", min=0, max=1_000_000)
     preview_every: int = option(500, "Steps between previews; 0 for none.", min=0, max=1_000_000)
@@ -98,6 +104,9 @@ class PretrainConfig:
     dino_steps: int = option(3000, "Steps of the small DINO.", min=1, max=10_000_000)
     dino_batch_size: int = option(64, "Pictures per process and step.", min=1, max=65_536)
     dino_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
+    decoder_steps: int = option(6000, "Steps of the VAE's decoder on noisy latents.", min=1, max=10_000_000)
+    decoder_batch_size: int = option(16, "Pictures per process and step.", min=1, max=65_536)
+    decoder_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
     unet_steps: int = option(12000, "Steps of UNet and adapter.", min=1, max=10_000_000)
     unet_batch_size: int = option(16, "Pictures per process and step.", min=1, max=65_536)
     unet_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from rbctl import kept
+from rbctl.device import trains_in_bf16
 from rbctl.draws import generator
 from rbctl.errors import InputError
 from rbctl.plugins.pretrain import renders
@@ -38,7 +39,7 @@ class Part(abc.ABC):
 
     Attributes:
         name: as in the options.
-        device: where its modules are and its loss runs; on CUDA the loss is computed under bf16 autocast.
+        device: where its modules are and its loss runs; the loss is computed under bf16 autocast where that is faster.
         batch_size: samples per process and step.
         learning_rate: the highest of the schedule.
         kind: relations of its scenes.
@@ -81,11 +82,16 @@ class Part(abc.ABC):
         """Write the final weights; the averaged ones are in place. Called in the first process alone."""
 
 
-def rate(step: int, steps: int) -> float:
-    """Factor on the learning rate at a step: linear warm-up, then a cosine from 1 to ``LAST_RATE``."""
+def rate(step: int, steps: int, decay: float = 1.0) -> float:
+    """Factor on the learning rate at a step: linear warm-up, 1, then a cosine from 1 to ``LAST_RATE``.
+
+    Args:
+        decay: share of the steps that the cosine takes; 0 for none.
+    """
     if step < WARMUP:
         return (step + 1) / WARMUP
-    progress = min(1.0, (step - WARMUP) / max(1, steps - WARMUP))
+    first = max(WARMUP, round((1 - decay) * steps))
+    progress = min(1.0, max(0, step - first) / max(1, steps - first))
     return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -211,7 +217,7 @@ def _train(part: Part, config: PretrainConfig, world: World) -> None:
 
     for module in state.modules.values():
         module.train()
-    autocast = torch.autocast("cuda", torch.bfloat16, enabled=part.device.type == "cuda")
+    autocast = torch.autocast(part.device.type, torch.bfloat16, enabled=trains_in_bf16(config.precision, part.device))
     gradient = state.optimizer.gradient
     begun = reported = time.monotonic()
     sums: dict[str, Any] = {}
@@ -228,7 +234,7 @@ def _train(part: Part, config: PretrainConfig, world: World) -> None:
             gradient /= world.size
             norm = gradient.norm()
             gradient.div_(norm.clamp(min=1.0))
-            learning_rate = part.learning_rate * rate(step, steps)
+            learning_rate = part.learning_rate * rate(step, steps, config.decay)
             state.step(learning_rate)
             for name, value in {"loss": loss.detach(), **numbers, "gradient_norm": norm}.items():
                 sums[name] = sums.get(name, 0.0) + value

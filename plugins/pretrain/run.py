@@ -11,6 +11,7 @@ from rbctl.device import pick_device
 from rbctl.plugins.pretrain.bundle import put_together, take_local_encoder
 from rbctl.plugins.pretrain.clip_part import ClipPart
 from rbctl.plugins.pretrain.config import PARTS, PretrainConfig
+from rbctl.plugins.pretrain.decoder_part import DecoderPart
 from rbctl.plugins.pretrain.dino_part import DinoPart
 from rbctl.plugins.pretrain.loop import Part, train
 from rbctl.plugins.pretrain.oracle_part import OraclePart
@@ -21,7 +22,7 @@ from rbctl.processes import together
 from rbctl.runs import claim
 
 TRAINED: Mapping[str, Callable[[PretrainConfig, torch.device], Part]] = {
-    part.name: part for part in (VaePart, ClipPart, OraclePart, DinoPart, UNetPart)
+    part.name: part for part in (VaePart, ClipPart, OraclePart, DinoPart, DecoderPart, UNetPart)
 }
 # What the first process does alone.
 WRITTEN: Mapping[str, Callable[[PretrainConfig], str]] = {

@@ -46,18 +46,9 @@ class VaePart(Part):
         return {"vae": self.vae}
 
     def loss(self, step: int, chance: torch.Generator) -> tuple[torch.Tensor, Mapping[str, Any]]:
-        count = self.batch_size // _PORTRAITS
-        scenes = torch.randint(len(self.scenes), (self.batch_size - count,), generator=chance).numpy()
-        portraits = torch.randint(len(self.portraits), (count,), generator=chance).numpy()
-        pictures = np.concatenate((self.scenes.pictures[scenes], self.portraits.pictures[portraits]))
-        masks = np.concatenate((self.scenes.mask32[scenes].max(1), self.portraits.mask32[portraits]))
-        mirrored = (torch.rand(self.batch_size, generator=chance) < 0.5).to(self.device)[:, None, None, None]
+        pixels, weights = drawn_pictures(self.scenes, self.portraits, self.batch_size, chance, self.device)
         noise = torch.randn(self.batch_size, VAE["latent_channels"], 32, 32, generator=chance)
-        pixels = renders.pixels(pictures, self.device)
-        shown = torch.from_numpy(masks)[:, None].to(self.device).float() / 255
-        pixels, shown = (torch.where(mirrored, x.flip(-1), x) for x in (pixels, shown))
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return self.forward(pixels, 1 + _ANIMALS * shown, noise.to(self.device))
+        return self.forward(pixels, weights, noise.to(self.device))
 
     def _loss(
         self, pixels: torch.Tensor, weights: torch.Tensor, noise: torch.Tensor
@@ -66,7 +57,6 @@ class VaePart(Part):
         logvar = logvar.clamp(-20, 5)
         latents = mean + (logvar / 2).exp() * noise
         error = self.vae.decoder(latents).float() - pixels
-        weights = interpolate(weights / weights.mean(), scale_factor=pixels.shape[-1] // weights.shape[-1])
         square = (weights * (error.square() + _ABSOLUTE * error.abs())).mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         few = max(1, pixels.shape[0] // _COARSE)
@@ -90,9 +80,9 @@ class VaePart(Part):
         shown = torch.cat([rows[:_SHOWN] for rows in (pixels, portraits, decoded, decoded_portraits)])
         write_png(folder / "previews" / f"step-{step:06d}.png", grid(to_pictures(shown), 2 * _SHOWN))
         return {
-            "psnr": _psnr(error.mean()),
-            "psnr_in_box": _psnr(error[inside].mean()),
-            "psnr_portraits": _psnr(((decoded_portraits - portraits) / 2).square().mean()),
+            "psnr": psnr(error.mean()),
+            "psnr_in_box": psnr(error[inside].mean()),
+            "psnr_portraits": psnr(((decoded_portraits - portraits) / 2).square().mean()),
         }
 
     @torch.no_grad()
@@ -106,6 +96,27 @@ class VaePart(Part):
         write_network(self.bundle / "vae", config, self.vae.state_dict())
 
 
+def drawn_pictures(
+    scenes: renders.Scenes, portraits: renders.Portraits, count: int, chance: torch.Generator, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scenes and some portraits, half of them mirrored, and how much each pixel counts: animals more.
+
+    Returns:
+        Pictures (count, 3, H, W) in [-1, 1], and weights (count, 1, H, W) with a mean of 1.
+    """
+    few = count // _PORTRAITS
+    of_scenes = torch.randint(len(scenes), (count - few,), generator=chance).numpy()
+    of_portraits = torch.randint(len(portraits), (few,), generator=chance).numpy()
+    pictures = np.concatenate((scenes.pictures[of_scenes], portraits.pictures[of_portraits]))
+    masks = np.concatenate((scenes.mask32[of_scenes].max(1), portraits.mask32[of_portraits]))
+    mirrored = (torch.rand(count, generator=chance) < 0.5).to(device)[:, None, None, None]
+    pixels = renders.pixels(pictures, device)
+    weights = 1 + _ANIMALS * torch.from_numpy(masks)[:, None].to(device).float() / 255
+    weights = interpolate(weights / weights.mean(), scale_factor=pixels.shape[-1] // weights.shape[-1])
+    pixels, weights = (torch.where(mirrored, x.flip(-1), x) for x in (pixels, weights))
+    return pixels.contiguous(memory_format=torch.channels_last), weights
+
+
 def _inside(boxes: np.ndarray, side: int) -> torch.Tensor:
     """(H, W) bool, union of boxes (N, 4)."""
     inside = torch.zeros(side, side, dtype=torch.bool)
@@ -114,5 +125,6 @@ def _inside(boxes: np.ndarray, side: int) -> torch.Tensor:
     return inside
 
 
-def _psnr(error: torch.Tensor) -> float:
+def psnr(error: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error of values in [0, 1]."""
     return round(float(-10 * error.clamp(min=1e-10).log10()), 3)

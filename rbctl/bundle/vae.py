@@ -34,6 +34,21 @@ class _Block(nn.Module):
         return x + self.second(nn.functional.silu(y))
 
 
+class _Coarser(nn.Module):
+    """Residual blocks at half the side, which the input goes around: the U of a decoder. It starts as the identity."""
+
+    def __init__(self, width: int, coarse_width: int, layers: int) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * width, coarse_width, 1))
+        self.blocks = nn.Sequential(*(_Block(coarse_width) for _ in range(layers)))
+        self.up = nn.Sequential(nn.Conv2d(coarse_width, 4 * width, 1), nn.PixelShuffle(2))
+        nn.init.zeros_(self.up[0].weight)  # type: ignore[arg-type]  # a convolution's
+        nn.init.zeros_(self.up[0].bias)  # type: ignore[arg-type]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.up(self.blocks(self.down(x)))
+
+
 class UnshuffleVAE(ModelMixin, ConfigMixin):
     """Pictures (B, 3, H, W) in [-1, 1] <-> latents (B, C, H / 4, W / 4).
 
@@ -41,6 +56,9 @@ class UnshuffleVAE(ModelMixin, ConfigMixin):
         block_out_channels: one entry a level, as in AutoencoderKL. All levels but the last are pixel unshuffling alone
             (3 and 12 channels); the last is the width of the convolutions.
         encoder_layers, decoder_layers: residual blocks; the decoder, which has to invent edges, has more.
+        coarse_channels: width of a level at half the side in the middle of the decoder, with ``decoder_layers`` blocks
+            before it and again after it; None for none. It sees far enough to tell shapes from noise in the latents.
+        coarse_layers: residual blocks there.
         scaling_factor, shift_factor: latents are scaled for the UNet as (z - shift) * factor.
         sample_size: side in pixels that it was trained on.
     """
@@ -53,6 +71,8 @@ class UnshuffleVAE(ModelMixin, ConfigMixin):
         block_out_channels: Sequence[int] = (3, 12, 64),
         encoder_layers: int = 1,
         decoder_layers: int = 3,
+        coarse_channels: int | None = None,
+        coarse_layers: int = 3,
         sample_size: int = 128,
         scaling_factor: float = 1.0,
         shift_factor: float | None = None,
@@ -61,6 +81,9 @@ class UnshuffleVAE(ModelMixin, ConfigMixin):
         super().__init__()
         factor, width = 2 ** (len(block_out_channels) - 1), block_out_channels[-1]
         unshuffled = in_channels * factor**2
+        blocks: list[nn.Module] = [_Block(width) for _ in range(decoder_layers)]
+        if coarse_channels is not None:
+            blocks += [_Coarser(width, coarse_channels, coarse_layers), *(_Block(width) for _ in range(decoder_layers))]
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(factor),
             nn.Conv2d(unshuffled, width, 3, padding=1),
@@ -70,7 +93,7 @@ class UnshuffleVAE(ModelMixin, ConfigMixin):
         )
         self.decoder = nn.Sequential(
             nn.Conv2d(latent_channels, width, 3, padding=1),
-            *(_Block(width) for _ in range(decoder_layers)),
+            *blocks,
             nn.SiLU(),
             nn.Conv2d(width, unshuffled, 3, padding=1),
             nn.PixelShuffle(factor),
