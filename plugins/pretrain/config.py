@@ -107,6 +107,9 @@ class PretrainConfig:
     decoder_steps: int = option(6000, "Steps of the VAE's decoder on noisy latents.", min=1, max=10_000_000)
     decoder_batch_size: int = option(16, "Pictures per process and step.", min=1, max=65_536)
     decoder_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
+    unet_init: Literal["random", "bundle"] = option(
+        "random", "First weights of UNet and adapter: random, or those in WORK/bundle; a checkpoint goes before both."
+    )
     unet_steps: int = option(12000, "Steps of UNet and adapter.", min=1, max=10_000_000)
     unet_batch_size: int = option(16, "Pictures per process and step.", min=1, max=65_536)
     unet_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)

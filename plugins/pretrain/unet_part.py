@@ -75,8 +75,8 @@ class JointHead(nn.Module):
         return heat.flatten(2).unflatten(1, (MOST, len(POINTS)))
 
 
-def _loaded(bundle: Path, device: torch.device) -> Bundle:
-    """The frozen parts with a random UNet and adapter, which torch's own generator draws.
+def _loaded(bundle: Path, device: torch.device, init: str) -> Bundle:
+    """The frozen parts with the UNet and adapter of the bundle, or random ones, which torch's own generator draws.
 
     Raises:
         InputError: a frozen part is not trained yet.
@@ -85,6 +85,10 @@ def _loaded(bundle: Path, device: torch.device) -> Bundle:
         if not (bundle / part).is_dir():
             maker = "vae" if part == "vae" else "clip"
             raise InputError(f"{bundle / part}: not there yet; make it with 'rbctl pretrain {maker}'")
+    if init == "bundle":
+        if not (bundle / "unet").is_dir():
+            raise InputError(f"--unet-init bundle: {bundle / 'unet'} is not there; copy a trained bundle to {bundle}")
+        return load(str(bundle), device, torch.float32, local_encoder=has_local_encoder(bundle))
     with TemporaryDirectory() as name:
         folder = Path(name)
         for part in _FROZEN:
@@ -127,7 +131,7 @@ class UNetPart(Part):
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.seed = config.seed
-        self.frozen = _loaded(self.bundle, device)
+        self.frozen = _loaded(self.bundle, device, config.unet_init)
         # Named by what made them: a VAE or encoder trained again gets new ones.
         vae, encoders = fingerprint(self.bundle, ("vae",)), fingerprint(self.bundle, ("clip_vision", "clipself"))
         cache = config.work / "unet" / "cache"
