@@ -33,15 +33,16 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
     return wanted  # type: ignore[return-value]
 
 
-def trains_in_bf16(wanted: str, device: torch.device) -> bool:
-    """Whether a training computes its products in bf16, under autocast.
+def pick_training_precision(wanted: str, device: torch.device) -> Precision:
+    """Precision of the products of a training whose weights stay float32.
 
-    ``auto`` is yes on CUDA, and on CPUs that multiply bf16 themselves: others only emulate it, slower than float32.
+    ``auto`` is bf16 on CUDA and on CPUs that multiply it; others only emulate it, which is slower than float32.
     """
     if wanted != "auto":
-        return wanted == "bf16"
+        return wanted  # type: ignore[return-value]
     features = torch.cpu.get_capabilities()
-    return device.type == "cuda" or bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    fast = device.type == "cuda" or features.get("avx512_bf16") or features.get("amx_bf16")
+    return "bf16" if fast else "fp32"
 
 
 def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -162,8 +162,10 @@ def _rendered(
         rows = [row for row, scene in enumerate(scenes) if len(scene.individuals) == count]
         for first in range(0, len(rows), config.render_batch):
             lot = rows[first : first + config.render_batch]
+            # A compiled painter is of one size: a short lot is filled up with its first scene.
+            filled = [*lot, *lot[:1] * (config.render_batch - len(lot))] if config.compile else lot
             with torch.inference_mode():
-                drawn = render([scenes[row] for row in lot], SIZE, device, _painter(config.compile))
+                drawn = render([scenes[row] for row in filled], SIZE, device, _painter(config.compile))
                 visible = torch.nn.functional.avg_pool2d(drawn.visible.float(), SIZE // MASK_SIZE)
             fields = {
                 "boxes": drawn.boxes.float(),
@@ -171,9 +173,9 @@ def _rendered(
                 "mask32": (visible * 255).round().to(torch.uint8),
             }
             for name, tensor in fields.items():
-                array = tensor.cpu().numpy()
+                array = tensor[: len(lot)].cpu().numpy()
                 made.setdefault(name, np.zeros((len(scenes), most, *array.shape[2:]), array.dtype))[lot, :count] = array
-            array = drawn.pictures.cpu().numpy()
+            array = drawn.pictures[: len(lot)].cpu().numpy()
             made.setdefault("pictures", np.zeros((len(scenes), *array.shape[1:]), array.dtype))[lot] = array
     return made
 
