@@ -26,15 +26,18 @@ from rbctl.bundle.random_weights import write_random
 from rbctl.bundle.tokenizer import write_small_tokenizer
 from rbctl.bundle.vae import UnshuffleVAE, vae_class
 from rbctl.cli import main
+from rbctl.device import pick_training_precision
 from rbctl.draws import generator
 from rbctl.errors import InputError
 from rbctl.files import read_jsonl, read_safetensors, write_json, write_safetensors
+from rbctl.menagerie.drawing import paint
 from rbctl.menagerie.oracle import look
 from rbctl.plugins.pretrain import rendering, renders, unet_part
 from rbctl.plugins.pretrain.architecture import MINI, VAE
 from rbctl.plugins.pretrain.bundle import write_tokenizers
 from rbctl.plugins.pretrain.config import EASY, HELD_OUT, PretrainConfig
-from rbctl.plugins.pretrain.loop import Part, average_decay, rate, train
+from rbctl.plugins.pretrain.decoder_part import partly_smooth_noise
+from rbctl.plugins.pretrain.loop import Part, average_decay, products_in_bf16, rate, train
 from rbctl.plugins.pretrain.optimizer import orthogonalised
 from rbctl.plugins.pretrain.rendering import pool, write_renders
 from rbctl.plugins.pretrain.weights import write_network
@@ -131,8 +134,34 @@ def test_schedule_and_averages() -> None:
     assert rates[0] == pytest.approx(0.01)
     assert max(rates) == rates[99] == rates[100] == 1.0
     assert rates[-1] == pytest.approx(0.02, abs=1e-4)
+    assert {rate(step, 1000, decay=0.0) for step in range(100, 1000)} == {1.0}
+    late = [rate(step, 1000, decay=0.3) for step in range(1000)]
+    assert late[699] == late[700] == 1.0 > late[701]
+    assert late[-1] == pytest.approx(0.02, abs=1e-3)
     assert average_decay(0) == pytest.approx(0.1)
     assert average_decay(10**6) == 0.998
+
+
+def test_products_in_bf16_leave_weights_and_previews_as_they_are() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1))
+    x = torch.randn(4, 2, 9, 9, generator=generator("bf16"))
+    exact = net(x)
+    with products_in_bf16([net], CPU, enabled=True):
+        rounded = net(x)
+    rounded.square().mean().backward()
+    assert rounded.dtype == torch.float32
+    assert 0 < float((rounded - exact).detach().abs().max()) < 0.1
+    assert {p.dtype for p in net.parameters()} == {p.grad.dtype for p in net.parameters() if p.grad is not None}
+    assert torch.equal(net(x), exact)
+    with products_in_bf16([net], CPU, enabled=False):
+        assert torch.equal(net(x), exact)
+
+
+def test_bf16_is_for_machines_that_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for features, picked in (({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda features=features: features)
+        assert pick_training_precision("auto", CPU) == picked
+        assert pick_training_precision("fp32", CPU) == "fp32"
 
 
 @pytest.mark.slow
@@ -246,6 +275,43 @@ def test_a_shard_is_the_same_whoever_renders_it(work: Path, tmp_path: Path) -> N
         write_renders(config(tmp_path, seed=1), CPU)
 
 
+def test_a_compiled_painter_sees_lots_of_one_size(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = set()
+
+    def painter(_compiled: bool) -> Any:
+        def counted(parts: torch.Tensor, *rest: Any) -> Any:
+            sizes.add(len(parts))
+            return paint(parts, *rest)
+
+        return counted
+
+    monkeypatch.setattr(rendering, "_painter", painter)
+    write_renders(config(tmp_path, compile=True, render_batch=5), CPU)
+    assert sizes == {5}
+    for path in (tmp_path / "renders").glob("*/*/boxes.npy"):
+        same = work / path.relative_to(tmp_path)
+        assert np.allclose(np.load(path), np.load(same), atol=1e-5)
+        pictures = np.load(path.with_name("pictures.npy")).astype(int)
+        assert np.abs(pictures - np.load(same.with_name("pictures.npy"))).max() <= 1
+
+
+def test_a_coarse_level_starts_as_the_identity() -> None:
+    plain = UnshuffleVAE.from_config({**VAE, "coarse_channels": None})
+    deep = UnshuffleVAE.from_config(VAE)
+    for index in range(VAE["decoder_layers"] + 1):
+        deep.decoder[index].load_state_dict(plain.decoder[index].state_dict())
+    deep.decoder[-2].load_state_dict(plain.decoder[-2].state_dict())
+    latents = torch.randn(2, 4, 16, 24, generator=generator("coarse"))
+    assert torch.allclose(deep.decode(latents).sample, plain.decode(latents).sample, atol=1e-6)
+
+
+def test_noise_of_latents_has_unit_size_and_smooth_parts() -> None:
+    noise = partly_smooth_noise(torch.Size((64, 4, 32, 32)), generator("noise"))
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.05)
+    beside = (noise[..., 1:] * noise[..., :-1]).mean((1, 2, 3))
+    assert float(beside.min()) < 0.2 < 0.5 < float(beside.max())  # white in some pictures, smooth in others
+
+
 def test_vae_is_loaded_as_any_other(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vae = UnshuffleVAE.from_config({**VAE, "scaling_factor": 0.7}).eval()
@@ -301,6 +367,22 @@ def test_timesteps_are_dense_where_shapes_are_decided_and_rare_nowhere() -> None
 
 
 @pytest.mark.slow
+def test_a_unet_goes_on_from_the_bundles_own(work: Path, tmp_path: Path) -> None:
+    for name in ("renders", "bundle"):
+        shutil.copytree(work / name, tmp_path / name)
+    with pytest.raises(InputError, match=r"--unet-init bundle: .*unet is not there"):
+        unet_part.UNetPart(config(tmp_path, unet_init="bundle"), CPU)
+    torch.manual_seed(1)
+    first = unet_part.UNetPart(config(tmp_path), CPU)
+    first.finish()
+    torch.manual_seed(2)
+    again = unet_part.UNetPart(config(tmp_path, unet_init="bundle"), CPU)
+    for mine, theirs in ((again.unet, first.unet), (again.resampler, first.resampler)):
+        stored = {name: tensor.bfloat16().float() for name, tensor in theirs.state_dict().items()}
+        assert all(torch.equal(tensor, stored[name]) for name, tensor in mine.state_dict().items())
+
+
+@pytest.mark.slow
 def test_the_joints_loss_reaches_the_middle_of_the_unet(work: Path) -> None:
     part = unet_part.UNetPart(config(work, unet_batch_size=2), CPU)
 
@@ -334,18 +416,27 @@ def test_image_prompts_reach_the_unet_and_zero_boxes_do_not(work: Path) -> None:
 @pytest.mark.slow
 def test_parts_run_and_make_a_bundle(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tmp_path / "few.yaml"
-    steps = {f"{part}_steps": 3 for part in ("vae", "unet")} | {"vae_batch_size": 4, "unet_batch_size": 2}
+    parts = ("vae", "decoder", "unet")
+    steps = {f"{part}_steps": 3 for part in parts} | {f"{part}_batch_size": 4 for part in parts}
     write_json(recipe, {"pretrain": {"work": str(work), "preview_every": 3, **SMALL, **steps}})  # YAML holds JSON
 
     def pretrain(*parts: str) -> Any:
         return CliRunner().invoke(main, ["pretrain", *parts, "--recipe", str(recipe)], catch_exceptions=False)
 
-    for part in ("vae", "unet"):
+    weights_file = work / "bundle" / "vae" / "diffusion_pytorch_model.safetensors"
+    for part in parts:
+        before, _ = read_safetensors(weights_file)
         assert pretrain(part).exit_code == 0
         assert (work / part / "previews" / "step-000003.png").is_file()
         (*_, last) = read_jsonl(work / part / "metrics.jsonl")
         assert last["step"] == 3
-    weights, _ = read_safetensors(work / "bundle" / "vae" / "diffusion_pytorch_model.safetensors")
+        if part == "decoder":  # it alone has moved: the UNet goes on with the latents it knows
+            moved = {
+                name for name, tensor in read_safetensors(weights_file)[0].items() if not tensor.equal(before[name])
+            }
+            assert moved
+            assert all(name.startswith("decoder.") for name in moved)
+    weights, _ = read_safetensors(weights_file)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
 
     # What the distill stage would leave there becomes the local encoder, halved.

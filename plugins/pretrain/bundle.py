@@ -26,7 +26,7 @@ from rbctl.plugins.pretrain.config import PARTS, PretrainConfig
 from rbctl.plugins.pretrain.weights import write_weights
 
 NAME = "mini"
-_MOST_BYTES = 36_000_000  # what a wheel can carry without being a burden
+_MOST_BYTES = 44_000_000  # what a wheel can carry without being a burden
 _LICENCE = "Apache-2.0"
 
 
