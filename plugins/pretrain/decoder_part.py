@@ -79,7 +79,8 @@ class DecoderPart(Part):
         decoded = self.pictures(latents)
         error = decoded - pixels
         absolute = (weights * error.abs()).mean()
-        slopes = sum((weights.narrow(axis, 1, 127) * error.diff(dim=axis).abs()).mean() for axis in (2, 3))
+        slopes = (weights[:, :, 1:] * error.diff(dim=2).abs()).mean()
+        slopes = slopes + (weights[..., 1:] * error.diff(dim=3).abs()).mean()
         numbers = {"absolute": absolute, "slopes": slopes, "mse": error.square().mean()}
         total = absolute + _GRADIENTS * slopes
         return total, {name: value.detach() for name, value in numbers.items()}
@@ -117,4 +118,4 @@ def partly_smooth_noise(shape: torch.Size, chance: torch.Generator) -> torch.Ten
         layers.append(smooth / smooth.std())
     weights = torch.rand(shape[0], len(layers), generator=chance).square()
     weights = (weights / weights.sum(1, keepdim=True)).sqrt()
-    return sum(weights[:, k, None, None, None] * layer for k, layer in enumerate(layers))
+    return (weights[..., None, None, None] * torch.stack(layers, dim=1)).sum(1)
