@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 FOLDERS = ("plugins", "kernels", "recipes")
-STAGES = ("annotate", "data", "demo", "distill", "eval", "finetune", "generate", "models", "pretrain", "sample")
+STAGES = sorted(path.parent.name for path in Path("plugins").glob("*/__init__.py"))
 
 setup(
     name="rbctl",
@@ -25,6 +25,8 @@ setup(
         "rbctl": [
             "py.typed",
             "bundle/*.json",
+            "comfyui/workflows/*",
+            "comfyui/workflows/api/*",
             *(f"bundle/{b}/{f}" for b in ("mini", "sdxl", "tiny") for f in ("*", "*/*")),
         ],
         "rbctl.plugins.annotate": ["*.jinja", "*.css", "*.js"],

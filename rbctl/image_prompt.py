@@ -33,6 +33,45 @@ def clip_pixels(images: Sequence[Image.Image], size: int) -> torch.Tensor:
     return (pixels - mean) / std
 
 
+def picture_tokens(
+    image_encoder: Any,
+    local_encoder: nn.Module | None,
+    pixels: torch.Tensor,
+    local_pixels: torch.Tensor | None,
+    mode: LocalTokens,
+    splits: int,
+    injection: Injection = "concat",
+) -> torch.Tensor:
+    """CLIP's second-to-last hidden states, then the local tokens.
+
+    Args:
+        image_encoder, local_encoder: see :class:`ImagePromptEncoder`.
+        pixels: (R, 3, H, W) at the image encoder's size.
+        local_pixels: (R, 3, H', W') at the local encoder's size; not read where ``mode`` is "none".
+        mode: "own" local tokens of each picture; "first_image" as the official code has it; "none".
+        splits: pool them over a grid of so many by so many, so that there are ``splits**2``.
+        injection: "concat" puts them behind CLIP's tokens (the paper's way); "replace" in the place of all but the
+            class token; "add" adds each to CLIP's patches in its cell.
+
+    Returns:
+        (R, 1 + patches [+ splits**2], C); (R, 1 + splits**2, C) for "replace".
+    """
+    tokens: torch.Tensor = image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
+    if mode == "none":
+        return tokens
+    if local_encoder is None or local_pixels is None:
+        raise ValueError("local tokens need a local encoder and local_pixels; mode='none' leaves them out")
+    local = local_tokens(local_encoder, local_pixels, splits, mode == "first_image").to(tokens.dtype)
+    if injection == "concat":
+        return torch.cat((tokens, local), dim=1)
+    if injection == "replace":
+        return torch.cat((tokens[:, :1], local), dim=1)
+    side = round((tokens.shape[1] - 1) ** 0.5)
+    cell = torch.arange(side, device=local.device) * splits // side
+    rows = local.unflatten(1, (splits, splits)).transpose(1, 2)  # they come column by column
+    return torch.cat((tokens[:, :1], tokens[:, 1:] + rows[:, cell][:, :, cell].flatten(1, 2)), dim=1)
+
+
 class ImagePromptEncoder(nn.Module):
     """CLIP tokens and local tokens of every object, resampled to a few adapter tokens each.
 
@@ -65,34 +104,9 @@ class ImagePromptEncoder(nn.Module):
         splits: int | None = None,
         injection: Injection = "concat",
     ) -> torch.Tensor:
-        """CLIP's second-to-last hidden states, then the local tokens.
-
-        Args:
-            pixels: (R, 3, H, W) at the image encoder's size.
-            local_pixels: (R, 3, H', W') at the local encoder's size; not read where ``mode`` is "none".
-            mode: "own" local tokens of each picture; "first_image" as the official code has it; "none".
-            splits: pool them over a grid of so many by so many; None for the bundle's own, 4, so that there are 16.
-            injection: "concat" puts them behind CLIP's tokens (the paper's way); "replace" in the place of all but the
-                class token; "add" adds each to CLIP's patches in its cell.
-
-        Returns:
-            (R, 1 + patches [+ splits**2], C); (R, 1 + splits**2, C) for "replace".
-        """
-        tokens = self.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
-        if mode == "none":
-            return tokens
-        if self.local_encoder is None or local_pixels is None:
-            raise ValueError("local tokens need a local encoder and local_pixels; mode='none' leaves them out")
+        """:func:`picture_tokens` of this bundle's encoders; ``splits`` None is the bundle's own, 4."""
         splits = splits or self.local_splits
-        local = local_tokens(self.local_encoder, local_pixels, splits, mode == "first_image").to(tokens.dtype)
-        if injection == "concat":
-            return torch.cat((tokens, local), dim=1)
-        if injection == "replace":
-            return torch.cat((tokens[:, :1], local), dim=1)
-        side = round((tokens.shape[1] - 1) ** 0.5)
-        cell = torch.arange(side, device=local.device) * splits // side
-        rows = local.unflatten(1, (splits, splits)).transpose(1, 2)  # they come column by column
-        return torch.cat((tokens[:, :1], tokens[:, 1:] + rows[:, cell][:, :, cell].flatten(1, 2)), dim=1)
+        return picture_tokens(self.image_encoder, self.local_encoder, pixels, local_pixels, mode, splits, injection)
 
     def adapter_tokens(
         self,

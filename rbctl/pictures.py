@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
@@ -19,6 +20,9 @@ _GAP = 8  # pixels around each picture of a sheet
 _CAPTION = 14  # pixels, height of the caption's letters
 _LINE = 20
 _MOST_LINES = 3
+
+_PAPER = (255, 255, 255)
+COLOURS = ((37, 99, 235), (234, 88, 12), (22, 163, 74), (192, 38, 211), (202, 138, 4), (8, 145, 178))  # per object
 
 
 def parameters_text(
@@ -182,3 +186,23 @@ def _cut(line: str, width: int) -> str:
     while len(line) > 1 and font.getlength(line) > width:
         line = line[:-2] + "…"
     return line
+
+
+def write_tags(
+    image: Image.Image,
+    tags: Sequence[str],
+    boxes: Sequence[tuple[float, ...]] | np.ndarray,
+    colours: Sequence[tuple[int, int, int]],
+) -> None:
+    """Write each object's name on top of its box, or in it where there is no room, lower where another name stands."""
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(size=15)
+    taken: list[tuple[float, float, float, float]] = []
+    for tag, box, colour in zip(tags, boxes, colours, strict=True):
+        width, height = pen.textlength(tag, font) + 14, 24
+        x = max(0, min(box[0] * image.width, image.width - width))
+        y = max(0, box[1] * image.height - height)
+        while any(x < x1 and x0 < x + width and y < y1 and y0 < y + height for x0, y0, x1, y1 in taken):
+            y += height
+        taken.append((x, y, x + width, y + height))
+        pen.rectangle((x, y, x + width, y + height), fill=colour)
+        pen.text((x + 7, y + height / 2), tag, fill=_PAPER, font=font, anchor="lm")

@@ -67,6 +67,9 @@ def test_everything_is_inside_rbctl(wheel: Path) -> None:
     assert "rbctl/recipes/relations/ride.yaml" in names
     assert "rbctl/plugins/finetune/run.py" in names
     assert "rbctl/py.typed" in names
+    assert {"relation.json", "relation.jpg", "api/relation.json"} <= {
+        name.removeprefix("rbctl/comfyui/workflows/") for name in names
+    }
     assert not [name for name in names if "test" in name.split("/")[1]]
 
 

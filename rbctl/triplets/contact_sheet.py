@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from rbctl.images import write_png
-from rbctl.pictures import grid, sheet_row
+from rbctl.pictures import COLOURS, grid, sheet_row, write_tags
 from rbctl.triplets.geometry import Annotated, image_prompt, resize, target
 from rbctl.triplets.keypoints import ABSENT, OCCLUDED, SKELETON
 from rbctl.triplets.triplet import Triplet
@@ -18,7 +18,6 @@ _HEIGHT = 384  # of every picture, px
 _FINE = 2  # overlays are drawn this much larger and shrunk, for smooth lines
 
 _PAPER = (255, 255, 255)
-_COLOURS = ((37, 99, 235), (234, 88, 12), (22, 163, 74), (192, 38, 211), (202, 138, 4), (8, 145, 178))  # per object
 
 
 def contact_sheet(triplets: Sequence[Triplet], path: Path) -> None:
@@ -36,7 +35,7 @@ def contact_sheet(triplets: Sequence[Triplet], path: Path) -> None:
 
 def _row(triplet: Triplet) -> Image.Image:
     tags = [f"{individual.name} · {individual.role}" for individual in triplet.objects]
-    colours = [_COLOURS[k % len(_COLOURS)] for k in range(len(tags))]
+    colours = [COLOURS[k % len(COLOURS)] for k in range(len(tags))]
     pictures = [_picture(target(triplet), tags, colours, outlined=True)]
     for individual, colour in zip(triplet.objects, colours, strict=True):
         pictures.append(_picture(image_prompt(individual), [individual.name], [colour], outlined=False))
@@ -59,7 +58,7 @@ def _picture(a: Annotated, tags: list[str], colours: list[tuple[int, int, int]],
             pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=2 * _FINE)
         _skeleton(pen, keypoints * (*image.size, 1), colour)
     image = image.resize((width, _HEIGHT), Image.Resampling.LANCZOS)
-    _tags(image, tags, a.boxes, colours)
+    write_tags(image, tags, a.boxes, colours)
     return image
 
 
@@ -75,18 +74,3 @@ def _skeleton(pen: ImageDraw.ImageDraw, keypoints: np.ndarray, colour: tuple[int
             inside = _PAPER if visibility == OCCLUDED else colour
             edge = colour if visibility == OCCLUDED else _PAPER
             pen.circle((x, y), 4.5 * _FINE, fill=inside, outline=edge, width=round(1.5 * _FINE))
-
-
-def _tags(image: Image.Image, tags: list[str], boxes: np.ndarray, colours: list[tuple[int, int, int]]) -> None:
-    """Write each object's name on top of its box, or in it where there is no room, lower where another name stands."""
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(size=15)
-    taken: list[tuple[float, float, float, float]] = []
-    for tag, box, colour in zip(tags, boxes, colours, strict=True):
-        width, height = pen.textlength(tag, font) + 14, 24
-        x = max(0, min(box[0] * image.width, image.width - width))
-        y = max(0, box[1] * image.height - height)
-        while any(x < x1 and x0 < x + width and y < y1 and y0 < y + height for x0, y0, x1, y1 in taken):
-            y += height
-        taken.append((x, y, x + width, y + height))
-        pen.rectangle((x, y, x + width, y + height), fill=colour)
-        pen.text((x + 7, y + height / 2), tag, fill=_PAPER, font=font, anchor="lm")
