@@ -325,7 +325,7 @@ def test_cases_are_prompts_that_the_sample_stage_reads(tmp_path: Path) -> None:
         (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(prompts(bench.cases, loras)))
         (prompt,) = read_prompts(tmp_path / "prompts.yaml")
         case = bench.cases[0]
-        assert (prompt.text, prompt.seed, prompt.relation, prompt.lora) == (case.text, case.seed, "ride", wanted)
+        assert (prompt.text, prompt.seed, prompt.relation, prompt.lora) == (case.text, (case.seed,), "ride", wanted)
         assert [thing.image for thing in prompt.objects] == [thing.image for thing in case.objects]
 
 
