@@ -62,11 +62,12 @@ def test_import_takes_the_predicate_that_the_data_lacks(tmp_path):
     prompts = json.loads((source / "prompts.json").read_text())
     for entry in prompts.values():
         del entry["predicate"]
+        entry["prompt"] = "A Red Fox and an owl tango."
     (source / "prompts.json").write_text(json.dumps(prompts))
     checked = data("check", source)
-    assert checked.exit_code == 2
+    assert checked.exit_code == 0  # it may be left out, as docs/formats.md says
     assert checked.output.count("predicate: is missing") == 4
-    assert data("import", source, tmp_path / "native", "--predicate", "dance").exit_code == 0
+    assert data("import", source, tmp_path / "native", "--predicate", "tango").exit_code == 0
     assert data("check", tmp_path / "native").exit_code == 0
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from rbctl.errors import InputError
 from rbctl.paths import FOLLOW_OUTSIDE
+
+if TYPE_CHECKING:
+    from rbctl.triplets.problem import Problem
 
 _FOLDER = click.Path(path_type=Path)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
@@ -44,11 +49,16 @@ def import_(source: Path, dest: Path, predicate: str, as_json: bool, follow_outs
     """
     from rbctl.runs import claim
     from rbctl.triplets import data_hash, load
+    from rbctl.triplets.check import check as find_problems
     from rbctl.triplets.folder import write
 
     if dest.resolve() == source.resolve():
         raise InputError(f"{dest}: is the source itself; choose another folder")
     triplets = load(source, predicate, follow_outside)
+    problems = find_problems(source, follow_outside)
+    _tell(problems, err=True)
+    if errors := [problem for problem in problems if problem.level == "error"]:
+        raise InputError(f"{source}: {len(errors)} errors; `rbctl data fix {source} {dest}` brings it in, mended")
     with claim(dest):
         write(triplets, dest)
     if as_json:
@@ -59,10 +69,11 @@ def import_(source: Path, dest: Path, predicate: str, as_json: bool, follow_outs
 
 @command.command()
 @click.argument("folder", type=_FOLDER)
+@click.option("--bundle", help="Count words as this bundle's tokenizer does: a name or a folder.")
 @_as_json
 @_follow_outside
 @click.pass_context
-def check(ctx: click.Context, folder: Path, as_json: bool, follow_outside: bool) -> None:
+def check(ctx: click.Context, folder: Path, bundle: str | None, as_json: bool, follow_outside: bool) -> None:
     """Print everything that is wrong with FOLDER, one line each; exit with 2 if something must be fixed.
 
     FOLDER may have either layout. A warning does not fail.
@@ -73,16 +84,59 @@ def check(ctx: click.Context, folder: Path, as_json: bool, follow_outside: bool)
     """
     from rbctl.triplets.check import check as find_problems
 
-    problems = find_problems(folder, follow_outside)
+    tokenizer = None
+    if bundle:
+        from rbctl.bundle.load import load_tokenizer
+
+        tokenizer = load_tokenizer(bundle)
+    problems = find_problems(folder, follow_outside, tokenizer=tokenizer)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(p) for p in problems], indent=2, ensure_ascii=False))
     else:
-        for problem in problems:
-            click.echo(f"{'warning: ' if problem.level == 'warning' else ''}{problem}")
+        _tell(problems)
         if not problems:
             click.echo(f"{folder}: nothing is wrong")
     if any(problem.level == "error" for problem in problems):
         ctx.exit(2)
+
+
+@command.command()
+@click.argument("folder", type=_FOLDER)
+@click.argument("dest", type=_FOLDER, required=False)
+@_follow_outside
+@click.pass_context
+def fix(ctx: click.Context, folder: Path, dest: Path | None, follow_outside: bool) -> None:
+    """Write a mended copy of FOLDER to DEST (FOLDER-fixed), and print what was mended and what is left.
+
+    It puts right keypoints that two individuals have of each other, that are (y, x) or relative to a crop; masks that
+    are white outside of their object; boxes that are not their masks'; predicates that only the prompt says. FOLDER may
+    have either layout and stays as it is. The exit status is 2 if something is left that must be fixed.
+
+    \b
+      rbctl data fix downloads/hug triplets/hug
+    """
+    from rbctl.runs import claim
+    from rbctl.triplets import load
+    from rbctl.triplets.check import check as find_problems
+    from rbctl.triplets.fix import fix as write_mended
+
+    dest = dest or folder.resolve().with_name(f"{folder.resolve().name}-fixed")
+    if dest.resolve() == folder.resolve():
+        raise InputError(f"{dest}: is the folder itself, which stays as it is; choose another one")
+    triplets = load(folder, follow_outside=follow_outside)
+    with claim(dest):
+        for line in write_mended(triplets, dest):
+            click.echo(f"mended: {line}", err=True)
+    click.echo(dest)
+    problems = find_problems(dest)
+    _tell(problems, err=True)
+    if any(problem.level == "error" for problem in problems):
+        ctx.exit(2)
+
+
+def _tell(problems: Iterable[Problem], err: bool = False) -> None:
+    for problem in problems:
+        click.echo(f"{'warning: ' if problem.level == 'warning' else ''}{problem}", err=err)
 
 
 @command.command()

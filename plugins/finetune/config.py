@@ -34,6 +34,9 @@ class FinetuneConfig:
         None, "Folder of triplets, ours or in the official layout. [default: drawn by the embedded world]"
     )
     follow_outside: bool = option(False, FOLLOW_OUTSIDE)
+    allow_errors: bool = option(
+        False, "Train although 'rbctl data check' finds errors in --data; the LoRA's metadata records them."
+    )
     triplets: int = option(6, "How many triplets are drawn where no --data is given.", min=1, max=10_000)
     bundle: str = option(BUNDLE, "Base model: a name of 'rbctl models list', or a folder.", group="Model")
     output: Path | None = option(
@@ -75,6 +78,9 @@ class FinetuneConfig:
 
     resolution: int | None = setting(
         None, "Side of the training pictures in pixels. [default: the bundle's]", group="Augmentation", min=64, max=8192
+    )
+    aspect_buckets: bool = setting(
+        True, "Train on each target in its own aspect ratio; --no-aspect-buckets cuts the square in its middle."
     )
     augmentation_draws: int = setting(
         1, "Versions of each triplet to draw from; 1 trains on it as it is.", min=1, max=10_000

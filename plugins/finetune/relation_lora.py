@@ -15,7 +15,7 @@ import yaml
 from rbctl import kept, lora
 from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.fingerprints import BASE, fingerprint, local_encoder_hash
-from rbctl.bundle.load import load
+from rbctl.bundle.load import load, load_tokenizer
 from rbctl.device import DTYPES
 from rbctl.errors import InputError
 from rbctl.files import write_text
@@ -32,6 +32,7 @@ from rbctl.relations import Relation, load_relation
 from rbctl.runs import RELATION, Run, tuned
 from rbctl.triplets import Triplet, data_hash
 from rbctl.triplets.check import check as check_triplets
+from rbctl.triplets.problem import Problem
 
 
 class RelationLora:
@@ -39,6 +40,7 @@ class RelationLora:
 
     triplets: list[Triplet]
     prior: list[Triplet]
+    problems: list[Problem]
     bundle: Bundle
     encoded: dict[str, torch.Tensor]
     encoded_prior: dict[str, torch.Tensor] | None
@@ -57,6 +59,7 @@ class RelationLora:
 
     def read(self, resolution: int) -> dict[str, Any]:
         self.triplets, self.prior = self.data.load(), self.data.load_prior()
+        self._check(resolution)
         return {"data": data_hash(self.triplets), "prior": data_hash(self.prior) if self.prior else None}
 
     def load(self, run: Run, resolution: int, device: torch.device, facts: Mapping[str, Any]) -> Bundle:
@@ -80,11 +83,32 @@ class RelationLora:
         self.encoded, self.encoded_prior = encodings.split(encoded, len(self.triplets))
         return self.bundle
 
+    def _check(self, resolution: int) -> None:
+        """Look at the triplets as they are trained on, by the list of ``rbctl data check``.
+
+        Raises:
+            InputError: something is wrong, and --allow-errors is not given.
+        """
+        config = self.config
+        self.problems = check_triplets(
+            self.data.triplets,
+            config.follow_outside,
+            resolution=resolution,
+            buckets=config.aspect_buckets,
+            tokenizer=load_tokenizer(config.bundle),
+        )
+        if (errors := self.errors) and not config.allow_errors:
+            more = f" (and {len(errors) - 1} more, see 'rbctl data check {self.data.triplets}')" if errors[1:] else ""
+            raise InputError(f"{errors[0]}{more}; --allow-errors trains all the same")
+
+    @property
+    def errors(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.level == "error"]
+
     def _warn(self) -> None:
-        """Say what is doubtful about the triplets but does not stop a run."""
-        for problem in check_triplets(self.data.triplets):
-            if problem.level == "warning":
-                click.echo(f"warning: {problem}", err=True)
+        """Say what is wrong or doubtful about the triplets but does not stop a run."""
+        for problem in self.problems:
+            click.echo(f"{'warning' if problem.level == 'warning' else 'allowed'}: {problem}", err=True)
         for triplet in self.triplets:
             if self.config.kml_weight and not any(o.target_keypoints[:, 2].any() for o in triplet.objects):
                 click.echo(f"warning: triplet {triplet.id!r} has no keypoints, so KML does nothing for it", err=True)
@@ -131,6 +155,8 @@ class RelationLora:
             "rbctl.base": fingerprint(bundle.folder, BASE),
             "rbctl.local_tokens": config.local_tokens,
         }
+        if self.errors:
+            metadata["rbctl.allowed_errors"] = "\n".join(map(str, self.errors))
         if config.local_tokens != "none":
             metadata["rbctl.local_encoder_hash"] = local_encoder_hash(bundle.folder)
         return metadata

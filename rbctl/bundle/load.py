@@ -102,6 +102,17 @@ def load(
     return bundle
 
 
+def load_tokenizer(name_or_folder: str) -> Any:
+    """The first tokenizer of a bundle, which says how much of a text its encoders read.
+
+    Raises:
+        InputError: the bundle is not there, or the tokenizer does not fit it.
+    """
+    from transformers import CLIPTokenizer
+
+    return _tokenizer(CLIPTokenizer, resolve(name_or_folder), "")
+
+
 def _tokenizer(loader: Any, folder: Path, number: str) -> Any:
     """A CLIP tokenizer that cuts and pads texts to what its text encoder reads."""
     tokenizer = from_pretrained(loader, folder / f"tokenizer{number}")

@@ -6,6 +6,7 @@ exactly 1 is the far edge of the last pixel. Boxes are always those of the masks
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,25 @@ def crop(a: Annotated, left: int, top: int, width: int, height: int, fill: tuple
     keypoints[..., 0] = (keypoints[..., 0] * a.image.width - left) / width
     keypoints[..., 1] = (keypoints[..., 1] * a.image.height - top) / height
     return _annotated(image, masks, keypoints)
+
+
+def bucket(size: tuple[int, int], resolution: int) -> tuple[int, int]:
+    """Width and height to train a picture at: near its own aspect ratio, and about ``resolution`` squared pixels.
+
+    A square picture is trained at ``resolution`` x ``resolution``. Sides are multiples of a sixteenth of it (64 pixels
+    at 1024, as kohya's scripts have it), and none is longer than twice the resolution.
+
+    Args:
+        size: of the picture, width and height.
+        resolution: a multiple of 8.
+    """
+    step = max(8, min(64, resolution // 16 // 8 * 8))
+    sides = {(resolution, resolution)}
+    for side in range(resolution // 2 // step * step or step, 2 * resolution + 1, step):
+        other = resolution**2 // side // step * step
+        sides |= {(side, other), (other, side)}
+    aspect = math.log(size[0] / size[1])
+    return min(sides, key=lambda wh: (round(abs(math.log(wh[0] / wh[1]) - aspect), 6), -wh[0] * wh[1]))
 
 
 def flip(a: Annotated) -> Annotated:

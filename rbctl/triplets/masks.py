@@ -8,17 +8,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rbctl.images import read_image
+from rbctl.images import open_image, read_image
 from rbctl.relations import Box
 from rbctl.triplets.problem import NO_BOX
 
+_PIXELS = 1.5  # how far a box may be from its mask
+
 
 def read_mask(path: Path) -> np.ndarray:
-    """(H, W) bool: the pixels of 128 and brighter.
+    """(H, W) bool: the pixels of 128 and brighter; of a picture that is transparent somewhere, the opaque ones.
 
     Raises:
         InputError: the file is missing or no picture.
     """
+    with open_image(path) as opened:
+        transparent = opened.has_transparency_data
+    if transparent and not (alpha := np.asarray(read_image(path, "RGBA"))[..., 3] >= 128).all():
+        return alpha
     return np.asarray(read_image(path, "L")) >= 128
 
 
@@ -37,6 +43,12 @@ def box_of(mask: np.ndarray) -> Box:
         float((columns[-1] + 1) / width),
         float((rows[-1] + 1) / height),
     )
+
+
+def apart(box: Box, other: Box, mask: np.ndarray) -> bool:
+    """Whether two relative boxes in a (H, W) picture differ by more than a pixel and a half."""
+    height, width = mask.shape
+    return bool((np.abs(np.subtract(box, other)) * (width, height, width, height)).max() > _PIXELS)
 
 
 def filled(box: Box, width: int, height: int) -> np.ndarray:
