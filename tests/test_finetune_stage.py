@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from processes import run, start
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -32,7 +34,7 @@ from rbctl.plugins.finetune import encodings, finetune, preview
 from rbctl.plugins.finetune.config import EASY, FinetuneConfig
 from rbctl.plugins.finetune.objective import Objective
 from rbctl.plugins.finetune.relation_lora import layout_prior
-from rbctl.plugins.finetune.samples import micro_batch, prior_number, random_timestep
+from rbctl.plugins.finetune.samples import micro_batch, micro_batches, prior_number, random_timestep
 from rbctl.relations import load_relation
 from rbctl.triplets import data_hash, load
 
@@ -401,8 +403,8 @@ def test_the_layout_prior_goes_by_role(triplets: Path) -> None:
     found = load(triplets)
     turned = [dataclasses.replace(t, objects=t.objects[::-1]) if i % 2 else t for i, t in enumerate(found)]
 
-    def boxes(rows: list[Any]) -> torch.Tensor:
-        return torch.tensor([[thing.box for thing in row.objects] for row in rows])
+    def boxes(rows: list[Any]) -> list[list[Any]]:
+        return [[thing.box for thing in row.objects] for row in rows]
 
     ride = load_relation("ride")
     assert layout_prior(turned, boxes(turned), ride) == layout_prior(found, boxes(found), ride)
@@ -520,6 +522,90 @@ def test_encodings_come_apart(encoded: Any, tiny_bundle: Path, triplets: Path) -
     assert alone.keys() == own.keys() == prior.keys()
     assert all(torch.allclose(alone[name].float(), own[name].float(), atol=1e-5) for name in own)
     assert encodings.split(alone, 2)[1] is None
+
+
+@pytest.fixture
+def wide(triplets: Path, tmp_path: Path) -> Path:
+    """The triplets, the first of them three times as wide: its individuals are at its left end."""
+    folder = Path(shutil.copytree(triplets, tmp_path / "wide"))
+    content = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    row = content[0]
+    for name in (row["file_name"], *(entry["mask"] for entry in row["objects"])):
+        picture = Image.open(folder / name)
+        canvas = Image.new(picture.mode, (picture.width * 3, picture.height))
+        canvas.paste(picture, (0, 0))
+        canvas.save(folder / name)
+    for entry in row["objects"]:
+        x0, y0, x1, y1 = entry["box"]
+        entry["box"] = [x0 / 3, y0, x1 / 3, y1]
+        entry["target_keypoints"] = [[x / 3, y, v] for x, y, v in entry["target_keypoints"]]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    return folder
+
+
+def test_a_wide_target_is_trained_on_whole_beside_square_ones(
+    encoded: Any, wide: Path, triplets: Path, tmp_path: Path
+) -> None:
+    bundle, square, prior = encoded
+    config = FinetuneConfig(relation="hug", preview_steps=1, batch_size=3, gradient_checkpointing=False)
+    own = encodings.encode(bundle, load(wide)[:2], [], config, 128)
+    assert own["time_ids"][:, 0, -2:].tolist() == [[72, 216], [128, 128]]
+    assert own["latents_mean"].shape[-2:] == (16, 27)
+    assert (own["boxes"][0, 0, :, 2:] > own["boxes"][0, 0, :, :2]).all()  # nobody is cut off
+    assert own["boxes"][0, 0, :, 2].max() < 0.36
+    sizes = encodings.training_sizes(load(wide)[:2], config, 128)
+    assert encodings.fit(own, 1, sizes)
+    for name in ("latents_mean", "object_mask"):  # the square one is as it was
+        side = square[name].shape[-1]
+        assert torch.allclose(own[name][1, ..., :side, :side].float(), square[name][1].float(), atol=1e-5)
+        assert not own[name][1, ..., side:].any()
+
+    batches = micro_batches(own, prior, range(8), config, 1000, "cpu")
+    assert sorted(tuple(batch.latents.shape[-2:]) for batch in batches) == [(9, 27), (16, 16)]
+    assert sum(len(batch.timesteps) for batch in batches) == 8
+    alone = encodings.encode(bundle, load(wide)[:1], [], config, 128)
+    (batch,) = micro_batches(alone, None, [0], config, 1000, "cpu")
+    other = next(batch for batch in batches if batch.latents.shape[-2] == 9)
+    assert torch.allclose(batch.encoded["boxes"][0], other.encoded["boxes"][0], atol=1e-6)
+    assert torch.isfinite(Objective.of(bundle, config).loss(bundle.unet, batch)[0])
+    preview.preview(bundle, own, config, tmp_path / "preview.png")
+    with Image.open(tmp_path / "preview.png") as sheet:
+        assert sheet.width > 2 * 216
+
+    cut = encodings.encode(bundle, load(wide)[:1], [], dataclasses.replace(config, aspect_buckets=False), 128)
+    assert cut["latents_mean"].shape[-2:] == (16, 16)
+
+
+@pytest.mark.slow
+def test_a_wide_set_trains_and_its_layout_prior_is_of_whole_targets(road: Road, wide: Path) -> None:
+    assert road("wide", data=wide, steps=4, preview_every=4, preview_steps=1) == 0, road.said()
+    with safe_open(road.lora("wide"), framework="pt") as file:
+        metadata = file.metadata()
+    triplets = load(wide)
+    boxes = [[entry.box for entry in triplet.objects] for triplet in triplets]
+    whole = layout_prior(triplets, boxes, load_relation("hug"))
+    written = LayoutPrior.from_json(metadata["rbctl.layout_prior"])
+    assert np.abs(np.subtract(written.mean, whole.mean)).max() < 0.01
+    # cut to squares it cannot be trained on
+    assert run([*road.arguments("cut", data=wide), "--no-aspect-buckets"], road.log) == 2
+    assert "is cut off when the target is cut to 128 x 128" in road.said()
+
+
+@pytest.mark.slow
+def test_what_data_check_calls_an_error_stops_a_run_unless_it_is_allowed(
+    road: Road, triplets: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(triplets, tmp_path / "wrong"))
+    for path in sorted((folder / "masks").iterdir()):
+        Image.eval(Image.open(path).convert("L"), lambda value: 255 - value).save(path)
+    assert road("wrong", data=folder) == 2
+    assert "is not the mask's" in road.said()
+    assert "more, see 'rbctl data check" in road.said()
+    assert not road.lora("wrong").exists()
+    assert run([*road.arguments("wrong", data=folder, steps=2), "--allow-errors"], road.log) == 0, road.said()
+    assert "allowed: " in road.said()
+    with safe_open(road.lora("wrong"), framework="pt") as file:
+        assert "the mask is white where the object is not" in file.metadata()["rbctl.allowed_errors"]
 
 
 def test_prior_samples_cost_denoising_alone(encoded: Any) -> None:

@@ -168,7 +168,7 @@ def encode(
             mask = np.ones((1, image.height, image.width), bool)
             whole = Annotated(image=image, masks=mask, boxes=np.array([[0.0, 0, 1, 1]]), keypoints=absent()[None])
             for version in range(config.augmentation_draws):
-                cut, time_ids = Frame.of(config, number, version, resolution).cut(whole)
+                cut, time_ids = Frame.of(config, number, version, (resolution, resolution)).cut(whole)
                 # In this layout, since the VAE's convolutions round differently in another.
                 mean, std = bundle.encode_pictures(pixels_of([cut.image]).contiguous())
                 row = {"latents_mean": mean[0], "latents_std": std[0], "time_ids": time_ids}

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import pad
 
 from rbctl.bundle.bundle import Bundle
 from rbctl.conditioning import DUMMY_TOKENS
 from rbctl.draws import generator
 from rbctl.errors import InputError
 from rbctl.image_prompt import clip_pixels
+from rbctl.images import read_image
 from rbctl.kept import not_finite
 from rbctl.phrases import token_span
 from rbctl.plugins.finetune.config import FinetuneConfig
@@ -26,12 +28,13 @@ from rbctl.triplets.geometry import Annotated
 _OPTIONS = ("seed", "augmentation_draws", "random_flip", "max_zoom", "local_tokens", "local_grid", "local_injection")
 
 # The tensors and their dimensions: S triplets and prior scenes, A versions, N objects, K keypoints, H x W pixels,
-# h x w latents, M image tokens, T text tokens. Absent objects are zeros: a box that no query lies in.
+# h x w latents, p x p those of image prompts, M image tokens, T text tokens. Absent objects are zeros: a box that no
+# query lies in. Smaller targets are padded at the right and bottom to the largest; time_ids tell their own size.
 _SHAPES = {
     "latents_mean": "S A C h w",
     "latents_std": "S A C h w",
-    "prompt_latents_mean": "S A N C h w",
-    "prompt_latents_std": "S A N C h w",
+    "prompt_latents_mean": "S A N C p p",
+    "prompt_latents_std": "S A N C p p",
     "image_tokens": "S A M D",
     "boxes": "S A N 4",
     "target_keypoints": "S A N K 2",
@@ -50,13 +53,30 @@ PER_TRIPLET = ("prompt_embeds", "pooled_prompt_embeds", "predicate_span")
 _PER_OBJECT = ("prompt_latents_mean", "prompt_latents_std", "boxes", "target_keypoints", "image_keypoints", "visible")
 
 
-def made_from(config: FinetuneConfig, facts: Mapping[str, Any], resolution: int, dtype: torch.dtype) -> dict[str, Any]:
+def training_sizes(triplets: Sequence[Triplet], config: FinetuneConfig, resolution: int) -> list[tuple[int, int]]:
+    """Width and height that each target is trained at: by its aspect ratio, or all square."""
+    square = (resolution, resolution)
+    if not config.aspect_buckets:
+        return [square] * len(triplets)
+    return [geometry.bucket(read_image(triplet.target).size, resolution) for triplet in triplets]
+
+
+def made_from(
+    config: FinetuneConfig,
+    facts: Mapping[str, Any],
+    resolution: int,
+    dtype: torch.dtype,
+    sizes: Sequence[tuple[int, int]] = (),
+) -> dict[str, Any]:
     """What encodings depend on.
 
     Args:
         facts: hashes of data, prior set and bundle.
+        sizes: of the targets; named only where one is not square.
     """
+    oblong = {"sizes": [list(size) for size in sizes]} if set(sizes) - {(resolution, resolution)} else {}
     return {
+        **oblong,
         **{name: getattr(config, name) for name in _OPTIONS},
         **{name: facts[name] for name in ("data", "prior", "bundle")},
         "resolution": resolution,
@@ -66,9 +86,10 @@ def made_from(config: FinetuneConfig, facts: Mapping[str, Any], resolution: int,
     }
 
 
-def fit(tensors: Mapping[str, torch.Tensor], triplets: int, versions: int, resolution: int) -> bool:
-    """Whether tensors are of the names, shapes and types that :func:`encode` gives so many triplets."""
-    sizes = {"S": triplets, "A": versions, "H": resolution, "W": resolution} | {n: int(n) for n in "246"}
+def fit(tensors: Mapping[str, torch.Tensor], versions: int, targets: Sequence[tuple[int, int]]) -> bool:
+    """Whether tensors are of the names, shapes and types that :func:`encode` gives targets of these sizes."""
+    width, height = (max(side) for side in zip(*targets, strict=True))
+    sizes = {"S": len(targets), "A": versions, "H": height, "W": width} | {n: int(n) for n in "246"}
     if tensors.keys() != _SHAPES.keys():
         return False
     for name, dimensions in _SHAPES.items():
@@ -95,17 +116,22 @@ def encode(
     """
     everything = [*triplets, *prior]
     most = max(len(triplet.objects) for triplet in everything)
+    sizes = training_sizes(everything, config, resolution)
     rows = []
     with progress(len(everything) * config.augmentation_draws, "encoding triplets", unit="version") as bar:
         for number, triplet in enumerate(everything):
             versions = []
             for version in range(config.augmentation_draws):
-                frame = Frame.of(config, triplet.id, version, resolution)
-                versions.append(_padded(_pictures(bundle, triplet, frame, config), most))
+                frame = Frame.of(config, triplet.id, version, sizes[number])
+                versions.append(_padded(_pictures(bundle, triplet, frame, config, resolution), most))
                 bar.update()
             needs_predicate = config.attention_loss_weight > 0 and number < len(triplets)
             stacked = {name: torch.stack([row[name] for row in versions]) for name in versions[0]}
             rows.append(stacked | _words(bundle, triplet, needs_predicate))
+    for key in ("latents_mean", "latents_std", "object_mask"):
+        height, width = (max(row[key].shape[axis] for row in rows) for axis in (-2, -1))
+        for row in rows:
+            row[key] = pad(row[key], (0, width - row[key].shape[-1], 0, height - row[key].shape[-2]))
     encoded = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
     embeds, pooled = bundle.encode_prompts([""])
     encoded |= {"empty_prompt_embeds": embeds[0].cpu(), "empty_pooled_prompt_embeds": pooled[0].cpu()}
@@ -130,25 +156,26 @@ def split(
 
 @dataclass(frozen=True)
 class Frame:
-    """A version of a picture: how it is cut to the square of training, and whether it is mirrored.
+    """A version of a picture: how it is cut to the size of training, and whether it is mirrored.
 
     Attributes:
-        anchor: where the square lies in what is left over, as of ``geometry.cover``.
+        size: width and height in pixels.
+        anchor: where that window lies in what is left over, as of ``geometry.cover``.
     """
 
-    resolution: int
+    size: tuple[int, int]
     zoom: float = 1.0
     anchor: tuple[float, float] = (0.5, 0.5)
     mirrored: bool = False
 
     @classmethod
-    def of(cls, config: FinetuneConfig, name: object, version: int, resolution: int) -> Frame:
+    def of(cls, config: FinetuneConfig, name: object, version: int, size: tuple[int, int]) -> Frame:
         """Version 0 is the picture as it is; the others are random, a function of (seed, name, version)."""
         if version == 0:
-            return cls(resolution)
+            return cls(size)
         chance = torch.rand(4, generator=generator(config.seed, "augmentation", name, version)).tolist()
         zoom = 1 + chance[0] * (config.max_zoom - 1)
-        return cls(resolution, zoom, (chance[1], chance[2]), config.random_flip and chance[3] < 0.5)
+        return cls(size, zoom, (chance[1], chance[2]), config.random_flip and chance[3] < 0.5)
 
     def cut(self, picture: Annotated) -> tuple[Annotated, torch.Tensor]:
         """The picture as it is trained on, and its time ids (6).
@@ -156,9 +183,9 @@ class Frame:
         Their crop is (0, 0) whatever it was, as in the official script: sampling asks for an uncut picture.
         """
         width, height = picture.image.size
-        size = self.resolution
-        cut = geometry.cover(self.turned(picture), size, size, zoom=self.zoom, anchor=self.anchor)
-        return cut, torch.tensor([height, width, 0, 0, size, size], dtype=torch.float32)
+        wide, high = self.size
+        cut = geometry.cover(self.turned(picture), wide, high, zoom=self.zoom, anchor=self.anchor)
+        return cut, torch.tensor([height, width, 0, 0, high, wide], dtype=torch.float32)
 
     def turned(self, picture: Annotated) -> Annotated:
         """The picture, mirrored where this version is."""
@@ -166,11 +193,13 @@ class Frame:
 
 
 @torch.no_grad()
-def _pictures(bundle: Bundle, triplet: Triplet, frame: Frame, config: FinetuneConfig) -> dict[str, torch.Tensor]:
+def _pictures(
+    bundle: Bundle, triplet: Triplet, frame: Frame, config: FinetuneConfig, resolution: int
+) -> dict[str, torch.Tensor]:
     target, time_ids = frame.cut(geometry.target(triplet))
     prompts = [frame.turned(geometry.image_prompt(individual)) for individual in triplet.objects]
     # The whole individual stays in view: image prompts are padded to the square, not cut.
-    squares = [geometry.contain(prompt, frame.resolution, frame.resolution) for prompt in prompts]
+    squares = [geometry.contain(prompt, resolution, resolution) for prompt in prompts]
     mean, std = bundle.encode_pictures(pixels_of([target.image]))
     prompt_mean, prompt_std = bundle.encode_pictures(pixels_of([square.image for square in squares]))
     images = [prompt.image for prompt in prompts]

@@ -12,7 +12,7 @@ import torch
 from rbctl import lora, losses
 from rbctl.files import write_json
 from rbctl.plugins.finetune.objective import Objective
-from rbctl.plugins.finetune.samples import fixed_micro_batch
+from rbctl.plugins.finetune.samples import fixed_micro_batches
 from rbctl.progress import progress
 
 _LEVELS = 4  # timesteps of each scene, evenly spread
@@ -38,10 +38,10 @@ def measure(unet: Any, prior: Mapping[str, torch.Tensor], objective: Objective) 
             lora.use(unet, adapter)
             total = 0.0
             for first in range(0, len(pairs), size):
-                batch = fixed_micro_batch(prior, pairs[first : first + size], objective.alphas_cumprod.device)
-                prediction = objective.predict(unet, batch)
-                total += float(losses.denoising(prediction.output, prediction.target).sum())
-                bar.update(len(batch.timesteps))
+                for batch in fixed_micro_batches(prior, pairs[first : first + size], objective.alphas_cumprod.device):
+                    prediction = objective.predict(unet, batch)
+                    total += float(losses.denoising(prediction.output, prediction.target).sum())
+                    bar.update(len(batch.timesteps))
             means[name] = total / len(pairs)
     unet.train(training)
     return {"scenes": count, "timesteps": timesteps, **means}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from rbctl import denoising
 from rbctl.bundle.bundle import Bundle
@@ -14,6 +15,7 @@ from rbctl.images import write_png
 from rbctl.pictures import grid
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.finetune.config import FinetuneConfig
+from rbctl.plugins.finetune.samples import target_size
 
 _MOST = 4
 _GUIDANCE = 5.0
@@ -27,19 +29,27 @@ def preview(bundle: Bundle, encodings: Mapping[str, torch.Tensor], config: Finet
     texts = {name: encodings[name][:count].to(bundle.device, bundle.dtype) for name in _TEXTS}
     empty = {name: encodings[f"empty_{name}"].to(texts[name]).expand_as(texts[name]) for name in _TEXTS}
     gamma = bundle.gamma if config.gamma is None else config.gamma
-    encoded = Encoded(
-        **texts,
-        **{f"negative_{name}": embeds for name, embeds in empty.items()},
-        image_tokens=tokens,
-        boxes=boxes,
-        object_weights=torch.full(boxes.shape[:2], gamma, device=bundle.device),
-    )
-    *_, channels, h, w = encodings["latents_mean"].shape
-    generators = denoising.generators_of([config.seed + number for number in range(count)])
-    noise = denoising.initial_noise(generators, channels, (h, w))
+    weights = torch.full(boxes.shape[:2], gamma, device=bundle.device)
+    channels = encodings["latents_mean"].shape[-3]
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for number in range(count):
+        by_size.setdefault(target_size(encodings["time_ids"][number, 0]), []).append(number)
     training = bundle.unet.training
     bundle.unet.eval()
     pipe = RelationPipeline(bundle, attention=config.attention)
-    latents = pipe.denoise_encoded(encoded, noise, config.preview_steps, _GUIDANCE, generators=generators)
+    images: dict[int, Image.Image] = {}
+    for (height, width), alike in by_size.items():
+        encoded = Encoded(
+            **{name: embeds[alike] for name, embeds in texts.items()},
+            **{f"negative_{name}": embeds[alike] for name, embeds in empty.items()},
+            image_tokens=tokens[alike],
+            boxes=boxes[alike],
+            object_weights=weights[alike],
+        )
+        size = height // bundle.latent_scale, width // bundle.latent_scale
+        generators = denoising.generators_of([config.seed + number for number in alike])
+        noise = denoising.initial_noise(generators, channels, size)
+        latents = pipe.denoise_encoded(encoded, noise, config.preview_steps, _GUIDANCE, generators=generators)
+        images |= zip(alike, denoising.to_pictures(bundle.decode_latents(latents)), strict=True)
     bundle.unet.train(training)
-    write_png(path, grid(denoising.to_pictures(bundle.decode_latents(latents)), count))
+    write_png(path, grid([images[number] for number in range(count)], count))

@@ -26,11 +26,11 @@ from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.plugins.finetune.loop import Task
 from rbctl.plugins.finetune.objective import Objective
 from rbctl.plugins.finetune.preview import preview
-from rbctl.plugins.finetune.samples import micro_batch
+from rbctl.plugins.finetune.samples import micro_batches
 from rbctl.plugins.finetune.training_data import training_data
 from rbctl.relations import Relation, load_relation
 from rbctl.runs import RELATION, Run, tuned
-from rbctl.triplets import Triplet, data_hash
+from rbctl.triplets import Triplet, data_hash, geometry
 from rbctl.triplets.check import check as check_triplets
 from rbctl.triplets.problem import Problem
 
@@ -41,6 +41,7 @@ class RelationLora:
     triplets: list[Triplet]
     prior: list[Triplet]
     problems: list[Problem]
+    resolution: int
     bundle: Bundle
     encoded: dict[str, torch.Tensor]
     encoded_prior: dict[str, torch.Tensor] | None
@@ -66,9 +67,11 @@ class RelationLora:
         config, dtype = self.config, DTYPES[facts["precision"]]
         if run.world.first:
             self._warn()
-        path, made_from = run.folder / "frozen.safetensors", encodings.made_from(config, facts, resolution, dtype)
-        sizes = len(self.triplets) + len(self.prior), config.augmentation_draws, resolution
-        encoded = kept.load(path, made_from, lambda tensors: encodings.fit(tensors, *sizes))
+        self.resolution = resolution
+        sizes = encodings.training_sizes([*self.triplets, *self.prior], config, resolution)
+        made_from = encodings.made_from(config, facts, resolution, dtype, sizes)
+        path = run.folder / "frozen.safetensors"
+        encoded = kept.load(path, made_from, lambda tensors: encodings.fit(tensors, config.augmentation_draws, sizes))
         if encoded:
             self.bundle = load(config.bundle, device, dtype, encoders=False)
         else:
@@ -127,8 +130,10 @@ class RelationLora:
     def _metadata(self, steps: int, facts: Mapping[str, Any]) -> dict[str, str]:
         """modelspec's and kohya's keys for other tools, ``rbctl.*`` for ours; no date: the same run, the same file."""
         config, bundle = self.config, self.bundle
-        resolution = self.encoded["latents_mean"].shape[-1] * bundle.latent_scale
-        prior = layout_prior(self.triplets, self.encoded["boxes"][:, 0], self.relation)
+        resolution = self.resolution
+        prior = layout_prior(
+            self.triplets, [_whole_boxes(triplet, resolution) for triplet in self.triplets], self.relation
+        )
         predicate = next((t.predicate for t in self.triplets if t.predicate), self.relation.predicate)
         metadata = {
             "modelspec.sai_model_spec": "1.0.0",
@@ -178,21 +183,38 @@ def relation_task(
 
     def loss(model: Any, numbers: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         timesteps = len(objective.alphas_cumprod)
-        return objective.loss(model, micro_batch(encoded, prior, numbers, config, timesteps, bundle.device))
+        batches = micro_batches(encoded, prior, numbers, config, timesteps, bundle.device)
+        shares = [len(batch.timesteps) / len(numbers) for batch in batches]
+        losses = [objective.loss(model, batch) for batch in batches]
+        total = torch.stack([share * value for share, (value, _) in zip(shares, losses, strict=True)]).sum()
+        parts = {
+            name: torch.stack([share * own[name] for share, (_, own) in zip(shares, losses, strict=True)]).sum()
+            for name in losses[0][1]
+        }
+        return total, parts
 
     return Task(name, unet, lora.named_parameters(unet), loss, lambda path: preview(bundle, encoded, config, path))
 
 
-def layout_prior(triplets: Sequence[Triplet], boxes: torch.Tensor, relation: Relation) -> LayoutPrior:
+def _whole_boxes(triplet: Triplet, resolution: int) -> list[list[float]]:
+    """Boxes (N, 4) of a triplet in its whole target, at the size of training."""
+    target = geometry.resize(geometry.target(triplet), resolution, resolution)
+    boxes: list[list[float]] = torch.from_numpy(target.boxes).float().tolist()
+    return boxes
+
+
+def layout_prior(
+    triplets: Sequence[Triplet], boxes: Sequence[Sequence[Sequence[float]]], relation: Relation
+) -> LayoutPrior:
     """Where each role lies, over the triplets that have the roles of the fullest one.
 
     Args:
-        boxes: (S, N, 4), each triplet's boxes in the training square, in the order of its objects.
+        boxes: (S, N, 4), each triplet's boxes in its whole target, in the order of its objects.
     """
     fullest = max(triplets, key=lambda triplet: len(triplet.objects))
     roles = [individual.role for individual in fullest.objects]
     rows = []
-    for triplet, row in zip(triplets, boxes.tolist(), strict=True):
+    for triplet, row in zip(triplets, boxes, strict=True):
         by_role = {individual.role: box for individual, box in zip(triplet.objects, row, strict=False)}
         if set(by_role) == set(roles):
             rows.append([by_role[role] for role in roles])

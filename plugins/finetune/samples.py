@@ -57,7 +57,20 @@ def micro_batch(
     timesteps: int,
     device: Any,
 ) -> MicroBatch:
-    """The samples of these numbers.
+    """The samples of these numbers, which are of one size; see :func:`micro_batches`."""
+    (batch,) = micro_batches(encoded, prior, numbers, config, timesteps, device)
+    return batch
+
+
+def micro_batches(
+    encoded: Mapping[str, torch.Tensor],
+    prior: Mapping[str, torch.Tensor] | None,
+    numbers: Sequence[int],
+    config: FinetuneConfig,
+    timesteps: int,
+    device: Any,
+) -> list[MicroBatch]:
+    """The samples of these numbers, those of one size together.
 
     Args:
         encoded, prior: the relation's triplets and the prior set.
@@ -82,7 +95,9 @@ def micro_batch(
     return _stacked(rows, device, prior_share)
 
 
-def fixed_micro_batch(encoded: Mapping[str, torch.Tensor], pairs: Sequence[tuple[int, int]], device: Any) -> MicroBatch:
+def fixed_micro_batches(
+    encoded: Mapping[str, torch.Tensor], pairs: Sequence[tuple[int, int]], device: Any
+) -> list[MicroBatch]:
     """Triplets as they are, each at a timestep: the most likely latents, and noise that is the same at every call.
 
     Args:
@@ -101,14 +116,34 @@ def fixed_micro_batch(encoded: Mapping[str, torch.Tensor], pairs: Sequence[tuple
 
 
 def _row(encoded: Mapping[str, torch.Tensor], triplet: int, version: int) -> dict[str, torch.Tensor]:
-    return {
+    row = {
         name: tensor[triplet] if name in PER_TRIPLET else tensor[triplet, version]
         for name, tensor in encoded.items()
         if not name.startswith("empty_")
     }
+    if "object_mask" in row:  # else nothing was padded
+        height, width = target_size(row["time_ids"])
+        scale = row["object_mask"].shape[-1] // row["latents_mean"].shape[-1]
+        row["object_mask"] = row["object_mask"][:height, :width]
+        for name in ("latents_mean", "latents_std"):
+            row[name] = row[name][..., : height // scale, : width // scale]
+    return row
 
 
-def _stacked(rows: Sequence[Mapping[str, torch.Tensor]], device: Any, prior_share: float) -> MicroBatch:
+def target_size(time_ids: torch.Tensor) -> tuple[int, int]:
+    """Height and width in pixels that the time ids (6) of a target name."""
+    height, width = time_ids[-2:].int().tolist()
+    return height, width
+
+
+def _stacked(rows: Sequence[Mapping[str, torch.Tensor]], device: Any, prior_share: float) -> list[MicroBatch]:
+    by_size: dict[torch.Size, list[Mapping[str, torch.Tensor]]] = {}
+    for row in rows:
+        by_size.setdefault(row["latents"].shape, []).append(row)
+    return [_batch(alike, device, prior_share) for alike in by_size.values()]
+
+
+def _batch(rows: Sequence[Mapping[str, torch.Tensor]], device: Any, prior_share: float) -> MicroBatch:
     batch = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
     return MicroBatch(
         latents=batch.pop("latents"),
