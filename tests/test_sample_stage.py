@@ -594,15 +594,15 @@ def test_the_words_of_an_own_relation_are_known_from_its_run_folder_and_from_its
     text = f"A {{bear: {place}/bear.png}} juggles with a {{cat: {place}/cat.png}}"
     prompts = [parse_line(text, tmp_path, "p.txt:1")]
     config = SampleConfig(prompts=Path("p.txt"), bundle=str(tiny_bundle))
-    assert read_learned(prompts, config)[0].lora is None  # nobody knows the words yet
+    assert read_learned(prompts, config)[0].loras == ()  # nobody knows the words yet
 
-    named = dataclasses.replace(config, lora=str(folder / "lora.safetensors"))
+    named = dataclasses.replace(config, lora=(str(folder / "lora.safetensors"),))
     learned = read_learned(prompts, named)[0]
     assert learned.relation == relation
     assert learned.relation_from == "from its words"
     (folder / "relation.yaml").write_text(f"name: juggle\n{own.read_text()}")
     learned = read_learned(prompts, config)[0]
-    assert learned.lora == str(folder / "lora.safetensors")
+    assert [file.path for file, _ in learned.loras] == [folder / "lora.safetensors"]
     assert learned.relation == relation
     assert "bear juggler, cat ball" in described(prompts[0], learned)
 
