@@ -89,26 +89,32 @@ class PretrainConfig:
         None, "How many processes share the shards. [default: torchrun's]", min=1, max=100_000
     )
 
-    vae_steps: int = option(6000, "Steps of the VAE.", group="Training", min=1, max=10_000_000)
+    vae_steps: int = option(6000, "Steps of the VAE.", group="VAE", min=1, max=10_000_000)
     vae_batch_size: int = option(16, "Pictures per process and step.", min=1, max=65_536)
     vae_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
-    clip_steps: int = option(6000, "Steps of the text and image encoders.", min=1, max=10_000_000)
+    clip_steps: int = option(6000, "Steps of the text and image encoders.", group="Encoders", min=1, max=10_000_000)
     clip_batch_size: int = option(64, "Pictures per process and step.", min=1, max=65_536)
     clip_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
     oracle_from: Path | None = option(
-        None, "Folder of an oracle to start from; it may know fewer relations and roles. [default: random weights]"
+        None,
+        "Folder of an oracle to start from; it may know fewer relations and roles. [default: random weights]",
+        group="Oracle",
     )
     oracle_steps: int = option(4000, "Steps of the oracle.", min=1, max=10_000_000)
     oracle_batch_size: int = option(32, "Pictures per process and step.", min=1, max=65_536)
     oracle_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
-    dino_steps: int = option(3000, "Steps of the small DINO.", min=1, max=10_000_000)
+    dino_steps: int = option(3000, "Steps of the small DINO.", group="Encoders", min=1, max=10_000_000)
     dino_batch_size: int = option(64, "Pictures per process and step.", min=1, max=65_536)
     dino_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
-    decoder_steps: int = option(6000, "Steps of the VAE's decoder on noisy latents.", min=1, max=10_000_000)
+    decoder_steps: int = option(
+        6000, "Steps of the VAE's decoder on noisy latents.", group="VAE", min=1, max=10_000_000
+    )
     decoder_batch_size: int = option(16, "Pictures per process and step.", min=1, max=65_536)
     decoder_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
     unet_init: Literal["random", "bundle"] = option(
-        "random", "First weights of UNet and adapter: random, or those in WORK/bundle; a checkpoint goes before both."
+        "random",
+        "First weights of UNet and adapter: random, or those in WORK/bundle; a checkpoint goes before both.",
+        group="UNet",
     )
     unet_steps: int = option(12000, "Steps of UNet and adapter.", min=1, max=10_000_000)
     unet_batch_size: int = option(16, "Pictures per process and step.", min=1, max=65_536)
