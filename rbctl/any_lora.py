@@ -7,7 +7,9 @@ The names of their layers are read by the converters of diffusers, and peft puts
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
+import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -87,6 +89,15 @@ def read(path: Path) -> AnyLora:
         kinds = f" ({_counted(left_out)})" if left_out else ""
         raise InputError(f"{path}: holds no LoRA of a UNet or text encoder that diffusers reads{kinds}")
     return ForeignLora(path, networks, metadata, left_out)
+
+
+def tensors_hash(file: AnyLora) -> str:
+    """SHA-256 of the tensors alone, as the trainer noted it, else of what stands behind the file's header."""
+    noted = file.metadata.get("sshs_model_hash", "")
+    if re.fullmatch("[0-9a-f]{64}", noted):
+        return noted
+    content = file.path.read_bytes()
+    return hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
 
 
 def _counted(left_out: Mapping[str, int]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from rbctl import __version__
 from rbctl.errors import InputError
 from rbctl.images import open_image, write_png
 from rbctl.parsing import parse_json
@@ -25,6 +28,31 @@ _PAPER = (255, 255, 255)
 COLOURS = ((37, 99, 235), (234, 88, 12), (22, 163, 74), (192, 38, 211), (202, 138, 4), (8, 145, 178))  # per object
 
 
+@dataclass(frozen=True)
+class UsedLora:
+    """A LoRA that a picture was drawn with, as galleries want to know it.
+
+    Attributes:
+        name: of its file, without the ending.
+        tensors_hash: SHA-256 of the tensors alone, Civitai's AutoV3; stable where metadata change.
+        file_hash: SHA-256 of the file, Civitai's AutoV2.
+    """
+
+    name: str
+    weight: float
+    tensors_hash: str
+    file_hash: str
+
+    @property
+    def tag(self) -> str:
+        return f"<lora:{self.plain_name}:{self.weight:g}>"
+
+    @property
+    def plain_name(self) -> str:
+        """Without the marks at which readers split."""
+        return re.sub(r"[<>:,\"{}]", "_", self.name)
+
+
 def parameters_text(
     text: str,
     *,
@@ -36,6 +64,8 @@ def parameters_text(
     height: int,
     model: str,
     scheduler: str,
+    model_hash: str | None = None,
+    loras: Sequence[UsedLora] = (),
     extras: Mapping[str, object] | None = None,
 ) -> str:
     """The ``parameters`` text that stable-diffusion-webui and the galleries made for it read.
@@ -43,7 +73,9 @@ def parameters_text(
     Args:
         width, height: pixels.
         scheduler: a name of :mod:`rbctl.schedulers`, or a class of diffusers.
-        extras: further facts for the last line, as {"Lora": "hug: 1"}; None values are left out.
+        model_hash: of the base model; galleries show its first ten digits.
+        loras: their tags go behind the text, their hashes into the last line.
+        extras: further facts for the last line, as {"Relation": "hug"}; None values are left out.
     """
     sampler, schedule = sampler_and_schedule(scheduler)
     facts: dict[str, object] = {
@@ -53,10 +85,18 @@ def parameters_text(
         "CFG scale": f"{guidance_scale:g}",
         "Seed": seed,
         "Size": f"{width}x{height}",
+        "Model hash": model_hash[:10] if model_hash else None,
         "Model": model,
         **(extras or {}),
+        "Lora hashes": ", ".join(f"{used.plain_name}: {used.tensors_hash[:12]}" for used in loras) or None,
+        "Version": f"rbctl {__version__}",
     }
     last = ", ".join(f"{key}: {_quoted(value)}" for key, value in facts.items() if value is not None)
+    hashes = {"model": model_hash[:10]} if model_hash else {}
+    hashes |= {f"lora:{used.plain_name}": used.file_hash[:10] for used in loras}
+    if hashes:
+        last += f", Hashes: {json.dumps(hashes)}"
+    text = " ".join([text, *(used.tag for used in loras)])
     negative = f"Negative prompt: {negative_prompt}\n" if negative_prompt else ""
     return f"{text}\n{negative}{last}"
 
@@ -67,14 +107,17 @@ def _quoted(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
 
 
-def save_png(image: Image.Image, path: Path, parameters: str, record: Mapping[str, Any]) -> None:
+def save_png(image: Image.Image, path: Path, parameters: str | None, record: Mapping[str, Any]) -> None:
     """Write a PNG, atomically, with the text chunks ``parameters`` and ``rbctl`` (the record as JSON).
+
+    Galleries take ``parameters`` for a prompt, so a sheet of pictures has none.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.
     """
     chunks = PngInfo()
-    chunks.add_text("parameters", parameters)
+    if parameters is not None:
+        chunks.add_text("parameters", parameters)
     chunks.add_text("rbctl", json.dumps(record))
     write_png(path, image, chunks=chunks)
 

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from rbctl import __version__
 from rbctl.errors import InputError
-from rbctl.pictures import grid, parameters_text, read_record, save_png, sheet_row
+from rbctl.pictures import UsedLora, grid, parameters_text, read_record, save_png, sheet_row
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (20, 60), "blue")
 
@@ -23,18 +24,55 @@ def parameters(prompt: str, **changes: Any) -> str:
 
 
 def test_parameters_text() -> None:
-    extras = {"Lora": "ride: 0.8", "Relation": "ride", "Absent": None}
-    assert parameters("A cat is riding a dog", negative_prompt="lowres", extras=extras) == (
-        "A cat is riding a dog\nNegative prompt: lowres\nSteps: 30, Sampler: Euler, CFG scale: 5, Seed: 7, "
-        'Size: 1024x768, Model: sdxl, Lora: "ride: 0.8", Relation: ride'
+    used: dict[str, Any] = {"loras": [UsedLora("ride, v:2", 0.8, "cd" * 32, "ef" * 32)], "model_hash": "ab" * 32}
+    extras = {"Relation": "ride", "Absent": None}
+    assert parameters("A cat is riding a dog", negative_prompt="lowres", extras=extras, **used) == (
+        "A cat is riding a dog <lora:ride_ v_2:0.8>\nNegative prompt: lowres\nSteps: 30, Sampler: Euler, CFG scale: 5, "
+        "Seed: 7, Size: 1024x768, Model hash: ababababab, Model: sdxl, Relation: ride, "
+        f'Lora hashes: "ride_ v_2: cdcdcdcdcdcd", Version: rbctl {__version__}, '
+        'Hashes: {"model": "ababababab", "lora:ride_ v_2": "efefefefef"}'
     )
 
 
 def test_a_sampler_without_a_common_name_keeps_its_own() -> None:
     text = parameters("a cat", guidance_scale=7.5, scheduler="PNDMScheduler")
     assert text.splitlines()[1:] == [
-        "Steps: 30, Sampler: PNDM, CFG scale: 7.5, Seed: 7, Size: 1024x768, Model: sdxl",
+        f"Steps: 30, Sampler: PNDM, CFG scale: 7.5, Seed: 7, Size: 1024x768, Model: sdxl, Version: rbctl {__version__}",
     ]
+
+
+def readable(path: Path) -> Path:
+    """A picture with two LoRAs and all that readers stumble over."""
+    loras = [UsedLora("ride-v2", 0.8, "cd" * 32, "ef" * 32), UsedLora("film", -0.5, "12" * 32, "34" * 32)]
+    changes: dict[str, Any] = {"scheduler": "DPM++ 2M Karras", "model_hash": "ab" * 32, "loras": loras}
+    save_png(RED, path, parameters('A "cat", (is) riding: 猫', negative_prompt="low, res", **changes), {})
+    return path
+
+
+def test_sd_parsers_reads_prompt_sampler_seed_and_loras(tmp_path: Path) -> None:
+    sd_parsers = pytest.importorskip("sd_parsers", reason="sd-parsers is not installed")
+    read = sd_parsers.ParserManager().parse(readable(tmp_path / "a.png"))
+    (sampler,) = read.samplers
+    assert (sampler.name, sampler.model.name, sampler.model.hash) == ("DPM++ 2M", "sdxl", "ababababab")
+    assert sampler.parameters == {"scheduler": "Karras", "cfg_scale": "5", "seed": "7", "steps": "30"}
+    assert sampler.prompts[0].value == 'A "cat", (is) riding: 猫 <lora:ride-v2:0.8> <lora:film:-0.5>'
+    assert sampler.negative_prompts[0].value == "low, res"
+    hashes = {"model": "ababababab", "lora:ride-v2": "efefefefef", "lora:film": "3434343434"}
+    assert read.metadata["Hashes"] == hashes
+
+
+def test_sd_prompt_reader_reads_prompt_sampler_seed_and_loras(tmp_path: Path) -> None:
+    reader = pytest.importorskip("sd_prompt_reader.image_data_reader", reason="sd-prompt-reader is not installed")
+    with readable(tmp_path / "a.png").open("rb") as opened:
+        read = reader.ImageDataReader(opened)
+    assert read.positive == 'A "cat", (is) riding: 猫 <lora:ride-v2:0.8> <lora:film:-0.5>'
+    assert (read.negative, read.parameter["sampler"], read.parameter["seed"]) == ("low, res", "DPM++ 2M", "7")
+    assert 'Lora hashes: "ride-v2: cdcdcdcdcdcd, film: 121212121212"' in read.setting
+
+
+def test_a_sheet_has_no_parameters(tmp_path: Path) -> None:
+    save_png(RED, tmp_path / "grid.png", None, {"page": 1})
+    assert Image.open(tmp_path / "grid.png").info.keys() == {"rbctl"}
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])

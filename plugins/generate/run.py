@@ -143,4 +143,4 @@ def _write_grid(folder: Path) -> None:
             for triplet in page
         ]
         path = folder / ("grid.png" if number == 1 else f"grid-{number}.png")
-        save_png(grid(rows, 1), path, f"page {number}", {"page": number})
+        save_png(grid(rows, 1), path, None, {"page": number})

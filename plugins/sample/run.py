@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import torch
 
-from rbctl import denoising, embeddings, pictures
+from rbctl import any_lora, denoising, embeddings, pictures
 from rbctl.any_lora import AnyLora
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.fingerprints import BASE, fingerprint, local_encoder_hash
@@ -177,7 +177,11 @@ def _batches(jobs: Sequence[Job], size: int) -> Iterable[Sequence[Job]]:
 
 def _parameters(job: Job) -> str:
     request, record = job.request, job.record
-    weights = ", ".join(f"{file.path.stem}: {weight:g}" for file, weight in job.loras)
+    hashes = (record["lora_hash"] or "").split(",")
+    loras = [
+        pictures.UsedLora(file.path.stem, weight, any_lora.tensors_hash(file), file_hash)
+        for (file, weight), file_hash in zip(job.loras, hashes, strict=False)
+    ]
     return pictures.parameters_text(
         record["text"],
         negative_prompt=request.negative_prompt,
@@ -188,9 +192,10 @@ def _parameters(job: Job) -> str:
         height=request.height,
         model=record["bundle"],
         scheduler=record["scheduler"],
+        model_hash=record["bundle_fingerprint"],
+        loras=loras,
         extras={
             "Relation": record["relation"],
-            "Lora": weights or None,
             "TI": ", ".join(f"{e.token}: {e.path}" for e in request.embeddings) or None,
         },
     )
@@ -212,7 +217,7 @@ def _write_grid(output: Path, jobs: Sequence[Job]) -> None:
             )
             for row in page
         ]
-        pictures.save_png(pictures.grid(shown, 1), _page(output, number), f"page {number}", {"page": number})
+        pictures.save_png(pictures.grid(shown, 1), _page(output, number), None, {"page": number})
     number = len(pages) + 1
     while pictures.read_record(_page(output, number)) == {"page": number}:  # of a longer list of prompts; ours
         _page(output, number).unlink()
