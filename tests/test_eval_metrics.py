@@ -22,7 +22,14 @@ from rbctl.plugins.eval.encoders import Encoder, load_clip, load_dino
 from rbctl.plugins.eval.failures import best_match, of_crops
 from rbctl.plugins.eval.features import Digests, FeatureStore, crop
 from rbctl.plugins.eval.intervals import interval, paired, rank_correlation, rank_interval
-from rbctl.plugins.eval.metrics import PROFILES, crop_alignment, image_alignment, text_alignment
+from rbctl.plugins.eval.metrics import (
+    PROFILES,
+    crop_alignment,
+    image_alignment,
+    kernel_distance,
+    kernel_distance_interval,
+    text_alignment,
+)
 from rbctl.plugins.eval.rows import Row
 from rbctl.plugins.eval.summary import winner
 
@@ -232,6 +239,31 @@ def test_a_crop_is_a_square_inside_the_frame() -> None:
     assert crop(image, (0.9, 0.8, 1.0, 1.0)).size == (20, 20)
     assert crop(image, (0.0, 0.0, 1.0, 0.1)).size == (100, 100)  # as wide as the frame is high
     np.testing.assert_array_equal(np.asarray(crop(image, (0.5, 0.5, 0.6, 0.7))), np.asarray(image)[50:70, 100:120])
+
+
+def test_the_kernel_distance_is_that_of_a_plain_sum() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(5, 3)).astype(np.float32), rng.normal(size=(7, 3)).astype(np.float32)
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> float:
+        return float((x.astype(float) @ y.astype(float) / 3 + 1) ** 3)
+
+    within = [np.mean([kernel(x, y) for i, x in enumerate(v) for j, y in enumerate(v) if i != j]) for v in (a, b)]
+    between = np.mean([kernel(x, y) for x in a for y in b])
+    assert kernel_distance(a, b) == pytest.approx(sum(within) - 2 * between)
+
+
+def test_the_kernel_distances_interval_holds_it_as_often_as_it_says() -> None:
+    def distances(shift: float, number: int) -> tuple[float, tuple[float, float]]:
+        rng = np.random.default_rng((number, 7))
+        a, b = rng.normal(size=(60, 8)), rng.normal(shift, size=(60, 8))
+        return kernel_distance(a, b), kernel_distance_interval(a, b)
+
+    same, other = ([distances(shift, number) for number in range(20)] for shift in (0.0, 0.5))
+    assert np.mean([value for value, _ in same]) == pytest.approx(0, abs=0.05)  # no bias
+    true = np.mean([value for value, _ in other])
+    assert sum(low <= true <= high for _, (low, high) in other) >= 16
+    assert min(low for _, (low, _) in other) > max(value for value, _ in same)
 
 
 def test_profiles_say_what_they_are() -> None:

@@ -24,7 +24,10 @@ ARMS = ("base", "base_true_boxes", "truth", "lora", "lora_true_boxes", "box_only
 FIGURES: dict[str, tuple[str, ...]] = {
     "oracle": tuple(f"{shown}.{metric}" for shown in ("renders", "round_trips") for metric in METRICS),
     "vae": ("psnr", "psnr_in_boxes", "oracle_on_renders", "oracle_on_round_trips", "oracle_kept"),
-    "base": (*(f"{taught}.{metric}" for taught in ("easy", "held_out") for metric in METRICS), "held_out_highest"),
+    "base": (
+        *(f"{taught}.{metric}" for taught in ("easy", "held_out") for metric in METRICS),
+        "held_out_highest", "kernel_distance",
+    ),
     "lora": (
         *(f"{arm}.{metric}" for arm in ARMS for metric in METRICS),
         "gain.over_base", "gain.over_the_same_boxes", "gain.over_base_true_boxes",

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+from rbctl.bundle.catalogue import resolve
 from rbctl.images import read_image
 from rbctl.menagerie.cases import DrawnCase, true_boxes
+from rbctl.plugins.eval.encoders import as_array, load_dino
 from rbctl.plugins.eval.gates import sheets
 from rbctl.plugins.eval.gates.figures import (
     Scores,
@@ -28,6 +31,7 @@ from rbctl.plugins.eval.gates.figures import (
 )
 from rbctl.plugins.eval.gates.measuring import Arm, Measuring, Tuned, as_pixels
 from rbctl.plugins.eval.gates.recipe import METRICS, Section
+from rbctl.plugins.eval.metrics import kernel_distance, kernel_distance_interval
 from rbctl.plugins.eval.stages import Step, run_steps
 from rbctl.relations import load_relation
 
@@ -100,8 +104,28 @@ def base(work: Measuring, section: Section) -> Measured:
     shown = parts(made)
     each = [own["relation"] for own in shown["held_out"]["each"].values()]
     highest = max(each, key=lambda share: share["mean"] or 0.0, default=None)
+    distance = _kernel_distance(work, [arms[relation] for relation in easy])
     count = sum(len(arm.cases) for arm in arms.values())
-    return {"n": count, **shown, "truth": parts(truth)}, {**_named(shown), "held_out_highest": highest}
+    content = {"n": count, **shown, "truth": parts(truth), "kernel_distance": distance}
+    return content, {**_named(shown), "held_out_highest": highest, "kernel_distance": distance}
+
+
+def _kernel_distance(work: Measuring, arms: Sequence[Arm]) -> dict[str, Any]:
+    """How far pictures are from renders of the same scenes, in the features of the bundle's DINO."""
+    folder = resolve(work.gates.bundle)
+    pictures = [picture for arm in arms for picture in work.pictures(arm)]
+    if not (folder / "dino").is_dir() or len(pictures) < 4:
+        return {"mean": None, "low": None, "high": None, "n": len(pictures)}
+    encoder = load_dino(folder, "dino", torch.device("cpu"))
+
+    def features(shown: Sequence[Image.Image]) -> np.ndarray:
+        with torch.no_grad():
+            return as_array(encoder.images(torch.stack([encoder.prepare(picture) for picture in shown])))
+
+    made, truth = features(pictures), features([p for arm in arms for p in _truth(arm.cases)])
+    low, high = kernel_distance_interval(made, truth)
+    numbers = {"mean": kernel_distance(made, truth), "low": low, "high": high}
+    return {**{name: round(value, 4) for name, value in numbers.items()}, "n": len(pictures)}
 
 
 def lora_arms(work: Measuring, tuned: Tuned, cases: tuple[DrawnCase, ...]) -> dict[str, Arm]:
