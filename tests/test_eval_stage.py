@@ -518,3 +518,26 @@ def test_each_relation_of_a_user_is_judged_by_an_oracle_of_its_own(
         case = DrawnCase("0", relation, scene, tmp_path / "truth.png", (), seed=0, lineup=(0,))
         assert len(judge(pictures([scene], 128), [case])) == 1
     assert judge.oracle.relations == known
+
+
+def test_what_is_named_is_checked_before_anything_is_sampled(tmp_path: Path) -> None:
+    for named in (("--clip", "nowhere"), ("--dino", "nowhere"), ("--lora", "hug=nowhere.safetensors")):
+        result = CliRunner().invoke(
+            main, ["eval", "--bench", "relationbench-mini", "--cases", "1", "--output", str(tmp_path / "e"), *named]
+        )
+        assert result.exit_code == 2, result.output
+        assert "nowhere" in result.output.splitlines()[-1]
+        assert not list((tmp_path / "e").glob("samples/*/*.png"))
+
+
+def test_a_single_case_has_no_interval_and_a_picture_listed_twice_is_one(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "a.png,A fox is riding a lion\n" * 2)
+    result = CliRunner().invoke(
+        main, ["eval", str(tmp_path), "--output", str(tmp_path / "e"), "--cache", str(tmp_path / "c")]
+    )
+    assert result.exit_code == 0, result.output
+    scores = json.loads((tmp_path / "e" / "scores.json").read_text())
+    assert scores["benchmark"]["cases"] == 1
+    row = next(line for line in result.stdout.splitlines() if line.startswith(tmp_path.name))
+    assert "[" not in row

@@ -212,7 +212,7 @@ def as_cases(run: str, rows: Sequence[Row], digests: Digests) -> list[Picture]:
         raise InputError(
             f"{', '.join(silent)}: neither name nor list says a prompt; write a metadata.csv with file_name,text"
         )
-    pictures = []
+    pictures = dict[tuple[Path, str], Picture]()  # one that is listed twice is one
     for row in rows:
         objects = tuple(
             CaseObject(name=name, image=image, references=(image,), subject=digests(image))
@@ -226,8 +226,9 @@ def as_cases(run: str, rows: Sequence[Row], digests: Digests) -> list[Picture]:
             relation=row.relation,
             group=row.relation,
         )
-        pictures.append(Picture(run, row.file, case, row.boxes, row.detected, row.seed))
-    return pictures
+        picture = Picture(run, row.file, case, row.boxes, row.detected, row.seed)
+        pictures.setdefault((row.file, case.id), picture)
+    return list(pictures.values())
 
 
 def of_cases(

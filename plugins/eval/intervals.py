@@ -24,12 +24,12 @@ def interval(values: ArrayLike, seed: int = 0) -> dict[str, Any]:
         seed: of the resampling; the same values and seed give the same interval.
 
     Returns:
-        ``mean``, ``low``, ``high`` (None without values) and ``cases``.
+        ``mean``, ``low``, ``high`` (None without values; of a single one there is no interval) and ``cases``.
     """
     known = _known(values)
     if not len(known):
         return {"mean": None, "low": None, "high": None, "cases": 0}
-    low, high = bootstrap([known], np.mean, seed)
+    low, high = bootstrap([known], np.mean, seed) if len(known) > 1 else (None, None)
     return {"mean": float(known.mean()), "low": low, "high": high, "cases": len(known)}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import torch
 
+from rbctl import any_lora
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.fingerprints import fingerprint
 from rbctl.defaults import BUNDLE
@@ -115,6 +116,13 @@ def _bench_pictures(
             raise InputError(f"run {name!r}: the name is taken; choose another")
     # Told before anything is sampled.
     folders = {name: inputs.read_rows(folder, config.follow_outside) for name, folder in named.items()}
+    if world.first:
+        for path in {path for own in loras.values() for path in own.values()}:
+            any_lora.read(path)
+        if config.clip or config.dino or config.dinov2:
+            _encoders(config, torch.device("cpu"))
+        if config.oracle:
+            load_oracle(config.oracle, torch.device("cpu"))
     flags = ["--bundle", config.bundle, "--device", config.device]
     flags += ["--images", str(config.images), *(["--steps", str(config.steps)] if config.steps else [])]
     flags += ["--recipe", config.sample_recipe] if config.sample_recipe else []

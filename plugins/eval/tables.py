@@ -16,9 +16,11 @@ def number(value: float | None) -> str:
 
 
 def cell(mean: Mapping[str, Any] | None) -> str:
-    """``28.9 [27.1, 30.2]``, of a mean with its interval."""
+    """``28.9 [27.1, 30.2]``, of a mean with its interval; of one case without."""
     if mean is None or mean.get("mean") is None:
         return "-"
+    if mean["low"] is None:
+        return number(mean["mean"])
     return f"{number(mean['mean'])} [{number(mean['low'])}, {number(mean['high'])}]"
 
 
