@@ -55,6 +55,7 @@ class API:
     script: list[Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     url: str = ""
+    pictures: dict[str, Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=dict)  # other than pictures
 
 
 def success(handler: BaseHTTPRequestHandler, **changes: Any) -> None:
@@ -138,6 +139,14 @@ class Handler(BaseHTTPRequestHandler):
             act(self)
         if act in (timeout, cut_off):
             self.close_connection = True
+
+    def do_GET(self) -> None:
+        assert self.headers["Authorization"] == f"Bearer {KEY}"
+        if act := self.api.pictures.get(self.path):
+            act(self)
+        else:
+            number = int(self.path.rpartition("/")[2].removesuffix(".png"))
+            answer(self, 200, base64.b64decode(picture(number)))
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -413,8 +422,16 @@ def test_a_model_without_a_price_needs_one(api: API, tmp_path: Path) -> None:
             "OPENAI_API_KEY: 127.0.0.1 refuses it",
         ),
         (failure(403, "forbidden", "Not your model"), "OPENAI_API_KEY: 127.0.0.1 refuses it (Not your model)"),
-        (failure(404, "model_not_found", "No such model"), "No such model (HTTP 404); see --model"),
-        (failure(400, "invalid_value", f"Bad size, {KEY}"), "Bad size, [OPENAI_API_KEY] (HTTP 400); see --model"),
+        (
+            failure(404, "model_not_found", "No such model"),
+            "No such model (HTTP 404) from /v1/images/generations; see --model",
+        ),
+        (failure(400, "invalid_value", f"Bad size, {KEY}"), "Bad size, [OPENAI_API_KEY] (HTTP 400) from /v1/images"),
+        (
+            lambda h: answer(h, 422, {"detail": [{"loc": ["mask"], "msg": "required"}]}),
+            '"msg": "required"}]} (HTTP 422) from /v1/images',
+        ),
+        (lambda h: answer(h, 413, b"<p>Too large</p>"), "127.0.0.1: <p>Too large</p> (HTTP 413) from"),
         (failure(400, "billing_hard_limit_reached", "Limit"), "the quota has ended (Limit)"),
     ],
 )
@@ -424,6 +441,35 @@ def test_what_the_server_says_is_one_line_without_the_key(
     api.script = [reply]
     assert told in ask(tmp_path / "set", code=2).stderr
     assert len(api.asked) == 1
+
+
+def test_a_server_without_edits_is_told_and_asked_without_references(api: API, tmp_path: Path) -> None:
+    api.script = [success, lambda handler: answer(handler, 422, {"detail": "one image and a mask"})]
+    told = ask(tmp_path / "edits", code=2).stderr
+    assert '{"detail": "one image and a mask"} (HTTP 422) from /v1/images/edits; see --references none' in told
+    api.asked.clear()
+    ask(tmp_path / "words", "--references", "none")
+    assert {one.path for one in api.asked} == {"/v1/images/generations"}
+    assert len(complete(tmp_path / "words")) == 1
+    assert "its references is 'none' and not 'earlier'" in ask(tmp_path / "words", code=2).stderr
+
+
+@pytest.mark.parametrize("kind", ["data", "absolute", "relative"])
+def test_a_picture_by_its_address(api: API, tmp_path: Path, kind: str) -> None:
+    def by_address(handler: BaseHTTPRequestHandler) -> None:
+        number = len(api.asked)
+        place = f"/pictures/{number}.png"
+        addresses = {"data": f"data:image/png;base64,{picture(number)}", "relative": place}
+        success(handler, data=[{"url": addresses.get(kind, api.url.removesuffix("/v1") + place), "b64_json": None}])
+
+    api.script = [by_address] * 3
+    ask(tmp_path / "set")
+    assert len(api.asked) == 3
+    (triplet,) = complete(tmp_path / "set")
+    with Image.open(triplet.target) as opened:
+        assert opened.convert("RGB").getpixel((0, 0)) == (40, 80, 120)
+    notes = [path.read_text() for path in (tmp_path / "set" / "responses").iterdir()]
+    assert not any("data:image" in note for note in notes)
 
 
 def test_a_server_that_repeats_the_key_in_an_answer(api: API, tmp_path: Path) -> None:

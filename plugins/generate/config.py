@@ -41,6 +41,10 @@ class GenerateConfig:
         group="Pictures",
     )
     quality: Literal["low", "medium", "high", "xhigh", "max"] = option("medium", "Quality, for openai.")
+    references: Literal["earlier", "none"] = option(
+        "earlier",
+        "Earlier pictures of a triplet that openai is shown, so that identities hold; none for servers that take none.",
+    )
     price: float | None = option(
         None,
         "US dollars that a picture of openai costs, in place of the built-in table: prices change.",

@@ -1,8 +1,9 @@
 """Engine ``openai``: the OpenAI images API, or a server that speaks like it (OPENAI_BASE_URL).
 
 The target comes from ``images.generate``; each individual alone from ``images.edit`` with the earlier pictures of the
-triplet as references, so that identities hold. After rate limits, server errors, timeouts and cut connections the
-client itself asks again; after an answer without a readable picture this module does.
+triplet as references, so that identities hold. An answer holds its picture, or an address of it on the same server.
+After rate limits, server errors, timeouts and cut connections the client itself asks again; after an answer without a
+readable picture this module does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from rbctl.errors import InputError, reason
+from rbctl.errors import InputError, abridged, reason
 from rbctl.images import read_image
 from rbctl.plugins.generate.config import GenerateConfig
 from rbctl.plugins.generate.costs import Account, ahead, billed
@@ -43,8 +44,6 @@ _LONGEST_NOTE = 100_000  # characters of an answer, without its picture, that ar
 class OpenAIImages:
     """A painter (``painting.Painter``) behind an API that is paid for."""
 
-    sees_references = True
-
     def __init__(self, config: GenerateConfig, folder: Path) -> None:
         """Read the key and what the set has cost so far; nothing is asked yet.
 
@@ -52,14 +51,16 @@ class OpenAIImages:
             InputError: there is no usable key, or a kept answer has no cost.
         """
         self._config = config
+        self.sees_references = config.references == "earlier"
         self.account = Account(folder, config.budget, config.max_pictures)
         self._key = _key()
+        self._http = openai.DefaultHttpxClient(event_hooks={"response": [self._bound]}, timeout=config.timeout)
         self._client = openai.OpenAI(
             api_key=self._key,
             max_retries=config.retries,
             timeout=config.timeout,
             default_headers={"Accept-Encoding": "identity"},
-            http_client=openai.DefaultHttpxClient(event_hooks={"response": [self._bound]}),
+            http_client=self._http,
         )
         self._host = self._client.base_url.host
         self.name = f"openai {config.openai['model']}"
@@ -72,7 +73,8 @@ class OpenAIImages:
                 time.sleep(min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE))
             self.account.check(ahead(self._config, len(references)))
             answer, request_id = self._ask(prompt, references)
-            image, trouble = _picture(answer)
+            elsewhere = self._elsewhere(answer)
+            image, trouble = (None, elsewhere) if elsewhere else self._picture(answer)
             cost = billed(self._config, answer.get("usage") if isinstance(answer, dict) else None, len(references))
             response = {
                 "picture": picture,
@@ -88,8 +90,10 @@ class OpenAIImages:
             self.account.keep(picture, self._without_key(text), cost)
             if image is not None:
                 return image
+            if elsewhere:  # it will be there the next time too
+                break
         raise InputError(
-            f"{self._host}: {self._config.retries + 1} answers for picture {picture} could not be used, the last one: "
+            f"{self._host}: {attempt + 1} answers for picture {picture} could not be used, the last one: "
             f"{trouble}; what exists is kept, the same command goes on"
         )
 
@@ -139,9 +143,65 @@ class OpenAIImages:
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             return InputError(f"{KEY}: {self._host} refuses it ({message}); {kept} with a valid one")
         if isinstance(error, openai.APIStatusError) and error.status_code < 500 and error.status_code not in (408, 429):
-            what = f"{message} (HTTP {error.status_code})"
-            return InputError(f"{self._host}: {what}; see --model, --size and --quality; {kept}")
+            endpoint = error.request.url.path
+            what = f"{self._said(error) or 'no reason given'} (HTTP {error.status_code}) from {endpoint}"
+            see = "see --references none" if endpoint.endswith("/edits") else "see --model, --size and --quality"
+            return InputError(f"{self._host}: {what}; {see}; {kept}")
         return InputError(f"{self._host}: no answer after {self._config.retries + 1} tries ({message}); {kept}")
+
+    def _said(self, error: openai.APIStatusError) -> str:
+        """What an error's body says, whatever its form."""
+        body = error.body.get("message", error.body) if isinstance(error.body, dict) else error.body
+        try:
+            text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False) if body else ""
+        except RecursionError:
+            text = ""
+        return _one_line(self._without_key(text or error.response.text))
+
+    def _elsewhere(self, answer: Any) -> str:
+        """Why the address of a picture is not asked; empty where it is, or where there is none."""
+        address = _address(answer)
+        if not address or address.startswith("data:"):
+            return ""
+        try:
+            own, url = self._client.base_url, self._client.base_url.join(address)
+        except Exception as error:  # of the HTTP library, whichever the client builds on
+            return f"the address of its picture is none ({reason(error)})"
+        if (url.scheme, url.host, url.port) == (own.scheme, own.host, own.port):
+            return ""
+        return f"its picture lies at {abridged(url.host)}, and only this server is asked; have it answer in base64"
+
+    def _picture(self, answer: Any) -> tuple[Image.Image | None, str]:
+        """The picture of an answer, or what is wrong with it."""
+        try:
+            address = _address(answer)
+            if address and not address.startswith("data:"):
+                content = self._fetched(address)
+            else:
+                encoded = address.partition(";base64,")[2] if address else answer["data"][0]["b64_json"]
+                content = base64.b64decode(encoded, validate=True)
+            return read_image(io.BytesIO(content), where="its picture"), ""
+        except (TypeError, KeyError, IndexError):
+            return None, "not JSON" if answer is None else "no picture in it"
+        except binascii.Error as error:
+            return None, f"its picture is no base64 ({reason(error)})"
+        except (InputError, ValueError, OSError) as error:
+            return None, reason(error)
+
+    def _fetched(self, address: str) -> bytes:
+        """What lies at an address of this server; it may not lead on to another one.
+
+        Raises:
+            InputError: nothing does.
+        """
+        own = {"Authorization": f"Bearer {self._key}", "Accept-Encoding": "identity"}
+        try:
+            response = self._http.get(self._client.base_url.join(address), headers=own, follow_redirects=False)
+        except Exception as error:  # of the HTTP library, whichever the client builds on
+            raise InputError(f"its picture cannot be fetched ({_one_line(self._without_key(str(error)))})") from error
+        if response.status_code != 200:
+            raise InputError(f"its picture cannot be fetched (HTTP {response.status_code})")
+        return bytes(response.content)
 
     def _without_key(self, text: str) -> str:
         """Servers have been seen to repeat the key in what they say."""
@@ -174,24 +234,27 @@ def _one_line(text: str) -> str:
     return " ".join("".join(char if char.isprintable() else " " for char in text[:1000]).split())[:300]
 
 
-def _picture(answer: Any) -> tuple[Image.Image | None, str]:
-    """The picture of an answer, or what is wrong with it."""
+def _address(answer: Any) -> str:
+    """Where the picture of an answer is, as servers say it that do not put it into the answer; else empty."""
     try:
-        encoded = answer["data"][0]["b64_json"]
-        return read_image(io.BytesIO(base64.b64decode(encoded, validate=True)), where="its picture"), ""
-    except (TypeError, KeyError, IndexError):
-        return None, "not JSON" if answer is None else "no picture in it"
-    except binascii.Error as error:
-        return None, f"its picture is no base64 ({reason(error)})"
-    except (InputError, ValueError) as error:
-        return None, reason(error)
+        entry = answer["data"][0]
+        address = entry["url"] if entry.get("b64_json") is None else ""
+    except (AttributeError, TypeError, KeyError, IndexError):
+        return ""
+    return address if isinstance(address, str) else ""
+
+
+def _holds_picture(key: str, value: Any) -> bool:
+    return key == "b64_json" or (key == "url" and isinstance(value, str) and value.startswith("data:"))
 
 
 def _noted(answer: Any) -> Any:
     """What is kept of an answer: all but its pictures, unless that is long."""
     if isinstance(answer, dict) and isinstance(answer.get("data"), list):
         data = [
-            {key: value for key, value in item.items() if key != "b64_json"} if isinstance(item, dict) else item
+            {key: value for key, value in item.items() if not _holds_picture(key, value)}
+            if isinstance(item, dict)
+            else item
             for item in answer["data"]
         ]
         answer = {**answer, "data": data}

@@ -66,7 +66,7 @@ def estimate(config: GenerateConfig) -> str:
             lines.append(f"{place.relative_to(output)}{' (there)' if place.exists() else ''}: {prompt}")
             if not place.exists():
                 missing += 1
-                cost += ahead(config, k) if config.engine == "openai" else 0
+                cost += ahead(config, k if _references(config) else 0) if config.engine == "openai" else 0
     lines.append(f"{config.number} triplets in {output}, {len(lines)} pictures, {missing} still to be made")
     if config.engine == "openai":
         source = "by --price" if config.price is not None else "by a table that grows old; --price takes its place"
@@ -81,7 +81,12 @@ def _output(config: GenerateConfig, relation: Relation) -> Path:
 
 def _candidates(config: GenerateConfig, relation: Relation) -> Iterator[Candidate]:
     pairs = read_pairs(config.pairs, relation)
-    return candidates(relation, pairs, config.seed, references=config.engine == "openai")
+    return candidates(relation, pairs, config.seed, references=_references(config))
+
+
+def _references(config: GenerateConfig) -> bool:
+    """The engine is shown the earlier pictures of a triplet."""
+    return config.engine == "openai" and config.references == "earlier"
 
 
 def _facts(config: GenerateConfig, relation: Relation) -> dict[str, Any]:
@@ -92,7 +97,7 @@ def _facts(config: GenerateConfig, relation: Relation) -> dict[str, Any]:
     facts["words"] = _hash(relation, read_pairs(config.pairs, relation))
     if config.engine == "openai":
         ahead(config, 0)  # nobody could keep the budget without a price
-        return facts | config.openai
+        return facts | config.openai | {"references": config.references}
     assert config.model is not None
     model = pipeline_folder(config.model).resolve().name
     return {**facts, "model": model, "size": config.size, "steps": config.steps, "guidance": config.guidance_scale}
@@ -105,6 +110,8 @@ def _hash(*words: object) -> str:
 def _check_set(folder: Path, facts: dict[str, Any]) -> None:
     """Raises InputError when the folder holds anything but a part of this set; else makes sure that it says so."""
     before = read_origin(folder)
+    if before:  # sets from before the option
+        before = {"references": "earlier", **before}
     if not before and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise InputError(f"{folder}: holds other files, and no {SET}; choose another --output")
     for key, value in facts.items() if before else ():

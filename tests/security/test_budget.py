@@ -235,3 +235,38 @@ def test_a_picture_of_a_server_is_opened_as_any_other(api, tmp_path: Path) -> No
         result = ask(tmp_path / f"set{number}", code=2, retries=0)
         assert "its picture: " in result.stderr
         assert told in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("http://localhost:9/1.png", "its picture lies at 'localhost', and only this server is asked"),
+        ("https://example.com/1.png", "its picture lies at 'example.com'"),
+        ("//example.com/1.png", "its picture lies at 'example.com'"),
+        ("http://127.0.0.1:1/1.png", "its picture lies at '127.0.0.1'"),
+        ("file:///etc/passwd", "only this server is asked"),
+        ("/pictures/redirect", "its picture cannot be fetched (HTTP 302)"),
+        ("/pictures/none", "its picture cannot be fetched (HTTP 404)"),
+        ("/pictures/endless", "its picture"),
+        ("data:text/html,<b>", "its picture"),
+        ("http://127.0.0.1:port/1.png", "the address of its picture is none"),
+    ],
+)
+def test_a_picture_is_fetched_from_the_same_server_alone(
+    api,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    told: str,
+) -> None:
+    from rbctl.plugins.generate import openai_images
+
+    monkeypatch.setattr(openai_images, "_LONGEST_ANSWER", 100_000)
+    api.pictures = {
+        "/pictures/redirect": reply(302, b"", Location="http://127.0.0.1:1/secret"),
+        "/pictures/none": reply(404, b"gone"),
+        "/pictures/endless": reply(200, b"0" * 1_000_000),
+    }
+    api.script = [lambda handler: success(handler, data=[{"url": address}])]
+    assert told in ask(tmp_path / "set", retries=0, code=2).stderr
+    assert len(api.asked) == 1
