@@ -138,17 +138,17 @@ def measure(reading: Reading, scenes: renders.Scenes, names: Sequence[str]) -> d
         one = reading.map(operator.itemgetter(slice(number, number + 1)))
         group = [_individual(row) for row in looks[number, :count].tolist()]
         score = relation_score(one, relation, group)
-        told = {"relation": [bool(score.relation)], "relation_and_direction": [bool(score.right)]}
-        told[f"relation_and_direction_{count}"] = told["relation_and_direction"]
-        told |= {name: getattr(score, name)[0].tolist() for name in ATTRIBUTES}
-        told["count"] = [int((one.areas[0] >= _LEAST_AREA).sum()) == count]
-        told["identity"] = []
+        right = {"relation": [bool(score.relation)], "relation_and_direction": [bool(score.right)]}
+        right[f"relation_and_direction_{count}"] = right["relation_and_direction"]
+        right |= {name: getattr(score, name)[0].tolist() for name in ATTRIBUTES}
+        right["count"] = [int((one.areas[0] >= _LEAST_AREA).sum()) == count]
+        right["identity"] = []
         for role, own in enumerate(group):
             others = [everyone[k] for k in rng.choice(len(everyone), _CANDIDATES - 1, replace=False)]
             others.insert(int(rng.integers(_CANDIDATES)), own)  # the first wins where the oracle cannot decide
             chosen = others[int(identify(one, score.slots[:, role], [others]))]
-            told["identity"].append(look(chosen) == look(own))  # another one of the very same look is as right
-        for name, values in told.items():
+            right["identity"].append(look(chosen) == look(own))  # another one of the very same look is as right
+        for name, values in right.items():
             right.setdefault(name, []).extend(values)
         slots = score.slots[0].numpy()
         points, seen = one.keypoints[0].numpy()[slots], truth["keypoints"][number, :count]

@@ -216,14 +216,14 @@ def _swapped(table: dict[str, torch.Tensor], slots: torch.Tensor) -> bool | None
     None where either does not tell of any two, and of one individual.
     """
     coats = table["coat"] + table["second"] + table["pattern"]
-    told = []
+    crossed = []
     for a, b in itertools.combinations(range(len(slots)), 2):
         margins = [
             float(t[a, slots[a]] + t[b, slots[b]] - t[a, slots[b]] - t[b, slots[a]]) for t in (table["species"], coats)
         ]
         if min(abs(m) for m in margins) >= _SURE:
-            told.append(margins[0] * margins[1] < 0)
-    return any(told) if told else None
+            crossed.append(margins[0] * margins[1] < 0)
+    return any(crossed) if crossed else None
 
 
 def _box(seen: torch.Tensor) -> Box | None:

@@ -137,7 +137,7 @@ def read(
             yield _triplet(folder, row, reporter, predicate, follow_outside), reporter
 
 
-def _tell_foreign(content: Any, reporter: Reporter, told: set[str]) -> None:
+def _tell_foreign(content: Any, reporter: Reporter, warned: set[str]) -> None:
     """Tell what is none of our fields: a warning, once a set; an error where it looks like one that is missing."""
     rows: list[tuple[type, tuple[str | int, ...], Any]] = [(_Row, (), content)] if isinstance(content, dict) else []
     objects = content.get("objects") if rows else None
@@ -148,8 +148,8 @@ def _tell_foreign(content: Any, reporter: Reporter, told: set[str]) -> None:
         for name in sorted(row.keys() - known - _PICTURES.keys()):
             if meant := nearest(name, known - row.keys()):
                 reporter.error(str(Fault((*where, name), f"no such key{meant}")))
-            elif name not in told:
-                told.add(name)
+            elif name not in warned:
+                warned.add(name)
                 reporter.warning(str(Fault((*where, name), "no such key; it is left out")))
 
 
