@@ -26,6 +26,7 @@ from rbctl.processes import World, together
 from rbctl.progress import progress
 from rbctl.relations import Relation, load_relation
 from rbctl.runs import Run, claim
+from rbctl.triplets.check import check
 from rbctl.triplets.folder import METADATA
 from rbctl.triplets.raw import RAW, read_origin, read_raw
 
@@ -88,6 +89,8 @@ def _annotate(config: AnnotateConfig, world: World, device: torch.device) -> Non
     write_reports(folder, reports)
     if rows:
         corrections.publish(folder, rows)
+        for problem in check(folder, config.follow_outside):
+            click.echo(f"{'warning: ' if problem.level == 'warning' else ''}{problem}", err=True)
     _tell(folder, reports, config)
 
 
