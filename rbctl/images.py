@@ -79,7 +79,7 @@ def open_image(source: Path | BinaryIO, where: str = "") -> Iterator[Image.Image
 
 
 def read_image(source: Path | BinaryIO, mode: str = "RGB", where: str = "") -> Image.Image:
-    """Read a picture, turned as its EXIF orientation says; alpha is laid over white, 16 bits become 8.
+    """Read a picture in sRGB, turned as its EXIF orientation says; alpha is laid over white, 16 bits become 8.
 
     Args:
         source, where: see :func:`open_image`.
@@ -99,11 +99,29 @@ def read_image(source: Path | BinaryIO, mode: str = "RGB", where: str = "") -> I
         elif image.mode in ("I", "F"):
             what = "its pixels are 32-bit numbers of no known range"
             raise InputError(f"{where or source}: {what}; save it as an 8-bit PNG")
+        elif mode == "RGB":
+            image = _in_srgb(image)
         if mode == "RGB" and image.has_transparency_data:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
         return image.convert(mode)
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """Colours of another space, as Display P3 of a telephone, in sRGB; a damaged profile counts for nothing."""
+    from PIL import ImageCms
+
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
+        return image
+    with contextlib.suppress(ImageCms.PyCMSError, *_DAMAGED):
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" not in ImageCms.getProfileDescription(own).lower():
+            made = "RGB" if image.mode == "CMYK" else image.mode
+            converted = ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode=made)
+            return converted or image
+    return image
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

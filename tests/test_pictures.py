@@ -156,3 +156,26 @@ def test_sheet_row_of_any_shape_is_bounded_and_in_the_middle(size: tuple[int, in
 def test_nothing_to_show_is_a_programmers_mistake(call) -> None:
     with pytest.raises(ValueError, match=r"expected|captions"):
         call()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_profiles_of_srgb_and_damaged_ones_change_nothing(tmp_path: Path, mode: str) -> None:
+    """An sRGB profile changes nothing, and a damaged one does not either."""
+    from PIL import Image, ImageCms
+
+    from rbctl.images import read_image
+
+    picture = Image.new(mode, (8, 8), (210, 63, 55, 255)[: len(mode)])
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for name, profile in (("srgb", srgb), ("damaged", srgb[:200]), ("nothing", b"x")):
+        picture.save(tmp_path / f"{name}.png", icc_profile=profile)
+        assert read_image(tmp_path / f"{name}.png").getpixel((0, 0)) == (210, 63, 55)
+
+
+def test_a_telephones_colours_are_read_in_srgb() -> None:
+    from rbctl.images import read_image
+
+    picture = Path(__file__).resolve().parents[2] / "shared" / "cases" / "18-icc-profile" / "red.png"
+    if not picture.is_file():
+        pytest.skip("the picture in Display P3 is not beside this checkout")
+    assert max(abs(a - b) for a, b in zip(read_image(picture).getpixel((5, 5)), (230, 40, 40), strict=True)) <= 4
