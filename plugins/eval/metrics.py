@@ -71,36 +71,35 @@ def crop_alignment(crops: Sequence[Features | None], subjects: Sequence[Features
 def kernel_distance(a: Features, b: Features) -> float:
     """Distance between two sets of pictures: the squared maximum mean discrepancy, unbiased, so 0 for two of one law.
 
-    With InceptionV3's features it is KID (Binkowski et al. 2018, arXiv 1801.01401, section 4); the kernel is theirs,
-    (x . y / D + 1)^3.
+    With InceptionV3's features it is KID (Binkowski et al. 2018, arXiv 1801.01401, section 4), whose kernel this is,
+    (x . y / D + 1)^3. Pictures of one row may show the same scene: they are never compared (Gretton et al. 2012, JMLR
+    13, lemma 6, equation 4).
 
     Args:
-        a, b: (n, D) and (m, D), n and m at least 2.
+        a, b: (n, D), n at least 2.
     """
     x, y = (np.asarray(v, dtype=np.float64) for v in (a, b))
 
     def kernel(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray((p @ q.T / p.shape[1] + 1) ** 3)
 
-    def own(p: NDArray[np.float64]) -> float:
-        k = kernel(p, p)
-        return float((k.sum() - np.trace(k)) / (len(p) * (len(p) - 1)))
-
-    return own(x) + own(y) - 2 * float(kernel(x, y).mean())
+    between = kernel(x, y)
+    terms = kernel(x, x) + kernel(y, y) - between - between.T
+    return float((terms.sum() - np.trace(terms)) / (len(x) * (len(x) - 1)))
 
 
 def kernel_distance_interval(a: Features, b: Features, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of :func:`kernel_distance`, from halves drawn without replacement.
+    """95 % interval of :func:`kernel_distance`, from halves of the rows drawn without replacement.
 
     A bootstrap would not do: a picture that is drawn twice is too like itself. Half of a set, drawn from all of it,
     strays from the whole's distance as far as the whole strays from that of all pictures.
 
     Args:
-        a, b: (n, D) and (m, D), n and m at least 4.
+        a, b: (n, D), n at least 4.
     """
     rng = np.random.default_rng(seed)
-    halves = [[v[rng.permutation(len(v))[: len(v) // 2]] for v in (a, b)] for _ in range(_HALVES)]
-    low, high = np.percentile([kernel_distance(*half) for half in halves], (2.5, 97.5))
+    halves = [rng.permutation(len(a))[: len(a) // 2] for _ in range(_HALVES)]
+    low, high = np.percentile([kernel_distance(a[half], b[half]) for half in halves], (2.5, 97.5))
     return float(low), float(high)
 
 
