@@ -23,13 +23,19 @@ SEAL = "kept.json"  # of a folder
 Facts = Mapping[str, Any]  # what a result depends on, as JSON has it
 
 
-def save(path: Path, tensors: Mapping[str, torch.Tensor], made_from: Facts) -> None:
+def save(
+    path: Path, tensors: Mapping[str, torch.Tensor], made_from: Facts, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors with their hash and that of what they were made from, atomically.
+
+    Args:
+        metadata: what else the file says, to other readers.
 
     Raises:
         InputError: a tensor is not finite, or the disk is full.
     """
-    write_safetensors(path, tensors, {"made_from": content_hash(made_from), "content": _content(tensors)})
+    seals = {"made_from": content_hash(made_from), "content": _content(tensors)}
+    write_safetensors(path, tensors, {**(metadata or {}), **seals})
 
 
 def read(path: Path, made_from: Facts) -> dict[str, torch.Tensor]:

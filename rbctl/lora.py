@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
-from rbctl import formats
-from rbctl.errors import InputError, abridged, reason
+from rbctl import formats, lora_names
+from rbctl.errors import InputError, abridged
 from rbctl.files import read_safetensors, write_safetensors
 from rbctl.layout import LayoutPrior
+from rbctl.lora_names import KOHYA, LoraForm
 from rbctl.parsing import parse_json
 from rbctl.relations import Relation, load_relation, shipped
 
@@ -22,10 +23,7 @@ _ATTENTION = tuple(target.replace("attn2", layer) for layer in ("attn1", "attn2"
 LAYERS = {"attn2": TARGETS, "attention": _ATTENTION, "transformer": (*_ATTENTION, "ff.net.0.proj", "ff.net.2")}
 ADAPTER = "relation"
 
-LoraFormat = Literal["diffusers", "kohya"]
-
-# All that diffusers asks of a UNet to renumber the blocks of kohya's scripts, which they write for SDXL alone.
-_SDXL = SimpleNamespace(layers_per_block=2)
+_CHECKPOINT = "lora."  # what the names of a LoRA begin with in a checkpoint of 'rbctl finetune'
 
 
 @dataclass(frozen=True)
@@ -118,84 +116,84 @@ def named_parameters(unet: Any, name: str = ADAPTER) -> dict[str, torch.nn.Param
     return {key: parameters[key] for key in state(unet, name)}
 
 
-def to_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """peft naming -> the names of the official file, which ``load_lora_weights`` of diffusers takes."""
-    renamed = {
-        k.replace("lora_A.weight", "lora.down.weight").replace("lora_B.weight", "lora.up.weight"): v
-        for k, v in tensors.items()
-    }
-    return {f"unet.{key}": value for key, value in sorted(renamed.items())}
-
-
-def to_kohya(tensors: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
-    """peft naming -> the names of kohya's scripts (A1111, ComfyUI), one alpha a module."""
-    from diffusers.utils import convert_state_dict_to_kohya
-
-    converted = convert_state_dict_to_kohya({f"unet.{key}": value for key, value in tensors.items()})
-    return {k: torch.tensor(float(alpha)) if k.endswith(".alpha") else v for k, v in converted.items()}
+def sdxl_blocks(unet: Any) -> bool:
+    """Whether sd-scripts' numbers of SDXL's blocks mean the same in this UNet: it has as many layers in a block."""
+    return int(unet.config.layers_per_block) == 2
 
 
 def save(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], alpha: float, form: LoraFormat
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    alpha: float,
+    form: LoraForm = "kohya",
+    sdxl_blocks: bool = True,
 ) -> None:
-    """Write the LoRA file, atomically. ``tensors`` are in peft naming."""
+    """Write the LoRA file, atomically.
+
+    Args:
+        tensors: in peft naming, all of one rank.
+        metadata: what the caller knows; how the matrices are stored and their hashes are added to it.
+        alpha: the scale is alpha / rank.
+        form: of the names, see :mod:`rbctl.lora_names`.
+        sdxl_blocks: in kohya's form with SDXL's numbers of blocks, for a UNet that is built like SDXL's.
+
+    Raises:
+        InputError: a tensor is not finite, or the disk is full.
+    """
     rank = next(value.shape[0] for key, value in tensors.items() if "lora_A" in key)
-    if form == "diffusers" and alpha != rank:
-        # This naming has no place for alpha, and loaders take it to be the rank: fold the scale in.
-        tensors = {k: v * (alpha / rank) if "lora_B" in k else v for k, v in tensors.items()}
-    named = to_kohya(tensors, alpha) if form == "kohya" else to_diffusers(tensors)
-    write_safetensors(path, named, {"format": "pt", **metadata})
+    if form == "kohya":
+        named = lora_names.to_kohya(tensors, alpha, sdxl_blocks)
+    else:
+        # This form has no place for alpha, and loaders take it to be the rank: fold the scale in.
+        named = lora_names.to_official({k: v * (alpha / rank) if "lora_B" in k else v for k, v in tensors.items()})
+        alpha = rank
+    named = {key: value.detach().cpu().contiguous() for key, value in named.items()}
+    stored = {
+        "format": "pt",
+        **metadata,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(float(alpha)),
+    }
+    write_safetensors(path, named, stored | hashes(named, stored))
 
 
-def _from_kohya(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Kohya's names -> diffusers', every module's alpha / rank folded into its up matrix."""
-    from diffusers import StableDiffusionXLPipeline
+def hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The keys by which galleries know a LoRA whatever else its metadata says: kohya's two and modelspec's.
 
-    modules: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        module, _, part = key.partition(".")
-        modules.setdefault(module, {})[part] = value
-    plain: dict[str, torch.Tensor] = {}
-    for module, parts in modules.items():
-        if parts.keys() - {"alpha"} != {"lora_down.weight", "lora_up.weight"}:
-            raise InputError(
-                f"{path}: {abridged(module)} holds {sorted(parts)}; lora_down.weight and lora_up.weight expected"
-            )
-        down, up, alpha = parts["lora_down.weight"], parts["lora_up.weight"].float(), parts.get("alpha")
-        if alpha is not None:
-            if alpha.numel() != 1 or not torch.isfinite(alpha).all():
-                raise InputError(f"{path}: the alpha of {abridged(module)} is not a finite number")
-            up = up * (float(alpha) / down.shape[0])
-        plain |= {f"{module}.lora_down.weight": down, f"{module}.lora_up.weight": up}
-    try:
-        return dict(StableDiffusionXLPipeline.lora_state_dict(plain, unet_config=_SDXL)[0])
-    except Exception as error:  # names it does not know make diffusers' converter fail in any way
-        raise InputError(f"{path}: its names are not kohya's for SDXL ({reason(error)})") from error
+    The first 12 digits of ``sshs_model_hash`` are Civitai's AutoV3. ``sshs_legacy_hash`` is of one stretch of a file
+    that has no metadata but ``ss_*``, as sd-scripts computes it.
+    """
+    from safetensors.torch import save
+
+    raw = save(dict(tensors), {key: value for key, value in metadata.items() if key.startswith("ss_")})
+    content = hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little") :]).hexdigest()
+    return {
+        "sshs_model_hash": content,
+        "sshs_legacy_hash": hashlib.sha256(raw[0x100000:0x110000]).hexdigest()[:8],
+        "modelspec.hash_sha256": f"0x{content}",
+    }
 
 
 def read(path: Path) -> LoraFile:
-    """Read a LoRA in diffusers', peft's or kohya's naming (sd-scripts' own block names for SDXL too).
+    """Read a relation LoRA in kohya's, the authors' or peft's naming, or the one in a checkpoint of a run.
 
     Raises:
-        InputError: not a LoRA for a UNet's attention, or a tensor is not finite.
+        InputError: not a LoRA for a UNet's attention, two modules are for one layer, or a tensor is not finite.
     """
-    from diffusers.utils import convert_unet_state_dict_to_peft
-
     tensors, metadata = read_safetensors(path)
     if not tensors:
         raise InputError(f"{path}: holds no tensors; a relation LoRA was expected")
+    if "step" in tensors:
+        tensors = _from_checkpoint(path, tensors, metadata)
     for key, value in tensors.items():
         if not key.endswith(".alpha") and (value.ndim != 2 or not value.numel()):
             shape = list(value.shape)
             raise InputError(
                 f"{path}: {abridged(key)} {shape} is no LoRA tensor, a matrix; a relation LoRA was expected"
             )
-    if any(key.startswith("lora_unet_") for key in tensors):
-        tensors = _from_kohya(path, tensors)
-    for key in tensors:
-        if not key.startswith("unet."):
-            raise InputError(f"{path}: {abridged(key)} is no LoRA tensor of a UNet; a relation LoRA was expected")
-    plain = convert_unet_state_dict_to_peft({k.removeprefix("unet."): v.float() for k, v in tensors.items()})
+    plain = _to_peft(path, tensors)
     for key, value in plain.items():
         if not key.endswith((".lora_A.weight", ".lora_B.weight")):
             raise InputError(f"{path}: {abridged(key)} is no LoRA tensor; a relation LoRA was expected")
@@ -207,6 +205,67 @@ def read(path: Path) -> LoraFile:
     if len(ranks) != 1:
         raise InputError(f"{path}: LoRA matrices of differing ranks {sorted(ranks)}; one rank was expected")
     return LoraFile(path, plain, metadata, ranks.pop())
+
+
+def _from_checkpoint(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
+    """The LoRA in a checkpoint, which stands beside the optimizer's state, in kohya's form."""
+    plain = {key.removeprefix(_CHECKPOINT): value for key, value in tensors.items() if key.startswith(_CHECKPOINT)}
+    try:
+        alpha = float(metadata["ss_network_alpha"])
+    except (KeyError, ValueError):
+        mend = f"the run's LoRA is in {path.parent.parent}"
+        raise InputError(f"{path}: a checkpoint that does not tell its alpha; {mend}") from None
+    return lora_names.to_kohya(plain, alpha, sdxl_blocks=False)
+
+
+def _to_peft(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names of any form -> peft's, in float32, every module's alpha / rank folded into its up matrix."""
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    of_kohya = {key: value for key, value in tensors.items() if key.startswith(KOHYA)}
+    others = {key: value for key, value in tensors.items() if key not in of_kohya}
+    for key in others:
+        if not key.startswith("unet."):
+            raise InputError(f"{path}: {abridged(key)} is no LoRA tensor of a UNet; a relation LoRA was expected")
+    plain = _from_kohya(path, of_kohya)
+    for key, value in others.items():
+        ((name, matrix),) = convert_unet_state_dict_to_peft({key.removeprefix("unet."): value.float()}).items()
+        if name in plain:
+            raise _clash(path, name.partition(".lora_")[0])
+        plain[name] = matrix
+    return plain
+
+
+def _from_kohya(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    modules: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        module, _, part = key.partition(".")
+        modules.setdefault(module, {})[part] = value
+    plain: dict[str, torch.Tensor] = {}
+    for module, parts in modules.items():
+        if parts.keys() - {"alpha"} != {"lora_down.weight", "lora_up.weight"}:
+            raise InputError(
+                f"{path}: {abridged(module)} holds {sorted(parts)}; lora_down.weight and lora_up.weight expected"
+            )
+        down, up, alpha = parts["lora_down.weight"].float(), parts["lora_up.weight"].float(), parts.get("alpha")
+        if alpha is not None:
+            if alpha.numel() != 1 or not torch.isfinite(alpha).all():
+                raise InputError(f"{path}: the alpha of {abridged(module)} is not a finite number")
+            up = up * (float(alpha) / down.shape[0])
+        layer = lora_names.path_of(module)
+        if layer is None:
+            what = "a relation LoRA is on attention and feed-forward layers alone"
+            raise InputError(f"{path}: trains {abridged(module)}; {what}")
+        if f"{layer}.lora_A.weight" in plain:
+            raise _clash(path, layer)
+        plain |= {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
+    return plain
+
+
+def _clash(path: Path, layer: str) -> InputError:
+    return InputError(f"{path}: holds two modules for one layer, {abridged(layer)}; merge LoRAs of one form of names")
 
 
 def attach(unet: Any, file: LoraFile, name: str) -> None:

@@ -1,7 +1,7 @@
 """From a prompt and pictures of individuals to a new picture: the public Python API, and what all stages sample by.
 
 pipe = RelationPipeline.from_pretrained("mini")
-pipe.load_relation("runs/finetune/ride/lora.safetensors")
+pipe.load_relation("runs/finetune/ride/ride.safetensors")
 image = pipe("A {cat} is riding a {bear}", images={"cat": "cat.png", "bear": "bear.png"}).images[0]
 """
 

@@ -1,6 +1,6 @@
 """The life of a run in its folder: who writes there, whether it is the same run, how it begins, goes on and is stopped.
 
-run = Run(folder, "finetune", config, free=FREE, results=("lora.safetensors",), world=world)
+run = Run(folder, "finetune", config, free=FREE, results=("hug.safetensors",), world=world)
 with run.claimed():  # one writer; the other processes of the same run may go on beside it
     run.check(facts)  # another run's folder is refused; options named in FREE may differ
     run.begin(facts)  # recipe.yaml and run.json; with --no-resume, what the run before left goes
@@ -35,6 +35,7 @@ from rbctl.processes import World
 
 RUNS = Path("runs")
 RELATION = "relation.yaml"  # in the folder of a finetuning: the relation that it learned
+ANY_LORA = "lora.safetensors"  # in a run folder: a link to its LoRA, or the LoRA itself, of an earlier version
 
 # Another process of rbctl. Not "-m rbctl", which lets modules of the current folder shadow ours, and that may be data.
 _START = (
@@ -49,6 +50,13 @@ def tuned(name: str, bundle: str) -> Path:
     """Folder of a finetuning that names none; what was tuned on another bundle than the default lies apart."""
     base = Path(bundle).resolve().name
     return RUNS / "finetune" / (name if base == BUNDLE else f"{name}-{base}")
+
+
+def tuned_lora(relation: str, bundle: str) -> Path:
+    """The LoRA of a relation in the folder of its finetuning, whether it is there or not."""
+    folder = tuned(relation, bundle)
+    path = folder / f"{relation}.safetensors"
+    return path if path.is_file() else folder / ANY_LORA
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def relation(bundle: Bundle, path: Path) -> Path:
     lora.add(shapes, rank=4, alpha=4, seed=0)
     generator = torch.Generator().manual_seed(1)
     tensors = {key: torch.randn(v.shape, generator=generator) * 0.1 for key, v in lora.state(shapes).items()}
-    lora.save(path, tensors, {"rbctl.relation": "hug"}, 4.0, "diffusers")
+    lora.save(path, tensors, {"rbctl.relation": "hug"}, 4.0)
     return path
 
 

@@ -235,7 +235,7 @@ def test_dreambooth_trains_a_lora_with_class_pictures_and_two_of_them_sample_tog
         chosen = {**given, **STEPS, "output": tmp_path / noun, **options}
         result = invoke("finetune", *flags(**chosen))
         assert result.exit_code == 0, result.output
-        return tmp_path / noun / "lora.safetensors"
+        return tmp_path / noun / f"{Path(options.get('data', noun)).name}.safetensors"
 
     cat = learn("cat", data=subject, prior="drawn", prior_count=2, prior_share=0.5)
     assert losses(tmp_path / "cat", "prior")

@@ -53,7 +53,7 @@ def test_the_grid_is_made_and_its_path_told_last(made: tuple[Path, Result]) -> N
 def test_every_stage_did_its_part(made: tuple[Path, Result]) -> None:
     folder, _ = made
     assert len(load(folder / "lora" / "triplets")) == 6
-    assert read(folder / "lora" / "lora.safetensors").metadata["rbctl.relation"] == "ride"
+    assert read(folder / "lora" / "ride.safetensors").metadata["rbctl.relation"] == "ride"
     base, relation = (
         [read_record(path) for path in sorted((folder / n).glob("a-*.png"))] for n in ("base", "relation")
     )

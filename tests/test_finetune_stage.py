@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
+import io
 import json
 import os
 import random
@@ -80,7 +83,7 @@ class Road:
         return self.log.read_text()
 
     def lora(self, output: str) -> Path:
-        return self.folder / output / "lora.safetensors"
+        return self.folder / output / "hug.safetensors"
 
     def losses(self, output: str) -> list[dict[str, float]]:
         return [json.loads(line) for line in (self.folder / output / "metrics.jsonl").read_text().splitlines()]
@@ -97,7 +100,7 @@ def road(tiny_bundle: Path, triplets: Path, tmp_path: Path) -> Road:
 
 @pytest.mark.slow
 def test_the_run_folder_and_the_lora_file(road: Road, triplets: Path) -> None:
-    assert road("one", preview_every=6, preview_steps=2) == 0, road.said()
+    assert road("one", alpha=2.0, preview_every=6, preview_steps=2, save_every=10) == 0, road.said()
     folder = road.folder / "one"
     assert len(list((folder / "checkpoints").iterdir())) == 2
     assert {p.name for p in (folder / "previews").iterdir()} == {f"step-{s:06d}.png" for s in (0, 6, 12)}
@@ -107,15 +110,36 @@ def test_the_run_folder_and_the_lora_file(road: Road, triplets: Path) -> None:
     assert metadata["rbctl.relation"] == "hug"
     assert metadata["rbctl.data_hash"] == data_hash(load(triplets))
     assert len(LayoutPrior.from_json(metadata["rbctl.layout_prior"]).boxes()) == 2
-    assert metadata["modelspec.architecture"].endswith("/lora")
-    assert metadata["ss_network_dim"] == "4"
+    assert metadata["modelspec.architecture"] == "tiny-sdxl/lora"  # narrower than SDXL, so it does not call itself so
+    assert metadata["modelspec.prediction_type"] == "epsilon"
+    assert metadata["modelspec.license"] == "CC0-1.0"
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("4", "2.0")
+    assert metadata["ss_output_name"] == "hug"
+    assert sum(json.loads(metadata["ss_tag_frequency"])["hug"].values()) == len(load(triplets))
+    kind, _, encoded = metadata["modelspec.thumbnail"].partition(",")
+    assert kind == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
+        assert max(picture.size) <= 256
+    # Civitai's AutoV3: whatever a tool does to the metadata, the hash of what follows stays
+    raw = road.lora("one").read_bytes()
+    assert metadata["sshs_model_hash"] == hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little") :]).hexdigest()
+    # the name that every run's LoRA once had leads to it
+    assert (folder / "lora.safetensors").read_bytes() == raw
+    # a LoRA of a step is the one in its checkpoint, which is read too
+    assert sorted(path.name for path in folder.glob("hug-*")) == ["hug-000010.safetensors"]
+    saved, kept = (
+        lora.read(folder / "hug-000010.safetensors"),
+        lora.read(folder / "checkpoints/step-000010.safetensors"),
+    )
+    assert all(torch.equal(saved.tensors[key], value) for key, value in kept.tensors.items())
+    assert kept.metadata["rbctl.layout_prior"] == saved.metadata["rbctl.layout_prior"]
     # the saved recipe makes the same LoRA again
     again = run(["finetune", "--recipe", folder / "recipe.yaml", "--output", road.folder / "two"], road.log)
     assert again == 0, road.said()
     assert road.lora("one").read_bytes() == road.lora("two").read_bytes()
     # a finished run is not run again
     before = road.lora("one").stat().st_mtime_ns
-    assert road("one") == 0
+    assert road("one", alpha=2.0) == 0
     assert len(road.losses("one")) == 12
     assert road.lora("one").stat().st_mtime_ns >= before
 
@@ -254,7 +278,7 @@ def test_accumulated_micro_steps_equal_one_batch(road: Road) -> None:
     "options",
     [
         {"precision": "bf16"},
-        {"format": "kohya", "rank": 2, "alpha": 1.0},
+        {"format": "official", "rank": 2, "alpha": 1.0},
         {"kml_weight": 0.1, "kml_max_timestep": 333, "kml_gather": "as_code", "attention_loss_weight": 0.001},
         {"augmentation_draws": 3, "local_tokens": "none"},
         {"attention": "eager", "local_tokens": "first_image", "lr_scheduler": "cosine", "lr_warmup_steps": 2},
@@ -349,7 +373,7 @@ def test_no_resume_drops_its_own_files_alone(road: Road) -> None:
     # a LoRA that no run wrote is not ours to overwrite
     foreign = road.folder / "foreign"
     foreign.mkdir()
-    (foreign / "lora.safetensors").write_bytes(b"mine")
+    (foreign / "hug.safetensors").write_bytes(b"mine")
     refused(road, "no run here wrote", output="foreign")
 
 
@@ -382,7 +406,7 @@ def test_the_weights_of_the_last_step_are_looked_at_before_they_are_saved(road: 
     refused(road, "NaN", **options)
     checkpoints = sorted((road.folder / "run" / "checkpoints").iterdir())
     assert checkpoints  # the last good one is kept
-    for path in (*checkpoints, *(road.folder / "run").glob("lora.safetensors")):
+    for path in (*checkpoints, *(road.folder / "run").glob("hug.safetensors")):
         assert all(bool(tensor.isfinite().all()) for tensor in load_file(path).values())
 
 

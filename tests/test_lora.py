@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from diffusers import StableDiffusionXLPipeline
 from diffusers.utils import convert_unet_state_dict_to_peft
 from safetensors.torch import load_file, save_file
 
-from rbctl import lora
+from rbctl import lora, lora_names
 from rbctl.bundle.load import load
 from rbctl.errors import InputError
+
+SDXL = SimpleNamespace(layers_per_block=2)
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def predict(unet: Any) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+@pytest.mark.parametrize("form", ["official", "kohya"])
 @pytest.mark.parametrize(
     ("alpha", "layers"), [(4.0, "attn2"), (2.0, "attn2"), (4.0, "attention"), (2.0, "transformer")]
 )
@@ -73,12 +76,16 @@ def test_plain_diffusers_loads_it_to_the_same_effect(
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_kohya_export_converts_back_to_the_same_weights(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+@pytest.mark.parametrize("sdxl_blocks", [True, False])
+def test_the_default_form_converts_back_to_the_same_weights(
+    tensors: dict[str, torch.Tensor], tmp_path: Path, sdxl_blocks: bool
+) -> None:
     path = tmp_path / "kohya.safetensors"
-    lora.save(path, tensors, {"rbctl.relation": "hug"}, 4.0, "kohya")
+    lora.save(path, tensors, {"rbctl.relation": "hug"}, 4.0, sdxl_blocks=sdxl_blocks)
     assert all(key.startswith("lora_unet_") for key in load_file(path))
-    back, _ = StableDiffusionXLPipeline.lora_state_dict(load_file(path))
+    back, _ = StableDiffusionXLPipeline.lora_state_dict(load_file(path), unet_config=SDXL)
     theirs = convert_unet_state_dict_to_peft({k.removeprefix("unet."): v for k, v in back.items()})
+    theirs = {key: value for key, value in theirs.items() if not key.endswith(".alpha")}
     assert theirs.keys() == tensors.keys()
     assert all(torch.equal(theirs[key], value) for key, value in tensors.items())
     assert lora.read(path).metadata["rbctl.relation"] == "hug"
@@ -87,7 +94,7 @@ def test_kohya_export_converts_back_to_the_same_weights(tensors: dict[str, torch
 
 def test_weight_and_switch(unet: Any, tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
-    lora.save(path, tensors, {}, 4.0, "diffusers")
+    lora.save(path, tensors, {}, 4.0, "official")
     base = predict(unet)
     lora.attach(unet, lora.read(path), "one")
     lora.use(unet, "one", 0.5)
@@ -98,34 +105,31 @@ def test_weight_and_switch(unet: Any, tensors: dict[str, torch.Tensor], tmp_path
     assert not torch.allclose(predict(unet), half)
 
 
-def sd_scripts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The names that kohya's sd-scripts write for SDXL: blocks numbered in one row, resnets before attentions."""
-
-    def block(found: re.Match[str]) -> str:
-        side, number, layer = found[1], int(found[2]), int(found[3])
-        place = f"input_blocks_{1 + 3 * number + layer}" if side == "down" else f"output_blocks_{3 * number + layer}"
-        return f"lora_unet_{place}_1_"
-
-    named = {}
-    for key, value in lora.to_kohya(tensors, alpha=4.0).items():
-        key = key.replace("lora_unet_mid_block_attentions_0_", "lora_unet_middle_block_1_")
-        named[re.sub(r"lora_unet_(down|up)_blocks_(\d)_attentions_(\d)_", block, key)] = value
-    return named
-
-
 def test_names_of_sd_scripts(unet: Any, tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    path, named = tmp_path / "lora.safetensors", sd_scripts(tensors)
+    path = tmp_path / "lora.safetensors"
+    lora.save(path, tensors, {}, 4.0)
+    named = load_file(path)
     assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_q.lora_down.weight" in named
     assert "lora_unet_middle_block_1_transformer_blocks_1_attn2_to_out_0.alpha" in named
-    save_file(named, path)
+    assert "lora_unet_output_blocks_2_1_transformer_blocks_1_attn2_to_v.lora_up.weight" in named
     read = lora.read(path).tensors
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[key], value) for key, value in tensors.items())
     lora.attach(unet, lora.read(path), "theirs")
 
 
+def test_two_modules_for_one_layer_are_refused(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """As sd-scripts' merge leaves them, where one LoRA has SDXL's numbers of blocks and the other diffusers'."""
+    path = tmp_path / "merged.safetensors"
+    sdxl, diffusers = lora_names.to_kohya(tensors, 4.0), lora_names.to_kohya(tensors, 4.0, sdxl_blocks=False)
+    for one, other in itertools.combinations((sdxl, diffusers, lora_names.to_official(tensors)), 2):
+        save_file({key: value.clone() for key, value in (one | other).items()}, path)
+        with pytest.raises(InputError, match=r"two modules for one layer, '(down|up|mid)_block"):
+            lora.read(path)
+
+
 def test_every_module_keeps_its_alpha(unet: Any, tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    path, named = tmp_path / "lora.safetensors", lora.to_kohya(tensors, alpha=4.0)
+    path, named = tmp_path / "lora.safetensors", lora_names.to_kohya(tensors, 4.0, sdxl_blocks=False)
     first = min(key for key in named if key.endswith(".alpha"))
     named[first] = torch.tensor(1.0)
     gone = max(key for key in named if key.endswith(".alpha"))
@@ -143,7 +147,7 @@ def test_every_module_keeps_its_alpha(unet: Any, tensors: dict[str, torch.Tensor
 
 
 def broken(kind: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    named = {k: v.clone() for k, v in lora.to_diffusers(tensors).items()}
+    named = {k: v.clone() for k, v in lora_names.to_official(tensors).items()}
     first = next(iter(named))
     if kind == "nan":
         named[first][0, 0] = float("nan")
@@ -161,7 +165,7 @@ def broken(kind: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     elif kind == "nameless":
         named = {"unet.lora_A.weight": torch.zeros(4, 8), "unet.lora_B.weight": torch.zeros(8, 4)}
     elif kind.startswith("kohya"):
-        named = lora.to_kohya(tensors, alpha=4.0)
+        named = lora_names.to_kohya(tensors, 4.0, sdxl_blocks=False)
         alpha = next(key for key in named if key.endswith(".alpha"))
         if kind == "kohya nan":
             named[alpha] = torch.tensor(float("nan"))
@@ -201,7 +205,7 @@ def broken(kind: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
         ("kohya foreign", "'lora_unet_foo' holds"),
         ("kohya up", "lora_up.weight expected"),
         ("kohya dora", "dora_scale"),
-        ("kohya block", "not kohya's for SDXL"),
+        ("kohya block", "trains 'lora_unet_input_blocks_x"),
         ("kohya text", "no LoRA tensor of a UNet"),
         ("other", "no LoRA tensor"),
         ("empty", "no tensors"),

@@ -54,7 +54,7 @@ def relation(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     tensors = {key: torch.randn(value.shape, generator=generator) for key, value in lora.state(unet).items()}
     prior = {"roles": ["a", "b"], "mean": [[0.3, 0.5, 0.4, 0.6], [0.7, 0.5, 0.4, 0.6]], "spread": [[0.0] * 4] * 2}
     path = tmp_path_factory.mktemp("relation") / "hug.safetensors"
-    lora.save(path, tensors, {"rbctl.relation": "hug", "rbctl.layout_prior": json.dumps(prior)}, 4.0, "diffusers")
+    lora.save(path, tensors, {"rbctl.relation": "hug", "rbctl.layout_prior": json.dumps(prior)}, 4.0)
     return path
 
 
@@ -122,9 +122,7 @@ def test_a_relation_that_was_tuned_anew_is_read_anew(
     made = []
     for factor in (1, 1, 0):
         file = lora.read(relation)
-        lora.save(
-            path, {key: value * factor for key, value in file.tensors.items()}, dict(file.metadata), 4.0, "diffusers"
-        )
+        lora.save(path, {key: value * factor for key, value in file.tensors.items()}, file.metadata, 4.0)
         pipe.load_relation(path)
         made.append(pipe(PROMPT, images, BOXES, generator=torch.Generator().manual_seed(0), **FEW).images[0])
     pipe.unload_relation()

@@ -14,7 +14,7 @@ import pytest
 from rbctl.errors import InputError
 from rbctl.metrics import rows
 from rbctl.processes import World, launched, together, world
-from rbctl.runs import Run
+from rbctl.runs import Run, tuned, tuned_lora
 
 
 @dataclass(frozen=True)
@@ -147,3 +147,15 @@ def test_processes_talk_to_each_other(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*command, str(tmp_path / "together.py")], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_lora_of_a_relation_is_called_by_it_or_as_all_once_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tuned("hug", "mini")
+    folder.mkdir(parents=True)
+    (folder / "lora.safetensors").touch()
+    assert tuned_lora("hug", "mini") == folder / "lora.safetensors"
+    (folder / "hug.safetensors").touch()
+    assert tuned_lora("hug", "mini") == folder / "hug.safetensors"

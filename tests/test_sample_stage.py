@@ -57,8 +57,8 @@ def place(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "mean": [[0.3, 0.5, 0.4, 0.6], [0.7, 0.5, 0.4, 0.6]],
         "spread": [[0.0] * 4] * 2,
     }
-    path = folder / tuned("hug", str(tiny_bundle)) / "lora.safetensors"
-    lora.save(path, tensors, {"rbctl.relation": "hug", "rbctl.layout_prior": json.dumps(prior)}, 4.0, "diffusers")
+    path = folder / tuned("hug", str(tiny_bundle)) / "hug.safetensors"
+    lora.save(path, tensors, {"rbctl.relation": "hug", "rbctl.layout_prior": json.dumps(prior)}, 4.0)
     (folder / "prompts.txt").write_text(SIX)
     return folder
 
@@ -302,7 +302,7 @@ def test_pseudo_masks_of_two_objects_of_one_name(place: Path, tiny_bundle: Path)
 
 @pytest.mark.slow
 def test_a_lora_of_another_base_is_refused(sample: Any, place: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    tensors, metadata = read_safetensors(place / "runs/finetune/hug-tiny-sdxl/lora.safetensors")
+    tensors, metadata = read_safetensors(place / "runs/finetune/hug-tiny-sdxl/hug.safetensors")
     line, path = tmp_path / "one.txt", tmp_path / "marked.safetensors"
     line.write_text("A bear sleeps. --s 1")
     arguments = (line, "--output", tmp_path / "out", "--lora", path)
@@ -381,7 +381,7 @@ def test_the_lora_and_its_weight_change_the_picture(sample: Any, tmp_path: Path)
     shown = {}
     for name, option in (
         ("with", ""),
-        ("half", "--lora runs/finetune/hug-tiny-sdxl/lora.safetensors:0.5"),
+        ("half", "--lora runs/finetune/hug-tiny-sdxl/hug.safetensors:0.5"),
         ("base", "--lora none"),
     ):
         line.write_text(f"A lion and a polar bear hug. --s 3 {option}\n")
@@ -396,7 +396,7 @@ def test_the_weight_of_the_lora_that_is_found(sample: Any, real_hug: Path, tmp_p
     """From the flag, for an official configuration too, or from a YAML prompt that names no file."""
     official, own = real_hug.parent / "config" / "example_two_objects.yaml", tmp_path / "own.yaml"
     own.write_text("prompts: [{text: A lion and a polar bear hug., lora_weight: -0.5}]")
-    flags = ("--lora", "runs/finetune/hug-tiny-sdxl/lora.safetensors", "--lora-weight", "-0.25", "--steps", 1)
+    flags = ("--lora", "runs/finetune/hug-tiny-sdxl/hug.safetensors", "--lora-weight", "-0.25", "--steps", 1)
     for arguments, weight in (
         (("--config", official, *flags), -0.25),
         ((own, "--steps", 1), -0.5),
@@ -474,7 +474,7 @@ def test_the_official_configurations(sample: Any, real_hug: Path, tmp_path: Path
     refused = sample("--config", config, "--steps", 2, "--output", tmp_path / "no")
     assert refused.exit_code == 2  # it names a LoRA that is not there
     assert "no LoRA file lora-weights/" in refused.output
-    lora_file = "runs/finetune/hug-tiny-sdxl/lora.safetensors"
+    lora_file = "runs/finetune/hug-tiny-sdxl/hug.safetensors"
     result = sample("--config", config, "--steps", 2, "--lora", lora_file, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     (row,) = rows(tmp_path / "out")
@@ -560,7 +560,7 @@ def test_the_lora_of_the_relation_that_is_named(sample: Any, tmp_path: Path) -> 
     (row,) = rows(tmp_path / "out")
     assert (row["relation"], row["lora"], row["boxes_from"]) == (
         "hug",
-        "runs/finetune/hug-tiny-sdxl/lora.safetensors",
+        "runs/finetune/hug-tiny-sdxl/hug.safetensors",
         "layout prior",
     )
     refuses(sample(line, "--relation", "ride", "--output", tmp_path / "out"), "rbctl finetune --relation ride")
@@ -588,21 +588,21 @@ def test_the_words_of_an_own_relation_are_known_from_its_run_folder_and_from_its
     )
     relation = load_relation(own)
     folder = tuned("juggle", str(tiny_bundle))
-    shipped_file = lora.read(place / tuned("hug", str(tiny_bundle)) / "lora.safetensors")
+    shipped_file = lora.read(place / tuned("hug", str(tiny_bundle)) / "hug.safetensors")
     content = {"rbctl.relation": "juggle", "rbctl.relation_file": json.dumps(dataclasses.asdict(relation))}
-    lora.save(folder / "lora.safetensors", shipped_file.tensors, content, 4.0, "diffusers")
+    lora.save(folder / "juggle.safetensors", shipped_file.tensors, content, 4.0)
     text = f"A {{bear: {place}/bear.png}} juggles with a {{cat: {place}/cat.png}}"
     prompts = [parse_line(text, tmp_path, "p.txt:1")]
     config = SampleConfig(prompts=Path("p.txt"), bundle=str(tiny_bundle))
     assert read_learned(prompts, config)[0].loras == ()  # nobody knows the words yet
 
-    named = dataclasses.replace(config, lora=(str(folder / "lora.safetensors"),))
+    named = dataclasses.replace(config, lora=(str(folder / "juggle.safetensors"),))
     learned = read_learned(prompts, named)[0]
     assert learned.relation == relation
     assert learned.relation_from == "from its words"
     (folder / "relation.yaml").write_text(f"name: juggle\n{own.read_text()}")
     learned = read_learned(prompts, config)[0]
-    assert [file.path for file, _ in learned.loras] == [folder / "lora.safetensors"]
+    assert [file.path for file, _ in learned.loras] == [folder / "juggle.safetensors"]
     assert learned.relation == relation
     assert "bear juggler, cat ball" in described(prompts[0], learned)
 

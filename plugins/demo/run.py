@@ -34,7 +34,7 @@ def run(config: DemoConfig) -> Path:
         examples.write(output, relation, config.pairs, config.seed)
         common = {"relation": config.relation, "bundle": config.bundle, "device": config.device}
         _stage("finetune", output=output / "lora", steps=config.steps, seed=config.seed, **common)
-        sampling = {"lora": output / "lora" / "lora.safetensors", "steps": config.sampling_steps, **common}
+        sampling = {"lora": output / "lora" / f"{relation.name}.safetensors", "steps": config.sampling_steps, **common}
         # The base model is the LoRA at weight 0: so that both get the same boxes, those of its layout prior.
         for name, weight in (("base", 0), ("relation", 1)):
             _stage("sample", str(output / "prompts.txt"), output=output / name, lora_weight=weight, **sampling)

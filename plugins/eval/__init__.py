@@ -62,7 +62,7 @@ def command(config: EvalConfig) -> None:
     pictures.jsonl. The same command again makes only what is missing.
 
     \b
-      rbctl eval --bench relationbench-mini --lora ride=runs/finetune/ride/lora.safetensors
+      rbctl eval --bench relationbench-mini --lora ride=runs/finetune/ride/ride.safetensors
       rbctl eval --bench relationbench-mini --lora hug=a.safetensors --lora no_kml:hug=b.safetensors
       rbctl eval runs/sample/ours runs/sample/theirs --clip clip-vit-base-patch32 --dino dino-vits16
       rbctl eval --bench dreambench --data dreambooth/dataset --run theirs=out/theirs --no-base

@@ -47,7 +47,7 @@ def finetune(
         options: those of ``rbctl finetune``, with underscores: ``steps=200, bundle="sdxl", learning_rate=1e-4``.
 
     Returns:
-        The file: ``lora.safetensors``, or ``embedding.safetensors`` of a baseline.
+        The file: ``RELATION.safetensors``, or ``embedding.safetensors`` of a baseline.
 
     Raises:
         InputError: data, options or bundle are wrong, or the folder holds another run; told in one line.
@@ -77,8 +77,8 @@ def command(config: FinetuneConfig) -> None:
     """Tune a relation LoRA on a few triplets.
 
     --data is a folder of triplets ('rbctl data show FOLDER' draws them). Without it, the embedded world renders some.
-    The result is runs/finetune/RELATION/lora.safetensors, with metrics, previews and checkpoints beside it. The same
-    command again resumes where it stopped.
+    The result is runs/finetune/RELATION/RELATION.safetensors, with metrics, previews and checkpoints beside it. It
+    loads in ComfyUI, A1111, Forge, InvokeAI, sd-scripts and diffusers. The same command again resumes where it stopped.
 
     A prior set keeps the LoRA from spoiling what the base model can do. Some samples of every batch come from it, and
     forgetting.json measures at the end what was forgotten. If triplets are rendered, the prior set is rendered too.

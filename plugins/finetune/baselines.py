@@ -20,15 +20,13 @@ from torch import nn
 
 from rbctl import denoising, embeddings, lora, losses
 from rbctl.bundle.bundle import Bundle
-from rbctl.bundle.fingerprints import BASE, fingerprint
 from rbctl.bundle.load import load
 from rbctl.conditioning import Conditioning
 from rbctl.device import DTYPES
 from rbctl.draws import generator
 from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
-from rbctl.options import to_yaml
-from rbctl.plugins.finetune import captioned_pictures
+from rbctl.plugins.finetune import captioned_pictures, metadata
 from rbctl.plugins.finetune.captioned_pictures import Picture, pictures_hash
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.plugins.finetune.loop import Task
@@ -46,7 +44,7 @@ class Baseline:
 
     Attributes:
         relation: of the method that learns one.
-        title: what the file is called by.
+        title, name: what is learned, in words and as its file is called.
         token: what a prompt says for what is learned: "<ride>", "<cat>", or "sks cat".
         words: in whose place a prompt says it.
         embedding: what is learned, but for a LoRA.
@@ -76,7 +74,8 @@ class Baseline:
             self.words = (config.class_noun,)
         else:
             raise InputError(f"--method {config.method}: needs --class-noun, what the subject is: cat")
-        self.output = config.output or tuned(f"{config.method}-{self.title.replace(' ', '_')}", config.bundle)
+        self.name = self.title.replace(" ", "_")
+        self.output = config.output or tuned(f"{config.method}-{self.name}", config.bundle)
         if config.method == "dreambooth_lora":
             self.token = f"{config.token or 'sks'} {config.class_noun}"
         else:
@@ -100,6 +99,7 @@ class Baseline:
 
     def load(self, run: Run, resolution: int, device: torch.device, facts: Mapping[str, Any]) -> Bundle:
         config, dtype = self.config, DTYPES[facts["precision"]]
+        self.resolution = resolution
         if config.method == "dreambooth_lora" and not self.class_pictures and run.world.first:
             click.echo("no class pictures, so no prior preservation; --prior FOLDER names some", err=True)
         bundle = self.bundle = load(config.bundle, device, dtype, local_encoder=False, image_encoders=False)
@@ -115,7 +115,7 @@ class Baseline:
             self.embedding = Embedding(self.token, (first, second))
         return bundle
 
-    def task(self) -> Task:
+    def task(self, facts: Mapping[str, Any]) -> Task:
         config, bundle, embedding = self.config, self.bundle, self.embedding
         if embedding is None:
             parameters = lora.named_parameters(bundle.unet)
@@ -145,32 +145,39 @@ class Baseline:
                 total, parts["steering"] = total + config.steering_weight * steered, steered.detach()
             return total, parts
 
-        return Task(self.title, Denoiser(bundle, embedding), parameters, loss)
+        return Task(
+            self.name,
+            Denoiser(bundle, embedding),
+            parameters,
+            loss,
+            metadata=lambda step: self._metadata(step, facts),
+            export=lambda path, step: self._write(path, step, facts),
+        )
+
+    def _write(self, path: Path, step: int, facts: Mapping[str, Any]) -> None:
+        if self.embedding is None:
+            unet = self.bundle.unet
+            stated = self._metadata(step, facts)
+            lora.save(path, lora.state(unet), stated, self.config.alpha, self.config.format, lora.sdxl_blocks(unet))
+        else:
+            embeddings.save(path, dataclasses.replace(self.embedding, metadata=self._metadata(step, facts)))
 
     def save(self, steps: int, facts: Mapping[str, Any]) -> Path:
-        if self.embedding is None:
-            path, metadata = self.output / "lora.safetensors", self._metadata("lora", "instance", facts)
-            lora.save(path, lora.state(self.bundle.unet), metadata, self.config.alpha, self.config.format)
-        else:
-            path, metadata = self.output / "embedding.safetensors", self._metadata("textual-inversion", "token", facts)
-            embeddings.save(path, dataclasses.replace(self.embedding, metadata=metadata))
+        path = self.output / ("embedding.safetensors" if self.embedding else f"{self.name}.safetensors")
+        self._write(path, steps, facts)
         return path
 
-    def _metadata(self, kind: str, key: str, facts: Mapping[str, Any]) -> dict[str, str]:
-        """What the file says of itself; no date, so that the same run gives the same file."""
-        return {
-            "modelspec.sai_model_spec": "1.0.0",
-            "modelspec.architecture": f"stable-diffusion-xl-v1-base/{kind}",
-            "modelspec.implementation": "diffusers",
-            "modelspec.title": f"{self.title}, {self.config.method}",
-            "modelspec.trigger_phrase": self.token,
-            "rbctl.method": self.config.method,
-            f"rbctl.{key}": self.token,
-            "rbctl.words": json.dumps(self.words),
-            "rbctl.recipe": to_yaml("finetune", dataclasses.replace(self.config, output=None)),
-            "rbctl.data_hash": str(facts["data"]),
-            "rbctl.base": fingerprint(self.bundle.folder, BASE),
-        }
+    def _metadata(self, step: int, facts: Mapping[str, Any]) -> dict[str, str]:
+        config, bundle = self.config, self.bundle
+        own = {"rbctl.method": config.method, "rbctl.words": json.dumps(self.words)}
+        if self.embedding is None:
+            kind, own["rbctl.instance"] = "lora", self.token
+            captions = [caption for picture in self.pictures for caption in picture.captions]
+            own |= metadata.of_lora(config, bundle, self.name, captions, self.resolution, step)
+        else:
+            kind, own["rbctl.token"] = "textual-inversion", self.token
+        title = f"{self.title}, {config.method}"
+        return {**metadata.of_file(config, bundle, kind, title, self.token, str(facts["data"])), **own}
 
 
 class Denoiser(nn.Module):

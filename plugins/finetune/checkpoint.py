@@ -19,19 +19,21 @@ def save(
     optimizer: torch.optim.Optimizer,
     scaler: Mapping[str, float],
     facts: kept.Facts,
+    metadata: Mapping[str, str],
 ) -> None:
     """Write a checkpoint, atomically.
 
     Args:
         scaler: the gradient scaler's state, empty where there is none.
         facts: what the run depends on besides its options.
+        metadata: what it says of what is learned, with which :func:`rbctl.lora.read` takes the LoRA out of it.
     """
     tensors = {"step": torch.tensor(step)} | {f"scaler.{name}": torch.tensor(value) for name, value in scaler.items()}
     for name, parameter in parameters.items():
         tensors[f"lora.{name}"] = parameter
         for part, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{part}.{name}"] = value
-    kept.save(path, tensors, facts)
+    kept.save(path, tensors, facts, metadata)
 
 
 def restore(

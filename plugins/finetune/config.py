@@ -139,9 +139,14 @@ class FinetuneConfig:
     keep_checkpoints: int = option(2, "How many checkpoints stay on disk.", min=1, max=10_000)
     preview_every: int = option(0, "Steps between preview pictures; 0 for none.", min=0, max=1_000_000)
     preview_steps: int = setting(30, "Denoising steps of a preview.", min=1, max=1000)
-    format: Literal["diffusers", "kohya"] = option(
-        "diffusers", "Names in the LoRA file; kohya for A1111 and ComfyUI.", group="LoRA"
+    save_every: int = option(
+        0, "Steps between LoRA files beside the last: RELATION-000100.safetensors; 0 for none.", min=0, max=1_000_000
     )
+    format: Literal["kohya", "official"] = option(
+        "kohya", "Names in the LoRA file: kohya's load in every program, official are the authors'.", group="LoRA"
+    )
+    author: str | None = option(None, "Who made it, for the file's metadata.")
+    licence: str | None = option(None, "Its licence, for the file's metadata. [default: that of the bundle's UNet]")
     tensorboard: bool = option(False, "Also write tensorboard logs (pip install tensorboard).", group="Run")
 
     method: Literal["relation_lora", "relation_inversion", "textual_inversion", "dreambooth_lora"] = option(

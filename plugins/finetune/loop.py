@@ -24,11 +24,13 @@ class Task:
     """What is trained.
 
     Attributes:
-        name: of the progress bar.
+        name: of the progress bar, and what the names of its files begin with.
         parameters: what is learned, parameters of ``model``; all others of it are frozen.
         loss: called with the model as accelerate prepares it and the numbers of a micro-batch's samples; the mean
             loss, and its parts for the metrics.
         preview: writes a preview picture into a file.
+        metadata: what a file of a step says of itself.
+        export: writes what is learned by a step into a file.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Task:
     parameters: Mapping[str, torch.nn.Parameter]
     loss: Callable[[Any, Sequence[int]], tuple[torch.Tensor, dict[str, torch.Tensor]]]
     preview: Callable[[Path], None] | None = None
+    metadata: Callable[[int], Mapping[str, str]] = lambda step: {}
+    export: Callable[[Path, int], None] | None = None
 
 
 def train(run: Run, task: Task, accelerator: Any, facts: Mapping[str, Any], callback: Callback | None) -> int:
@@ -83,7 +87,8 @@ def train(run: Run, task: Task, accelerator: Any, facts: Mapping[str, Any], call
             raise InputError(f"{run.folder}: {what}; lower --learning-rate")
         if run.world.first:
             path = run.folder / "checkpoints" / f"step-{step:06d}.safetensors"
-            checkpoint.save(path, step, parameters, optimizer, {} if scaler is None else scaler.state_dict(), facts)
+            scaling = {} if scaler is None else scaler.state_dict()
+            checkpoint.save(path, step, parameters, optimizer, scaling, facts, task.metadata(step))
             for old in run.checkpoints()[: -config.keep_checkpoints]:
                 old.unlink()
 
@@ -94,9 +99,16 @@ def train(run: Run, task: Task, accelerator: Any, facts: Mapping[str, Any], call
         if run.world.first and task.preview and due and not (0 < step == start and path.is_file()):
             task.preview(path)
 
+    def export(step: int) -> None:
+        path = run.folder / f"{task.name}-{step:06d}.safetensors"
+        due = config.save_every and 0 < step < config.steps and step % config.save_every == 0
+        if run.world.first and task.export and due:
+            task.export(path, step)
+
     done = start
     with stop_signals() as stop, progress(config.steps, f"finetune {task.name}", initial=start) as bar:
         preview(start)
+        export(start)
         for step in range(start, config.steps):
             begun, done = time.perf_counter(), step + 1
             for group in optimizer.param_groups:
@@ -134,6 +146,7 @@ def train(run: Run, task: Task, accelerator: Any, facts: Mapping[str, Any], call
             if stopped or done == config.steps or (config.checkpoint_every and done % config.checkpoint_every == 0):
                 save(done)
             preview(done)
+            export(done)
             if stopped and done < config.steps:
                 if enough:
                     break

@@ -14,14 +14,14 @@ import yaml
 
 from rbctl import kept, lora
 from rbctl.bundle.bundle import Bundle
-from rbctl.bundle.fingerprints import BASE, fingerprint, local_encoder_hash
+from rbctl.bundle.fingerprints import local_encoder_hash
 from rbctl.bundle.load import load, load_tokenizer
 from rbctl.device import DTYPES
 from rbctl.errors import InputError
 from rbctl.files import write_text
 from rbctl.layout import LayoutPrior
-from rbctl.options import as_plain, to_yaml
-from rbctl.plugins.finetune import encodings, forgetting
+from rbctl.options import as_plain
+from rbctl.plugins.finetune import encodings, forgetting, metadata
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.plugins.finetune.loop import Task
 from rbctl.plugins.finetune.objective import Objective
@@ -33,6 +33,8 @@ from rbctl.runs import RELATION, Run, tuned
 from rbctl.triplets import Triplet, data_hash, geometry
 from rbctl.triplets.check import check as check_triplets
 from rbctl.triplets.problem import Problem
+
+_FROZEN = "frozen.safetensors"  # the encodings of a run
 
 
 class RelationLora:
@@ -50,6 +52,9 @@ class RelationLora:
         if config.relation is None:
             raise InputError("--relation: say which, a shipped name (ride, hug, ...) or the path of a relation's YAML")
         self.relation = load_relation(config.relation)
+        self.name = self.relation.name
+        if f"{self.name}.safetensors" == _FROZEN:
+            raise InputError(f"--relation {config.relation}: a run has a file {_FROZEN} already; name it otherwise")
         self.output = config.output or tuned(self.relation.name, config.bundle)
         if triplets:
             config = dataclasses.replace(config, data=self.output / "triplets")
@@ -70,7 +75,7 @@ class RelationLora:
         self.resolution = resolution
         sizes = encodings.training_sizes([*self.triplets, *self.prior], config, resolution)
         made_from = encodings.made_from(config, facts, resolution, dtype, sizes)
-        path = run.folder / "frozen.safetensors"
+        path = run.folder / _FROZEN
         encoded = kept.load(path, made_from, lambda tensors: encodings.fit(tensors, config.augmentation_draws, sizes))
         if encoded:
             self.bundle = load(config.bundle, device, dtype, encoders=False)
@@ -116,55 +121,60 @@ class RelationLora:
             if self.config.kml_weight and not any(o.target_keypoints[:, 2].any() for o in triplet.objects):
                 click.echo(f"warning: triplet {triplet.id!r} has no keypoints, so KML does nothing for it", err=True)
 
-    def task(self) -> Task:
-        return relation_task(self.relation.name, self.bundle, self.encoded, self.encoded_prior, self.config)
+    def task(self, facts: Mapping[str, Any]) -> Task:
+        task = relation_task(self.name, self.bundle, self.encoded, self.encoded_prior, self.config)
+        return dataclasses.replace(
+            task,
+            metadata=lambda step: self._metadata(step, facts),
+            export=lambda path, step: self._write(path, step, facts),
+        )
+
+    def _write(self, path: Path, step: int, facts: Mapping[str, Any]) -> None:
+        config, unet = self.config, self.bundle.unet
+        stated = self._metadata(step, facts)
+        lora.save(path, lora.state(unet), stated, config.alpha, config.format, lora.sdxl_blocks(unet))
 
     def save(self, steps: int, facts: Mapping[str, Any]) -> Path:
-        path, unet = self.output / "lora.safetensors", self.bundle.unet
-        lora.save(path, lora.state(unet), self._metadata(steps, facts), self.config.alpha, self.config.format)
+        path = self.output / f"{self.name}.safetensors"
+        self._write(path, steps, facts)
         if self.encoded_prior:
-            measured = forgetting.measure(unet, self.encoded_prior, Objective.of(self.bundle, self.config))
+            measured = forgetting.measure(self.bundle.unet, self.encoded_prior, Objective.of(self.bundle, self.config))
             forgetting.report(self.output / "forgetting.json", measured)
         return path
 
-    def _metadata(self, steps: int, facts: Mapping[str, Any]) -> dict[str, str]:
-        """modelspec's and kohya's keys for other tools, ``rbctl.*`` for ours; no date: the same run, the same file."""
+    def _metadata(self, step: int, facts: Mapping[str, Any]) -> dict[str, str]:
         config, bundle = self.config, self.bundle
         resolution = self.resolution
         prior = layout_prior(
             self.triplets, [_whole_boxes(triplet, resolution) for triplet in self.triplets], self.relation
         )
         predicate = next((t.predicate for t in self.triplets if t.predicate), self.relation.predicate)
-        metadata = {
-            "modelspec.sai_model_spec": "1.0.0",
-            "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
-            "modelspec.implementation": "diffusers",
-            "modelspec.title": f"{self.relation.name} relation LoRA",
-            "modelspec.description": f"RelationLoRA: individuals of whom one {self.relation.predicate} the other.",
-            "modelspec.trigger_phrase": predicate,
-            "modelspec.resolution": f"{resolution}x{resolution}",
-            "modelspec.prediction_type": str(bundle.scheduler_config.get("prediction_type", "epsilon")),
-            "ss_base_model_version": "sdxl_base_v1-0",
-            "ss_network_module": "networks.lora",
-            "ss_network_dim": str(config.rank),
-            "ss_network_alpha": str(config.alpha),
-            "ss_steps": str(steps),
-            "rbctl.relation": self.relation.name,
+        captions = [triplet.prompt for triplet in self.triplets]
+        own = {
+            "modelspec.description": f"Relation LoRA: individuals of whom one {predicate} the other.",
+            "modelspec.usage_hint": f"Say {predicate!r} in the prompt. It was trained beside MS-Diffusion's adapter, "
+            "which individuals from pictures need; rbctl sample has it.",
+            "rbctl.relation": self.name,
             "rbctl.relation_file": json.dumps(as_plain(self.relation)),
             "rbctl.predicate": predicate,
             "rbctl.roles": json.dumps(prior.roles),
             "rbctl.layout_prior": prior.to_json(),
             "rbctl.trigger_prompt": self.triplets[0].prompt,
-            "rbctl.recipe": to_yaml("finetune", dataclasses.replace(config, output=None)),
-            "rbctl.data_hash": facts["data"],
-            "rbctl.base": fingerprint(bundle.folder, BASE),
             "rbctl.local_tokens": config.local_tokens,
         }
         if self.errors:
-            metadata["rbctl.allowed_errors"] = "\n".join(map(str, self.errors))
+            own["rbctl.allowed_errors"] = "\n".join(map(str, self.errors))
         if config.local_tokens != "none":
-            metadata["rbctl.local_encoder_hash"] = local_encoder_hash(bundle.folder)
-        return metadata
+            own["rbctl.local_encoder_hash"] = local_encoder_hash(bundle.folder)
+        previews = sorted((self.output / "previews").glob("step-*.png"))
+        if shown := [path for path in previews if path.stem <= f"step-{step:06d}"]:
+            own["modelspec.thumbnail"] = metadata.thumbnail(shown[-1])
+        title = f"{self.name} relation LoRA"
+        return {
+            **metadata.of_file(config, bundle, "lora", title, predicate, facts["data"]),
+            **metadata.of_lora(config, bundle, self.name, captions, resolution, step),
+            **own,
+        }
 
 
 def relation_task(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,12 +21,13 @@ from rbctl.plugins.finetune.config import Callback, FinetuneConfig
 from rbctl.plugins.finetune.loop import Task, train
 from rbctl.plugins.finetune.relation_lora import RelationLora
 from rbctl.processes import together
-from rbctl.runs import Run
+from rbctl.runs import ANY_LORA, Run
 from rbctl.triplets import Triplet
 
 # Options that may differ when a run is taken up again. Data, prior set, bundle and precision are compared as facts.
 _FREE = {"output", "resume", "device", "checkpoint_every", "keep_checkpoints", "preview_every", "preview_steps"}
-_FREE |= {"gradient_checkpointing", "format", "tensorboard", "data", "prior", "bundle", "precision"}
+_FREE |= {"gradient_checkpointing", "format", "save_every", "author", "licence", "tensorboard"}
+_FREE |= {"data", "prior", "bundle", "precision"}
 
 
 class Method(Protocol):
@@ -34,10 +36,12 @@ class Method(Protocol):
     Attributes:
         config: the options, with what the method fills in.
         output: the run folder.
+        name: of what is learned; its files are called by it.
     """
 
     config: FinetuneConfig
     output: Path
+    name: str
 
     def render(self, resolution: int) -> None:
         """Render the data that is not given; in the first process alone."""
@@ -51,7 +55,7 @@ class Method(Protocol):
         """The bundle, and encode the data with it."""
         ...
 
-    def task(self) -> Task:
+    def task(self, facts: Mapping[str, Any]) -> Task:
         """What is trained; a LoRA is on the UNet by now."""
         ...
 
@@ -86,8 +90,8 @@ def run(config: FinetuneConfig, callback: Callback | None = None, triplets: Sequ
             "finetune",
             config,
             free=_FREE | ({"steps"} if config.lr_scheduler.startswith("constant") else set()),
-            results=("lora.safetensors", "embedding.safetensors"),
-            left=("previews/step-*.png",),
+            results=(f"{method.name}.safetensors", ANY_LORA, "embedding.safetensors"),
+            left=("previews/step-*.png", f"{method.name}-[0-9]*.safetensors"),
             world=world,
         )
         with run.claimed():
@@ -102,9 +106,20 @@ def run(config: FinetuneConfig, callback: Callback | None = None, triplets: Sequ
             run.begin(facts)  # only now is all the input known to be good
             world.wait()
             prepare(bundle.unet, config)
-            steps = train(run, method.task(), accelerator, facts, callback)
+            steps = train(run, method.task(facts), accelerator, facts, callback)
             path = method.save(steps, facts) if world.first else output
+            if world.first:
+                _link(path)
             return world.gathered(path)[0]
+
+
+def _link(path: Path) -> None:
+    """Let the name that the LoRA of every run once had lead to this one; a file system without links goes without."""
+    link = path.with_name(ANY_LORA)
+    if path.name not in (ANY_LORA, "embedding.safetensors"):
+        with contextlib.suppress(OSError):
+            link.unlink(missing_ok=True)
+            link.symlink_to(path.name)
 
 
 def _accelerator(config: FinetuneConfig, precision: str, device: torch.device, output: Path) -> Any:

@@ -29,7 +29,7 @@ def command(config: SampleConfig) -> None:
     \b
       rbctl sample recipes/examples/prompts.txt --relation ride
       rbctl sample prompts.txt --bundle sdxl --batch-size 4 --images 2 --lora none
-      rbctl sample --config example_two_objects.yaml --bundle sdxl --lora runs/finetune/hug-sdxl/lora.safetensors
+      rbctl sample --config example_two_objects.yaml --bundle sdxl --lora runs/finetune/hug-sdxl/hug.safetensors
     """
     from rbctl.imports import deferred
 

@@ -25,7 +25,7 @@ class SampleConfig:
     lora: tuple[str, ...] = option(
         (),
         "LoRA of any origin, PATH[:WEIGHT], repeatable or with commas between; 'none' samples the base model. "
-        "[default: lora.safetensors of runs/finetune/RELATION, or RELATION-BUNDLE if not of mini]",
+        "[default: RELATION.safetensors of runs/finetune/RELATION, or RELATION-BUNDLE if not of mini]",
         group="LoRA",
     )
     lora_dir: tuple[Path, ...] = option(

@@ -30,7 +30,7 @@ from rbctl.prompts.loras import split_loras
 from rbctl.relations import Relation, load_relation, shipped
 from rbctl.request import Request, Subject
 from rbctl.roles import Placement, find_relation, place, read_roles
-from rbctl.runs import RELATION, RUNS, tuned
+from rbctl.runs import RELATION, RUNS, tuned, tuned_lora
 from rbctl.schedulers import check_scheduler, make_scheduler
 
 IMAGE_PROMPTS = "image_prompts"
@@ -169,7 +169,7 @@ def _tuned(prompt: Prompt, relation: Relation, config: SampleConfig) -> Path:
     Raises:
         InputError: there is none.
     """
-    file = tuned(relation.name, config.bundle) / "lora.safetensors"
+    file = tuned_lora(relation.name, config.bundle)
     if not file.is_file():
         named = relation.name if relation.name in shipped() else file.parent / RELATION
         options = "" if config.bundle == BUNDLE else f" --bundle {config.bundle} --data FOLDER"

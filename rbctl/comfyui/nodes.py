@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rbctl import lora
+from rbctl import lora, lora_names
 from rbctl.comfyui.adapter import Adapter, Individual, load_adapter
 from rbctl.comfyui.attention import attn2_blocks, replace_attention
 from rbctl.comfyui.boxes import boxes_picture, boxes_text, chosen_boxes
@@ -69,7 +69,8 @@ class LoadRelationLora:
         import folder_paths
 
         file = lora.read(Path(folder_paths.get_full_path_or_raise("loras", lora_name)))
-        tensors = lora.to_kohya(file.tensors, file.rank)  # names that ComfyUI knows, whatever the file's are
+        # In names that ComfyUI knows, whatever the file's are.
+        tensors = lora_names.to_kohya(file.tensors, file.rank, sdxl_blocks=False)
         layout = lora.layout_prior([file])
         patched, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength_model, 0)
         roles = ", ".join(layout.roles) if layout else ""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rbctl import denoising, lora, losses
+from rbctl import denoising, lora, lora_names, losses
 from rbctl.conditioning import Conditioning, ImageBranch, TextMaps, latent_grids
 from rbctl.phrases import token_span
 
@@ -170,7 +170,7 @@ def test_train_step(golden: Any, tiny_sdxl: Any, goldens: Any, objective: str) -
             loss.backward()
             compared = 0
             for key, parameter in trained.items():
-                name = next(iter(lora.to_diffusers({key: parameter})))
+                name = next(iter(lora_names.to_official({key: parameter})))
                 wanted = t[f"{case}.grad.{objective}.{name}"]
                 assert parameter.grad is not None
                 error = (parameter.grad - wanted).norm()
@@ -193,7 +193,8 @@ def test_lora_keys_of_full_sdxl(goldens: Any) -> None:
         config = facts["lora_config"]
         lora.add(unet, config["r"], config["lora_alpha"], seed=0)
         tensors = lora.state(unet)
-    named = lora.to_diffusers(tensors)
+    named = lora_names.to_official(tensors)
     assert {k: list(v.shape) for k, v in named.items()} == facts["tensors"]
     assert sum(v.numel() for v in named.values()) == facts["parameter_count"]
-    assert {k: list(v.shape) for k, v in lora.to_kohya(tensors, 4).items()} == facts["kohya_tensors"]
+    kohya = lora_names.to_kohya(tensors, 4, sdxl_blocks=False)
+    assert {k: list(v.shape) for k, v in kohya.items()} == facts["kohya_tensors"]
