@@ -581,7 +581,9 @@ def test_another_set_is_never_mixed_in(api: API, tmp_path: Path) -> None:
 
 
 def write_relation(path: Path, roles: int) -> Path:
-    places = ["A {subject} jumps.", "A {subject} meets a {object}.", "A {subject} meets a {object}."][roles - 1]
+    places = ["A {subject} jumps.", "A {subject} meets a {object}.", "A {subject} meets a {object} and a {r2}."][
+        roles - 1
+    ]
     listed = "".join(f"\n  - {{name: r{k}, box: [0, 0, 1, 1]}}" for k in range(roles))
     path.write_text(f"name: own\npredicate: jumps\nprompts: ['{places}']\nroles:{listed}\n")
     return path
