@@ -7,8 +7,6 @@ The names of their layers are read by the converters of diffusers, and peft puts
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import re
 import warnings
 from collections import Counter
@@ -25,6 +23,7 @@ from rbctl import lora
 from rbctl.errors import InputError, abridged, reason
 from rbctl.files import read_safetensors
 from rbctl.lora import LoraFile
+from rbctl.parsing import parse_json
 
 if TYPE_CHECKING:
     from rbctl.bundle.bundle import Bundle
@@ -86,7 +85,7 @@ def read(path: Path) -> AnyLora:
             raise InputError(f"{path}: {abridged(layer)} holds NaN or infinite values")
         networks[network][module] = matrices
     if not networks:
-        kinds = f" ({_counted(left_out)})" if left_out else ""
+        kinds = f" ({counted(left_out)})" if left_out else ""
         raise InputError(f"{path}: holds no LoRA of a UNet or text encoder that diffusers reads{kinds}")
     return ForeignLora(path, networks, metadata, left_out)
 
@@ -94,13 +93,10 @@ def read(path: Path) -> AnyLora:
 def tensors_hash(file: AnyLora) -> str:
     """SHA-256 of the tensors alone, as the trainer noted it, else of what stands behind the file's header."""
     noted = file.metadata.get("sshs_model_hash", "")
-    if re.fullmatch("[0-9a-f]{64}", noted):
-        return noted
-    content = file.path.read_bytes()
-    return hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+    return noted if re.fullmatch("[0-9a-f]{64}", noted) else lora.autov3(file.path)
 
 
-def _counted(left_out: Mapping[str, int]) -> str:
+def counted(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {why}" for why, count in left_out.items())
 
 
@@ -166,7 +162,6 @@ def _of_diffusers(
     alphas = {key.removesuffix(".alpha").removesuffix(".lora"): v for key, v in tensors.items() if "alpha" in key}
     try:
         named = _peft({key: value for key, value in tensors.items() if "alpha" not in key})
-        settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except Exception as error:
         raise InputError(f"{path}: its names are not those of diffusers ({reason(error)})") from error
     if strange := len([key for key in tensors if not key.startswith(tuple(f"{network}." for network in NETWORKS))]):
@@ -179,20 +174,27 @@ def _of_diffusers(
         up = named.get(f"{layer}.lora_B.weight")
         if up is None:
             raise InputError(f"{path}: {abridged(layer)} has no lora_B beside its lora_A")
-        scale = _scale(layer, down.shape[0], alphas.get(layer), settings if isinstance(settings, dict) else {})
+        rank, alpha = down.shape[0], alphas.get(layer)
+        scale = scale_in(metadata, layer, rank) if alpha is None else float(alpha) / rank
         magnitude = named.get(f"{layer}.lora_magnitude_vector", named.get(f"{layer}.lora_magnitude_vector.weight"))
         layers.append((layer, _matrices(path, layer, down, up, scale, magnitude)))
     return layers
 
 
-def _scale(layer: str, rank: int, alpha: torch.Tensor | None, settings: Mapping[str, Any]) -> float:
-    """alpha / rank of a layer, as its own tensor, else peft's settings, say it; else 1."""
-    if alpha is not None:
-        return float(alpha) / rank
-    network, _, module = layer.partition(".")
-    patterns = settings.get(f"{network}.alpha_pattern") or {}
-    value = patterns.get(module, settings.get(f"{network}.lora_alpha", rank))
-    return float(value / rank**0.5 if settings.get(f"{network}.use_rslora") else value / rank)
+def scale_in(metadata: Mapping[str, str], layer: str, rank: int) -> float:
+    """alpha / rank of NETWORK.LAYER by peft's settings, which diffusers keeps in a file's metadata; 1 without them.
+
+    Raises:
+        InputError: the settings are damaged.
+    """
+    try:
+        settings = parse_json(metadata.get("lora_adapter_metadata", "{}"), "lora_adapter_metadata")
+        network, _, module = layer.partition(".")
+        patterns = settings.get(f"{network}.alpha_pattern") or {}
+        alpha = patterns.get(module, settings.get(f"{network}.lora_alpha", rank))
+        return float(alpha / rank**0.5 if settings.get(f"{network}.use_rslora") else alpha / rank)
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"lora_adapter_metadata: not peft's settings ({reason(error)})") from error
 
 
 def _matrices(
@@ -229,7 +231,7 @@ def attach(bundle: Bundle, file: AnyLora, name: str) -> None:
                 _inject(getattr(bundle, network), own, f"{name}_dora" if kind else name)
     if left_out:
         used = sum(map(len, fitting.values()))
-        click.echo(f"{file.path}: {used} modules used; left out: {_counted(left_out)}", err=True)
+        click.echo(f"{file.path}: {used} modules used; left out: {counted(left_out)}", err=True)
 
 
 def _fitting(bundle: Bundle, network: str, file: ForeignLora, left_out: Counter[str]) -> dict[str, Matrices]:

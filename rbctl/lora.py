@@ -176,6 +176,12 @@ def hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> 
     }
 
 
+def autov3(path: Path) -> str:
+    """SHA-256 of all that stands behind a file's header; its first 12 digits are Civitai's AutoV3."""
+    content = path.read_bytes()
+    return hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+
+
 def read(path: Path) -> LoraFile:
     """Read a relation LoRA in kohya's, the authors' or peft's naming, or the one in a checkpoint of a run.
 
