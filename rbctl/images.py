@@ -1,4 +1,4 @@
-"""The one reader of pictures: formats that Pillow decodes itself, and no more pixels than memory bears."""
+"""The one reader of pictures and of their folders: formats known to be safe, no more pixels than memory bears."""
 
 from __future__ import annotations
 
@@ -12,27 +12,43 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from rbctl.errors import InputError, reason
+import click
+
+from rbctl.errors import InputError, abridged, reason
 from rbctl.files import write_bytes
+from rbctl.paths import made_by_system
 
 if TYPE_CHECKING:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
 # No format here starts a program, as Pillow's EPS does (Ghostscript), or opens other files.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})  # by which a folder's are known
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
+_HEIF = (".heic", ".heif", ".hif")
+# By which the pictures of a folder are known; all begin one of FORMATS.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", *_HEIF)
+# Pictures too, but of formats that are not read.
+_UNREAD = (
+    ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".xcf", ".tga", ".ico", ".eps", ".ppm", ".pgm", ".exr", ".hdr", ".dds",
+    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
+)  # fmt: skip
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_CONVERT, _FOR_HEIF = "convert to PNG or JPEG", ", or install pillow-heif to read HEIC"
 MOST_PIXELS = 120_000_000  # of a picture with alpha they take 1.8 GB on the way to RGB
 
 # What Pillow's decoders raise on damaged pictures, by fuzzing.
 _DAMAGED = (
     OSError,
+    EOFError,
     SyntaxError,
+    SystemError,
     ValueError,
     TypeError,
     LookupError,
     AttributeError,
-    OverflowError,
+    AssertionError,
+    ArithmeticError,
+    BufferError,
     RuntimeError,
     MemoryError,
     struct.error,
@@ -45,7 +61,54 @@ def _known_formats() -> tuple[str, ...]:
     from PIL import Image
 
     Image.init()
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF depends on how Pillow was built
+
+
+def list_pictures(folder: Path, below: bool = False) -> list[Path]:
+    """The pictures of a folder, by name; not opened. Files of operating systems and hidden ones are passed over.
+
+    Pictures of formats that are not read are left out, and named on stderr.
+
+    Args:
+        folder: is there.
+        below: also those of its folders.
+    """
+    pictures, left_out = list[Path](), list[str]()
+    for path in sorted(folder.rglob("*") if below else folder.iterdir()):
+        suffix, name = path.suffix.lower(), path.relative_to(folder)
+        if suffix not in SUFFIXES and suffix not in _UNREAD:
+            continue
+        if any(map(made_by_system, name.parts)) or path.is_dir():
+            continue
+        if suffix in _UNREAD or (suffix in _HEIF and "HEIF" not in _known_formats()):
+            left_out.append(name.as_posix())
+        else:
+            pictures.append(path)
+    if left_out:
+        _name_left_out(folder, tuple(left_out))
+    return pictures
+
+
+@functools.cache  # once, however often a benchmark lists the folder
+def _name_left_out(folder: Path, names: tuple[str, ...]) -> None:
+    named = ", ".join(map(abridged, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    mend = _CONVERT + (_FOR_HEIF if any(name.lower().endswith(_HEIF) for name in names) else "")
+    click.echo(f"{folder}: left out: {named}; {mend}", err=True)
+
+
+def _is_heif(source: Path | BinaryIO) -> bool:
+    """Whether a picture is HEIC by its bytes; telephones and mailers send it as .jpg too."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            start = file.read(12)
+    else:
+        source.seek(0)
+        start = source.read(12)
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
 
 
 @contextlib.contextmanager
@@ -73,7 +136,10 @@ def open_image(source: Path | BinaryIO, where: str = "") -> Iterator[Image.Image
     except FileNotFoundError as error:
         raise InputError(f"{where}: no such picture") from error
     except Image.UnidentifiedImageError as error:
-        raise InputError(f"{where}: not a readable picture; formats: {', '.join(_known_formats())}") from error
+        known = ", ".join(_known_formats())
+        if "HEIF" not in known and _is_heif(source):
+            raise InputError(f"{where}: is HEIC, which is not read; {_CONVERT}{_FOR_HEIF}") from error
+        raise InputError(f"{where}: not a readable picture; formats: {known}") from error
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise InputError(f"{where}: not a readable picture ({reason(error)})") from error
 

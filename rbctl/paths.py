@@ -17,6 +17,22 @@ def shipped_yaml(folder: str = "") -> dict[str, Path]:
     return {path.stem: path for path in sorted(place.glob("*.yaml"))}
 
 
+_OF_SYSTEMS = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"})
+
+
+def made_by_system(name: str) -> bool:
+    """Whether macOS, Windows or a file server made a file or folder of that name; hidden ones count too."""
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+
+
+def flattened(name: str) -> str:
+    """A relative path as one file name, in the way of JSON pointers: ``a/b`` is ``a~1b``.
+
+    Different paths have different names. Without that care ``a/b`` and ``a-b`` would share ``a-b``.
+    """
+    return name.replace("~", "~0").replace("/", "~1")
+
+
 def inside(folder: Path, name: str, where: str, follow_outside: bool = False) -> Path:
     """``folder / name``, where that lies in the folder, symbolic links resolved.
 

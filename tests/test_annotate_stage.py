@@ -23,8 +23,9 @@ from triplet_sets import annotate, as_raw, kept, lines, write_lines
 from rbctl.menagerie.triplets import draw_triplets
 from rbctl.plugins.annotate import backends
 from rbctl.relations import load_relation
-from rbctl.triplets import load
+from rbctl.triplets import data_hash, load
 from rbctl.triplets.check import check
+from rbctl.triplets.folder import write
 from rbctl.triplets.geometry import target
 from rbctl.triplets.masks import read_mask
 
@@ -156,6 +157,25 @@ def test_a_text_in_the_passive_voice_tells_the_roles(tmp_path: Path) -> None:
     for triplet in load(folder):
         assert [entry.role for entry in triplet.objects] == ["mount", "rider"]
         assert triplet.predicate == "is being ridden by"
+
+
+@pytest.mark.slow
+def test_targets_in_folders_share_no_masks_name(drawn_hug: Path, tmp_path: Path) -> None:
+    """a/b.png and a-b.png: each individual keeps its own mask, also where the set is imported."""
+    folder = as_raw(drawn_hug, tmp_path / "hug")
+    rows = lines(folder / "raw.jsonl")
+    (folder / "a").mkdir()
+    for row, name in zip(rows[:2], ("a/b.png", "a-b.png"), strict=True):
+        (folder / row["file_name"]).rename(folder / name)
+        row["file_name"] = name
+    write_lines(folder / "raw.jsonl", rows)
+    assert annotate(folder).exit_code == 0
+    assert check(folder) == []
+    write(load(folder), tmp_path / "imported")
+    for place in (folder, tmp_path / "imported"):
+        masks = [entry.mask for triplet in load(place) for entry in triplet.objects]
+        assert len(set(masks)) == len(list((place / "masks").iterdir())) == 8
+    assert data_hash(load(folder)) == data_hash(load(tmp_path / "imported"))
 
 
 @pytest.mark.slow

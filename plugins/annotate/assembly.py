@@ -13,6 +13,7 @@ from PIL import Image
 
 from rbctl.errors import InputError, abridged
 from rbctl.images import write_png
+from rbctl.paths import flattened
 from rbctl.plugins.annotate.comparison import match, pose_change
 from rbctl.plugins.annotate.pictures import Picture, PictureTriplet
 from rbctl.plugins.annotate.predictions import Predictions
@@ -100,7 +101,7 @@ def assemble(
         visible += [int((points[:, 2] == VISIBLE).sum()) for points in (here, there)]
         change = pose_change(here * (*target.size, 1), there * (*image_prompt.size, 1))
         changes += [] if change is None else [change]
-        mask = folder / "masks" / f"{triplet.raw.id.replace('/', '-')}-{k}.png"
+        mask = folder / "masks" / f"{flattened(triplet.raw.id)}-{k}.png"
         masks[mask] = individual.mask
         objects.append(
             {

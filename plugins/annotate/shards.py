@@ -11,13 +11,12 @@ from pathlib import Path
 
 from rbctl.errors import InputError, abridged, reason
 from rbctl.files import write_bytes
+from rbctl.images import SUFFIXES
 from rbctl.parsing import parse_json
-from rbctl.paths import inside
+from rbctl.paths import flattened, inside
 from rbctl.progress import progress
 from rbctl.shards import samples
 from rbctl.triplets.raw import RAW, RawObject, RawTriplet, write_raw
-
-_PICTURES = ("png", "jpg", "jpeg", "webp")
 
 
 def unpack(folder: Path) -> None:
@@ -49,7 +48,7 @@ def _triplet(folder: Path, shard: Path, key: str, parts: Mapping[str, bytes]) ->
         text, predicate = str(row.get("text", "")), str(row.get("predicate", ""))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where}: its .json must hold objects, each with a name ({reason(error)})") from error
-    stem = f"{shard.stem}-{key.replace('/', '-')}"
+    stem = f"{shard.stem}-{flattened(key)}"
     inside(folder, f"{stem}.png", where)
     return RawTriplet(
         id=stem,
@@ -65,9 +64,9 @@ def _triplet(folder: Path, shard: Path, key: str, parts: Mapping[str, bytes]) ->
 
 def _picture(parts: Mapping[str, bytes], prefix: str, stem: Path, where: str) -> Path:
     """Write a picture of a sample; returns its path."""
-    for suffix in _PICTURES:
-        if content := parts.get(f"{prefix}{suffix}"):
-            path = stem.parent / f"{stem.name}.{suffix}"
+    for suffix in SUFFIXES:
+        if content := parts.get(f"{prefix}{suffix[1:]}"):
+            path = stem.parent / f"{stem.name}{suffix}"
             write_bytes(path, content)
             return path
-    raise InputError(f"{where}: no picture .{prefix}png (or {', '.join(_PICTURES[1:])})")
+    raise InputError(f"{where}: no picture .{prefix}png (or {', '.join(SUFFIXES[1:])})")

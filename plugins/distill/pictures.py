@@ -22,7 +22,7 @@ from PIL import Image
 from rbctl.draws import generator
 from rbctl.errors import InputError, reason
 from rbctl.files import read_json
-from rbctl.images import SUFFIXES, read_image
+from rbctl.images import SUFFIXES, list_pictures, read_image
 from rbctl.paths import inside
 from rbctl.plugins.distill.grid import Box
 from rbctl.shards import refuse_address, samples
@@ -100,13 +100,12 @@ def find_pictures(folder: Path, annotations: Path | None = None, follow_outside:
         raise InputError(f"{folder}: no such folder of pictures")
     if annotations is not None:
         return _coco(folder, annotations, follow_outside)
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    files = sorted(str(path.relative_to(folder)) for path in paths)
+    files = sorted(str(path.relative_to(folder)) for path in list_pictures(folder, below=True))
     for name in files:
         if (folder / name).is_symlink():
             inside(folder, name, str(folder), follow_outside)
     if not files:
-        raise InputError(f"{folder}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
+        raise InputError(f"{folder}: no pictures in it ({', '.join(SUFFIXES)})")
     return Pictures(folder, tuple(files))
 
 

@@ -17,7 +17,7 @@ from annotated_types import Interval, MinLen
 
 from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_json, read_text
-from rbctl.images import SUFFIXES
+from rbctl.images import list_pictures
 from rbctl.menagerie.cases import DrawnCase, Stream, draw_cases, true_boxes
 from rbctl.menagerie.oracle import look
 from rbctl.paths import inside
@@ -32,8 +32,7 @@ _STREAM = 0xE7A1  # of the embedded world's cases
 
 def pictures_in(folder: Path) -> tuple[Path, ...]:
     """The pictures of a folder by name; the folder itself stands for them where there are none."""
-    pictures = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if os.path.isdir(folder) else []
-    return tuple(pictures)
+    return tuple(list_pictures(folder)) if os.path.isdir(folder) else ()
 
 
 def subject(name: str, words: str, folder: Path, role: str = "") -> CaseObject:

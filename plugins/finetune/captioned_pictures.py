@@ -13,7 +13,7 @@ import torch
 from rbctl.bundle.bundle import Bundle
 from rbctl.errors import InputError
 from rbctl.files import content_hash, read_jsonl, sha256, write_json, write_jsonl
-from rbctl.images import SUFFIXES, read_image, write_png
+from rbctl.images import list_pictures, read_image, write_png
 from rbctl.menagerie import BACKGROUNDS, SPECIES, Individual, Scene, compose, draw_individual, portrait
 from rbctl.paths import inside
 from rbctl.phrases import replaced
@@ -110,7 +110,7 @@ def _files(folder: Path) -> list[Path]:
         rows = read_jsonl(folder / METADATA)
         files = [inside(folder, str(row.get("file_name")), f"{folder / METADATA}: file_name") for row in rows]
     elif folder.is_dir():
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        files = list_pictures(folder)
     if not files:
         raise InputError(f"{folder}: no pictures there; give a folder of pictures")
     return files

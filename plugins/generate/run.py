@@ -13,6 +13,7 @@ import click
 from rbctl.errors import InputError, abridged
 from rbctl.images import read_image
 from rbctl.menagerie.triplets import check_drawable
+from rbctl.paths import made_by_system
 from rbctl.pictures import grid, save_png, sheet_row
 from rbctl.plugins.generate.candidates import Candidate, candidates, read_pairs
 from rbctl.plugins.generate.config import GenerateConfig
@@ -112,7 +113,7 @@ def _check_set(folder: Path, facts: dict[str, Any]) -> None:
     before = read_origin(folder)
     if before:  # sets from before the option
         before = {"references": "earlier", **before}
-    if not before and any(not path.name.startswith(".") for path in folder.iterdir()):
+    if not before and not all(made_by_system(path.name) for path in folder.iterdir()):
         raise InputError(f"{folder}: holds other files, and no {SET}; choose another --output")
     for key, value in facts.items() if before else ():
         if before.get(key) != value:

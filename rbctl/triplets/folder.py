@@ -27,7 +27,7 @@ from rbctl.files import numbered_lines, write_bytes, write_jsonl, write_text
 from rbctl.formats import Fault, Words
 from rbctl.images import open_image, read_image, write_png
 from rbctl.parsing import parse_json
-from rbctl.paths import inside
+from rbctl.paths import flattened, inside
 from rbctl.relations import Box
 from rbctl.triplets.keypoints import KEYPOINTS, misplaced
 from rbctl.triplets.problem import NOWHERE, Reporter, Sink, refuse
@@ -195,9 +195,9 @@ def write(triplets: Sequence[Triplet], folder: Path) -> None:
         if data_hash(t for t, _ in read(folder)) == data_hash(triplets):
             return
         raise InputError(f"{folder}: other triplets lie here already; choose another folder, or remove this one")
-    stems = [triplet.id.replace("/", "-") for triplet in triplets]
+    stems = [flattened(triplet.id) for triplet in triplets]
     if len(set(stems)) < len(stems):
-        raise ValueError(f"triplets: ids must differ, also as file names: {stems}")
+        raise ValueError(f"triplets: ids must differ: {stems}")
     rows = [_row(folder, stem, triplet) for stem, triplet in zip(stems, triplets, strict=True)]
     write_card(folder, rows)
     write_jsonl(folder / METADATA, rows)

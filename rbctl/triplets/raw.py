@@ -22,20 +22,19 @@ from annotated_types import MinLen
 from rbctl import formats
 from rbctl.errors import InputError, abridged
 from rbctl.files import numbered_lines, read_object, write_json, write_jsonl
+from rbctl.images import SUFFIXES, list_pictures
 from rbctl.parsing import parse_json
 from rbctl.paths import inside, leaves
 
 RAW = "raw.jsonl"
 SET = "set.json"
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
 
 def _check_picture(path: Path) -> Path:
     if leaves(str(path)) or "\0" in str(path):
         raise ValueError(f"{abridged(str(path))} leaves the folder; paths are relative and stay inside")
-    if path.suffix.lower() not in _SUFFIXES:
-        raise ValueError(f"{abridged(str(path))} is no picture's name; known are {', '.join(_SUFFIXES)}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{abridged(str(path))} is no picture's name; known are {', '.join(SUFFIXES)}")
     return path
 
 
@@ -200,10 +199,7 @@ def _named(folder: Path) -> tuple[RawTriplet, ...]:
 
     The target of a picture is the shortest other name that begins it: ``3-cat`` has ``3``, and so has ``3-cat-b``.
     """
-    pictures = sorted(
-        (path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")),
-        key=lambda path: _natural(path.name),
-    )
+    pictures = sorted(list_pictures(folder), key=lambda path: _natural(path.name))
     for path in pictures:
         if not path.name.isprintable():  # among them those that are not UTF-8, which no list of ours could hold
             raise InputError(f"{folder}: {abridged(path.name)}: is no name for a list; rename the picture")
