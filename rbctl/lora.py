@@ -97,6 +97,26 @@ def add(unet: Any, rank: int, alpha: float, seed: int, name: str = ADAPTER, targ
         parameter.data = parameter.data.float()
 
 
+def start_from(unet: Any, file: LoraFile, alpha: float, name: str = ADAPTER) -> None:
+    """Give the LoRA that :func:`add` put on a UNet the matrices of a file.
+
+    Args:
+        alpha: that of the LoRA on the UNet, by which its B is scaled; the file's is folded into its B.
+
+    Raises:
+        InputError: the file has other layers or shapes.
+    """
+    parameters = named_parameters(unet, name)
+    if strange := sorted(parameters.keys() ^ file.tensors.keys()):
+        raise InputError(f"{file.path}: made for another base or other layers; {abridged(strange[0])} is not in both")
+    for key, parameter in parameters.items():
+        value = file.tensors[key]
+        if value.shape != parameter.shape:
+            shapes = f"{tuple(value.shape)}, not {tuple(parameter.shape)}"
+            raise InputError(f"{file.path}: made for another base or rank; {abridged(key)} is {shapes}")
+        parameter.data.copy_(value / (alpha / file.rank) if "lora_B" in key else value)
+
+
 def _config(rank: int, alpha: float, targets: Sequence[str]) -> Any:
     from peft import LoraConfig
 

@@ -795,3 +795,47 @@ def test_timesteps_follow_the_law_asked_for() -> None:
     extreme = drawn(timestep_sampling="logit_normal", logit_mean=5.0, logit_std=5.0)
     assert extreme.max() == 999
     assert extreme.min() >= 0
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_lora(road: Road) -> None:
+    assert road("first", steps=2, alpha=2.0) == 0, road.said()
+    start = road.lora("first")
+    own = {"steps": 1, "learning_rate": 0.0, "alpha": 1.0, "checkpoint_every": 1}
+    assert road("second", init_lora=start, **own) == 0, road.said()
+    before, after = lora.read(start).tensors, lora.read(road.lora("second")).tensors
+    assert any(value.any() for key, value in before.items() if "lora_B" in key)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    # the same command is done; it is another run without the file, or with another content of it
+    assert road("second", init_lora=start, **own) == 0, road.said()
+    whole = road.lora("second").read_bytes()
+    assert road("second", **own) == 2
+    assert "init_lora" in road.said()
+    lora.save(start, {key: value + 1 for key, value in before.items()}, {}, 4.0)
+    assert road("second", init_lora=start, **own) == 2
+    assert "init_lora" in road.said().splitlines()[-1]
+    assert road.lora("second").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 8}, "has rank 4, not 8; take --rank 4"),
+        ({"lora_layers": "attention"}, "take --lora-layers attn2"),
+        ({"output": "OUTER"}, "lies in the folder of this run"),
+        ({"init_lora": "missing.safetensors"}, "no such file"),
+        ({"method": "relation_inversion"}, "learns an embedding"),
+    ],
+)
+def test_a_lora_that_cannot_be_started_from_is_told_before_anything_is_written(
+    tiny_bundle: Path, triplets: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    unet = load_bundle(str(tiny_bundle), torch.device("cpu"), torch.float32, encoders=False).unet
+    lora.add(unet, 4, 4.0, 0)
+    start = tmp_path / "start" / "hug.safetensors"
+    lora.save(start, lora.state(unet), {}, 4.0)
+    options = {key: start.parent if value == "OUTER" else value for key, value in options.items()}
+    chosen = {"data": triplets, "bundle": str(tiny_bundle), "output": tmp_path / "run", "init_lora": start, **options}
+    with pytest.raises(InputError, match=message):
+        finetune("hug", **chosen)
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["hug.safetensors"]

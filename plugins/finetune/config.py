@@ -61,6 +61,9 @@ class FinetuneConfig:
     lora_layers: Literal["attn2", "attention", "transformer"] = setting(
         "attn2", "Layers of the LoRA: the cross-attention (paper), both attentions, or all of a transformer block's."
     )
+    init_lora: Path | None = option(
+        None, "LoRA file to start from, of the same layers and rank. [default: a LoRA that does nothing yet]"
+    )
     seed: int = option(0, "Seed of everything random.", group="Training", min=0, max=2**63 - 1)
 
     prior: str = option(

@@ -29,6 +29,8 @@ _FREE = {"output", "resume", "device", "checkpoint_every", "keep_checkpoints", "
 _FREE |= {"gradient_checkpointing", "format", "save_every", "author", "licence", "tensorboard"}
 _FREE |= {"data", "prior", "bundle", "precision"}
 
+_WITH_LORA = ("relation_lora", "dreambooth_lora")
+
 
 class Method(Protocol):
     """What is learned, and from what. It is built before anything is written, and refuses what cannot work.
@@ -82,9 +84,12 @@ def run(config: FinetuneConfig, callback: Callback | None = None, triplets: Sequ
     if precision == "fp16" and device.type == "cpu":
         raise InputError("--precision fp16: training in fp16 needs CUDA; take bf16 or fp32")
     pick_attention(config.attention, device, DTYPES[precision])
+    initial = _initial(config, output)
     with together(device, timeout=None) as world:
         accelerator = _accelerator(config, precision, device, output)
         facts = {"bundle": generator_fingerprint(base), "precision": precision, "processes": world.size}
+        if initial:
+            facts["init_lora"] = lora.autov3(initial.path)
         run = Run(
             output,
             "finetune",
@@ -103,14 +108,40 @@ def run(config: FinetuneConfig, callback: Callback | None = None, triplets: Sequ
             run.check(facts)
             world.wait()
             bundle = method.load(run, resolution, accelerator.device, facts)
+            prepare(bundle.unet, config)
+            if initial:
+                lora.start_from(bundle.unet, initial, config.alpha)
             run.begin(facts)  # only now is all the input known to be good
             world.wait()
-            prepare(bundle.unet, config)
             steps = train(run, method.task(facts), accelerator, facts, callback)
             path = method.save(steps, facts) if world.first else output
             if world.first:
                 _link(path)
             return world.gathered(path)[0]
+
+
+def _initial(config: FinetuneConfig, output: Path) -> lora.LoraFile | None:
+    """The LoRA to start from.
+
+    Raises:
+        InputError: it cannot be read, is of other layers or rank, or would be overwritten.
+    """
+    path, where = config.init_lora, f"--init-lora {config.init_lora}"
+    if path is None:
+        return None
+    if config.method not in _WITH_LORA:
+        raise InputError(f"{where}: --method {config.method} learns an embedding; leave it out")
+    if output.resolve() in path.resolve().parents:
+        raise InputError(f"{where}: lies in the folder of this run, which writes it; choose another --output")
+    file = lora.read(path)
+    if file.rank != config.rank:
+        raise InputError(f"{where}: has rank {file.rank}, not {config.rank}; take --rank {file.rank}")
+    targets = {key.partition(".transformer_blocks.")[2].partition(".")[2].rsplit(".", 2)[0] for key in file.tensors}
+    if targets != set(lora.LAYERS[config.lora_layers]):
+        known = [name for name, own in lora.LAYERS.items() if targets == set(own)]
+        mend = f"take --lora-layers {known[0]}" if known else "take another LoRA"
+        raise InputError(f"{where}: is not on the layers of --lora-layers {config.lora_layers}; {mend}")
+    return file
 
 
 def _link(path: Path) -> None:
@@ -135,7 +166,7 @@ def _accelerator(config: FinetuneConfig, precision: str, device: torch.device, o
 
 def prepare(unet: Any, config: FinetuneConfig) -> None:
     """Make a bundle's UNet ready for training: with a LoRA on it, but for an embedding."""
-    if config.method in ("relation_lora", "dreambooth_lora"):
+    if config.method in _WITH_LORA:
         lora.add(unet, config.rank, config.alpha, config.seed, targets=lora.LAYERS[config.lora_layers])
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
