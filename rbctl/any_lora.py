@@ -33,7 +33,8 @@ NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 _SDXL = SimpleNamespace(layers_per_block=2)  # all that diffusers asks of a UNet to renumber kohya's blocks
 _PLAIN = {"lora_down.weight", "lora_up.weight", "alpha", "dora_scale"}
-_OTHER_KINDS = {"hada_": "LoHa", "lokr_": "LoKr", "lora_mid": "Tucker", "diff": "whole differences", "oft_": "OFT"}
+# How the parts of a module begin that is no plain LoRA, and what it is.
+OTHER_KINDS = {"hada_": "LoHa", "lokr_": "LoKr", "lora_mid": "Tucker", "diff": "whole differences", "oft_": "OFT"}
 
 
 class Matrices(NamedTuple):
@@ -85,7 +86,7 @@ def read(path: Path) -> AnyLora:
             raise InputError(f"{path}: {abridged(layer)} holds NaN or infinite values")
         networks[network][module] = matrices
     if not networks:
-        kinds = f" ({counted(left_out)})" if left_out else ""
+        kinds = f" ({_counted(left_out)})" if left_out else ""
         raise InputError(f"{path}: holds no LoRA of a UNet or text encoder that diffusers reads{kinds}")
     return ForeignLora(path, networks, metadata, left_out)
 
@@ -96,7 +97,7 @@ def tensors_hash(file: AnyLora) -> str:
     return noted if re.fullmatch("[0-9a-f]{64}", noted) else lora.autov3(file.path)
 
 
-def counted(left_out: Mapping[str, int]) -> str:
+def _counted(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {why}" for why, count in left_out.items())
 
 
@@ -110,7 +111,7 @@ def _of_kohya(path: Path, tensors: Mapping[str, torch.Tensor], left_out: Counter
     for module, parts in modules.items():
         layer = _layer(module)
         if not {"lora_down.weight", "lora_up.weight"} <= parts.keys() <= _PLAIN:
-            kinds = [kind for mark, kind in _OTHER_KINDS.items() if any(part.startswith(mark) for part in parts)]
+            kinds = [kind for mark, kind in OTHER_KINDS.items() if any(part.startswith(mark) for part in parts)]
             left_out[f"of {kinds[0] if kinds else 'an unknown kind'}"] += 1
         elif layer is None:
             left_out["of layers that SDXL lacks"] += 1
@@ -231,7 +232,7 @@ def attach(bundle: Bundle, file: AnyLora, name: str) -> None:
                 _inject(getattr(bundle, network), own, f"{name}_dora" if kind else name)
     if left_out:
         used = sum(map(len, fitting.values()))
-        click.echo(f"{file.path}: {used} modules used; left out: {counted(left_out)}", err=True)
+        click.echo(f"{file.path}: {used} modules used; left out: {_counted(left_out)}", err=True)
 
 
 def _fitting(bundle: Bundle, network: str, file: ForeignLora, left_out: Counter[str]) -> dict[str, Matrices]:

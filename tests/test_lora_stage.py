@@ -100,14 +100,26 @@ def test_someone_elses_lora_is_shown_with_counts_and_not_converted(tmp_path: Pat
     assert "no relation" in said
     assert "unet: 2 modules (" in said
     assert "1 convolutions" in said
-    assert "text_encoder: 1 modules (1 other layers, 1 with DoRA)" in said
+    assert "text_encoder: 1 modules (1 other layers, 1 of them DoRA)" in said
     assert "4 (2), 8 (1)" in said
     assert rbctl("check", path)[0] == 0
     code, said = rbctl("convert", path, "--format", "official")
     assert code == 2
-    assert "1 with dora_scale, 1 on other layers of the unet" in said
+    assert "1 DoRA, 1 on other layers of the unet" in said
     assert len(said.splitlines()) == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_loha_is_no_fault_but_is_neither_used_nor_converted(tmp_path: Path) -> None:
+    path = tmp_path / "loha.safetensors"
+    save_file({f"{KOHYA}.hada_{part}": torch.ones(4, 4) for part in ("w1_a", "w1_b", "w2_a", "w2_b")}, path)
+    assert rbctl("check", path)[0] == 0
+    code, said = rbctl("show", path)
+    assert code == 0
+    assert "left out  by rbctl and diffusers: LoHa" in said
+    code, said = rbctl("convert", path, "--format", "official")
+    assert code == 2
+    assert "(1 LoHa)" in said
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -44,8 +44,8 @@ def convert(path: Path, form: LoraForm, output: Path) -> None:
 def _refuse_other_kinds(file: StoredLora) -> None:
     kinds: Counter[str] = Counter()
     for module in file.modules:
-        if module.others:
-            kinds[f"with {module.others[0]}"] += 1
+        if module.kind:
+            kinds[module.kind] += 1
         elif module.layer is None or module.down is None or module.down.ndim != 2:
             kinds[f"on other layers of the {module.network or 'file'}"] += 1
     if kinds:

@@ -26,13 +26,13 @@ def description(file: StoredLora) -> Iterator[tuple[str, str]]:
     if trigger := metadata.get("modelspec.trigger_phrase"):
         yield "trigger", abridged(trigger)
     base = _base(file)
-    yield "base", ", ".join(filter(None, (base, *_base_stated(file))))
+    yield "base", ", ".join(filter(None, (base or "unknown", *_base_stated(file))))
     for network, count in Counter(module.network for module in file.modules if module.network).items():
         yield "layers", f"{network}: {count} modules{_kinds(m for m in file.modules if m.network == network)}"
     if wrong := faults(file):
         yield "faults", f"{len(wrong)}; 'rbctl lora check' names them"
-    elif left_out := getattr(any_lora.read(file.path), "left_out", None):
-        yield "left out", f"by rbctl: {any_lora.counted(left_out)}"
+    if left_out := {module.kind for module in file.modules if module.kind} & set(any_lora.OTHER_KINDS.values()):
+        yield "left out", f"by rbctl and diffusers: {', '.join(sorted(left_out))}"
     matrices = [module for module in file.modules if module.down is not None and module.down.ndim]
     yield "rank", _values(m.down.shape[0] for m in matrices if m.down is not None)
     yield "alpha", _values("as rank" if module.alpha is None else f"{module.alpha:g}" for module in matrices)
@@ -73,8 +73,8 @@ def _kinds(modules: Iterable[Module]) -> str:
             counts[module.layer.rsplit(".transformer_blocks.", 1)[-1].partition(".")[2].partition(".")[0]] += 1
         else:
             counts["other layers"] += 1
-        if any(part.startswith(("dora_scale", "magnitude")) for part in module.others):
-            counts["with DoRA"] += 1
+        if module.kind:
+            counts[f"of them {module.kind}"] += 1
     return f" ({', '.join(f'{count} {kind}' for kind, count in counts.items())})"
 
 

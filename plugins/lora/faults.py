@@ -14,7 +14,7 @@ _HASHES = ("sshs_model_hash", "modelspec.hash_sha256")
 def faults(file: StoredLora) -> list[str]:
     """One line each, "FILE: WHERE: what is wrong; the mend"."""
     lines = [f"{file.path}: {line}" for line in (*_of_tensors(file), *_of_modules(file), *_of_hashes(file))]
-    if lines:
+    if lines or all(module.down is None for module in file.modules):  # LoHa and its like, which only others read
         return lines
     try:  # what is left are rules of the one who loads it
         any_lora.read(file.path)

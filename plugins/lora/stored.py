@@ -58,6 +58,16 @@ class Module:
     alpha: float | None
     others: tuple[str, ...]
 
+    @property
+    def kind(self) -> str | None:
+        """What it is besides or in place of a plain LoRA: "DoRA", "LoHa", ..., or an unknown part's name."""
+        if not self.others:
+            return None
+        if self.others[0].startswith(("dora_scale", "magnitude")):
+            return "DoRA"
+        kinds = any_lora.OTHER_KINDS.items()
+        return next((kind for mark, kind in kinds if self.others[0].startswith(mark)), abridged(self.others[0]))
+
 
 @dataclass(frozen=True, eq=False)
 class StoredLora:
