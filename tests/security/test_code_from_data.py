@@ -210,7 +210,7 @@ def test_an_open_clip_folder_sends_nobody_to_another_library(tmp_path: Path) -> 
         ("finetune", "tensorboard: true"),
         ("finetune", "checkpoint_every: 1"),
         ("sample", "output: /tmp/somewhere"),
-        ("sample", "lora: /tmp/x.safetensors"),
+        ("sample", "lora: [/tmp/x.safetensors]"),
         ("sample", "embedding: [/tmp/x.safetensors]"),
         ("sample", "allow_other_base: true"),
         ("eval", "oracle: /tmp/somewhere"),
