@@ -1,11 +1,11 @@
-# setup | demo | quick | test | bench | gates | lint | lock. Each makes the environment that it needs first.
+# setup | demo | quick | test | bench | gates | clients | lint | lock. Each makes the environment that it needs first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONUTF8 := 1
 
-.PHONY: setup demo quick test bench gates lint lock clean
+.PHONY: setup demo quick test bench gates clients lint lock clean
 .DEFAULT_GOAL := test
 
 $(STAMP): setup.py pyproject.toml constraints.txt
@@ -35,6 +35,11 @@ bench: $(STAMP)
 # Hours on two cores, minutes on a GPU; goes on where it stopped. GATES="--only vae,base" measures these alone.
 gates: $(STAMP)
 	$(BIN)/rbctl eval gates mini --keep docs/mini-gates.json $(GATES)
+
+# The table in docs/clients.md, about ten minutes; a program that is not given is skipped.
+# COMFYUI=CHECKOUT SD_SCRIPTS=CHECKOUT INVOKEAI=PYTHON COMFYUI_PYTHON=PYTHON SD_SCRIPTS_PYTHON=PYTHON
+clients: $(STAMP)
+	$(BIN)/python tests/clients/table.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """Names of a LoRA's tensors: the forms in which files hold the same matrices, and the ways between them.
 
 peft     ``<path>.lora_A.weight``, ``.lora_B.weight``; <path> is diffusers' name of a layer of the UNet. rbctl's own.
-kohya    ``lora_unet_<name>.lora_down.weight``, ``.lora_up.weight``, ``.alpha``; what every program loads. <name> is
-         sd-scripts' for SDXL (``input_blocks_4_1_...``), or diffusers' path with underscores.
+kohya    ``lora_unet_<name>.lora_down.weight``, ``.lora_up.weight``, ``.alpha``; other programs' (docs/clients.md).
+         <name> is sd-scripts' for SDXL (``input_blocks_4_1_...``), or diffusers' path with underscores.
 official ``unet.<path>.lora.down.weight``, ``.lora.up.weight``; the authors' and diffusers' older one, without alpha.
 """
 

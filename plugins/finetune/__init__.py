@@ -78,7 +78,8 @@ def command(config: FinetuneConfig) -> None:
 
     --data is a folder of triplets ('rbctl data show FOLDER' draws them). Without it, the embedded world renders some.
     The result is runs/finetune/RELATION/RELATION.safetensors, with metrics, previews and checkpoints beside it. It
-    loads in ComfyUI, A1111, Forge, InvokeAI, sd-scripts and diffusers. The same command again resumes where it stopped.
+    loads in ComfyUI, InvokeAI, sd-scripts and diffusers, and by their key rules in A1111 and Forge. The same command
+    again resumes where it stopped.
 
     A prior set keeps the LoRA from spoiling what the base model can do. Some samples of every batch come from it, and
     forgetting.json measures at the end what was forgotten. If triplets are rendered, the prior set is rendered too.

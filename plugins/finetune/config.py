@@ -146,7 +146,9 @@ class FinetuneConfig:
         0, "Steps between LoRA files beside the last: RELATION-000100.safetensors; 0 for none.", min=0, max=1_000_000
     )
     format: Literal["kohya", "official"] = option(
-        "kohya", "Names in the LoRA file: kohya's load in every program, official are the authors'.", group="LoRA"
+        "kohya",
+        "Names in the LoRA file: kohya's, for ComfyUI and others; official, the authors', for diffusers.",
+        group="LoRA",
     )
     author: str | None = option(None, "Who made it, for the file's metadata.")
     licence: str | None = option(None, "Its licence, for the file's metadata. [default: that of the bundle's UNet]")

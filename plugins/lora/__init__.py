@@ -61,7 +61,7 @@ def check(ctx: click.Context, file: Path) -> None:
     "form",
     type=click.Choice(["kohya", "official"]),
     required=True,
-    help="Names in the new file: kohya's load in every program, official are the authors'.",
+    help="Names in the new file: kohya's, for ComfyUI and others; official, the authors', for diffusers.",
 )
 @click.option("-o", "--output", type=_FILE, help="The new file. [default: FILE-FORMAT.safetensors]")
 def convert(file: Path, form: LoraForm, output: Path | None) -> None:

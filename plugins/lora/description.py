@@ -11,7 +11,7 @@ from rbctl.plugins.lora.faults import faults, right_hashes
 from rbctl.plugins.lora.stored import DIFFUSERS, KOHYA_PLAIN, Module, StoredLora
 
 _BASES = {2048: "SDXL", 1024: "Stable Diffusion 2", 768: "Stable Diffusion 1"}  # by the width of their text
-_ALL = "ComfyUI, A1111, Forge, InvokeAI, sd-scripts, diffusers and rbctl"
+_ALL = "ComfyUI, InvokeAI, sd-scripts, diffusers and rbctl; by their key rules A1111 and Forge"
 
 
 def description(file: StoredLora) -> Iterator[tuple[str, str]]:
@@ -86,13 +86,13 @@ def _values(values: Iterable[object]) -> str:
 
 
 def _programs(base: str | None, forms: list[str]) -> str:
-    """The programs that are known to load files with these names (docs/formats.md)."""
+    """The programs that load files with these names (docs/clients.md)."""
     if base in ("Stable Diffusion 1", "Stable Diffusion 2"):
         return f"programs for {base}; rbctl has SDXL alone"
     if base != "SDXL":
         return "diffusers and rbctl; other programs have no such base" if base else "diffusers and rbctl at least"
     if DIFFUSERS in forms:
-        return "diffusers and rbctl alone; 'rbctl lora convert FILE --format kohya' writes what all programs load"
+        return "diffusers and rbctl alone; 'rbctl lora convert FILE --format kohya' writes what others load"
     if KOHYA_PLAIN in forms:
         return f"{_ALL}; merge it with others only after 'rbctl lora convert FILE --format kohya'"
     return _ALL
