@@ -47,7 +47,7 @@ class DecoderPart(Part):
         if not folder.is_dir():
             raise InputError(f"{folder}: not there yet; make it with 'rbctl pretrain vae'")
         self.settings = read_object(folder / "config.json")
-        self.vae = UnshuffleVAE.from_pretrained(folder, torch_dtype=torch.float32)
+        self.vae = UnshuffleVAE.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=False)
         self.vae = self.vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
         self.vae.decoder.requires_grad_(True)
         self.plain = (self.vae.decoder[-2].weight,)

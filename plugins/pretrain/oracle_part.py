@@ -138,17 +138,17 @@ def measure(reading: Reading, scenes: renders.Scenes, names: Sequence[str]) -> d
         one = reading.map(operator.itemgetter(slice(number, number + 1)))
         group = [_individual(row) for row in looks[number, :count].tolist()]
         score = relation_score(one, relation, group)
-        right = {"relation": [bool(score.relation)], "relation_and_direction": [bool(score.right)]}
-        right[f"relation_and_direction_{count}"] = right["relation_and_direction"]
-        right |= {name: getattr(score, name)[0].tolist() for name in ATTRIBUTES}
-        right["count"] = [int((one.areas[0] >= _LEAST_AREA).sum()) == count]
-        right["identity"] = []
+        answers = {"relation": [bool(score.relation)], "relation_and_direction": [bool(score.right)]}
+        answers[f"relation_and_direction_{count}"] = answers["relation_and_direction"]
+        answers |= {name: getattr(score, name)[0].tolist() for name in ATTRIBUTES}
+        answers["count"] = [int((one.areas[0] >= _LEAST_AREA).sum()) == count]
+        answers["identity"] = []
         for role, own in enumerate(group):
             others = [everyone[k] for k in rng.choice(len(everyone), _CANDIDATES - 1, replace=False)]
             others.insert(int(rng.integers(_CANDIDATES)), own)  # the first wins where the oracle cannot decide
             chosen = others[int(identify(one, score.slots[:, role], [others]))]
-            right["identity"].append(look(chosen) == look(own))  # another one of the very same look is as right
-        for name, values in right.items():
+            answers["identity"].append(look(chosen) == look(own))  # another one of the very same look is as right
+        for name, values in answers.items():
             right.setdefault(name, []).extend(values)
         slots = score.slots[0].numpy()
         points, seen = one.keypoints[0].numpy()[slots], truth["keypoints"][number, :count]

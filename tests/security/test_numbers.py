@@ -151,7 +151,9 @@ def test_lengths_of_a_scene_are_finite_and_small(value: Any) -> None:
 def test_a_relation_of_more_roles_than_species_is_not_drawn_for_ever() -> None:
     relation = load_relation("ride")
     roles = tuple(dataclasses.replace(relation.roles[0], name=f"role {k}") for k in range(40))
-    many = dataclasses.replace(relation, roles=roles, scene={"figures": [{"pose": "stand"}] * 40})
+    places = " ".join(f"{{role_{k}}}" for k in range(2, 40))
+    prompts = (f"A {{subject}} is riding a {{object}} with {places}.",)
+    many = dataclasses.replace(relation, roles=roles, prompts=prompts, scene={"figures": [{"pose": "stand"}] * 40})
     with pytest.raises(InputError, match=r"40 roles, but only \d+ species can be drawn"):
         check_drawable(many)
 
