@@ -378,7 +378,8 @@ def test_photographs_by_models_of_transformers(models: Path, tmp_path: Path, mon
         arguments += [f"--{name}", models / name]
     result = CliRunner().invoke(main, [str(a) for a in arguments])
     assert result.exit_code == 0, result.output
-    assert not [problem for problem in check(folder) if problem.level == "error"]
+    errors = [problem for problem in check(folder) if problem.level == "error"]
+    assert all("keypoints" in problem.what for problem in errors)  # this ViTPose has learned nothing
     for triplet in load(folder):
         assert [thing.name for thing in triplet.objects] == ["blue bear", "red cat"]
         assert triplet.prompt == "A red cat is riding a blue bear."  # it is the higher one in the picture
