@@ -126,7 +126,7 @@ def test_six_prompts_give_the_right_files(sample: Any, place: Path, tmp_path: Pa
     assert [row["boxes_from"] for row in others[:2]] == ["side by side", "prompt"]
     assert [thing["subject_scale"] for thing in others[2]["objects"]] == [0.4, 0.8]
     path = tmp_path / "out" / first.pop("file_name")
-    start = "A cat is hugging a plush bear <lora:lora:1>\nNegative prompt: lowres\nSteps: 3, Sampler: Euler, "
+    start = "A cat is hugging a plush bear <lora:hug:1>\nNegative prompt: lowres\nSteps: 3, Sampler: Euler, "
     assert Image.open(path).info["parameters"].startswith(start)
     assert read_record(path) == first
 
