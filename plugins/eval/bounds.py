@@ -71,4 +71,4 @@ def _across(store: FeatureStore, cases: Iterable[Case]) -> list[float]:
 def _scaled(mean: dict[str, Any], factor: float) -> dict[str, Any] | None:
     if mean["mean"] is None:
         return None
-    return {key: rounded(value if key == "cases" else value * factor) for key, value in mean.items()}
+    return {key: rounded(value if key == "cases" or value is None else value * factor) for key, value in mean.items()}
