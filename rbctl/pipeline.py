@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 
-from rbctl import any_lora, denoising, lora, memory
-from rbctl.any_lora import AnyLora
+from rbctl import denoising, lora, memory
 from rbctl.attention import compile_blocks
 from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.load import load
@@ -27,14 +26,12 @@ from rbctl.conditioning import Encoded, PseudoRegions, guided
 from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
 from rbctl.encoding import Encoder
 from rbctl.errors import InputError
-from rbctl.files import sha256
 from rbctl.image_prompt import Injection, LocalTokens
+from rbctl.lora_loader import LoraLoader
 from rbctl.progress import progress
 from rbctl.relations import Box, load_relation, shipped
 from rbctl.request import Picture, Request, requested
 from rbctl.roles import find_relation, place
-
-_RELATION = "relation"
 
 _FINITE = {
     torch.float16: "take --precision bf16 or fp32",
@@ -54,7 +51,7 @@ class RelationPipelineOutput(BaseOutput):
     images: Any
 
 
-class RelationPipeline:
+class RelationPipeline(LoraLoader):
     """Samples pictures of given individuals in a given relation.
 
     Args:
@@ -76,16 +73,11 @@ class RelationPipeline:
         pseudo_mask_step: int = 0,
         attention: str = "auto",
     ) -> None:
-        self.bundle = bundle
+        super().__init__(bundle)
         self.encoder = Encoder(bundle, local_tokens, local_grid, local_injection)
         self.pseudo_mask_step = pseudo_mask_step
         self.attention = attention
         self.backend = pick_attention(attention, bundle.device, bundle.dtype)
-        self._read: dict[tuple[Path, str], AnyLora] = {}
-        self._adapters: dict[int, tuple[AnyLora, str]] = {}
-        self._loaded: dict[str, AnyLora] = {}  # by the names that the user knows
-        self._weights: dict[str, float] = {}  # of those in use
-        self._relations: tuple[AnyLora, ...] = ()
         self._progress_bar = True
         self._scheduler = bundle.scheduler()
 
@@ -152,100 +144,6 @@ class RelationPipeline:
     def compile(self) -> None:
         """Compile the UNet's transformer blocks: a slow start, then faster steps."""
         compile_blocks(self.bundle.unet)
-
-    # --- LoRAs
-
-    def load_relation(self, paths: Path | str | Sequence[Path | str], weight: float = 1.0) -> None:
-        """Sample with a relation LoRA from now on, or with several at the same weight. The last call counts.
-
-        Other LoRAs stay. The adapter's name is "relation", with several "relation_1" and so on from the second.
-
-        Raises:
-            InputError: a file is no LoRA, or is made for another base.
-        """
-        files = [self._file(Path(path)) for path in ([paths] if isinstance(paths, Path | str) else paths)]
-        self._forget_relations()
-        names = [_RELATION if not number else f"{_RELATION}_{number}" for number in range(len(files))]
-        self._loaded |= dict(zip(names, files, strict=True))
-        self._activate(self._weights | dict.fromkeys(names, weight))
-
-    def unload_relation(self) -> None:
-        """Sample without a relation LoRA from now on; other LoRAs stay."""
-        self._forget_relations()
-        self._activate(self._weights)
-
-    def _forget_relations(self) -> None:
-        for name in [name for name in self._loaded if name.startswith(_RELATION)]:
-            del self._loaded[name]
-            self._weights.pop(name, None)
-
-    def load_lora_weights(
-        self, path: Path | str, weight_name: str | None = None, adapter_name: str | None = None
-    ) -> None:
-        """Sample with a LoRA of any origin too: of style, of a character, step-distilled. Layers left out are told.
-
-        Args:
-            path: of a file, or of a folder that holds ``weight_name``.
-            adapter_name: for :meth:`set_adapters`; by default the file's name without its ending.
-
-        Raises:
-            InputError: the file is no LoRA, or is made for another base.
-        """
-        whole = Path(path) / weight_name if weight_name else Path(path)
-        name = adapter_name or whole.stem
-        self._loaded[name] = self._file(whole)
-        self._activate(self._weights | {name: 1.0})
-
-    def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] = 1.0) -> None:
-        """Sample with these LoRAs, each at its weight, and no others; "relation" is that of :meth:`load_relation`.
-
-        Raises:
-            InputError: there is no LoRA of that name, or another number of weights.
-        """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        weights = list(adapter_weights) if isinstance(adapter_weights, Sequence) else [adapter_weights] * len(names)
-        if unknown := [name for name in names if name not in self._loaded]:
-            raise InputError(f"adapter_names: no LoRA {unknown[0]!r} is loaded; there are {', '.join(self._loaded)}")
-        if len(weights) != len(names):
-            raise InputError(f"adapter_weights: {len(weights)} for {len(names)} LoRAs; give one, or one for each")
-        self._activate(dict(zip(names, weights, strict=True)))
-
-    def get_active_adapters(self) -> list[str]:
-        """Names of the LoRAs that pictures are sampled with."""
-        return list(self._weights)
-
-    def unload_lora_weights(self) -> None:
-        """Sample with the base model from now on; all LoRAs are let go, the relation's too."""
-        self._loaded = {}
-        self._activate({})
-
-    def _activate(self, weights: Mapping[str, float]) -> None:
-        self._weights = dict(weights)
-        self.use([(self._loaded[name], weight) for name, weight in weights.items()])
-
-    def _file(self, path: Path) -> AnyLora:
-        key = path, sha256(path) if path.is_file() else ""  # a file may be tuned anew meanwhile
-        if key not in self._read:
-            self._read[key] = any_lora.read(path)
-        return self._read[key]
-
-    def use(self, loras: Sequence[tuple[AnyLora, float]]) -> None:
-        """Sample with LoRAs that are read already, each at its weight, and with no others."""
-        for file, _ in loras:
-            self.attach(file)
-        any_lora.use(self.bundle, {self._adapters[id(file)][1]: weight for file, weight in loras})
-        self._relations = tuple(file for file, _ in loras)
-
-    def attach(self, file: AnyLora) -> None:
-        """Put a LoRA into the networks, once, without switching it on.
-
-        Raises:
-            InputError: it is made for another base.
-        """
-        if id(file) not in self._adapters:
-            name = f"lora{len(self._adapters)}"
-            any_lora.attach(self.bundle, file, name)
-            self._adapters[id(file)] = file, name  # kept with its file, so that no other comes to have its id
 
     # --- the call
 
@@ -337,10 +235,10 @@ class RelationPipeline:
 
         Each has the box of its role, as far as the text tells who does what to whom.
         """
-        own = [relation for file in self._relations if (relation := lora.relation_of(file))]
+        own = [relation for file in self.loras if (relation := lora.relation_of(file))]
         known = [*own, *(load_relation(name) for name in shipped())]
         relation = find_relation(text, own, names) or find_relation(text, known, names) or next(iter(own), None)
-        return place(text, names, relation, lora.layout_prior(self._relations)).boxes
+        return place(text, names, relation, lora.layout_prior(self.loras)).boxes
 
     def _generators(
         self, requests: Sequence[Request], generator: torch.Generator | Sequence[torch.Generator] | None

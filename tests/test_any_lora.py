@@ -266,5 +266,14 @@ def test_adapters_of_a_pipeline_are_named_as_in_diffusers(bundle: Bundle, tmp_pa
     assert torch.equal(draw(), related)
     with pytest.raises(InputError, match="no LoRA 'x' is loaded; there are relation, film"):
         pipe.set_adapters("x")
+    layers = {name: torch.nn.Linear(3, 3) for name in unet_layers(bundle, CONVOLUTION)}
+    write_safetensors(tmp_path / "relations.safetensors", kohya(layers, [2]), {})
+    with pytest.raises(InputError, match="made for another base"):
+        pipe.load_lora_weights(tmp_path / "relations.safetensors")
+    assert pipe.get_active_adapters() == ["relation"]  # all stays as it was
+    assert torch.equal(draw(), related)
+    pipe.load_lora_weights(tmp_path / "film.safetensors", adapter_name="relations")
+    pipe.unload_relation()
+    assert pipe.get_active_adapters() == ["relations"]
     pipe.unload_lora_weights()
     assert torch.equal(draw(), base)

@@ -28,7 +28,7 @@ PROBES = (
     re.escape("subprocess.Popen: ['/sbin/ldconfig', '-p']"),  # where is libdl? (cuda-pathfinder, imported by torch)
     r"socket\.bind: \(\('::1', 0\),\)",  # is there IPv6? (urllib3); nothing is sent
     r"socket\.bind: \(\('127\.0\.0\.1', 0\),\)",  # which port is free for torch.distributed? (distill)
-    r"os\.symlink: hug\.safetensors",  # lora.safetensors, a run's older name of the LoRA beside it (finetune)
+    r"os\.symlink: \w+\.safetensors",  # lora.safetensors, a run's older name of the LoRA beside it (finetune)
     r"subprocess\.Popen: \['[\w/]*gcc', .*test\.(c|o)'.*\]",  # is there libaio? (DeepSpeed; a file of its own)
 )
 
