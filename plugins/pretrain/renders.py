@@ -47,7 +47,7 @@ class Rows:
         rows = np.empty((len(flat), *self.shape[1:]), self._shards[0].dtype)
         for at, (shard, number) in enumerate(zip(shards, flat, strict=True)):
             rows[at] = self._shards[shard][number - self._starts[shard]]
-        return rows.reshape(*numbers.shape, *self.shape[1:])
+        return rows.reshape((*numbers.shape, *self.shape[1:]))
 
     def all(self) -> np.ndarray:
         """The whole field in memory."""
