@@ -163,7 +163,7 @@ def _of_diffusers(
     alphas = {key.removesuffix(".alpha").removesuffix(".lora"): v for key, v in tensors.items() if "alpha" in key}
     try:
         named = _peft({key: value for key, value in tensors.items() if "alpha" not in key})
-    except Exception as error:
+    except Exception as error:  # as above
         raise InputError(f"{path}: its names are not those of diffusers ({reason(error)})") from error
     if strange := len([key for key in tensors if not key.startswith(tuple(f"{network}." for network in NETWORKS))]):
         left_out["tensors of unknown names"] += strange
