@@ -51,6 +51,7 @@ def test_help_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "0 []\n"
 
 
+@pytest.mark.slow
 def test_raw_pictures_become_a_whole_set_near_the_truth(drawn_hug: Path, annotated_hug: Path) -> None:
     assert check(annotated_hug) == []
     assert (annotated_hug / "raw.jsonl").read_text().count("\n") == 4
@@ -284,6 +285,7 @@ def test_a_picture_without_an_animal_is_listed_and_the_rest_is_written(copied: P
     assert annotate(copied, "--drop-failed").exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_corrupt_picture_is_told_and_the_rest_is_written(copied: Path) -> None:
     row = lines(copied / "raw.jsonl")[2]
     picture = copied / row["objects"][1]["image"]
@@ -334,6 +336,7 @@ def test_two_equal_names(copied: Path) -> None:
     assert kept(copied) == before
 
 
+@pytest.mark.slow
 def test_a_backend_of_ones_own(copied: Path) -> None:
     assert annotate(copied, "--backend", "keypoints=test_annotate_stage:corner_points").exit_code == 0
     thing = load(copied)[0].objects[0]
@@ -347,6 +350,7 @@ def test_a_backend_of_ones_own(copied: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_backend_that_a_package_offers(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offered = EntryPoint("xpose", "test_annotate_stage:corner_points", backends.GROUP)
     monkeypatch.setattr(backends, "entry_points", lambda group: [offered])

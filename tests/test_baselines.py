@@ -78,6 +78,7 @@ def written(
 # --- rbctl/embeddings.py, phrases.py and the bundle's encode_prompts ----------------------------------------------
 
 
+@pytest.mark.slow
 def test_both_text_encoders_read_what_diffusers_reads_from_the_file(tiny_bundle: Path, tmp_path: Path) -> None:
     """Two vectors in a row; the pooled output is taken where the text ends, also for encoders that pool at the
     highest id, where diffusers takes it at the learned token."""
@@ -296,6 +297,7 @@ def bad(path: Path, **tensors: torch.Tensor) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_bad_embeddings_are_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("A cat is riding a dog.\n")
     ride = written(tmp_path / "ride.safetensors", words='["is riding"]')

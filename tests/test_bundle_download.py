@@ -247,6 +247,7 @@ def test_pull_brings_everything(hub: Hub, spec: BundleSpec, tiny_bundle: Path, t
     assert len(hub.asked) == asked  # nothing to do, nobody asked
 
 
+@pytest.mark.slow
 def test_interrupted_pull_goes_on(hub: Hub, spec: BundleSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = len(hub.repositories["acme/base"][UNET])
     monkeypatch.setattr(
@@ -267,6 +268,7 @@ def test_interrupted_pull_goes_on(hub: Hub, spec: BundleSpec, tmp_path: Path, mo
     assert not before & again.keys() - {UNET}  # what was whole came once
 
 
+@pytest.mark.slow
 def test_wrong_bytes_are_told_and_mended(hub: Hub, spec: BundleSpec, tmp_path: Path) -> None:
     for path in (UNET, "vae/config.json"):  # a large file has a SHA-256, a small one git's id
         hub.garbled = {path}

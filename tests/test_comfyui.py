@@ -212,6 +212,7 @@ def test_the_example_for_the_canvas_is_the_one_for_the_api() -> None:
 # --- installing
 
 
+@pytest.mark.slow
 def test_install_puts_the_nodes_where_comfyui_looks(tmp_path: Path) -> None:
     place = tmp_path / "ComfyUI" / "custom_nodes"
     place.mkdir(parents=True)

@@ -27,6 +27,7 @@ def test_help_is_light():
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "0 []\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objects", [1, 3])
 def test_import_check_show(tmp_path, monkeypatch, objects):
     monkeypatch.chdir(tmp_path)
@@ -111,6 +112,7 @@ def test_showing_a_broken_picture_is_told_in_one_line_and_keeps_the_old_sheet(tm
     assert sheet.read_bytes() == before
 
 
+@pytest.mark.slow
 @needs_hug
 def test_the_published_set(tmp_path):
     assert data("import", HUG, tmp_path / "hug").exit_code == 0

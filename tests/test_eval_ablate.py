@@ -240,6 +240,7 @@ def test_the_shipped_recipe_and_what_flags_change(tmp_path: Path) -> None:
     assert len({cell.tuned for cell in work.cells}) == 2 * len(ablation.variants)
 
 
+@pytest.mark.slow
 def test_some_of_the_tables(tmp_path: Path) -> None:
     some = read(str(write(tmp_path)), {}, ["B"])
     assert [(table.name, list(table.rows)) for table in some.tables] == [("B", ["0", "1e-3"])]

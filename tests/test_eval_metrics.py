@@ -254,6 +254,7 @@ def test_the_kernel_distance_is_that_of_a_plain_sum() -> None:
     assert kernel_distance(a, b) == pytest.approx(sum(within) - 2 * between)
 
 
+@pytest.mark.slow
 def test_the_kernel_distances_interval_holds_it_as_often_as_it_says() -> None:
     def distances(shift: float, number: int) -> tuple[float, tuple[float, float]]:
         rng = np.random.default_rng((number, 7))

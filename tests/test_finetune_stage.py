@@ -567,6 +567,7 @@ def wide(triplets: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_wide_target_is_trained_on_whole_beside_square_ones(
     encoded: Any, wide: Path, triplets: Path, tmp_path: Path
 ) -> None:
@@ -632,6 +633,7 @@ def test_what_data_check_calls_an_error_stops_a_run_unless_it_is_allowed(
         assert "the mask is white where the object is not" in file.metadata()["rbctl.allowed_errors"]
 
 
+@pytest.mark.slow
 def test_prior_samples_cost_denoising_alone(encoded: Any) -> None:
     bundle, own, prior = encoded
 

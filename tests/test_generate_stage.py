@@ -297,6 +297,7 @@ def test_a_rate_limit_without_end_is_told(api: API, tmp_path: Path) -> None:
     assert len(api.asked) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", [timeout, cut_off, half_json, no_base64, half_picture, no_picture])
 def test_a_broken_answer_is_asked_for_again(
     api: API, tmp_path: Path, trouble: Callable[[BaseHTTPRequestHandler], None]
@@ -667,6 +668,7 @@ def test_a_local_pipeline(tiny_bundle: Path, tmp_path: Path) -> None:
     assert "$" not in estimate
 
 
+@pytest.mark.slow
 def test_the_bundle_mini_is_a_pipeline(tmp_path: Path) -> None:
     paint_locally(tmp_path / "set", "mini")
     (triplet,) = complete(tmp_path / "set")
@@ -684,6 +686,7 @@ def test_a_pipeline_is_data_never_code(tmp_path: Path, tiny_bundle: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_safety_checker_of_a_pipeline_is_a_refusal(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

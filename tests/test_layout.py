@@ -50,6 +50,7 @@ def test_who_is_on_which_side_counts_not_where_both_are() -> None:
     assert right == pytest.approx((0.55, 0.55, 0.4, 0.7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["huddle", "pyramid", "ring_dance", "stand_in_a_row"])
 def test_three_boxes_overlap_as_those_of_their_triplets(name: str) -> None:
     """Whoever of those that may change places is named first in which triplet."""

@@ -136,6 +136,7 @@ def test_paths_and_pictures_are_the_same(pipe: RelationPipeline, images: dict[st
     assert same(a, b)
 
 
+@pytest.mark.slow
 def test_batches_and_what_is_returned(pipe: RelationPipeline, images: dict[str, Path]) -> None:
     seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
     both = pipe(

@@ -409,6 +409,7 @@ def test_an_individual_that_hardly_shows_counts_little() -> None:
     assert look_cost(0) != pytest.approx(look_cost(1))
 
 
+@pytest.mark.slow
 def test_the_oracle_learns_and_is_written(config: PretrainConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
     part = oracle.OraclePart(config, CPU)
@@ -541,6 +542,7 @@ def test_a_stopped_dino_goes_on_with_the_teacher_and_centre_it_had(config: Pretr
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
+@pytest.mark.slow
 def test_dino_learns_and_its_teacher_follows(config: PretrainConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
     part = dino.DinoPart(config, CPU)

@@ -376,6 +376,7 @@ def test_wrong_official_config(official: Path, old: str, new: str, said: str | N
     assert said in str(caught.value)
 
 
+@pytest.mark.slow
 def test_real_official_configs(real_hug: Path) -> None:
     configs = sorted((real_hug.parent / "config").glob("*.yaml"))
     counts = []

@@ -241,6 +241,7 @@ def test_another_precision_is_another_picture(sample: Any, tmp_path: Path) -> No
     assert rows(tmp_path / "out")[0]["precision"] == "fp32"
 
 
+@pytest.mark.slow
 def test_the_scheduler_of_the_bundle_is_told(tiny_bundle: Path, sample: Any, tmp_path: Path) -> None:
     other, line = tmp_path / "other", tmp_path / "one.txt"
     shutil.copytree(tiny_bundle, other)
@@ -539,6 +540,7 @@ def test_a_bundle_without_local_encoder_says_so(place: Path, tiny_bundle: Path, 
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 def test_the_bundles_own_recipe_is_taken(place: Path, tiny_bundle: Path, tmp_path: Path, sample: Any) -> None:
     bundle, line = tmp_path / "bundle", tmp_path / "one.txt"
     shutil.copytree(tiny_bundle, bundle)
@@ -551,6 +553,7 @@ def test_the_bundles_own_recipe_is_taken(place: Path, tiny_bundle: Path, tmp_pat
     assert (row["steps"], row["guidance_scale"], row["negative_prompt"]) == (2, 3, "")
 
 
+@pytest.mark.slow
 def test_the_lora_of_the_relation_that_is_named(sample: Any, tmp_path: Path) -> None:
     """Individuals by their pictures, words that say nothing of the relation: the flag alone finds LoRA and boxes."""
     line = tmp_path / "one.txt"

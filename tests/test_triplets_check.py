@@ -219,6 +219,7 @@ def test_drawn_sets_are_free_of_errors(name: str, tmp_path: Path) -> None:
     assert check(tmp_path / name) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HUG.exists(), reason="needs the authors' hug in ../shared/data")
 def test_the_exchanged_pair_of_the_authors_hug_is_named_and_mended(tmp_path: Path) -> None:
     (problem,) = check(HUG)

@@ -34,6 +34,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "grouped"])
 def test_sampling_step_by_step(golden: Any, tiny_sdxl: Any, goldens: Any, variant: str, backend: str) -> None:
@@ -101,6 +102,7 @@ def test_sampling_step_by_step(golden: Any, tiny_sdxl: Any, goldens: Any, varian
         assert (ours.int() - wanted.int()).abs().max() <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["as_code", "denoising_only", "paper"])
 def test_train_step(golden: Any, tiny_sdxl: Any, goldens: Any, objective: str) -> None:
     g = golden("train_step")

@@ -17,6 +17,8 @@ from test_generate_stage import COST, USAGE, answer, api, ask, complete, failure
 
 from rbctl.plugins.generate.costs import Account
 
+pytestmark = pytest.mark.slow
+
 AHEAD = [0.053, 0.053 + 4741 * 8e-6, 0.053 + 2 * 4741 * 8e-6]  # US dollars, by the table: of a target, of individuals
 MODEL = ("--model", "gpt-image-2")
 Act = Callable[[BaseHTTPRequestHandler], None]
