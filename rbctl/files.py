@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -13,13 +14,16 @@ import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rbctl.errors import NO_ROOM, InputError, abridged, reason
+from rbctl.images import converted, open_image
 from rbctl.parsing import JSON_LIMIT, parse_json, parse_yaml
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
 PARTIAL = ".partial"  # suffix of a file being written; a kill leaves one behind
 
@@ -156,6 +160,13 @@ def write_json(path: Path, content: Any) -> None:
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write one JSON object a line, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_png(path: Path, image: Image.Image, *, chunks: PngInfo | None = None) -> None:
+    """Write a picture as PNG, atomically. PIL does not always tell that the disk is full, so it writes to memory."""
+    encoded = io.BytesIO()
+    image.save(encoded, format="PNG", pnginfo=chunks)
+    write_bytes(path, encoded.getvalue())
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
@@ -329,6 +340,21 @@ def _check_tensors(path: Path, content: Any) -> None:
                 raise InputError(
                     f"{path}: refused, a tensor of shape {abridged(tuple(value.shape))} stores fewer numbers"
                 )
+
+
+def read_image(source: Path | BinaryIO, mode: str = "RGB", where: str = "") -> Image.Image:
+    """Read a picture in sRGB, turned as its EXIF orientation says; alpha is laid over white, 16 bits become 8.
+
+    Args:
+        source: a path, or a file that holds the picture's bytes.
+        mode: Pillow's, of what is returned.
+        where: what errors begin with. [default: the path]
+
+    Raises:
+        InputError: what :func:`rbctl.images.open_image` raises, or its pixels have no range known to be 0 to 1.
+    """
+    with open_image(source, where) as opened:
+        return converted(opened, mode)
 
 
 def content_hash(content: Any) -> str:

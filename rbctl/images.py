@@ -1,4 +1,4 @@
-"""The one reader of pictures and of their folders: formats known to be safe, no more pixels than memory bears."""
+"""Pictures of strangers and their folders: formats known to be safe, no more pixels than memory bears, in sRGB."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from rbctl.errors import InputError, abridged, reason
-from rbctl.files import write_bytes
 from rbctl.paths import made_by_system
 
 if TYPE_CHECKING:
     from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
 
 # No format here starts a program, as Pillow's EPS does (Ghostscript), or opens other files.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
@@ -144,34 +142,32 @@ def open_image(source: Path | BinaryIO, where: str = "") -> Iterator[Image.Image
         raise InputError(f"{where}: not a readable picture ({reason(error)})") from error
 
 
-def read_image(source: Path | BinaryIO, mode: str = "RGB", where: str = "") -> Image.Image:
-    """Read a picture in sRGB, turned as its EXIF orientation says; alpha is laid over white, 16 bits become 8.
+def converted(opened: Image.Image, mode: str = "RGB") -> Image.Image:
+    """A stored picture as it is meant: in sRGB and turned as its EXIF says; alpha over white, 16 bits become 8.
 
     Args:
-        source, where: see :func:`open_image`.
-        mode: Pillow's, of what is returned.
+        opened: as :func:`open_image` gives it, inside its block.
+        mode: Pillow's, of what is returned. Colours and alpha are only looked at for "RGB".
 
     Raises:
-        InputError: what :func:`open_image` raises, or its pixels have no range known to be 0 to 1.
+        ValueError: its pixels have no range known to be 0 to 1.
     """
     from PIL import Image, ImageOps
 
-    with open_image(source, where) as opened:
-        opened.load()
-        sixteen = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format == "PNG")
-        image = ImageOps.exif_transpose(opened)
-        if sixteen:
-            image = _eight_bit(image)
-        elif image.mode in ("I", "F"):
-            what = "its pixels are 32-bit numbers of no known range"
-            raise InputError(f"{where or source}: {what}; save it as an 8-bit PNG")
-        elif mode == "RGB":
-            image = _in_srgb(image)
-        if mode == "RGB" and image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        return image.convert(mode)
+    opened.load()
+    sixteen = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format == "PNG")
+    image = ImageOps.exif_transpose(opened)
+    if sixteen:
+        image = _eight_bit(image)
+    elif image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit numbers of no known range; save it as an 8-bit PNG")
+    elif mode == "RGB":
+        image = _in_srgb(image)
+    if mode == "RGB" and image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert(mode)
 
 
 def _in_srgb(image: Image.Image) -> Image.Image:
@@ -196,10 +192,3 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     from PIL import Image
 
     return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
-
-
-def write_png(path: Path, image: Image.Image, *, chunks: PngInfo | None = None) -> None:
-    """Write a picture as PNG, atomically. PIL does not always tell that the disk is full, so it writes to memory."""
-    encoded = io.BytesIO()
-    image.save(encoded, format="PNG", pnginfo=chunks)
-    write_bytes(path, encoded.getvalue())

@@ -15,7 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from rbctl import __version__
 from rbctl.errors import InputError
-from rbctl.images import open_image, write_png
+from rbctl.files import write_png
+from rbctl.images import open_image
 from rbctl.parsing import parse_json
 from rbctl.schedulers import sampler_and_schedule
 

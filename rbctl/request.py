@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rbctl import formats
 from rbctl.errors import InputError
-from rbctl.images import read_image
+from rbctl.files import read_image
 from rbctl.prompts.fields import Settings
 from rbctl.relations import Box, check_box
 

@@ -10,8 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rbctl.cli import main
-from rbctl.files import read_jsonl
-from rbctl.images import read_image
+from rbctl.files import read_image, read_jsonl
 from rbctl.lora import read
 from rbctl.pictures import read_record
 from rbctl.plugins.demo import examples

@@ -22,8 +22,7 @@ from PIL import Image
 
 from rbctl.bundle.catalogue import resolve
 from rbctl.cli import main
-from rbctl.files import read_json, read_jsonl
-from rbctl.images import read_image
+from rbctl.files import read_image, read_json, read_jsonl
 from rbctl.menagerie import Individual, Scene, compose
 from rbctl.menagerie.cases import DrawnCase
 from rbctl.menagerie.judge import Judge

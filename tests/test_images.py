@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from rbctl.errors import InputError
-from rbctl.images import read_image
+from rbctl.files import read_image
 from rbctl.paths import flattened
 from rbctl.plugins.distill.pictures import find_pictures
 from rbctl.plugins.eval.inputs import read_rows

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rbctl.errors import InputError
-from rbctl.images import read_image
+from rbctl.files import read_image
 from rbctl.menagerie import SPECIES
 from rbctl.menagerie import triplets as stage
 from rbctl.menagerie.triplets import draw_group, draw_scenes, draw_triplets, spoken

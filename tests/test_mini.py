@@ -13,7 +13,7 @@ from PIL import Image
 
 from rbctl.bundle.catalogue import contents, missing_parts, resolve
 from rbctl.cli import main
-from rbctl.images import read_image, write_png
+from rbctl.files import read_image, write_png
 from rbctl.menagerie import Individual, compose, draw_individual, portrait, render
 from rbctl.menagerie.oracle import load_oracle
 from rbctl.menagerie.oracle_scores import identify, relation_score

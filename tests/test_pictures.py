@@ -163,7 +163,7 @@ def test_profiles_of_srgb_and_damaged_ones_change_nothing(tmp_path: Path, mode: 
     """An sRGB profile changes nothing, and a damaged one does not either."""
     from PIL import Image, ImageCms
 
-    from rbctl.images import read_image
+    from rbctl.files import read_image
 
     picture = Image.new(mode, (8, 8), (210, 63, 55, 255)[: len(mode)])
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -173,7 +173,7 @@ def test_profiles_of_srgb_and_damaged_ones_change_nothing(tmp_path: Path, mode: 
 
 
 def test_a_telephones_colours_are_read_in_srgb() -> None:
-    from rbctl.images import read_image
+    from rbctl.files import read_image
 
     picture = Path(__file__).resolve().parents[2] / "shared" / "cases" / "18-icc-profile" / "red.png"
     if not picture.is_file():

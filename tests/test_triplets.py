@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from rbctl.errors import InputError
-from rbctl.images import read_image
+from rbctl.files import read_image
 from rbctl.triplets import KEYPOINTS, SKELETON, data_hash, load
 from rbctl.triplets.check import check
 from rbctl.triplets.folder import METADATA, with_pictures, write

@@ -22,7 +22,7 @@ from rbctl.bundle.bundle import Bundle
 from rbctl.conditioning import guided
 from rbctl.defaults import NEGATIVE_PROMPT
 from rbctl.denoising import denoise, generators_of, initial_noise
-from rbctl.images import write_png
+from rbctl.files import write_png
 from rbctl.pipeline import RelationPipeline
 from rbctl.request import Request, Subject
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from rbctl.errors import InputError, abridged
-from rbctl.images import write_png
+from rbctl.files import write_png
 from rbctl.paths import flattened
 from rbctl.plugins.annotate.comparison import match, pose_change
 from rbctl.plugins.annotate.pictures import Picture, PictureTriplet

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 from rbctl.errors import InputError
-from rbctl.files import content_hash
-from rbctl.images import read_image
+from rbctl.files import content_hash, read_image
 from rbctl.plugins.annotate.backends import Backend
 from rbctl.plugins.annotate.cache import Arrays, Cache
 from rbctl.plugins.annotate.config import STEPS, AnnotateConfig

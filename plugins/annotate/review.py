@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rbctl.files import write_text
-from rbctl.images import read_image
+from rbctl.files import read_image, write_text
 from rbctl.pages import render
 from rbctl.plugins.annotate.corrections import CORRECTIONS, base
 from rbctl.plugins.annotate.reports import Report, read_reports

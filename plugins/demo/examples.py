@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rbctl.files import write_text
-from rbctl.images import write_png
+from rbctl.files import write_png, write_text
 from rbctl.menagerie import Individual, draw_individual, portrait
 from rbctl.menagerie.triplets import pictures
 from rbctl.relations import Relation, load_relation

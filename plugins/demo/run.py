@@ -9,8 +9,7 @@ from PIL import Image
 
 from rbctl.bundle.catalogue import resolve
 from rbctl.cli import main
-from rbctl.files import read_jsonl
-from rbctl.images import read_image, write_png
+from rbctl.files import read_image, read_jsonl, write_png
 from rbctl.menagerie import compose
 from rbctl.menagerie.triplets import check_drawable, pictures
 from rbctl.pictures import grid

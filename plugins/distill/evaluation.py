@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from rbctl.bundle.convert import check_tensors, read_local_encoder
 from rbctl.errors import InputError, reason
-from rbctl.images import write_png
+from rbctl.files import write_png
 from rbctl.pictures import grid
 from rbctl.plugins.distill.batches import Cut, cut, normalised, together
 from rbctl.plugins.distill.config import DistillConfig

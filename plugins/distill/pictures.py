@@ -21,8 +21,8 @@ from PIL import Image
 
 from rbctl.draws import generator
 from rbctl.errors import InputError, reason
-from rbctl.files import read_json
-from rbctl.images import SUFFIXES, list_pictures, read_image
+from rbctl.files import read_image, read_json
+from rbctl.images import SUFFIXES, list_pictures
 from rbctl.paths import inside
 from rbctl.plugins.distill.grid import Box
 from rbctl.shards import refuse_address, samples

@@ -14,8 +14,7 @@ from PIL import Image
 
 from rbctl import kept
 from rbctl.errors import InputError
-from rbctl.files import sha256
-from rbctl.images import read_image
+from rbctl.files import read_image, sha256
 from rbctl.plugins.eval.case import Part
 from rbctl.plugins.eval.encoders import Encoder, as_array
 from rbctl.processes import World

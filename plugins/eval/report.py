@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rbctl.images import read_image
+from rbctl.files import read_image
 from rbctl.pages import render
 from rbctl.plugins.eval.failures import TYPES
 from rbctl.plugins.eval.rows import TRUTH, Row, by_case

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rbctl.images import read_image
+from rbctl.files import read_image
 from rbctl.menagerie.judge import Judge
 from rbctl.plugins.eval import failures
 from rbctl.plugins.eval.bounds import between

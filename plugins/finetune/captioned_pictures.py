@@ -12,8 +12,8 @@ import torch
 
 from rbctl.bundle.bundle import Bundle
 from rbctl.errors import InputError
-from rbctl.files import content_hash, read_jsonl, sha256, write_json, write_jsonl
-from rbctl.images import list_pictures, read_image, write_png
+from rbctl.files import content_hash, read_image, read_jsonl, sha256, write_json, write_jsonl, write_png
+from rbctl.images import list_pictures
 from rbctl.menagerie import BACKGROUNDS, SPECIES, Individual, Scene, compose, draw_individual, portrait
 from rbctl.paths import inside
 from rbctl.phrases import replaced

@@ -15,8 +15,8 @@ from rbctl.bundle.bundle import Bundle
 from rbctl.conditioning import DUMMY_TOKENS
 from rbctl.draws import generator
 from rbctl.errors import InputError
+from rbctl.files import read_image
 from rbctl.image_prompt import clip_pixels
-from rbctl.images import read_image
 from rbctl.kept import not_finite
 from rbctl.phrases import token_span
 from rbctl.plugins.finetune.config import FinetuneConfig

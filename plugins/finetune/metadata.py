@@ -16,7 +16,7 @@ from pathlib import Path
 from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.catalogue import read_manifest
 from rbctl.bundle.fingerprints import BASE, fingerprint
-from rbctl.images import read_image
+from rbctl.files import read_image
 from rbctl.options import to_yaml
 from rbctl.plugins.finetune.config import FinetuneConfig
 

@@ -11,7 +11,7 @@ from PIL import Image
 from rbctl import denoising
 from rbctl.bundle.bundle import Bundle
 from rbctl.conditioning import Encoded
-from rbctl.images import write_png
+from rbctl.files import write_png
 from rbctl.pictures import grid
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.finetune.config import FinetuneConfig

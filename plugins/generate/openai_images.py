@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 from rbctl.errors import InputError, abridged, reason
-from rbctl.images import read_image
+from rbctl.files import read_image
 from rbctl.plugins.generate.config import GenerateConfig
 from rbctl.plugins.generate.costs import Account, ahead, billed
 from rbctl.plugins.generate.painting import Refused

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from rbctl.errors import InputError, abridged
-from rbctl.images import read_image
+from rbctl.files import read_image
 from rbctl.menagerie.triplets import check_drawable
 from rbctl.paths import made_by_system
 from rbctl.pictures import grid, save_png, sheet_row

@@ -18,8 +18,7 @@ from rbctl.bundle.vae import UnshuffleVAE
 from rbctl.denoising import to_pictures
 from rbctl.draws import generator
 from rbctl.errors import InputError
-from rbctl.files import read_object
-from rbctl.images import write_png
+from rbctl.files import read_object, write_png
 from rbctl.pictures import grid
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.config import PretrainConfig

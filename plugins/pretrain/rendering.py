@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 
 from rbctl.errors import InputError
-from rbctl.files import read_json, write_json
-from rbctl.images import write_png
+from rbctl.files import read_json, write_json, write_png
 from rbctl.menagerie import BACKGROUNDS, Individual, Scene, compose, draw_individual, portrait, render
 from rbctl.menagerie.drawing import paint
 from rbctl.menagerie.oracle import ATTRIBUTES, MASK_SIZE, look

@@ -27,9 +27,8 @@ from rbctl.bundle.load import load
 from rbctl.conditioning import DUMMY_TOKENS, Conditioning, Encoded, ImageBranch, latent_grids
 from rbctl.draws import generator
 from rbctl.errors import InputError
-from rbctl.files import sha256, write_json
+from rbctl.files import sha256, write_json, write_png
 from rbctl.image_prompt import clip_pixels
-from rbctl.images import write_png
 from rbctl.menagerie import SPECIES
 from rbctl.menagerie.oracle import POINTS
 from rbctl.menagerie.oracle_training import keypoint_loss

@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from rbctl.bundle.vae import UnshuffleVAE
 from rbctl.denoising import to_pictures
-from rbctl.images import write_png
+from rbctl.files import write_png
 from rbctl.pictures import grid
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.architecture import VAE

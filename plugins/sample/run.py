@@ -18,8 +18,7 @@ from rbctl.bundle.fingerprints import BASE, fingerprint, local_encoder_hash
 from rbctl.device import DTYPES, pick_device, pick_precision
 from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
-from rbctl.files import read_object, write_bytes, write_jsonl
-from rbctl.images import read_image
+from rbctl.files import read_image, read_object, write_bytes, write_jsonl
 from rbctl.phrases import unread
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.sample.config import SampleConfig

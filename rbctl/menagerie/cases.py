@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rbctl.files import write_jsonl
-from rbctl.images import write_png
+from rbctl.files import write_jsonl, write_png
 from rbctl.menagerie import Individual, Scene, compose, draw_individual, portrait, render
 from rbctl.menagerie.oracle import look
 from rbctl.menagerie.triplets import check_drawable, draw_group, pictures

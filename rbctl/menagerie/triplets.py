@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from rbctl.errors import InputError
-from rbctl.files import read_json, write_json
-from rbctl.images import write_png
+from rbctl.files import read_json, write_json, write_png
 from rbctl.menagerie import BACKGROUNDS, SPECIES, Individual, Scene, compose, draw_individual, portrait, render
 from rbctl.menagerie.scenes import scene_rule
 from rbctl.progress import progress

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rbctl.errors import InputError
-from rbctl.images import read_image
+from rbctl.files import read_image
 from rbctl.prompts.fields import Prompt, PromptObject
 from rbctl.prompts.lines import parse_line, read_lines
 from rbctl.prompts.mappings import read_mappings, read_official_config

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from rbctl.errors import InputError, abridged
-from rbctl.images import read_image
+from rbctl.files import read_image
 from rbctl.phrases import unread
 from rbctl.relations import Relation, load_relation, shipped
 from rbctl.roles import find_relation, read_roles

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from rbctl.images import write_png
+from rbctl.files import write_png
 from rbctl.pictures import COLOURS, grid, sheet_row, write_tags
 from rbctl.triplets.geometry import Annotated, image_prompt, resize, target
 from rbctl.triplets.keypoints import ABSENT, OCCLUDED, SKELETON

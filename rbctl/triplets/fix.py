@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rbctl.images import write_png
+from rbctl.files import write_png
 from rbctl.relations import load_relation, shipped
 from rbctl.roles import find_relation, read_roles
 from rbctl.triplets import geometry

@@ -23,9 +23,9 @@ from annotated_types import Len, MinLen
 
 from rbctl import formats
 from rbctl.errors import InputError, nearest
-from rbctl.files import numbered_lines, write_bytes, write_jsonl, write_text
+from rbctl.files import numbered_lines, read_image, write_bytes, write_jsonl, write_png, write_text
 from rbctl.formats import Fault, Words
-from rbctl.images import open_image, read_image, write_png
+from rbctl.images import open_image
 from rbctl.parsing import parse_json
 from rbctl.paths import flattened, inside
 from rbctl.relations import Box

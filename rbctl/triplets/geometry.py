@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from rbctl.errors import InputError
-from rbctl.images import read_image
+from rbctl.files import read_image
 from rbctl.triplets.keypoints import ABSENT
 from rbctl.triplets.masks import box_of, filled, read_mask, resized
 from rbctl.triplets.triplet import Triplet, TripletObject

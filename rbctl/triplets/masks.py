@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rbctl.images import open_image, read_image
+from rbctl.files import read_image
+from rbctl.images import open_image
 from rbctl.relations import Box
 from rbctl.triplets.problem import NO_BOX
 

@@ -19,8 +19,8 @@ from commands import call, refused
 from PIL import Image
 
 from rbctl.errors import InputError, abridged
-from rbctl.files import read_json, read_safetensors, read_text, read_torch, read_yaml, write_safetensors
-from rbctl.images import MOST_PIXELS, read_image
+from rbctl.files import read_image, read_json, read_safetensors, read_text, read_torch, read_yaml, write_safetensors
+from rbctl.images import MOST_PIXELS
 from rbctl.relations import load_relation
 from rbctl.shards import samples
 from rbctl.templates import fill, places

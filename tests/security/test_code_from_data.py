@@ -17,7 +17,8 @@ from PIL import Image
 
 import rbctl
 from rbctl.errors import InputError
-from rbctl.images import FORMATS, read_image
+from rbctl.files import read_image
+from rbctl.images import FORMATS
 from rbctl.pretrained import from_pretrained, refuse_code
 from rbctl.runs import COMMAND
 from rbctl.shards import samples

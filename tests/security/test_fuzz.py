@@ -21,8 +21,7 @@ from PIL import Image
 from rbctl import embeddings, lora
 from rbctl.bundle.catalogue import read_manifest
 from rbctl.errors import InputError
-from rbctl.files import read_json, read_jsonl, read_torch, write_safetensors
-from rbctl.images import read_image
+from rbctl.files import read_image, read_json, read_jsonl, read_torch, write_safetensors
 from rbctl.layout import LayoutPrior
 from rbctl.menagerie.triplets import check_drawable
 from rbctl.options import find_recipe

@@ -19,8 +19,17 @@ from rbctl import layout, lora
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.fingerprints import fingerprint
 from rbctl.errors import InputError
-from rbctl.files import read_jsonl, read_object, read_safetensors, sha256, write_bytes, write_json, write_text
-from rbctl.images import read_image, write_png
+from rbctl.files import (
+    read_image,
+    read_jsonl,
+    read_object,
+    read_safetensors,
+    sha256,
+    write_bytes,
+    write_json,
+    write_png,
+    write_text,
+)
 from rbctl.menagerie.triplets import draw_scenes, spoken
 from rbctl.pictures import grid
 from rbctl.plugins.eval import inputs, sampling

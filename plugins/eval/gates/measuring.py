@@ -18,8 +18,7 @@ from PIL import Image
 
 from rbctl import lora
 from rbctl.denoising import to_pictures
-from rbctl.files import read_jsonl, read_object, sha256, write_json
-from rbctl.images import read_image
+from rbctl.files import read_image, read_jsonl, read_object, sha256, write_json
 from rbctl.menagerie.cases import DrawnCase, Stream, draw_cases
 from rbctl.menagerie.judge import Judge
 from rbctl.pipeline import RelationPipeline

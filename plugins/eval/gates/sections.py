@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from rbctl.bundle.catalogue import resolve
-from rbctl.images import read_image
+from rbctl.files import read_image
 from rbctl.menagerie.cases import DrawnCase, true_boxes
 from rbctl.plugins.eval.encoders import as_array, load_dino
 from rbctl.plugins.eval.gates import sheets

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from rbctl.images import read_image, write_png
+from rbctl.files import read_image, write_png
 from rbctl.menagerie.cases import DrawnCase
 from rbctl.pictures import grid
 
