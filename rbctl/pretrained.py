@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +40,35 @@ def shards(index: Path) -> list[str]:
     return sorted(set(names))
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without the warnings and progress bars of diffusers and transformers."""
+    import diffusers
+    import transformers
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [library.get_verbosity() for library in libraries]
+    transformers.utils.logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for library in libraries:
+            library.set_verbosity_error()
+        try:
+            yield
+        finally:
+            for library, verbosity in zip(libraries, before, strict=True):
+                library.set_verbosity(verbosity)
+
+
 def from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
     """``loader.from_pretrained``, silent. No code of the folder runs, and nobody is asked whether it may.
 
     Raises:
         InputError: what it fails with, told of the file that is damaged.
     """
-    import diffusers
-    import transformers
-
     for index in folder.glob("*.index.json"):
         shards(index)
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
-    before = [library.get_verbosity() for library in libraries]
-    transformers.utils.logging.disable_progress_bar()
-    with loading(folder, loader.__name__), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for library in libraries:
-            library.set_verbosity_error()
+    with loading(folder, loader.__name__), _silent():
         try:
             return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
         except Exception:  # told below of the file that is damaged, else raised again for ``loading``
@@ -69,9 +80,6 @@ def from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
                 elif path.suffix == ".bin" and not options.get("use_safetensors"):
                     read_torch(path)
             raise
-        finally:
-            for library, verbosity in zip(libraries, before, strict=True):
-                library.set_verbosity(verbosity)
 
 
 def refuse_code(folder: Path) -> None:
@@ -94,9 +102,27 @@ def network(loader: Any, folder: Path, dtype: torch.dtype, **options: Any) -> An
     name = "dtype" if loader.__module__.startswith("transformers") else "torch_dtype"
     options |= {name: dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, report = from_pretrained(loader, folder, **options)
+    _refuse_gaps(report, f"{folder}: weights do not fit config.json")
+    return model
+
+
+def network_of_weights(loader: Any, config: Any, weights: Mapping[str, torch.Tensor], path: Path) -> Any:
+    """One network of transformers, its weights read and named as the hub names them already.
+
+    Args:
+        path: where the weights are from.
+
+    Raises:
+        InputError: there are not all of the weights.
+    """
+    options = {"config": config, "state_dict": dict(weights), "dtype": torch.float32}
+    with loading(path, loader.__name__), _silent():
+        model, report = loader.from_pretrained(None, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    _refuse_gaps(report, f"{path}: has not all the weights of its kind")
+    return model
+
+
+def _refuse_gaps(report: Mapping[str, Any], problem: str) -> None:
     lacks = [*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])]
     if lacks:
-        raise InputError(
-            f"{folder}: weights do not fit config.json ({len(lacks)} missing or of other shapes: {min(lacks)})"
-        )
-    return model
+        raise InputError(f"{problem} ({len(lacks)} missing or of other shapes: {min(lacks)})")

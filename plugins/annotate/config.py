@@ -40,7 +40,7 @@ class AnnotateConfig:
     grounding_dino: Path | None = option(None, "Folder of Grounding DINO.")
     owlv2: Path | None = option(None, "Folder of OWLv2.")
     sam: Path | None = option(None, "Folder of SAM.")
-    vitpose: Path | None = option(None, "Folder of ViTPose or ViTPose++.")
+    vitpose: Path | None = option(None, "Folder of ViTPose or ViTPose++, or a .pth file of its authors.")
     llava: Path | None = option(None, "Folder of LLaVA.")
     vitpose_expert: int | None = option(
         None,

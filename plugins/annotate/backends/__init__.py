@@ -38,16 +38,18 @@ class _Shipped:
         option: names the folder of its model.
         hub: a model of the hub that fits.
         settings: options that change its result.
+        checkpoint: the model may also be a file, as its authors publish it.
     """
 
     place: str
     option: str = "bundle"
     hub: str = ""
     settings: tuple[str, ...] = ()
+    checkpoint: bool = False
 
 
 _DINO, _OWLV2 = "IDEA-Research/grounding-dino-tiny", "google/owlv2-base-patch16-ensemble"
-_VITPOSE = ("vitpose", "usyd-community/vitpose-plus-base", ("vitpose_expert", "vitpose_order"))
+_VITPOSE = ("vitpose", "usyd-community/vitpose-plus-base", ("vitpose_expert", "vitpose_order"), True)
 SHIPPED: dict[str, dict[str, _Shipped]] = {
     "boxes": {
         "oracle": _Shipped("oracle:Boxes"),
@@ -162,16 +164,18 @@ def _model_folder(config: AnnotateConfig, name: str, shipped: _Shipped, origin: 
     flag, model = f"--{shipped.option.replace('_', '-')}", getattr(config, shipped.option)
     if model is None:
         raise InputError(f"{name}: give the folder of its model with {flag}; {shipped.hub} of the hub fits")
+    if shipped.checkpoint and model.is_file():
+        return Path(model)
     if not (model / "config.json").is_file():
         raise InputError(f"{flag} {model}: no config.json is there; a folder as {shipped.hub} of the hub is expected")
     return Path(model)
 
 
 def _fingerprint(model: Path) -> str:
-    """Digest of the files of a model's folder; of large ones the ends stand for the whole."""
+    """Digest of a model's file, or of those in its folder; of large ones the ends stand for the whole."""
     digest = hashlib.sha256()
-    for path in sorted(model.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".txt", ".model"):
+    for path in sorted(model.iterdir()) if model.is_dir() else [model]:
+        if path == model or path.suffix in (".json", ".safetensors", ".txt", ".model"):
             with path.open("rb") as file:
                 digest.update(f"{path.name} {path.stat().st_size} ".encode() + file.read(1 << 20))
                 file.seek(max(path.stat().st_size - (1 << 20), 0))

@@ -1,20 +1,22 @@
-"""Backend ``vitpose``: keypoints by ViTPose or ViTPose++ of transformers.
+"""Backend ``vitpose``: keypoints by ViTPose or ViTPose++, which transformers runs.
 
-Its head draws 17 heat maps, in AP-10K's order (animals) or COCO's (people). ViTPose++ has an expert for each data set
-it was trained on, 3 for AP-10K and 0 for COCO, and had a head for each too; transformers' conversion kept COCO's alone
-(convert_vitpose_to_hf.py leaves the associate_heads out), so the hub's knows no keypoints of AP-10K.
+Its head draws 17 heat maps, in AP-10K's order (animals) or COCO's (people). ViTPose++ has an expert and a head for each
+data set it was trained on: 3 is AP-10K's, 0 is COCO's. transformers' conversion kept COCO's head alone
+(convert_vitpose_to_hf.py leaves the associate_heads out). So animals need the .pth file that the authors publish.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from rbctl.errors import InputError
+from rbctl.plugins.annotate.backends import vitpose_checkpoint
 from rbctl.plugins.annotate.config import AnnotateConfig
 from rbctl.pretrained import from_pretrained, network
 from rbctl.triplets.keypoints import KEYPOINTS
@@ -59,24 +61,39 @@ class Keypoints:
     present_from, visible_from = 0.1, 0.3
 
     def __init__(self, folder: Path, config: AnnotateConfig, device: torch.device) -> None:
+        load = self._of_hub if folder.is_dir() else self._of_authors
+        self.model, self.processor, self.order, self.expert = load(folder, config)
+        self.model.to(device)
+
+    @staticmethod
+    def _of_hub(folder: Path, config: AnnotateConfig) -> tuple[Any, Any, str, int | None]:
+        """Model, processor, order of the keypoints, and the expert to ask."""
         from transformers import AutoImageProcessor, VitPoseForPoseEstimation
 
-        self.model = network(VitPoseForPoseEstimation, folder, torch.float32, use_safetensors=True).to(device)
-        self.processor = from_pretrained(AutoImageProcessor, folder)
-        named = named_order(self.model.config.id2label.values())
+        model = network(VitPoseForPoseEstimation, folder, torch.float32, use_safetensors=True)
+        named = named_order(model.config.id2label.values())
         if named and config.vitpose_order not in (named, None):
             raise InputError(
                 f"--vitpose-order {config.vitpose_order}: the config.json in {folder} names {named}'s keypoints (the "
-                "hub's ViTPose++ has COCO's alone); leave it out, or bring a backend of your own for another model"
+                "hub's ViTPose++ has COCO's alone); leave it out, or give the .pth file of ViTPose++'s authors"
             )
-        self.order = config.vitpose_order or named or "ap10k"
-        experts = getattr(self.model.config.backbone_config, "num_experts", 1)
-        expert = EXPERTS[self.order] if config.vitpose_expert is None else config.vitpose_expert
+        order = config.vitpose_order or named or "ap10k"
+        experts = getattr(model.config.backbone_config, "num_experts", 1)
+        expert = EXPERTS[order] if config.vitpose_expert is None else config.vitpose_expert
         if experts > 1 and expert >= experts:
             raise InputError(f"--vitpose-expert {expert}: the model in {folder} has experts 0 to {experts - 1}")
         if experts <= 1 and config.vitpose_expert is not None:
             raise InputError(f"--vitpose-expert: the model in {folder} has no experts; it is no ViTPose++")
-        self.expert = expert if experts > 1 else None
+        return model, from_pretrained(AutoImageProcessor, folder), order, expert if experts > 1 else None
+
+    @staticmethod
+    def _of_authors(path: Path, config: AnnotateConfig) -> tuple[Any, Any, str, int | None]:
+        """The same; the expert is chosen as the file is read."""
+        from transformers import VitPoseImageProcessor
+
+        order = config.vitpose_order or ("coco" if config.vitpose_expert == EXPERTS["coco"] else "ap10k")
+        model = vitpose_checkpoint.read(path, config.vitpose_expert, EXPERTS[order])
+        return model, VitPoseImageProcessor(), order, None
 
     def __call__(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [self._keypoints(image, rows) for image, rows in zip(images, boxes, strict=True)]
