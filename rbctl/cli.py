@@ -44,7 +44,6 @@ def _printable(text: str) -> str:
 _SAVES_MEMORY = {
     "batch_size": "lower --batch-size",
     "micro_batch_size": "lower --micro-batch-size",
-    "gradient_accumulation": "raise --gradient-accumulation instead",
     "gradient_checkpointing": "take --gradient-checkpointing",
     "zero_stage": "raise --zero-stage",
     "offload": "take --offload cpu",

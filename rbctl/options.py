@@ -13,7 +13,7 @@ import math
 import os.path
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -132,7 +132,20 @@ class _FieldArgument(_Field, click.Argument):
 
 
 class StageCommand(click.Command):
-    """A command that lists the options of its configuration under their headings."""
+    """A command that lists the options of its configuration under their headings.
+
+    A configuration tells in ``FORMER_OPTIONS`` what took the place of options that it had.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            former = former_options(getattr(self.callback, "config_type", None))
+            name = error.option_name.lstrip("-").replace("-", "_")
+            if name not in former:
+                raise
+            raise InputError(f"{error.option_name}: is no option any more; {former[name]}") from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -147,6 +160,11 @@ class StageCommand(click.Command):
 
 def _is_optional(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def former_options(config: Any) -> Mapping[str, str]:
+    """Options that a configuration had in earlier versions, and what took their place."""
+    return getattr(config, "FORMER_OPTIONS", {})
 
 
 def _click_type(annotation: Any, field: dataclasses.Field[Any]) -> tuple[Any, bool]:
@@ -232,7 +250,10 @@ def _section(ctx: click.Context, path: Path, content: dict[str, Any]) -> dict[st
             raise InputError(f"{path}: section {abridged(section)} must be a mapping of options to values")
     recipe = content.get(ctx.command.name or "", {})
     fields = {p.name: p for p in ctx.command.params if isinstance(p, _Field) and p.name}
+    former = former_options(getattr(ctx.command.callback, "config_type", None))
     for key, value in recipe.items():
+        if key in former:
+            raise InputError(f"{path}: {key} is no option any more; {former[key]}")
         if key not in fields:
             raise InputError(f"{path}: no option {abridged(key)}{nearest(str(key), fields)}")
         try:

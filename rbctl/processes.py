@@ -109,6 +109,29 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
     return World()
 
 
+def divide_batch(batch_size: int, most: int, processes: int) -> tuple[int, int]:
+    """Divide the batch of an optimizer step evenly: samples of a process at a time, and micro-steps.
+
+    Args:
+        batch_size: samples of an optimizer step, over all processes.
+        most: samples that a process takes at a time, at most.
+
+    Raises:
+        InputError: the batch cannot be divided among the processes; numbers of them that fit are told.
+    """
+    share, rest = divmod(batch_size, processes)
+    if rest:
+        fit = ", ".join(str(n) for n in range(1, min(batch_size, 1024) + 1) if batch_size % n == 0)
+        less, more = share * processes, (share + 1) * processes
+        sizes = f"{less} or {more}" if less else str(more)
+        raise InputError(
+            f"--batch-size {batch_size}: cannot be divided among {processes} processes; start {fit} of them, or take "
+            f"--batch-size {sizes}"
+        )
+    size = max(n for n in range(1, min(share, most) + 1) if share % n == 0)
+    return size, share // size
+
+
 @contextlib.contextmanager
 def together(
     device: torch.device | None = None, timeout: datetime.timedelta | None = PATIENCE, even_alone: bool = False

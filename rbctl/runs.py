@@ -30,7 +30,7 @@ from rbctl import __version__, metrics
 from rbctl.defaults import BUNDLE
 from rbctl.errors import InputError, reason
 from rbctl.files import PARTIAL, append_line, read_object, read_yaml, write_json, writing_in
-from rbctl.options import as_plain, write_recipe
+from rbctl.options import as_plain, former_options, write_recipe
 from rbctl.processes import World
 
 RUNS = Path("runs")
@@ -159,6 +159,9 @@ class Run:
         # An option that the run did not know yet was as its default is now.
         defaults = {f.name: f.default for f in dataclasses.fields(self.config)}
         before = {k: list(d) if isinstance(d, tuple) else d for k, d in defaults.items()} | before
+        for key, place in former_options(self.config).items():
+            if key in before:
+                raise InputError(f"{self.folder}: holds a run of an earlier version with {key}: {place}; {mend}")
         now, recorded = as_plain(self.config), read_object(record)
         pairs = [(key, before.get(key), now.get(key)) for key in sorted(before.keys() - self.free)]
         pairs += [(key, recorded.get(key), value) for key, value in facts.items()]

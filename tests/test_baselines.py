@@ -29,7 +29,7 @@ from rbctl.plugins.finetune.samples import random_timestep
 from rbctl.relations import load_relation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-STEPS = {"steps": 2, "batch_size": 2, "gradient_accumulation": 1, "checkpoint_every": 2, "resolution": 64}
+STEPS = {"steps": 2, "batch_size": 2, "micro_batch_size": 8, "checkpoint_every": 2, "resolution": 64}
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from rbctl.image_prompt import CLIP_MEAN, CLIP_STD
 from rbctl.plugins.distill import grid, pictures
 from rbctl.plugins.distill.batches import cell_count, cut, normalised, numbers
 from rbctl.plugins.distill.config import DistillConfig
-from rbctl.plugins.distill.engine import micro_steps
 from rbctl.plugins.distill.estimate import Sizes, measure, memory, table
 from rbctl.plugins.distill.evaluation import pca_pictures, text_embeddings
 from rbctl.plugins.distill.objective import clipself_loss, crop_embeddings, learning_rate
@@ -211,14 +210,6 @@ def test_learning_rate_warms_up_and_falls() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] < 1e-3
     assert learning_rate(99, 100, 1.0, 10, "constant") == 1.0
-
-
-def test_processes_that_do_not_fit_are_told() -> None:
-    assert micro_steps(DistillConfig(batch_size=16, micro_batch_size=2), 4) == 2
-    with pytest.raises(InputError, match=r"among 3 processes; start 1, 2, 4, 8 of them"):
-        micro_steps(DistillConfig(batch_size=16, micro_batch_size=2), 3)
-    with pytest.raises(InputError, match="no multiple of --micro-batch-size 3"):
-        micro_steps(DistillConfig(batch_size=16, micro_batch_size=3), 1)
 
 
 # Pictures

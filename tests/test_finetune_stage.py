@@ -32,12 +32,13 @@ from rbctl.errors import InputError
 from rbctl.files import read_yaml
 from rbctl.layout import LayoutPrior
 from rbctl.menagerie.triplets import draw_scenes, draw_triplets
-from rbctl.options import find_recipe
-from rbctl.plugins.finetune import encodings, finetune, preview
+from rbctl.options import configured, find_recipe
+from rbctl.plugins.finetune import command, encodings, finetune, preview
 from rbctl.plugins.finetune.config import EASY, FinetuneConfig
 from rbctl.plugins.finetune.objective import Objective
 from rbctl.plugins.finetune.relation_lora import layout_prior
 from rbctl.plugins.finetune.samples import micro_batch, micro_batches, prior_number, random_timestep
+from rbctl.processes import divide_batch
 from rbctl.relations import load_relation
 from rbctl.triplets import data_hash, load
 
@@ -65,7 +66,7 @@ class Road:
             "output": self.folder / output,
             "steps": 12,
             "batch_size": 2,
-            "gradient_accumulation": 1,
+            "micro_batch_size": 8,
             "checkpoint_every": 2,
             "learning_rate": 1e-3,
             **options,
@@ -230,15 +231,49 @@ TWO_ON_CPU = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_lora_of_one(road: Road) -> None:
+def test_the_papers_recipe_has_8_samples_a_step_in_one_process_and_in_two(road: Road) -> None:
     """On drawn triplets with a prior set: only the first process draws them."""
-    options = {"data": None, "steps": 4, "prior_count": 3}
-    assert road("one", batch_size=4, **options) == 0, road.said()
-    arguments = [str(a) for a in road.arguments("two", batch_size=2, device="cpu", **options)]
+    paper = {"recipe": "paper", "batch_size": None, "micro_batch_size": None, "resolution": 64}
+    options = {"data": None, "prior_count": 3, "device": "cpu", "resolution": 64}
+    assert road("one", batch_size=8, micro_batch_size=8, steps=6, seed=0, **options) == 0, road.said()
+    arguments = [str(a) for a in road.arguments("two", steps=4, **(options | paper))]
     done = subprocess.run([*LAUNCHER, *arguments], env=TWO_ON_CPU, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    # another number of processes takes it up
+    assert road("two", steps=6, **(options | paper)) == 0, road.said()
     same_course(road, "one", "two")
     assert all(row["prior"] > 0 for row in road.losses("two"))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_the_papers_batch_is_divided_among_processes(processes: int) -> None:
+    config = configured(command, "paper", relation="hug")
+    size, micro_steps = divide_batch(config.batch_size, config.micro_batch_size, processes)
+    assert size * micro_steps * processes == 8
+    assert size <= 4
+
+
+def test_a_batch_that_processes_cannot_share_names_numbers_that_fit() -> None:
+    with pytest.raises(InputError, match=r"among 3 processes; start 1, 2, 4, 8 of them, or take --batch-size 6 or 9$"):
+        divide_batch(8, 4, 3)
+    with pytest.raises(InputError, match=r"among 16 processes; .*--batch-size 16$"):
+        divide_batch(8, 4, 16)
+
+
+def test_what_took_the_place_of_gradient_accumulation_is_told(road: Road, tmp_path: Path) -> None:
+    place = "--batch-size counts the samples of a step over all processes now"
+    assert road("old", gradient_accumulation=8) == 2
+    assert place in road.said()
+    (tmp_path / "old.yaml").write_text("finetune: {batch_size: 1, gradient_accumulation: 8}\n")
+    assert run(["finetune", "--recipe", tmp_path / "old.yaml"], road.log) == 2
+    assert f"old.yaml: gradient_accumulation is no option any more; {place}" in road.said()
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "step-000002.safetensors").touch()
+    (folder / "recipe.yaml").write_text("finetune: {batch_size: 1, gradient_accumulation: 8}\n")
+    (folder / "run.json").write_text("{}")
+    assert road("run") == 2
+    assert f"run: holds a run of an earlier version with gradient_accumulation: {place}" in road.said()
 
 
 @pytest.mark.slow
@@ -269,7 +304,7 @@ def same_course(road: Road, one: str, other: str) -> None:
 @pytest.mark.slow
 def test_accumulated_micro_steps_equal_one_batch(road: Road) -> None:
     assert road("batch", steps=4, batch_size=4) == 0, road.said()
-    assert road("micro", steps=4, batch_size=2, gradient_accumulation=2) == 0, road.said()
+    assert road("micro", steps=4, batch_size=4, micro_batch_size=2) == 0, road.said()
     same_course(road, "batch", "micro")
 
 
@@ -731,7 +766,7 @@ def test_pictures_of_the_base_model_as_prior(road: Road, triplets: Path, tmp_pat
 @pytest.mark.usefixtures("one_thread")  # as the command has it: sums over two threads round otherwise
 def test_a_lora_from_python_is_that_of_the_command_line(road: Road, triplets: Path) -> None:
     assert road("command", steps=4) == 0, road.said()
-    options = {"bundle": str(road.bundle), "batch_size": 2, "gradient_accumulation": 1, "learning_rate": 1e-3}
+    options = {"bundle": str(road.bundle), "batch_size": 2, "micro_batch_size": 8, "learning_rate": 1e-3}
     seen: list[int] = []
 
     def stop_at_two(step: int, row: Mapping[str, float]) -> bool:
@@ -752,10 +787,10 @@ def test_a_lora_from_python_is_that_of_the_command_line(road: Road, triplets: Pa
 
 @pytest.mark.slow
 def test_a_recipe_from_python_is_won_over_by_options(road: Road, triplets: Path, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("finetune: {steps: 3, batch_size: 1, gradient_accumulation: 1, rank: 2}\n")
+    (tmp_path / "recipe.yaml").write_text("finetune: {steps: 3, batch_size: 1, micro_batch_size: 1, rank: 2}\n")
     common: dict[str, Any] = {"relation": "hug", "data": triplets, "bundle": str(road.bundle), "steps": 1}
     by_file = finetune(output=tmp_path / "file", recipe=tmp_path / "recipe.yaml", **common)
-    config = FinetuneConfig(batch_size=1, gradient_accumulation=1, rank=2, steps=7)
+    config = FinetuneConfig(batch_size=1, micro_batch_size=1, rank=2, steps=7)
     by_config = finetune(output=tmp_path / "config", recipe=config, **common)
     assert load_equal(by_file, by_config)
     assert {value.shape[0] for key, value in load_file(by_file).items() if "lora_down" in key} == {2}

@@ -16,7 +16,7 @@ from rbctl.image_prompt import CLIP_MEAN, CLIP_STD
 from rbctl.plugins.distill.config import DistillConfig
 from rbctl.plugins.distill.grid import cells, crop, enlarged, fit, in_square, random_grid
 from rbctl.plugins.distill.pictures import Order
-from rbctl.processes import World
+from rbctl.processes import World, divide_batch
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Samples(Dataset[Any]):
 
 def numbers(config: DistillConfig, processes: int, rank: int, steps: range) -> Iterator[list[int]]:
     """The samples of a process, micro-batch after micro-batch: each step's are divided among the processes."""
-    size = config.micro_batch_size
+    size, micro_steps = divide_batch(config.batch_size, config.micro_batch_size, processes)
     for step in steps:
-        for micro in range(config.batch_size // (size * processes)):
+        for micro in range(micro_steps):
             first = step * config.batch_size + (micro * processes + rank) * size
             yield list(range(first, first + size))
 

@@ -63,7 +63,9 @@ class DistillConfig:
     epochs: int = option(6, "Times that every picture is seen.", min=1, max=100_000)
     steps: int | None = option(None, "Optimizer steps, instead of --epochs; shards need it.", min=1, max=10_000_000)
     batch_size: int = option(16, "Pictures per optimizer step, over all processes.", min=1, max=1_000_000)
-    micro_batch_size: int = option(2, "Pictures per process and micro-step.", min=1, max=4096)
+    micro_batch_size: int = option(
+        2, "Pictures that a process takes at a time, at most; the rest is gradient accumulation.", min=1, max=4096
+    )
     learning_rate: float = option(1e-5, "AdamW's learning rate.", min=0.0, max=1.0)
     weight_decay: float = option(
         0.1, "AdamW's weight decay, not on norms, biases and other vectors.", min=0.0, max=100.0

@@ -16,7 +16,7 @@ from rbctl.device import DTYPES
 from rbctl.errors import InputError, reason
 from rbctl.plugins.distill.config import DistillConfig
 from rbctl.plugins.distill.tower import Student, Tower
-from rbctl.processes import World
+from rbctl.processes import World, divide_batch
 
 
 def prepare_deepspeed(device: torch.device) -> None:
@@ -35,26 +35,6 @@ def prepare_deepspeed(device: torch.device) -> None:
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
 
 
-def micro_steps(config: DistillConfig, processes: int) -> int:
-    """Micro-steps per optimizer step.
-
-    Raises:
-        InputError: the batch cannot be divided among the processes; numbers of them that fit are told.
-    """
-    micros, rest = divmod(config.batch_size, config.micro_batch_size)
-    if rest:
-        raise InputError(
-            f"--batch-size {config.batch_size}: is no multiple of --micro-batch-size {config.micro_batch_size}"
-        )
-    if micros % processes:
-        fit = ", ".join(str(n) for n in range(1, micros + 1) if micros % n == 0)
-        raise InputError(
-            f"--batch-size {config.batch_size} in micro-batches of {config.micro_batch_size} cannot be divided among "
-            f"{processes} processes; start {fit} of them, or change the sizes"
-        )
-    return micros // processes
-
-
 def deepspeed_config(config: DistillConfig, processes: int, precision: str, universal: bool = False) -> dict[str, Any]:
     """DeepSpeed's configuration.
 
@@ -67,10 +47,11 @@ def deepspeed_config(config: DistillConfig, processes: int, precision: str, univ
         zero["offload_optimizer"] = {"device": config.offload, "pin_memory": True}
     if config.offload == "nvme":
         zero["offload_optimizer"]["nvme_path"] = str(config.nvme_path)
+    size, micro_steps = divide_batch(config.batch_size, config.micro_batch_size, processes)
     return {
         "train_batch_size": config.batch_size,
-        "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": micro_steps(config, processes),
+        "train_micro_batch_size_per_gpu": size,
+        "gradient_accumulation_steps": micro_steps,
         "gradient_clipping": config.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

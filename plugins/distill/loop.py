@@ -17,12 +17,13 @@ from rbctl.device import DTYPES
 from rbctl.errors import InputError
 from rbctl.plugins.distill import checkpoint
 from rbctl.plugins.distill.batches import Cut, cell_count, loader, normalised
-from rbctl.plugins.distill.engine import build_student, deepspeed_config, micro_steps, start_engine
+from rbctl.plugins.distill.engine import build_student, deepspeed_config, start_engine
 from rbctl.plugins.distill.evaluation import HeldOut
 from rbctl.plugins.distill.grid import random_size
 from rbctl.plugins.distill.objective import clipself_loss, crop_embeddings, learning_rate, resized
 from rbctl.plugins.distill.pictures import Order
 from rbctl.plugins.distill.tower import Tower
+from rbctl.processes import divide_batch
 from rbctl.progress import progress
 from rbctl.runs import Run, stop_signals
 
@@ -117,7 +118,8 @@ class Distillation:
     ) -> tuple[torch.Tensor, dict[str, str]]:
         """One optimizer step; this process's part of the loss, and what it could not read."""
         config, size = self.run.config, self.run.world.size
-        micros, regions = micro_steps(config, size), cell_count(config, step)
+        _, micros = divide_batch(config.batch_size, config.micro_batch_size, size)
+        regions = cell_count(config, step)
         side = random_size(config.seed, step, config.multiscale_sizes, config.image_size)
         part, skipped = torch.zeros((), device=self.device), dict[str, str]()
         engine.train()

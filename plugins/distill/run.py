@@ -14,7 +14,7 @@ from rbctl.errors import InputError
 from rbctl.files import sha256
 from rbctl.plugins.distill import checkpoint, pictures
 from rbctl.plugins.distill.config import DistillConfig
-from rbctl.plugins.distill.engine import build_teacher, consolidated, micro_steps, prepare_deepspeed
+from rbctl.plugins.distill.engine import build_teacher, consolidated, prepare_deepspeed
 from rbctl.plugins.distill.evaluation import HeldOut, text_embeddings
 from rbctl.plugins.distill.loop import EVALUATION, METRICS, UNREADABLE, Distillation
 from rbctl.plugins.distill.tower import (
@@ -25,7 +25,7 @@ from rbctl.plugins.distill.tower import (
     write_official,
     write_weights,
 )
-from rbctl.processes import together
+from rbctl.processes import divide_batch, together
 from rbctl.runs import RUNS, Run
 
 _RESULT, _PCA = "clipself", "local_tokens.png"
@@ -85,7 +85,7 @@ def run(config: DistillConfig) -> Path | None:
     precision = pick_precision(config.precision, device)
     with together(device, timeout=None, even_alone=True) as world:
         device = world.device(device)
-        micro_steps(config, world.size)  # refuses numbers of processes that do not fit
+        divide_batch(config.batch_size, config.micro_batch_size, world.size)  # refuses numbers that do not fit
         prepare_deepspeed(device)
         run = Run(
             config.output or RUNS / "distill" / tower.name,

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rbctl.defaults import BUNDLE
 from rbctl.options import option
@@ -24,6 +24,11 @@ Callback = Callable[[int, Mapping[str, float]], object]
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """What to tune, on what, and how."""
+
+    FORMER_OPTIONS: ClassVar[Mapping[str, str]] = {
+        "gradient_accumulation": "--batch-size counts the samples of a step over all processes now, and "
+        "--micro-batch-size those that a process takes at a time"
+    }
 
     relation: str | None = option(
         None,
@@ -45,8 +50,10 @@ class FinetuneConfig:
     resume: bool = option(True, "Go on from the last checkpoint in the run folder; --no-resume begins anew.")
 
     steps: int = setting(500, "Optimizer steps.", group="Training", min=1, max=1_000_000)
-    batch_size: int = setting(1, "Samples per device and micro-step.", min=1, max=4096)
-    gradient_accumulation: int = setting(8, "Micro-steps per optimizer step.", min=1, max=4096)
+    batch_size: int = setting(8, "Samples per optimizer step, over all processes.", min=1, max=1_000_000)
+    micro_batch_size: int = setting(
+        1, "Samples that a process takes at a time, at most; the rest is gradient accumulation.", min=1, max=4096
+    )
     learning_rate: float = setting(1e-4, "AdamW's learning rate.", min=0.0, max=1.0)
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = setting(
         "constant", "Schedule of the learning rate."

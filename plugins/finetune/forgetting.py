@@ -29,7 +29,7 @@ def measure(unet: Any, prior: Mapping[str, torch.Tensor], objective: Objective) 
     count, steps = min(_MOST, prior["boxes"].shape[0]), len(objective.alphas_cumprod)
     timesteps = [round(steps * (k + 0.5) / _LEVELS) for k in range(_LEVELS)]
     pairs = [(scene, timestep) for scene in range(count) for timestep in timesteps]
-    size = objective.config.batch_size
+    size = objective.config.micro_batch_size
     means: dict[str, float] = {}
     training = unet.training
     unet.eval()

@@ -15,6 +15,7 @@ import torch
 from rbctl.errors import InputError
 from rbctl.plugins.finetune import checkpoint
 from rbctl.plugins.finetune.config import Callback
+from rbctl.processes import divide_batch
 from rbctl.progress import progress
 from rbctl.runs import Run, stop_signals
 
@@ -58,6 +59,7 @@ def train(run: Run, task: Task, accelerator: Any, facts: Mapping[str, Any], call
     from diffusers.optimization import get_scheduler
 
     config, parameters, device = run.config, task.parameters, accelerator.device
+    size, micro_steps = divide_batch(config.batch_size, config.micro_batch_size, run.world.size)
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = get_scheduler(
         config.lr_scheduler,
@@ -114,15 +116,15 @@ def train(run: Run, task: Task, accelerator: Any, facts: Mapping[str, Any], call
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * rate_of(step)
             totals: dict[str, torch.Tensor] = {}
-            for micro in range(config.gradient_accumulation):
-                batch = (step * config.gradient_accumulation + micro) * run.world.size + run.world.rank
-                numbers = range(batch * config.batch_size, (batch + 1) * config.batch_size)
-                last = micro == config.gradient_accumulation - 1
+            for micro in range(micro_steps):
+                first = step * config.batch_size + (micro * run.world.size + run.world.rank) * size
+                numbers = range(first, first + size)
+                last = micro == micro_steps - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(model):
                     loss, parts = task.loss(model, numbers)
-                    accelerator.backward(loss / config.gradient_accumulation)
+                    accelerator.backward(loss / micro_steps)
                 for part, value in {"loss": loss.detach(), **parts}.items():
-                    totals[part] = totals.get(part, torch.zeros_like(value)) + value / config.gradient_accumulation
+                    totals[part] = totals.get(part, torch.zeros_like(value)) + value / micro_steps
             norm = accelerator.clip_grad_norm_(parameters.values(), config.max_grad_norm or math.inf)
             prepared_optimizer.step()
             prepared_optimizer.zero_grad()

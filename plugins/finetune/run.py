@@ -20,13 +20,13 @@ from rbctl.plugins.finetune.baselines import Baseline
 from rbctl.plugins.finetune.config import Callback, FinetuneConfig
 from rbctl.plugins.finetune.loop import Task, train
 from rbctl.plugins.finetune.relation_lora import RelationLora
-from rbctl.processes import together
+from rbctl.processes import divide_batch, together
 from rbctl.runs import ANY_LORA, Run
 from rbctl.triplets import Triplet
 
 # Options that may differ when a run is taken up again. Data, prior set, bundle and precision are compared as facts.
 _FREE = {"output", "resume", "device", "checkpoint_every", "keep_checkpoints", "preview_every", "preview_steps"}
-_FREE |= {"gradient_checkpointing", "format", "save_every", "author", "licence", "tensorboard"}
+_FREE |= {"micro_batch_size", "gradient_checkpointing", "format", "save_every", "author", "licence", "tensorboard"}
 _FREE |= {"data", "prior", "bundle", "precision"}
 
 _WITH_LORA = ("relation_lora", "dreambooth_lora")
@@ -86,8 +86,9 @@ def run(config: FinetuneConfig, callback: Callback | None = None, triplets: Sequ
     pick_attention(config.attention, device, DTYPES[precision])
     initial = _initial(config, output)
     with together(device, timeout=None) as world:
+        divide_batch(config.batch_size, config.micro_batch_size, world.size)  # refuses numbers that do not fit
         accelerator = _accelerator(config, precision, device, output)
-        facts = {"bundle": generator_fingerprint(base), "precision": precision, "processes": world.size}
+        facts = {"bundle": generator_fingerprint(base), "precision": precision}
         if initial:
             facts["init_lora"] = lora.autov3(initial.path)
         run = Run(
@@ -111,7 +112,7 @@ def run(config: FinetuneConfig, callback: Callback | None = None, triplets: Sequ
             prepare(bundle.unet, config)
             if initial:
                 lora.start_from(bundle.unet, initial, config.alpha)
-            run.begin(facts)  # only now is all the input known to be good
+            run.begin(facts | {"processes": world.size})  # only now is all the input known to be good
             world.wait()
             steps = train(run, method.task(facts), accelerator, facts, callback)
             path = method.save(steps, facts) if world.first else output

@@ -112,7 +112,7 @@ def test_finetune_and_sample(place: Place, small_hug: Path, tiny_bundle: Path) -
     shutil.copytree(small_hug, place.data / "set")
     shutil.copytree(tiny_bundle, place.data / "bundle")
     run, pictures = place.output / "run", place.output / "pictures"
-    few = ("--steps", 2, "--batch-size", 1, "--gradient-accumulation", 1, "--preview-every", 1, "--preview-steps", 1)
+    few = ("--steps", 2, "--batch-size", 1, "--micro-batch-size", 8, "--preview-every", 1, "--preview-steps", 1)
     finetune = ("finetune", "--relation", "hug", "--data", "set", "--bundle", "bundle", "--output", run)
     assert place.audited(*finetune, *few) == []
     names = sorted(path.name for path in (place.data / "set" / "images").iterdir())[:2]

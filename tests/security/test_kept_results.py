@@ -98,7 +98,7 @@ def triplets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def finetune(bundle: Path, triplets: Path, output: Path, steps: int) -> Result:
-    few = ("--batch-size", 1, "--gradient-accumulation", 1, "--checkpoint-every", 1, "--steps", steps)
+    few = ("--batch-size", 1, "--micro-batch-size", 8, "--checkpoint-every", 1, "--steps", steps)
     command = ("finetune", "--relation", "hug", "--data", triplets, "--bundle", bundle, "--output", output, *few)
     return CliRunner().invoke(main, [str(argument) for argument in command])
 

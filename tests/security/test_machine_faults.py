@@ -209,7 +209,7 @@ def test_a_kill_between_checkpoint_and_preview_costs_no_preview(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_triplets(load_relation("hug"), 4, 0, tmp_path / "set")
-    few = ("--steps", 3, "--batch-size", 1, "--gradient-accumulation", 1, "--preview-steps", 1)
+    few = ("--steps", 3, "--batch-size", 1, "--micro-batch-size", 8, "--preview-steps", 1)
     command = ("finetune", "--relation", "hug", "--data", tmp_path / "set", "--bundle", tiny_bundle, *few)
     command += ("--checkpoint-every", 1, "--preview-every", 1, "--output", tmp_path / "run")
     import rbctl.plugins.finetune.relation_lora as stage

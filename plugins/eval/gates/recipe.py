@@ -38,7 +38,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "speed": ("seconds_of_a_finetuning", "seconds_of_8_pictures"),
 }  # fmt: skip
 # A smoke test: everything runs, nothing is learnt.
-_QUICK_FINETUNE = {"steps": 2, "batch_size": 2, "gradient_accumulation": 1, "prior_count": 2, "triplets": 2}
+_QUICK_FINETUNE = {"steps": 2, "batch_size": 2, "micro_batch_size": 2, "prior_count": 2, "triplets": 2}
 _QUICK_SAMPLE = {"steps": 2}
 
 Count = Annotated[int, Interval(ge=1, le=100_000)]
