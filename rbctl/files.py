@@ -162,11 +162,16 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def write_png(path: Path, image: Image.Image, *, chunks: PngInfo | None = None) -> None:
-    """Write a picture as PNG, atomically. PIL does not always tell that the disk is full, so it writes to memory."""
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write a picture as PNG, atomically; for one that networks made there is :func:`rbctl.pictures.save_png`."""
+    write_bytes(path, png_bytes(image))
+
+
+def png_bytes(image: Image.Image, chunks: PngInfo | None = None) -> bytes:
+    """A picture as PNG in memory: PIL, writing to a disk, does not always tell that it is full."""
     encoded = io.BytesIO()
     image.save(encoded, format="PNG", pnginfo=chunks)
-    write_bytes(path, encoded.getvalue())
+    return encoded.getvalue()
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

@@ -15,9 +15,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from rbctl import __version__
 from rbctl.errors import InputError
-from rbctl.files import write_png
+from rbctl.files import png_bytes, write_bytes
 from rbctl.images import open_image
 from rbctl.parsing import parse_json
+from rbctl.provenance import MADE_BY_AI, SourceType, signed, xmp_packet
 from rbctl.schedulers import sampler_and_schedule
 
 _GAP = 8  # pixels around each picture of a sheet
@@ -108,19 +109,30 @@ def _quoted(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
 
 
-def save_png(image: Image.Image, path: Path, parameters: str | None, record: Mapping[str, Any]) -> None:
-    """Write a PNG, atomically, with the text chunks ``parameters`` and ``rbctl`` (the record as JSON).
+def save_png(
+    image: Image.Image,
+    path: Path,
+    parameters: str | None = None,
+    record: Mapping[str, Any] | None = None,
+    source_type: SourceType = MADE_BY_AI,
+) -> None:
+    """Write a picture as PNG, atomically, with the marks of AI-made media.
 
-    Galleries take ``parameters`` for a prompt, so a sheet of pictures has none.
+    Args:
+        parameters: the text chunk that galleries take for a prompt, so a sheet of pictures has none.
+        record: the text chunk ``rbctl``, as JSON.
+        source_type: what it shows, if not a single picture that networks made.
 
     Raises:
-        InputError: the disk is full, or the folder cannot be written.
+        InputError: the disk is full, the folder cannot be written, or see :func:`rbctl.provenance.signed`.
     """
     chunks = PngInfo()
     if parameters is not None:
         chunks.add_text("parameters", parameters)
-    chunks.add_text("rbctl", json.dumps(record))
-    write_png(path, image, chunks=chunks)
+    if record is not None:
+        chunks.add_text("rbctl", json.dumps(record))
+    chunks.add_itxt("XML:com.adobe.xmp", xmp_packet(source_type))
+    write_bytes(path, signed(png_bytes(image, chunks), "image/png", source_type))
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

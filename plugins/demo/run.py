@@ -9,12 +9,13 @@ from PIL import Image
 
 from rbctl.bundle.catalogue import resolve
 from rbctl.cli import main
-from rbctl.files import read_image, read_jsonl, write_png
+from rbctl.files import read_image, read_jsonl
 from rbctl.menagerie import compose
 from rbctl.menagerie.triplets import check_drawable, pictures
-from rbctl.pictures import grid
+from rbctl.pictures import grid, save_png
 from rbctl.plugins.demo import examples
 from rbctl.plugins.demo.config import DemoConfig
+from rbctl.provenance import SHEET
 from rbctl.relations import Relation, load_relation
 from rbctl.runs import claim
 
@@ -37,7 +38,7 @@ def run(config: DemoConfig) -> Path:
         # The base model is the LoRA at weight 0: so that both get the same boxes, those of its layout prior.
         for name, weight in (("base", 0), ("relation", 1)):
             _stage("sample", str(output / "prompts.txt"), output=output / name, lora_weight=weight, **sampling)
-        write_png(output / "demo.png", _sheet(output, relation, config))
+        save_png(_sheet(output, relation, config), output / "demo.png", source_type=SHEET)
     return output / "demo.png"
 
 

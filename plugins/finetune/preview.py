@@ -11,8 +11,7 @@ from PIL import Image
 from rbctl import denoising
 from rbctl.bundle.bundle import Bundle
 from rbctl.conditioning import Encoded
-from rbctl.files import write_png
-from rbctl.pictures import grid
+from rbctl.pictures import grid, save_png
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.plugins.finetune.samples import target_size
@@ -52,4 +51,4 @@ def preview(bundle: Bundle, encodings: Mapping[str, torch.Tensor], config: Finet
         latents = pipe.denoise_encoded(encoded, noise, config.preview_steps, _GUIDANCE, generators=generators)
         images |= zip(alike, denoising.to_pictures(bundle.decode_latents(latents)), strict=True)
     bundle.unet.train(training)
-    write_png(path, grid([images[number] for number in range(count)], count))
+    save_png(grid([images[number] for number in range(count)], count), path)

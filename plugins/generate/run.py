@@ -21,6 +21,7 @@ from rbctl.plugins.generate.costs import ahead
 from rbctl.plugins.generate.miniature import SIZE, draw_set
 from rbctl.plugins.generate.painting import Done, paint_set, places, refused_numbers
 from rbctl.plugins.generate.pipeline import LocalPipeline, pipeline_folder
+from rbctl.provenance import DRAWN, SHEET, SourceType, check_signer
 from rbctl.relations import Relation, load_relation
 from rbctl.runs import RUNS, claim
 from rbctl.triplets.raw import SET, read_origin, read_raw, write_origin
@@ -34,6 +35,7 @@ def run(config: GenerateConfig) -> Path:
     Raises:
         InputError: what the user can mend; what exists is kept.
     """
+    check_signer()
     relation = load_relation(config.relation)
     output = _output(config, relation)
     if config.engine == "miniature":
@@ -42,7 +44,7 @@ def run(config: GenerateConfig) -> Path:
     with claim(output):
         _check_set(output, facts)
         done = draw_set(output, relation, config) if config.engine == "miniature" else _paint(output, relation, config)
-        _write_grid(output)
+        _write_grid(output, DRAWN if config.engine == "miniature" else SHEET)
     refused = f", {done.refused} prompts refused (refusals.jsonl)" if done.refused else ""
     click.echo(f"{done.made} made, {done.there} were there{refused}", err=True)
     return output
@@ -137,7 +139,7 @@ def _paint(folder: Path, relation: Relation, config: GenerateConfig) -> Done:
         click.echo(f"${painter.account.spent:.2f} spent on this set so far", err=True)
 
 
-def _write_grid(folder: Path) -> None:
+def _write_grid(folder: Path, source_type: SourceType) -> None:
     """Individuals alone, the target and its caption, a row a triplet: grid.png, grid-2.png and so on."""
     triplets = read_raw(folder)
     pages = [triplets[start : start + _PAGE] for start in range(0, len(triplets), _PAGE)]
@@ -151,4 +153,4 @@ def _write_grid(folder: Path) -> None:
             for triplet in page
         ]
         path = folder / ("grid.png" if number == 1 else f"grid-{number}.png")
-        save_png(grid(rows, 1), path, None, {"page": number})
+        save_png(grid(rows, 1), path, record={"page": number}, source_type=source_type)

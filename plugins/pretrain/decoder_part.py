@@ -18,13 +18,14 @@ from rbctl.bundle.vae import UnshuffleVAE
 from rbctl.denoising import to_pictures
 from rbctl.draws import generator
 from rbctl.errors import InputError
-from rbctl.files import read_object, write_png
-from rbctl.pictures import grid
+from rbctl.files import read_object
+from rbctl.pictures import grid, save_png
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.config import PretrainConfig
 from rbctl.plugins.pretrain.loop import Part
 from rbctl.plugins.pretrain.vae_part import drawn_pictures, psnr
 from rbctl.plugins.pretrain.weights import write_network
+from rbctl.provenance import SHEET
 
 CLEAN = 0.25  # share of the pictures whose latents stay as the encoder gives them
 NOISE = 0.6  # most noise, in standard deviations of the latents
@@ -98,7 +99,7 @@ class DecoderPart(Part):
             rows.append(torch.cat([self.pictures(lot) for lot in noisy.split(16)]).clamp(-1, 1))
             numbers[name] = psnr(((rows[-1] - pixels) / 2).square().mean())
         shown = torch.cat([row[:_SHOWN] for row in rows])
-        write_png(folder / "previews" / f"step-{step:06d}.png", grid(to_pictures(shown), _SHOWN))
+        save_png(grid(to_pictures(shown), _SHOWN), folder / "previews" / f"step-{step:06d}.png", source_type=SHEET)
         return numbers
 
     def finish(self) -> None:

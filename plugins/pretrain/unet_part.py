@@ -27,12 +27,12 @@ from rbctl.bundle.load import load
 from rbctl.conditioning import DUMMY_TOKENS, Conditioning, Encoded, ImageBranch, latent_grids
 from rbctl.draws import generator
 from rbctl.errors import InputError
-from rbctl.files import sha256, write_json, write_png
+from rbctl.files import sha256, write_json
 from rbctl.image_prompt import clip_pixels
 from rbctl.menagerie import SPECIES
 from rbctl.menagerie.oracle import POINTS
 from rbctl.menagerie.oracle_training import keypoint_loss
-from rbctl.pictures import grid
+from rbctl.pictures import grid, save_png
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.architecture import ADAPTER, MODEL_INDEX, SCHEDULER, UNET
@@ -41,6 +41,7 @@ from rbctl.plugins.pretrain.loop import Part
 from rbctl.plugins.pretrain.weights import write_network, write_weights
 from rbctl.processes import world
 from rbctl.progress import progress
+from rbctl.provenance import SHEET
 from rbctl.resampler import Resampler, ResamplerConfig
 
 _FROZEN = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "clip_vision", "clipself")
@@ -299,7 +300,7 @@ class UNetPart(Part):
         sampled = RelationPipeline(self.frozen).denoise_encoded(encoded, noise[:count], _STEPS, _GUIDANCE)
         pictures = denoising.to_pictures(self.frozen.decode_latents(sampled))
         sheet = grid([*itertools.chain(*portraits), *pictures, *scenes], count)
-        write_png(folder / "previews" / f"step-{step:06d}.png", sheet)
+        save_png(sheet, folder / "previews" / f"step-{step:06d}.png", source_type=SHEET)
         return {"held_out_loss": float(error.mean())}
 
     def finish(self) -> None:

@@ -13,13 +13,13 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from rbctl.bundle.vae import UnshuffleVAE
 from rbctl.denoising import to_pictures
-from rbctl.files import write_png
-from rbctl.pictures import grid
+from rbctl.pictures import grid, save_png
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.architecture import VAE
 from rbctl.plugins.pretrain.config import PretrainConfig
 from rbctl.plugins.pretrain.loop import Part
 from rbctl.plugins.pretrain.weights import write_network
+from rbctl.provenance import SHEET
 
 _PORTRAITS = 4  # one picture in so many is a portrait
 _ANIMALS = 1.5  # how much more a pixel of an animal counts than one of the background
@@ -78,7 +78,7 @@ class VaePart(Part):
         error = ((decoded - pixels) / 2).square().mean(1).cpu()  # of values in [0, 1]
         inside = torch.stack([_inside(boxes, error.shape[-1]) for boxes in unseen.boxes[:count]])
         shown = torch.cat([rows[:_SHOWN] for rows in (pixels, portraits, decoded, decoded_portraits)])
-        write_png(folder / "previews" / f"step-{step:06d}.png", grid(to_pictures(shown), 2 * _SHOWN))
+        save_png(grid(to_pictures(shown), 2 * _SHOWN), folder / "previews" / f"step-{step:06d}.png", source_type=SHEET)
         return {
             "psnr": psnr(error.mean()),
             "psnr_in_box": psnr(error[inside].mean()),

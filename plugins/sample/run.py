@@ -25,6 +25,7 @@ from rbctl.plugins.sample.config import SampleConfig
 from rbctl.plugins.sample.jobs import Job, described, plan, read_learned
 from rbctl.progress import progress
 from rbctl.prompts import Prompt, check_pictures, read_official_config, read_prompts
+from rbctl.provenance import SHEET, check_signer
 from rbctl.runs import RUNS, claim
 
 _ROW = 8  # pictures in a row of the grid; a prompt with more has more rows
@@ -33,6 +34,7 @@ _PAGE = 50  # rows on a page of it
 
 def run(config: SampleConfig) -> Path:
     """Sample all prompts; returns the folder. Pictures already made by the same prompt, seed and models stay."""
+    check_signer()
     prompts = _prompts(config)
     check_pictures(prompts)
     learned = read_learned(prompts, config)
@@ -216,7 +218,7 @@ def _write_grid(output: Path, jobs: Sequence[Job]) -> None:
             )
             for row in page
         ]
-        pictures.save_png(pictures.grid(shown, 1), _page(output, number), None, {"page": number})
+        pictures.save_png(pictures.grid(shown, 1), _page(output, number), record={"page": number}, source_type=SHEET)
     number = len(pages) + 1
     while pictures.read_record(_page(output, number)) == {"page": number}:  # of a longer list of prompts; ours
         _page(output, number).unlink()

@@ -27,11 +27,10 @@ from rbctl.files import (
     sha256,
     write_bytes,
     write_json,
-    write_png,
     write_text,
 )
 from rbctl.menagerie.triplets import draw_scenes, spoken
-from rbctl.pictures import grid
+from rbctl.pictures import grid, save_png
 from rbctl.plugins.eval import inputs, sampling
 from rbctl.plugins.eval.ablate import tables
 from rbctl.plugins.eval.ablate.recipe import Ablation, Variant
@@ -43,6 +42,7 @@ from rbctl.plugins.eval.rows import Row
 from rbctl.plugins.eval.run import open_scorer
 from rbctl.plugins.eval.stages import Stages, digest, learned, run_steps
 from rbctl.plugins.eval.tables import aligned
+from rbctl.provenance import SHEET
 from rbctl.relations import Relation, load_relation
 from rbctl.runs import RUNS, claim, versions
 from rbctl.triplets import load as load_triplets
@@ -212,7 +212,7 @@ class Work:
                 row["pictures"] = [str(cell.shown) for cell in self.of(variant)]
             write_json(self.output / "tables.json", content)
             write_text(self.output / "tables.md", tables.markdown(content))
-            write_png(self.output / "pictures.png", self.sheet())
+            save_png(self.sheet(), self.output / "pictures.png", source_type=SHEET)
         if as_json:
             return json.dumps(content, indent=2, ensure_ascii=False)
         return f"{tables.terminal(content)}\n\n{self.output / 'tables.md'}"

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from rbctl.files import read_image, write_png
+from rbctl.files import read_image
 from rbctl.menagerie.cases import DrawnCase
-from rbctl.pictures import grid
+from rbctl.pictures import grid, save_png
+from rbctl.provenance import SHEET
 
 
 def write_pairs(path: Path, pairs: Sequence[tuple[Image.Image, Image.Image]]) -> None:
     """Originals and their round trips side by side, pixels enlarged as they are."""
     cells = [_zoomed(picture, 3) for pair in pairs for picture in pair]
-    write_png(path, grid(cells, 4, ["original", "round trip"] * len(pairs)))
+    save_png(grid(cells, 4, ["original", "round trip"] * len(pairs)), path, source_type=SHEET)
 
 
 def write_contact_sheet(path: Path, cases: Sequence[DrawnCase], columns: Mapping[str, Sequence[Image.Image]]) -> None:
@@ -35,7 +36,8 @@ def write_contact_sheet(path: Path, cases: Sequence[DrawnCase], columns: Mapping
         captions.append(case.scene.caption)
     side = max(cell.width for cell in cells)
     shown = [cell if cell.width == side else cell.resize((side, side), Image.Resampling.BICUBIC) for cell in cells]
-    write_png(path, grid([_zoomed(cell, 2) for cell in shown], len(cells) // len(cases), captions))
+    sheet = grid([_zoomed(cell, 2) for cell in shown], len(cells) // len(cases), captions)
+    save_png(sheet, path, source_type=SHEET)
 
 
 def _zoomed(picture: Image.Image, zoom: int) -> Image.Image:
