@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from rbctl import files, images
+from rbctl import files
 from rbctl.errors import InputError
 
 READERS = [
@@ -28,7 +28,7 @@ READERS = [
     files.read_yaml,
     files.read_safetensors,
     files.read_torch,
-    images.read_image,
+    files.read_image,
 ]
 
 
@@ -257,13 +257,13 @@ def test_pictures_are_turned_and_laid_on_white(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
-    assert images.read_image(tmp_path / "turned.jpg").size == (20, 40)
+    assert files.read_image(tmp_path / "turned.jpg").size == (20, 40)
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert images.read_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    assert files.read_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
     palette = Image.new("P", (4, 4), 0)
     palette.save(tmp_path / "palette.png", transparency=0)
-    assert images.read_image(tmp_path / "palette.png").getpixel((0, 0)) == (255, 255, 255)
-    assert images.read_image(tmp_path / "clear.png", "L").mode == "L"
+    assert files.read_image(tmp_path / "palette.png").getpixel((0, 0)) == (255, 255, 255)
+    assert files.read_image(tmp_path / "clear.png", "L").mode == "L"
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -271,7 +271,7 @@ def test_sixteen_bits_become_eight(tmp_path: Path, suffix: str) -> None:
     values = np.array([[0, 257, 12850], [32896, 65278, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / f"grey.{suffix}")
     for mode in ("L", "RGB"):
-        read = np.asarray(images.read_image(tmp_path / f"grey.{suffix}", mode)).reshape(2, 3, -1)
+        read = np.asarray(files.read_image(tmp_path / f"grey.{suffix}", mode)).reshape(2, 3, -1)
         assert read[..., 0].tolist() == [[0, 1, 50], [128, 254, 255]]
 
 
@@ -279,7 +279,7 @@ def test_sixteen_bits_become_eight(tmp_path: Path, suffix: str) -> None:
 def test_pixels_of_no_known_range_are_refused(tmp_path: Path, kind: type) -> None:
     Image.fromarray(np.full((4, 4), 1000, kind)).save(tmp_path / "depth.tif")
     with pytest.raises(InputError, match=r"depth\.tif: .* save it as an 8-bit PNG"):
-        images.read_image(tmp_path / "depth.tif")
+        files.read_image(tmp_path / "depth.tif")
 
 
 def test_a_picture_that_cannot_be_converted_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +290,7 @@ def test_a_picture_that_cannot_be_converted_is_one_line(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Image.Image, "convert", refuse)
     with pytest.raises(InputError, match=r"odd\.png: not a readable picture \(conversion not supported\)"):
-        images.read_image(tmp_path / "odd.png")
+        files.read_image(tmp_path / "odd.png")
 
 
 @pytest.mark.parametrize("suffix", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF"])
@@ -301,7 +301,7 @@ def test_pictures_cut_short_are_one_line(tmp_path: Path, suffix: str) -> None:
     whole = (tmp_path / "whole").read_bytes()
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="not a readable picture"):
-        images.read_image(tmp_path / "cut")
+        files.read_image(tmp_path / "cut")
 
 
 def test_sha256(tmp_path: Path) -> None:
