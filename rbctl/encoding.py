@@ -36,11 +36,13 @@ class Encoder:
     def encode(self, requests: Sequence[Request]) -> Encoded:
         """What the networks read of requests of one kind."""
         bundle, first = self.bundle, requests[0]
-        embeds, pooled = bundle.encode_prompts([request.words for request in requests], first.embeddings)
+        words, counts = [request.words for request in requests], [request.weights for request in requests]
+        embeds, pooled = bundle.encode_prompts(words, first.embeddings, counts)
         negative, negative_pooled = None, None
         if first.guided:
             negatives = [request.negative_prompt for request in requests]
-            negative, negative_pooled = bundle.encode_prompts(negatives, first.embeddings)
+            counts = [request.negative_weights for request in requests]
+            negative, negative_pooled = bundle.encode_prompts(negatives, first.embeddings, counts)
         tokens, boxes, weights = self._image_inputs(requests) if first.subjects else (None, None, None)
         return Encoded(
             prompt_embeds=embeds,

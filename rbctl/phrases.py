@@ -13,16 +13,21 @@ def _bare(word: str) -> str:
     return word[:-1] if word and word[-1] in _TRAILING else word
 
 
-def replaced(prompt: str, phrases: Sequence[str], words: str) -> str | None:
-    """The prompt with ``words`` in the first place of the longest of the phrases that it holds; None without one.
+def place_of(prompt: str, phrases: Sequence[str]) -> tuple[int, int] | None:
+    """The first place [start, end) of the longest of the phrases that a prompt holds; None without one.
 
     Phrases are found as whole words, whatever their case.
     """
     for phrase in sorted(phrases, key=len, reverse=True):
-        match = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", prompt, re.IGNORECASE)
-        if match:
-            return prompt[: match.start()] + words + prompt[match.end() :]
+        if match := re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", prompt, re.IGNORECASE):
+            return match.span()
     return None
+
+
+def replaced(prompt: str, phrases: Sequence[str], words: str) -> str | None:
+    """The prompt with ``words`` in the :func:`place_of` the phrases; None without one."""
+    place = place_of(prompt, phrases)
+    return None if place is None else prompt[: place[0]] + words + prompt[place[1] :]
 
 
 def unread(tokenizer: Any, prompt: str, phrases: Sequence[str]) -> list[str]:
@@ -34,8 +39,8 @@ def unread(tokenizer: Any, prompt: str, phrases: Sequence[str]) -> list[str]:
     """
     late = []
     for phrase in phrases:
-        match = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", prompt, re.IGNORECASE)
-        if match and len(tokenizer(prompt[: match.end()])["input_ids"]) > tokenizer.model_max_length:
+        place = place_of(prompt, [phrase])
+        if place and len(tokenizer(prompt[: place[1]])["input_ids"]) > tokenizer.model_max_length:
             late.append(phrase)
     return late
 

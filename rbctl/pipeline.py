@@ -61,6 +61,7 @@ class RelationPipeline(LoraLoader):
         local_injection: local tokens come behind CLIP's (paper), in the place of its patches, or are added to them.
         pseudo_mask_step: from this step on the text-attention maps replace the boxes; 0 keeps the boxes.
         attention: backend of the parallel cross-attention, a name of ``rbctl doctor``.
+        prompt_weighting: A1111's marks weigh words of a prompt, "(word:1.2)"; else they are words too.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class RelationPipeline(LoraLoader):
         local_injection: Injection = "concat",
         pseudo_mask_step: int = 0,
         attention: str = "auto",
+        prompt_weighting: bool = True,
     ) -> None:
         super().__init__(bundle)
         self.encoder = Encoder(bundle, local_tokens, local_grid, local_injection)
         self.pseudo_mask_step = pseudo_mask_step
         self.attention = attention
+        self.prompt_weighting = prompt_weighting
         self.backend = pick_attention(attention, bundle.device, bundle.dtype)
         self._progress_bar = True
         self._scheduler = bundle.scheduler()
@@ -208,6 +211,7 @@ class RelationPipeline(LoraLoader):
             },
             defaults | sampling_defaults(bundle.folder),
             self.boxes,
+            self.prompt_weighting,
         )
         crop = crops_coords_top_left
         requests = [dataclasses.replace(request, original_size=original_size, crop=crop) for request in requests]

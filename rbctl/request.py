@@ -12,6 +12,7 @@ from rbctl import formats
 from rbctl.errors import InputError
 from rbctl.files import read_image
 from rbctl.prompts.fields import Settings
+from rbctl.prompts.weights import read_weights
 from rbctl.relations import Box, check_box
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Request:
 
     Attributes:
         words: the prompt as the text encoders are given it, learned tokens in their places.
+        weights, negative_weights: of each character of ``words`` and of ``negative_prompt``; empty where all are 1.
         width, height: pixels, multiples of 8.
         guidance_scale: 1 or less for none.
         seed: of its noise.
@@ -73,6 +75,8 @@ class Request:
     crop: tuple[int, int] = (0, 0)
     scheduler: str | None = None
     embeddings: tuple[Embedding, ...] = ()
+    weights: tuple[float, ...] = ()
+    negative_weights: tuple[float, ...] = ()
     source: str = "prompt"
 
     @property
@@ -95,6 +99,7 @@ def requested(
     settings: Mapping[str, Any],
     defaults: Mapping[str, Any],
     place: Callable[[str, Sequence[str]], Sequence[Box]],
+    weighting: bool = True,
 ) -> list[Request]:
     """What a call of the pipeline asks for, prompt by prompt.
 
@@ -104,6 +109,7 @@ def requested(
         settings: fields of :class:`rbctl.prompts.fields.Settings`; None stands for the default.
         defaults: what takes the place of None.
         place: gives boxes for the individuals of a text by their names, where a prompt has none.
+        weighting: A1111's marks weigh words, "(word:1.2)"; else they are words too.
 
     Raises:
         InputError: an argument is wrong; it is named.
@@ -112,22 +118,33 @@ def requested(
     checked = formats.read(Settings, settings, "RelationPipeline", names)
     values = {**defaults, **{key: getattr(checked, key) for key, value in settings.items() if value is not None}}
     scale, copies = values.pop("scale"), values.pop("images")
+    negative = read_weights(values.pop("negative_prompt"), "negative_prompt", weighting)
+    values |= {"negative_prompt": negative.words, "negative_weights": negative.weights}
     requests = []
     for number, text in enumerate(prompts):
+        source = f"prompt {number + 1}"
         own_images, own_boxes = (_of_prompt(mappings, number, len(prompts)) for mappings in (images, boxes))
-        words, subjects = _subjects(text, own_images, own_boxes, scale, place)
-        requests += [Request(words=words, subjects=subjects, source=f"prompt {number + 1}", **values)] * copies
+        prompt = read_weights(_BRACES.sub(lambda braces: braces[1].strip(), text), source, weighting)
+        subjects = _subjects(text, prompt.words, own_images, own_boxes, scale, place, weighting)
+        own = Request(words=prompt.words, weights=prompt.weights, subjects=subjects, source=source, **values)
+        requests += [own] * copies
     return requests
 
 
 def _subjects(
     text: str,
+    words: str,
     images: Mapping[str, Picture],
     boxes: Mapping[str, Box],
     scale: float,
     place: Callable[[str, Sequence[str]], Sequence[Box]],
-) -> tuple[str, tuple[Subject, ...]]:
-    """The prompt with its braces gone, and the individuals in their order; one that is marked twice is one."""
+    weighting: bool,
+) -> tuple[Subject, ...]:
+    """The individuals of a prompt in their order; one that is marked twice is one.
+
+    Args:
+        text: with braces. words: without them and without marks.
+    """
     names = list(dict.fromkeys(name.strip() for name in _BRACES.findall(text)))
     for argument, mapping in (("images", images), ("boxes", boxes)):
         if strange := [name for name in mapping if name not in names]:
@@ -136,12 +153,12 @@ def _subjects(
         raise InputError(f"images: has no picture of {lacking[0]!r}, which the prompt names")
     if boxes and len(boxes) < len(names):
         raise InputError("boxes: some individuals have a box and some have none; give one for each, or none")
-    words = _BRACES.sub(lambda braces: braces[1].strip(), text)
-    places = [_checked(boxes[name], name) for name in names] if boxes else place(words, names)
+    said = [read_weights(name, name, weighting).words for name in names]
+    places = [_checked(boxes[name], name) for name in names] if boxes else place(words, said)
     pictures = [Path(image) if isinstance(image, str) else image for image in (images[name] for name in names)]
-    return words, tuple(
+    return tuple(
         Subject(name=name, image=picture, box=box, scale=scale)
-        for name, picture, box in zip(names, pictures, places, strict=True)
+        for name, picture, box in zip(said, pictures, places, strict=True)
     )
 
 

@@ -53,8 +53,8 @@ def test_a_line_with_all_options(pictures: Path) -> None:
 
 def test_what_is_not_given_is_none(pictures: Path) -> None:
     prompt = line("a cat", pictures)
-    given = {key: value for key, value in dataclasses.asdict(prompt).items() if value is not None}
-    assert given == {"text": "a cat", "objects": (), "lora_tags": (), "source": "prompts.txt:1"}
+    given = {key: value for key, value in dataclasses.asdict(prompt).items() if value not in (None, (), "")}
+    assert given == {"text": "a cat", "source": "prompts.txt:1"}
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,24 @@ def test_an_individual_that_is_marked_twice_is_one_unless_each_mark_has_a_box(pi
     assert [entry.name for entry in line(twice + boxes, pictures).objects] == ["cat", "bear", "cat"]
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("A {cat|dog} sleeps", "'{cat|dog}' draws words by chance in Dynamic Prompts"),
+        (
+            "A cat <lora:x:0.8:0.6>",
+            "<lora:'x':0.8>: also says '0.6'; one weight holds for text encoders and UNet alike",
+        ),
+        ("A cat <lora:x:0.8:lbw=1,0,0>", "<lora:'x':0.8>: also says 'lbw=1,0,0'"),
+    ],
+)
+def test_what_other_programs_write_is_refused_by_its_name(pictures: Path, text: str, told: str) -> None:
+    with pytest.raises(InputError) as error:
+        line(text, pictures)
+    assert told in str(error.value)
+
+
 def test_tags_of_loras_are_taken_out_of_the_text(pictures: Path) -> None:
-    prompt = line("A cat <lora:style:0.8> sleeps, <lora:film> grainy <LORA:neg:-.5:1>", pictures)
+    prompt = line("A cat <lora:style:0.8> sleeps, <lora:film> grainy <LORA:neg:-.5:-.5>", pictures)
     assert prompt.text == "A cat sleeps, grainy"
     assert [(tag.path, tag.weight) for tag in prompt.lora_tags] == [("style", 0.8), ("film", None), ("neg", -0.5)]

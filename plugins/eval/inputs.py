@@ -18,6 +18,7 @@ from rbctl.paths import inside
 from rbctl.plugins.eval.case import Case, CaseObject, Part, Picture
 from rbctl.plugins.eval.features import Digests
 from rbctl.plugins.eval.kinds import pictures_in
+from rbctl.prompts.weights import read_weights
 from rbctl.relations import check_box
 
 _COLUMNS = {
@@ -103,7 +104,7 @@ def _from_record(path: Path, number: int, row: Mapping[str, Any], follow_outside
         has_boxes = any("box" in individual for individual in individuals) if detected else any(boxes)
         return Row(
             file=inside(path.parent, str(row["file_name"]), f"{where}: file_name", follow_outside),
-            text=str(row["text"]),
+            text=read_weights(str(row["text"]), f"{where}: text", "prompt_weighting" in row).words,
             objects=tuple(
                 (
                     str(individual["name"]),

@@ -57,7 +57,7 @@ def sample(name: str, cases: Sequence[Case], loras: Mapping[str, Path], output: 
             raise InputError(f"--lora {path}: no such file")
     file = output.parent / f"{name}.yaml"
     write_text(file, yaml.safe_dump(prompts(cases, loras), sort_keys=False, allow_unicode=True))
-    command = [*COMMAND, "sample", str(file), "--output", str(output), *flags]
+    command = [*COMMAND, "sample", str(file), "--output", str(output), "--no-prompt-weighting", *flags]
     click.echo(f"{name}: {len(cases)} pictures, {output}", err=True)
     last = ""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, bufsize=1) as process:

@@ -133,7 +133,7 @@ class Stages:
         write_text(file, yaml.safe_dump(prompts, sort_keys=False, allow_unicode=True))
 
         flags = self._flags("sample", options)
-        command = ("sample", str(file), *flags, "--output", str(shown))
+        command = ("sample", str(file), "--no-prompt-weighting", *flags, "--output", str(shown))
         return Step(command, shown / "log.txt", lambda printed, seconds: done())
 
     def _flags(self, stage: str, options: Options) -> list[str]:

@@ -24,7 +24,7 @@ def command(config: SampleConfig) -> None:
     Options of a line: --n negative prompt, --w --h size, --d seed or seeds, --l guidance scale, --s steps,
     --ss scheduler, --images, --relation, --lora PATH[:WEIGHT],..., --am weight or weights, --embedding PATH[:TOKEN],
     --box x0,y0,x1,y1 (once an object), --scale (gamma), --subject-scale a,b, --ow --oh --ct --cl micro-conditioning.
-    <lora:NAME:WEIGHT> in the text adds a LoRA of --lora-dir.
+    <lora:NAME:WEIGHT> in the text adds a LoRA of --lora-dir. (word:1.2) and [word] weigh words.
 
     \b
       rbctl sample recipes/examples/prompts.txt --relation ride

@@ -22,6 +22,11 @@ class SampleConfig:
     relation: str | None = option(
         None, "Relation of prompts that name none. [default: the one their words express]", group="Prompts"
     )
+    prompt_weighting: bool = option(
+        True,
+        "A1111's marks weigh words: (word), [word], (word:1.2); \\( is a bracket. --no-prompt-weighting takes all as "
+        "text.",
+    )
     lora: tuple[str, ...] = option(
         (),
         "LoRA of any origin, PATH[:WEIGHT], repeatable or with commas between; 'none' samples the base model. "

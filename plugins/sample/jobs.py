@@ -23,15 +23,17 @@ from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
 from rbctl.files import read_object, sha256
 from rbctl.lora import relation_of
-from rbctl.phrases import replaced
+from rbctl.phrases import place_of
 from rbctl.plugins.sample.config import SampleConfig
 from rbctl.prompts import Prompt, PromptObject
 from rbctl.prompts.loras import split_loras
+from rbctl.prompts.weights import WeightedText, read_weights
 from rbctl.relations import Relation, load_relation, shipped
 from rbctl.request import Request, Subject
 from rbctl.roles import Placement, find_relation, place, read_roles
 from rbctl.runs import RELATION, RUNS, tuned, tuned_lora
 from rbctl.schedulers import check_scheduler, make_scheduler
+from rbctl.weighting import check_installed
 
 IMAGE_PROMPTS = "image_prompts"
 # What the record holds besides, without bearing on the pixels: names and paths of what is hashed.
@@ -209,7 +211,7 @@ def _relation(
     return (own[0], "from its LoRA") if own else (None, "")
 
 
-def words_of(prompt: Prompt, tokens: Sequence[tuple[str, Sequence[str]]]) -> str:
+def words_of(prompt: Prompt, tokens: Sequence[tuple[str, Sequence[str]]]) -> WeightedText:
     """The prompt with each learned token in it: where it stands, else in place of the words that it stands for.
 
     Args:
@@ -218,15 +220,15 @@ def words_of(prompt: Prompt, tokens: Sequence[tuple[str, Sequence[str]]]) -> str
     Raises:
         InputError: the prompt has no place for a token.
     """
-    text = prompt.text
+    text = WeightedText(prompt.text, prompt.weights)
     for token, words in tokens:
-        if token in text or token in (prompt.negative_prompt or ""):
+        if token in text.words or token in (prompt.negative_prompt or ""):
             continue
-        with_token = replaced(text, words, token)
-        if with_token is None:
+        place = place_of(text.words, words)
+        if place is None:
             others = "".join(f", {word!r}" for word in words)
             raise InputError(f"{prompt.source}: says none of {token!r}{others}; write {token} where it belongs")
-        text = with_token
+        text = text.with_words(*place, token)
     return text
 
 
@@ -290,6 +292,7 @@ def _jobs(
         "steps": _first(prompt.steps, config.steps),
         "guidance_scale": _first(prompt.guidance_scale, config.guidance_scale),
     }
+    negative = read_weights(drawn["negative_prompt"], f"{prompt.source}: negative prompt", config.prompt_weighting)
     scheduler = _first(prompt.scheduler, check_scheduler(config.scheduler) if config.scheduler else None)
     original_size = None
     if prompt.original_width or prompt.original_height:
@@ -297,7 +300,7 @@ def _jobs(
     crop = prompt.crop_top or 0, prompt.crop_left or 0
     scale = _first(prompt.scale, config.scale, defaults.gamma)
     record = {
-        "text": prompt.text,
+        "text": prompt.written or prompt.text,
         **drawn,
         "scale": scale,
         "relation": relation.name if relation else None,
@@ -322,8 +325,8 @@ def _jobs(
         "source": prompt.source,
     }
     # What follows stands there only where it is used: other pictures keep their fingerprints.
-    if words != prompt.text:
-        record["words"] = words
+    if words.words != record["text"]:
+        record["words"] = words.words
     if (config.local_grid, config.local_injection) != (None, "concat"):
         record |= {"local_grid": config.local_grid, "local_injection": config.local_injection}
     if original_size:
@@ -332,6 +335,10 @@ def _jobs(
         record["crops_coords_top_left"] = crop
     if scheduler:
         record["scheduler"] = scheduler
+    if words.weights or negative.weights:
+        check_installed()
+    if prompt.written or negative.words != drawn["negative_prompt"]:
+        record["prompt_weighting"] = "compel"
     if tokens:
         record["embeddings"] = [
             {"path": path, "token": e.token, "hash": digests[e.path]} for path, e in learned.embeddings if e.path
@@ -345,7 +352,9 @@ def _jobs(
         own = {**record, "seed": seed}
         own["fingerprint"] = _fingerprint(own)
         request = Request(
-            words=words,
+            words=words.words,
+            weights=words.weights,
+            negative_weights=negative.weights,
             subjects=subjects,
             seed=seed,
             original_size=original_size,
@@ -353,7 +362,7 @@ def _jobs(
             scheduler=scheduler,
             embeddings=tokens,
             source=prompt.source,
-            **drawn,
+            **(drawn | {"negative_prompt": negative.words}),
         )
         name = _file_name(prompt.text, seed, own["fingerprint"])
         jobs.append(Job(request=request, loras=learned.loras, prompt_number=number, file_name=name, record=own))

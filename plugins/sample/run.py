@@ -36,6 +36,8 @@ def run(config: SampleConfig) -> Path:
     """Sample all prompts; returns the folder. Pictures already made by the same prompt, seed and models stay."""
     check_signer()
     prompts = _prompts(config)
+    if config.prompt_weighting:
+        prompts = [prompt.weighed() for prompt in prompts]
     check_pictures(prompts)
     learned = read_learned(prompts, config)
     for prompt, own in zip(prompts, learned, strict=True):
@@ -185,7 +187,7 @@ def _parameters(job: Job) -> str:
     ]
     return pictures.parameters_text(
         record["text"],
-        negative_prompt=request.negative_prompt,
+        negative_prompt=record["negative_prompt"],
         steps=request.steps,
         guidance_scale=request.guidance_scale,
         seed=request.seed,

@@ -12,7 +12,9 @@ import torch
 
 from rbctl.embeddings import Embedding, pieces, placed, token_ids
 from rbctl.pretrained import loading
+from rbctl.prompts.weights import WeightedText
 from rbctl.schedulers import make_scheduler
+from rbctl.weighting import weighted_embeds
 
 _NETWORKS = ("text_encoder", "text_encoder_2", "image_prompt_encoder", "unet", "vae")
 
@@ -100,12 +102,17 @@ class Bundle:
         return schedule.alphas_cumprod, schedule.config.prediction_type
 
     def encode_prompts(
-        self, prompts: Sequence[str], embeddings: Sequence[Embedding] = ()
+        self,
+        prompts: Sequence[str],
+        embeddings: Sequence[Embedding] = (),
+        weights: Sequence[Sequence[float]] = (),
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """SDXL's text conditioning.
 
         Args:
             embeddings: what the prompts' learned tokens stand for; gradients flow to those vectors that ask for them.
+            weights: of each character of each prompt, or empty for one without; the pooled output has none, as in
+                other programs.
 
         Returns:
             (B, 77, D), the second-to-last hidden states of both text encoders side by side; and (B, P), the projected
@@ -125,7 +132,12 @@ class Bundle:
                 read = contextlib.nullcontext(self._token_ids(tokenizer, prompts))
             with torch.set_grad_enabled(learning), read as ids:
                 output = encoder(ids, output_hidden_states=True)
-            hidden.append(output.hidden_states[-2])
+            states = output.hidden_states[-2]
+            for row, own in enumerate(weights):
+                if own:
+                    text = WeightedText(prompts[row], tuple(own))
+                    states[row] = weighted_embeds(tokenizer, encoder, text, embeddings, side)
+            hidden.append(states)
             pooled = output[0]
         assert pooled is not None
         return torch.cat(hidden, dim=-1), pooled

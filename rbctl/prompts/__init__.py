@@ -8,9 +8,10 @@ A line of prompts.txt::
 are kohya's (``--n`` negative prompt, ``--w --h`` size, ``--d`` seed or seeds, ``--l`` guidance scale, ``--s`` steps,
 ``--ss`` scheduler, ``--am`` weight or weights of the LoRAs, ``--ow --oh --ct --cl`` micro-conditioning) and ours
 (``--relation --lora PATH[:WEIGHT] --embedding PATH[:TOKEN] --box x0,y0,x1,y1 --scale --subject-scale a,b --images``);
-``--box`` is given once per object, in their order. ``<lora:NAME:WEIGHT>`` in the text names a LoRA. A value runs to the
-next option; it may be quoted. A YAML file has a list ``prompts`` of mappings with the fields of ``Prompt`` (objects
-inline in ``text`` or as a list ``objects``) and may have ``defaults``.
+``--box`` is given once per object, in their order. ``<lora:NAME:WEIGHT>`` in the text names a LoRA, and
+``(word:1.2)`` weighs words (:mod:`rbctl.prompts.weights`). A value runs to the next option; it may be quoted. A YAML
+file has a list ``prompts`` of mappings with the fields of ``Prompt`` (objects inline in ``text`` or as a list
+``objects``) and may have ``defaults``.
 
 Paths of pictures, and of a LoRA, embedding or relation file where one lies there, are relative to the prompts file.
 """

@@ -16,6 +16,7 @@ from rbctl import formats
 from rbctl.errors import InputError, abridged
 from rbctl.formats import Words
 from rbctl.prompts.loras import NamedLora, map_paths, split_loras, take_tags
+from rbctl.prompts.weights import read_weights
 from rbctl.relations import Box, load_relation
 from rbctl.schedulers import check_scheduler
 
@@ -109,6 +110,8 @@ class Prompt(Settings):
 
     Attributes:
         text: the prompt with the objects' names in place.
+        written: the same with its marks of weights, where it has some; see :meth:`weighed`.
+        weights: of each character of the text; empty where all are 1.
         objects: N objects; either all have a box or none has.
         lora_tags: what <lora:NAME:WEIGHT> in the text named; they are gone from it.
         source: where it stands, "folder/prompts.txt:3".
@@ -117,7 +120,25 @@ class Prompt(Settings):
     text: str
     objects: tuple[PromptObject, ...] = ()
     lora_tags: tuple[NamedLora, ...] = ()
+    written: str = ""
+    weights: tuple[float, ...] = ()
     source: str = ""
+
+    def weighed(self) -> Prompt:
+        """The same with A1111's marks taken out of the text, as its weights.
+
+        Raises:
+            InputError: they are wrong, or of a kind that is not supported.
+        """
+        read = read_weights(self.text, self.source)
+        if read.words == self.text and not read.weights:
+            return self
+        if not read.words.strip():
+            raise InputError(f"{self.source}: the prompt is empty; write what the picture shows")
+        objects = tuple(
+            dataclasses.replace(o, name=read_weights(o.name, self.source).words.strip()) for o in self.objects
+        )
+        return dataclasses.replace(self, text=read.words, weights=read.weights, written=self.text, objects=objects)
 
 
 @dataclass(frozen=True, kw_only=True)

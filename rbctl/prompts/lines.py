@@ -136,6 +136,10 @@ def split_text(line: str, where: str, with_options: bool) -> tuple[str, list[Pro
             inside = line[position + 1 : end]
             if end < 0 or "{" in inside:
                 raise InputError(f"{where}: a brace is not closed; write {{name: picture}}, and {{{{ for a plain brace")
+            if "|" in inside:
+                choice = abridged(line[position : end + 1])
+                what = f"{choice} draws words by chance in Dynamic Prompts, which is not done here"
+                raise InputError(f"{where}: {what}; write a line for each choice, or {{{{ for a plain brace")
             name, colon, picture = (part.strip() for part in inside.partition(":"))
             if not (name and colon and picture):
                 raise InputError(f"{where}: '{{{inside}}}' is no object; write {{name: picture}}, or {{{{ for a brace")

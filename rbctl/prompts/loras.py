@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rbctl.errors import abridged
 
-_TAG = re.compile(r"\s*<(lora|lyco|lyc):([^<>:]+)(?::([^<>:]*))?(?::[^<>]*)?>", re.IGNORECASE)
+_TAG = re.compile(r"\s*<(lora|lyco|lyc):([^<>:]+)(?::([^<>:]*))?(?::([^<>]*))?>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,16 @@ def take_tags(text: str) -> tuple[str, tuple[NamedLora, ...]]:
     """The text without <lora:NAME:WEIGHT>, and what those name.
 
     Raises:
-        ValueError: a weight is no number of the range.
+        ValueError: a weight is no number of the range, or another one is given for the UNet.
     """
     tags = []
-    for _, name, weight in _TAG.findall(text):
+    for _, name, weight, other in _TAG.findall(text):
+        tag = f"<lora:{abridged(name)}:{weight}>"
+        if other not in ("", weight):  # A1111's form <lora:NAME:TEXT ENCODERS:UNET>
+            raise ValueError(f"{tag}: also says {abridged(other)}; one weight holds for text encoders and UNet alike")
         try:
             tags.append(NamedLora(name.strip(), _checked(float(weight)) if weight.strip() else None))
         except ValueError as error:
             mend = "name the LoRA with --lora PATH:WEIGHT"
-            raise ValueError(f"<lora:{abridged(name)}:{weight}>: {error}; {mend}") from error
+            raise ValueError(f"{tag}: {error}; {mend}") from error
     return _TAG.sub("", text).strip(), tuple(tags)
