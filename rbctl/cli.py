@@ -8,18 +8,23 @@ import functools
 import logging
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from rbctl import __version__
 from rbctl.errors import NO_ROOM, InputError, nearest
+from rbctl.processes import first_to_tell
 
 GROUP = "rbctl.plugins"
 
 
 class _Shown(click.ClickException):
     exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if first_to_tell(f"Error: {self.message}"):
+            super().show(file)
 
 
 @contextlib.contextmanager

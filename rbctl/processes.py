@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
+import json
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rbctl.errors import InputError, reason
@@ -206,6 +210,25 @@ def launched(environment: Mapping[str, str]) -> dict[str, str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     return dict(zip(_NAMES, ("0", "0", "1", "127.0.0.1", str(port)), strict=True))
+
+
+def first_to_tell(line: str) -> bool:
+    """Whether no other process that the same launcher started on this machine has told this line.
+
+    torchrun and accelerate give each process a file for its error, and show at their end what lies there.
+    """
+    if not (own := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+        return True
+    details = {"py_callstack": line, "timestamp": str(int(time.time()))}
+    everybodys = Path(own).parent.parent
+    try:
+        Path(own).write_text(json.dumps({"message": {"message": line, "extraInfo": details}}), encoding="utf-8")
+        (everybodys / hashlib.sha256(line.encode()).hexdigest()).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # the folder is gone; better told twice than never
+        return True
+    return True
 
 
 def _first_host(environment: Mapping[str, str]) -> str:

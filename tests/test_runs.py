@@ -149,6 +149,19 @@ def test_processes_talk_to_each_other(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
+def test_an_input_error_is_told_once_however_many_processes_meet_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rbctl"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command += ["finetune", "--relation", "hug", "--data", "nowhere", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(told) == 1, done.stderr
+    assert f"traceback : {told[0]}" in done.stderr  # what torchrun says at the end names it too
+    assert "rbctl/cli.py" not in done.stderr
+
+
 def test_the_lora_of_a_relation_is_called_by_it_or_as_all_once_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
