@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 from processes import run
 from safetensors.torch import load_file, save_file
 
@@ -22,7 +24,7 @@ from rbctl.files import read_safetensors
 from rbctl.menagerie.triplets import draw_triplets
 from rbctl.phrases import replaced
 from rbctl.plugins.finetune import baselines
-from rbctl.plugins.finetune.captioned_pictures import of_subject
+from rbctl.plugins.finetune.captioned_pictures import Picture, encode, of_subject
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.plugins.finetune.run import run as finetune
 from rbctl.plugins.finetune.samples import random_timestep
@@ -259,6 +261,26 @@ def test_dreambooth_trains_a_lora_with_class_pictures_and_two_of_them_sample_tog
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_wide_picture_of_a_subject_is_trained_on_whole(tiny_bundle: Path, subject: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "rex"
+    shutil.copytree(subject, photos)
+    (photos / "metadata.jsonl").unlink()
+    Image.new("RGB", (320, 180), "teal").save(photos / "wide.png")
+    given = {"method": "dreambooth_lora", "data": photos, "class_noun": "cat", "bundle": tiny_bundle, "rank": 2}
+    chosen = {**given, **STEPS, "batch_size": 4, "prior": "none", "output": tmp_path / "run"}
+    result = invoke("finetune", *flags(**chosen))
+    assert result.exit_code == 0, result.output
+    assert all(map(math.isfinite, losses(tmp_path / "run")))
+    pictures = [Picture(path, ("a cat",)) for path in sorted(photos.glob("*.png"))]
+    config = FinetuneConfig(method="dreambooth_lora", class_noun="cat", data=photos)
+    bundle = load(str(tiny_bundle), torch.device("cpu"), torch.float32)
+    encoded = encode(bundle, pictures, config, 64)
+    assert encoded["time_ids"][:, 0, -2:].tolist() == [[64, 64]] * 3 + [[48, 80]]
+    cut = encode(bundle, pictures, replace(config, aspect_buckets=False), 64)
+    assert cut["time_ids"][:, 0, -2:].tolist() == [[64, 64]] * 4
 
 
 @pytest.mark.slow

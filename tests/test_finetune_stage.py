@@ -613,7 +613,7 @@ def test_a_wide_target_is_trained_on_whole_beside_square_ones(
     assert own["latents_mean"].shape[-2:] == (16, 27)
     assert (own["boxes"][0, 0, :, 2:] > own["boxes"][0, 0, :, :2]).all()  # nobody is cut off
     assert own["boxes"][0, 0, :, 2].max() < 0.36
-    sizes = encodings.training_sizes(load(wide)[:2], config, 128)
+    sizes = encodings.training_sizes([triplet.target for triplet in load(wide)[:2]], config, 128)
     assert encodings.fit(own, 1, sizes)
     for name in ("latents_mean", "object_mask"):  # the square one is as it was
         side = square[name].shape[-1]

@@ -31,7 +31,7 @@ from rbctl.plugins.finetune.captioned_pictures import Picture, pictures_hash
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.plugins.finetune.loop import Task
 from rbctl.plugins.finetune.objective import Objective
-from rbctl.plugins.finetune.samples import micro_batch
+from rbctl.plugins.finetune.samples import MicroBatch, mean_loss, micro_batches
 from rbctl.relations import Relation, load_relation
 from rbctl.runs import Run, tuned
 
@@ -132,8 +132,12 @@ class Baseline:
 
         def loss(model: Any, numbers: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             timesteps = len(objective.alphas_cumprod)
-            batch = micro_batch(self.encoded, self.encoded_class, numbers, config, timesteps, bundle.device)
+            batches = micro_batches(self.encoded, self.encoded_class, numbers, config, timesteps, bundle.device)
+            return mean_loss(batches, lambda batch: loss_of(model, batch))
+
+        def loss_of(model: Any, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             noisy, target = objective.noised(batch)
+            numbers = batch.encoded["sample"].tolist()
             shown = zip(numbers, (batch.own > 0).tolist(), batch.encoded["number"].tolist(), strict=True)
             captions = [caption(*picture) for picture in shown]
             output = model(captions, noisy, batch.timesteps, batch.encoded["time_ids"])

@@ -18,7 +18,7 @@ from rbctl.menagerie import BACKGROUNDS, SPECIES, Individual, Scene, compose, dr
 from rbctl.paths import inside
 from rbctl.phrases import replaced
 from rbctl.plugins.finetune.config import FinetuneConfig
-from rbctl.plugins.finetune.encodings import Frame, pixels_of
+from rbctl.plugins.finetune.encodings import Frame, pad_targets, pixels_of, training_sizes
 from rbctl.plugins.finetune.training_data import LARGEST_RENDERED, training_data
 from rbctl.progress import progress
 from rbctl.relations import Relation, Role
@@ -161,6 +161,7 @@ def encode(
     Returns:
         Tensors with leading dimensions (S pictures, A versions); besides, ``number`` (), which picture it is.
     """
+    sizes = training_sizes([picture.file for picture in pictures], config, resolution)
     rows = []
     with progress(len(pictures) * config.augmentation_draws, "encoding pictures", unit="version") as bar:
         for number, picture in enumerate(pictures):
@@ -168,12 +169,15 @@ def encode(
             mask = np.ones((1, image.height, image.width), bool)
             whole = Annotated(image=image, masks=mask, boxes=np.array([[0.0, 0, 1, 1]]), keypoints=absent()[None])
             for version in range(config.augmentation_draws):
-                cut, time_ids = Frame.of(config, number, version, (resolution, resolution)).cut(whole)
+                cut, time_ids = Frame.of(config, number, version, sizes[number]).cut(whole)
                 # In this layout, since the VAE's convolutions round differently in another.
                 mean, std = bundle.encode_pictures(pixels_of([cut.image]).contiguous())
                 row = {"latents_mean": mean[0], "latents_std": std[0], "time_ids": time_ids}
-                row |= {"prompt_latents_mean": mean[:0], "prompt_latents_std": std[:0], "boxes": torch.zeros(0, 4)}
+                nobody = mean[:0, :, :0, :0]
+                row |= {"prompt_latents_mean": nobody, "prompt_latents_std": nobody, "boxes": torch.zeros(0, 4)}
+                row["object_mask"] = torch.zeros(cut.image.height, cut.image.width, dtype=torch.bool)
                 rows.append(row | {"number": torch.tensor(number)})
                 bar.update()
+    pad_targets(rows)
     shape = (len(pictures), config.augmentation_draws)
     return {name: torch.stack([row[name] for row in rows]).unflatten(0, shape).cpu() for name in rows[0]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,12 +54,20 @@ PER_TRIPLET = ("prompt_embeds", "pooled_prompt_embeds", "predicate_span")
 _PER_OBJECT = ("prompt_latents_mean", "prompt_latents_std", "boxes", "target_keypoints", "image_keypoints", "visible")
 
 
-def training_sizes(triplets: Sequence[Triplet], config: FinetuneConfig, resolution: int) -> list[tuple[int, int]]:
+def training_sizes(targets: Sequence[Path], config: FinetuneConfig, resolution: int) -> list[tuple[int, int]]:
     """Width and height that each target is trained at: by its aspect ratio, or all square."""
     square = (resolution, resolution)
     if not config.aspect_buckets:
-        return [square] * len(triplets)
-    return [geometry.bucket(read_image(triplet.target).size, resolution) for triplet in triplets]
+        return [square] * len(targets)
+    return [geometry.bucket(read_image(target).size, resolution) for target in targets]
+
+
+def pad_targets(rows: Sequence[dict[str, torch.Tensor]]) -> None:
+    """Bring targets of several sizes to the largest, in place; what is added lies at the right and bottom."""
+    for key in ("latents_mean", "latents_std", "object_mask"):
+        height, width = (max(row[key].shape[axis] for row in rows) for axis in (-2, -1))
+        for row in rows:
+            row[key] = pad(row[key], (0, width - row[key].shape[-1], 0, height - row[key].shape[-2]))
 
 
 def made_from(
@@ -116,7 +125,7 @@ def encode(
     """
     everything = [*triplets, *prior]
     most = max(len(triplet.objects) for triplet in everything)
-    sizes = training_sizes(everything, config, resolution)
+    sizes = training_sizes([triplet.target for triplet in everything], config, resolution)
     rows = []
     with progress(len(everything) * config.augmentation_draws, "encoding triplets", unit="version") as bar:
         for number, triplet in enumerate(everything):
@@ -128,10 +137,7 @@ def encode(
             needs_predicate = config.attention_loss_weight > 0 and number < len(triplets)
             stacked = {name: torch.stack([row[name] for row in versions]) for name in versions[0]}
             rows.append(stacked | _words(bundle, triplet, needs_predicate))
-    for key in ("latents_mean", "latents_std", "object_mask"):
-        height, width = (max(row[key].shape[axis] for row in rows) for axis in (-2, -1))
-        for row in rows:
-            row[key] = pad(row[key], (0, width - row[key].shape[-1], 0, height - row[key].shape[-2]))
+    pad_targets(rows)
     encoded = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
     embeds, pooled = bundle.encode_prompts([""])
     encoded |= {"empty_prompt_embeds": embeds[0].cpu(), "empty_pooled_prompt_embeds": pooled[0].cpu()}

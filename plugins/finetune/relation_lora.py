@@ -26,7 +26,7 @@ from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.plugins.finetune.loop import Task
 from rbctl.plugins.finetune.objective import Objective
 from rbctl.plugins.finetune.preview import preview
-from rbctl.plugins.finetune.samples import micro_batches
+from rbctl.plugins.finetune.samples import mean_loss, micro_batches
 from rbctl.plugins.finetune.training_data import training_data
 from rbctl.relations import Relation, load_relation
 from rbctl.runs import RELATION, Run, tuned
@@ -73,7 +73,8 @@ class RelationLora:
         if run.world.first:
             self._warn()
         self.resolution = resolution
-        sizes = encodings.training_sizes([*self.triplets, *self.prior], config, resolution)
+        targets = [triplet.target for triplet in (*self.triplets, *self.prior)]
+        sizes = encodings.training_sizes(targets, config, resolution)
         made_from = encodings.made_from(config, facts, resolution, dtype, sizes)
         path = run.folder / _FROZEN
         encoded = kept.load(path, made_from, lambda tensors: encodings.fit(tensors, config.augmentation_draws, sizes))
@@ -194,14 +195,7 @@ def relation_task(
     def loss(model: Any, numbers: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         timesteps = len(objective.alphas_cumprod)
         batches = micro_batches(encoded, prior, numbers, config, timesteps, bundle.device)
-        shares = [len(batch.timesteps) / len(numbers) for batch in batches]
-        losses = [objective.loss(model, batch) for batch in batches]
-        total = torch.stack([share * value for share, (value, _) in zip(shares, losses, strict=True)]).sum()
-        parts = {
-            name: torch.stack([share * own[name] for share, (_, own) in zip(shares, losses, strict=True)]).sum()
-            for name in losses[0][1]
-        }
-        return total, parts
+        return mean_loss(batches, lambda batch: objective.loss(model, batch))
 
     return Task(name, unet, lora.named_parameters(unet), loss, lambda path: preview(bundle, encoded, config, path))
 

@@ -4,7 +4,7 @@ resuming change nothing."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,25 @@ class MicroBatch:
         return means
 
 
+def mean_loss(
+    batches: Sequence[MicroBatch], loss: Callable[[MicroBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A loss and its parts over several micro-batches: means over all their samples.
+
+    Args:
+        loss: gives both as means over the samples of a micro-batch.
+    """
+    counts = [len(batch.timesteps) for batch in batches]
+    shares = [count / sum(counts) for count in counts]
+    losses = [loss(batch) for batch in batches]
+    total = torch.stack([share * value for share, (value, _) in zip(shares, losses, strict=True)]).sum()
+    parts = {
+        name: torch.stack([share * own[name] for share, (_, own) in zip(shares, losses, strict=True)]).sum()
+        for name in losses[0][1]
+    }
+    return total, parts
+
+
 def micro_batch(
     encoded: Mapping[str, torch.Tensor],
     prior: Mapping[str, torch.Tensor] | None,
@@ -85,7 +104,7 @@ def micro_batches(
         count, versions = source["boxes"].shape[:2]
         triplet = triplet_of(config.seed, which, count, "prior order" if is_prior else "order")
         row = _row(source, triplet, int(torch.randint(versions, (1,), generator=chance)))
-        row["own"] = torch.tensor(float(not is_prior))
+        row["own"], row["sample"] = torch.tensor(float(not is_prior)), torch.tensor(number)
         row["timestep"] = random_timestep(config, timesteps, chance)
         row["noise"] = torch.randn(row["latents_mean"].shape, generator=chance)
         for kind in ("latents", "prompt_latents"):
@@ -121,12 +140,11 @@ def _row(encoded: Mapping[str, torch.Tensor], triplet: int, version: int) -> dic
         for name, tensor in encoded.items()
         if not name.startswith("empty_")
     }
-    if "object_mask" in row:  # else nothing was padded
-        height, width = target_size(row["time_ids"])
-        scale = row["object_mask"].shape[-1] // row["latents_mean"].shape[-1]
-        row["object_mask"] = row["object_mask"][:height, :width]
-        for name in ("latents_mean", "latents_std"):
-            row[name] = row[name][..., : height // scale, : width // scale]
+    height, width = target_size(row["time_ids"])
+    scale = row["object_mask"].shape[-1] // row["latents_mean"].shape[-1]
+    row["object_mask"] = row["object_mask"][:height, :width]
+    for name in ("latents_mean", "latents_std"):
+        row[name] = row[name][..., : height // scale, : width // scale]
     return row
 
 
