@@ -52,14 +52,17 @@ def find_relation(text: str, relations: Iterable[Relation], names: Sequence[str]
     where no form is in the text, or where the forms left belong to different relations ("rides and hugs").
 
     Args:
-        names: of the individuals. A relation of as many roles comes before those of more ("A cat is riding a
-            bicycle."); of fewer there is none. Without names, one of two roles comes before all others.
+        names: of the individuals. A relation of as many roles comes before those of more; of fewer there is none.
+            Without names, one of two roles comes before all others, unless theirs goes on: "riding" a bike.
     """
     tokens, everyone = tokens_of(text, names), list(relations)
     as_many = [relation for relation in everyone if len(relation.roles) == (len(names) or 2)]
     others = [relation for relation in everyone if len(relation.roles) > len(names) and relation not in as_many]
+    longer = [] if names else matches_of(tokens, others)
     for candidates in (as_many, others):
         matches = matches_of(tokens, candidates)
+        if candidates is as_many:
+            matches = [m for m in matches if not any(o.start <= m.start and m.end < o.end for o in longer)]
         if len({match.relation.name for match in matches}) == 1:
             return matches[0].relation
     return None

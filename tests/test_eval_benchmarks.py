@@ -23,9 +23,13 @@ from rbctl.plugins.eval.rows import Column, Row
 from rbctl.plugins.eval.sampling import prompts
 from rbctl.plugins.eval.summary import summary
 from rbctl.prompts import read_prompts
+from rbctl.relations import load_relation, shipped
+from rbctl.roles import find_relation
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 DREAMBENCH, CC101 = SHARED / "dreambench" / "dataset", SHARED / "customconcept101"
+
+LEXICON = [load_relation(name) for name in shipped()]
 
 needs_dreambench = pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="DreamBench is not beside this checkout")
 needs_cc101 = pytest.mark.skipif(not CC101.is_dir(), reason="CustomConcept101 is not beside this checkout")
@@ -100,20 +104,32 @@ def test_customconcept101(tmp_path: Path, file: str) -> None:
         load_benchmark(str(find_benchmark("customconcept101")), Wanted(CC101))
 
 
-def test_relationbench_db_has_25_scenes_of_four(tmp_path: Path) -> None:
-    content = yaml.safe_load(find_benchmark("relationbench-db").read_text())
-    for name in content["subjects"]:
-        picture(tmp_path / name / "00.jpg")
-    bench = load_benchmark("relationbench-db", Wanted(data=tmp_path))
+RELATIONBENCH = yaml.safe_load(find_benchmark("relationbench").read_text())
+
+
+def relationbench(folder: Path) -> Path:
+    """A folder as RelationBench's is: benchmark/SUBJECT/N.jpg."""
+    for name in RELATIONBENCH["subjects"]:
+        picture(folder / "benchmark" / name / "0.jpg")
+    return folder
+
+
+def test_relationbench_has_25_relations_with_four_cases(tmp_path: Path) -> None:
+    bench = load_benchmark("relationbench", Wanted(data=relationbench(tmp_path)))
     assert len(bench.cases) == len({case.id for case in bench.cases}) == 100
-    assert set(Counter(case.group for case in bench.cases).values()) == {4}
-    assert Counter(len(case.objects) for case in bench.cases) == {1: 56, 2: 44}
-    assert all(case.predicate for case in bench.cases)
+    groups = Counter(case.group for case in bench.cases)
+    assert len(groups) == 25
+    assert set(groups.values()) == {4}
+    assert Counter(case.number for case in bench.cases) == {"single": 56, "multi": 44}
+    for case in bench.cases:
+        assert case.predicate in case.text
+        assert case.spoken_to == case.relation  # a relation that sample knows
+        relation = load_relation(case.relation)
+        assert len(relation.roles) == len(case.objects) == len({who.subject for who in case.objects})
+        assert find_relation(case.text, LEXICON, [who.name for who in case.objects]) == relation
     hugs = [case for case in bench.cases if case.relation == "hug"]
-    assert {case.spoken_to for case in hugs} == {"hug"}
-    assert [thing.role for thing in hugs[0].objects] == ["first", "second"]
-    assert hugs[0].text == "A plushie bear is hugging a cat in front of the mountain."
-    only = load_benchmark("relationbench-db", Wanted(data=tmp_path, relations=("hug", "carry")))
+    assert hugs[2].text == "A plushie tortoise is hugging a plushie octopus in front of the mountain."
+    only = load_benchmark("relationbench", Wanted(data=tmp_path, relations=("hug", "carry")))
     assert {case.group for case in only.cases} == {"hug", "carry"}
     seeds = {case.id: case.seed for case in seeded(bench.cases)}
     assert len(set(seeds.values())) == 100
@@ -121,12 +137,41 @@ def test_relationbench_db_has_25_scenes_of_four(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (SHARED / "relationbench").is_dir(), reason="RelationBench's list is not beside this checkout")
-def test_relationbench_db_keeps_the_scenes_of_the_list() -> None:
-    listed = json.loads((SHARED / "relationbench" / "prompts.json").read_text())
-    ours = yaml.safe_load(find_benchmark("relationbench-db").read_text())["scenes"]
-    for number, scene in enumerate(ours):
-        verb = scene["predicate"].split()[:2][-1]
-        assert all(verb in entry["prompt"] for entry in listed[4 * number : 4 * number + 4])
+@pytest.mark.parametrize("place", ["", "benchmark"])
+def test_the_published_list_of_relationbench_gives_the_shipped_cases(tmp_path: Path, place: str) -> None:
+    ours = load_benchmark("relationbench", Wanted(data=relationbench(tmp_path))).cases
+    (tmp_path / place / "prompts.json").write_text((SHARED / "relationbench" / "prompts.json").read_text())
+    listed = load_benchmark("relationbench", Wanted(data=tmp_path)).cases
+    assert sorted(listed, key=lambda case: case.id) == sorted(ours, key=lambda case: case.id)
+
+
+def test_a_list_of_prompts_in_relationbench_names_its_own_subjects(tmp_path: Path) -> None:
+    data = relationbench(tmp_path)
+    picture(data / "benchmark" / "toy_dinosaur_2" / "0.jpg")
+    entries = [
+        {"sub1": "benchmark/cat_5", "sub2": "benchmark/dog_9", "prompt": "A cat is hugging a dog."},
+        {"sub1": "benchmark/toy_dinosaur_2", "prompt": "A toydinosaur is riding a bike."},
+    ]
+    (data / "prompts.json").write_text(json.dumps(entries))
+    hug, ride = load_benchmark("relationbench", Wanted(data=data)).cases
+    assert [who.subject for who in hug.objects] == ["cat_5", "dog_9"]
+    assert (ride.text, ride.relation, len(ride.objects)) == ("A toy dinosaur is riding a bike.", "ride_bike", 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "prompts.json: a list of prompts was expected"),
+        ("[3]", "entry 1: an object with prompt and sub1"),
+        ('[{"sub1": "cat_0", "prompt": "A cat is juggling."}]', "entry 1: 'A cat is juggling.': says no predicate"),
+        ('[{"sub1": "cat_0", "prompt": "A cat is kissing a frog."}]', "no subject of this benchmark is its second"),
+        ('[{"sub1": "..", "prompt": "A cat is reading."}]', "1 pictures are missing"),
+    ],
+)
+def test_a_list_of_prompts_that_is_wrong(tmp_path: Path, content: str, message: str) -> None:
+    (relationbench(tmp_path) / "prompts.json").write_text(content)
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_benchmark("relationbench", Wanted(data=tmp_path))
 
 
 def test_ms_bench_has_as_many_combinations_and_prompts_as_published(tmp_path: Path) -> None:
@@ -358,7 +403,7 @@ def test_tables_part_cases_of_one_individual_from_those_of_several() -> None:
         for k, names in enumerate((("a",), ("a", "b"), ("a", "b", "c")))
     ]
     rows = [Row(Picture("run", Path("p"), case), {"x": float(k)}) for k, case in enumerate(cases)]
-    content = summary(rows, ["run"], [column], {})
+    content = summary(rows, ["run"], [column], {}) | {"benchmark": {"published": {}}}
     assert {name: part["run"]["x"]["mean"] for name, part in content["numbers"].items()} == {
         "single": 0.0,
         "multi": 1.5,

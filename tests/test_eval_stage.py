@@ -28,6 +28,7 @@ from rbctl.menagerie.cases import DrawnCase
 from rbctl.menagerie.judge import Judge
 from rbctl.menagerie.oracle import load_oracle
 from rbctl.menagerie.oracle_extension import extend
+from rbctl.menagerie.scenes import portrait
 from rbctl.menagerie.triplets import pictures
 from rbctl.plugins.eval.benchmarks import load_benchmark
 from rbctl.plugins.eval.case import Case, Wanted
@@ -393,6 +394,43 @@ def test_pictures_told_by_their_names(given: Path, tmp_path: Path) -> None:
     rows = read_jsonl(tmp_path / "out" / "pictures.jsonl")
     assert [row["text"] for row in rows] == ["A cat is riding a dog", "a dog2", "cat", "dog"]
     assert json.loads(result.stdout)["table"]["theirs"]["relationbench CLIP-R"]["n"] == 1
+
+
+def test_relationbench_of_drawn_pictures_ends_in_groups_and_published_rows(tmp_path: Path) -> None:
+    """A folder as it is published: benchmark/SUBJECT/N.jpg and prompts.json."""
+    prompts = {
+        "cat_0": "A cat is riding a bike along the scenic countryside road.",
+        "cat_8": "A cat is playing chess with a dog under a tree.",
+        "dog_9": "A dog is kissing a cat.",
+    }
+    for number, name in enumerate(("cat_0", "cat_8", "dog_0", "dog_9")):
+        rng = np.random.default_rng(number)
+        individual = dataclasses.replace(CAT, species=name[:3])
+        for k in range(2):
+            folder = tmp_path / "data" / "benchmark" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            pictures([portrait(individual, rng)], 128)[0].save(folder / f"{k}.jpg")
+    entries = [{"sub1": f"benchmark/{name}", "prompt": text} for name, text in prompts.items()]
+    (tmp_path / "data" / "prompts.json").write_text(json.dumps(entries))
+    common = ["--bench", "relationbench", "--data", tmp_path / "data", "--steps", 1, "--device", "cpu"]
+    result = rbctl("eval", *common, "--output", tmp_path / "out", "--cache", tmp_path / "features")
+    assert result.exit_code == 0, result.output
+    content = read_json(tmp_path / "out" / "scores.json")
+    assert set(content["groups"]) == {"ride_bike", "play_chess", "kiss"}
+    assert {name: part["base"]["relationbench CLIP-R"]["n"] for name, part in content["numbers"].items()} == {
+        "single": 1,
+        "multi": 2,
+    }
+    single, multi = result.stdout.split("multi-subject cases")
+    assert re.search(r"DreamRelation \(published\) +30\.6 +21\.4 +77\.9 +63\.4", single.split("single-subject")[1])
+    assert re.search(r"DreamRelation \(published\) +28\.9 +20\.4 +75\.4 +62\.1", multi)
+    for report in ("report.md", "report.html"):
+        assert "without KML (published)" in (tmp_path / "out" / report).read_text()
+    # of several individuals alone, there is still a table to compare with
+    result = rbctl("eval", *common, "--relations", "kiss", "--output", tmp_path / "kiss")
+    assert result.exit_code == 0, result.output
+    assert "multi-subject cases" in result.stdout
+    assert "single-subject cases" not in result.stdout
 
 
 @pytest.mark.parametrize("seed", ["7", True, 7.5])

@@ -65,6 +65,10 @@ def test_default_boxes_suit_the_relation() -> None:
         ("A bride and a doghouse", None),  # no whole word
         ("A cat rides and hugs a dog", None),  # two relations of equal claim
         ("A cat is chased by a dog", "chase"),
+        ("A cat is riding a bike along the road.", "ride_bike"),  # a prop is no individual
+        ("A cat rides a motorcycle", "ride_motorbike"),
+        ("A dog is lifting weights in a gym.", "lift_weights"),
+        ("A dog is lifting a cat.", "lift"),
         ("A cat is hugged by a dog", "hug"),
         ("", None),
     ],
@@ -81,7 +85,8 @@ def test_find_relation(text: str, name: str | None) -> None:
         ("A cat and a dog are dancing.", ["cat", "dog"], "dance_with"),
         ("A cat is dancing.", [], "dance_with"),  # of two, where nobody says how many
         ("A cat sits upright.", [], "sit_upright"),
-        ("A cat is riding a bicycle.", ["cat"], "ride"),
+        ("A cat is riding a bicycle.", ["cat"], "ride_bike"),
+        ("A cat is riding a dog.", ["cat", "dog"], "ride"),
         ("A cat is sitting near a dog.", ["cat", "dog"], None),  # what one does says nothing of two
         ("A cat, a dog and a fox huddle together.", ["cat", "dog", "fox"], "huddle"),
     ],

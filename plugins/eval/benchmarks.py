@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os.path
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rbctl import formats
 from rbctl.errors import InputError, abridged, nearest
 from rbctl.files import read_yaml
 from rbctl.paths import shipped_yaml
-from rbctl.plugins.eval.case import Case, Wanted
+from rbctl.plugins.eval.case import Case, Number, Wanted
 from rbctl.plugins.eval.kinds import KINDS
 
 
@@ -24,6 +24,7 @@ class Benchmark:
     Attributes:
         profiles: that score it unless others are asked for.
         source: one line for the report.
+        published: rows of a paper's tables, by the number of individuals.
         left_out: cases left out for lack of pictures.
     """
 
@@ -31,6 +32,7 @@ class Benchmark:
     profiles: tuple[str, ...]
     cases: tuple[Case, ...]
     source: str = ""
+    published: Mapping[Number, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     left_out: int = 0
 
 
@@ -72,7 +74,9 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
     here = tuple(case for case in cases if not any(individual.image in missing for individual in case.objects))
     if not here:
         raise InputError(f"{path}: no case is left, the pictures of all are missing; give their folder with --data")
-    return Benchmark(listed.name or path.stem, listed.profiles, here, listed.source, len(cases) - len(here))
+    return Benchmark(
+        listed.name or path.stem, listed.profiles, here, listed.source, listed.published, len(cases) - len(here)
+    )
 
 
 def of_relations(cases: Iterable[Case], names: Iterable[str]) -> tuple[Case, ...]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rbctl.menagerie.cases import DrawnCase
 from rbctl.relations import Box
 
+Number = Literal["single", "multi"]  # individuals of a case
 Part = Box | Path  # of a picture: inside a box, or where another picture, a mask of its size, is white
 
 
@@ -53,6 +55,11 @@ class Case:
     group: str = ""
     seed: int = 0
     truth: DrawnCase | None = None
+
+    @property
+    def number(self) -> Number | None:
+        """Whether it asks for one individual or several; None for none."""
+        return ("single", "multi")[len(self.objects) > 1] if self.objects else None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,17 @@ def _mark(content: dict[str, Any], run: str, column: str) -> str:
     return "**" if winner["significant"] else "*"
 
 
-def table(content: dict[str, Any], part: dict[str, Any] | None = None, bounds: bool = True) -> list[list[str]]:
-    """Header and rows of the metric table: runs, then floors and ceilings.
+def table(
+    content: dict[str, Any],
+    part: dict[str, Any] | None = None,
+    bounds: bool = True,
+    published: Mapping[str, Mapping[str, float]] | None = None,
+) -> list[list[str]]:
+    """Header and rows of the metric table: runs, published numbers, then floors and ceilings.
 
     Args:
         part: the cells of one group instead of all.
+        published: rows of a paper on the same cases, in the profile of the benchmark.
     """
     columns = content["columns"]
     rows = [["run", "n", *_heads(columns)]]
@@ -48,6 +54,10 @@ def table(content: dict[str, Any], part: dict[str, Any] | None = None, bounds: b
         most = max((cell["n"] for cell in cells.values()), default=0)
         shown = [cell(cells[column]) + mark for column, mark in zip(columns, marks, strict=True)]
         rows.append([f"{run} (ceiling)" if run == TRUTH else run, str(most), *shown])
+    for name, numbers in (published or {}).items():
+        own = [f["profile"] == content["benchmark"]["profile"] for f in columns.values()]
+        shown = [number(numbers.get(f["name"]) if k else None) for f, k in zip(columns.values(), own, strict=True)]
+        rows.append([f"{name} (published)", "", *shown])
     if bounds:
         for bound, words in (("ceiling", "real pictures, same subject"), ("floor", "another subject, other words")):
             cells_ = [cell((content["bounds"].get(column) or {}).get(bound)) for column in columns]
@@ -58,7 +68,11 @@ def table(content: dict[str, Any], part: dict[str, Any] | None = None, bounds: b
 
 def number_tables(content: dict[str, Any]) -> dict[str, list[list[str]]]:
     """The metric table of cases with one individual and of those with several; empty where all are alike."""
-    return {f"{name}-subject cases": table(content, part, bounds=False) for name, part in content["numbers"].items()}
+    published = content["benchmark"]["published"]
+    return {
+        f"{name}-subject cases": table(content, part, bounds=False, published=published.get(name))
+        for name, part in content["numbers"].items()
+    }
 
 
 def _heads(columns: dict[str, Any]) -> list[str]:

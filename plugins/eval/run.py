@@ -211,7 +211,7 @@ def _content(
     runs = list(dict.fromkeys(row.picture.run for row in rows))
     cases: dict[str, Case] = {row.picture.case.id: row.picture.case for row in rows}
     columns, lacking_columns = scorer.columns()
-    content = summary(rows, runs, columns, scorer.stores, config.seed)
+    content = summary(rows, runs, columns, scorer.stores, config.seed, apart=bool(bench and bench.published))
     content["left_out"] = lacking_columns + content["left_out"]
     content["left_out"] += [f"{run}: {count} cases have no picture" for run, count in left_out.items()]
     if bench and bench.left_out:
@@ -226,6 +226,8 @@ def _content(
         "benchmark": {
             "name": bench.name if bench else None,
             "source": bench.source if bench else "pictures as they were given",
+            "profile": bench.profiles[0] if bench else None,
+            "published": bench.published if bench else {},
             "cases": len(cases),
             "groups": dict(Counter(case.group for case in cases.values())),
             "seeds": sorted({row.picture.seed for row in rows if row.picture.seed is not None}),

@@ -5,18 +5,18 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from rbctl.plugins.eval import failures
 from rbctl.plugins.eval.bounds import bounds
+from rbctl.plugins.eval.case import Number
 from rbctl.plugins.eval.features import FeatureStore
 from rbctl.plugins.eval.intervals import interval, paired, rank_interval
 from rbctl.plugins.eval.rows import TRUTH, Column, Row, by_case, prompt_hash, rounded
 
 SIGNIFICANT = 0.05
-NUMBERS = ("single", "multi")  # individuals of a case
 
 
 def summary(
@@ -25,6 +25,7 @@ def summary(
     columns: Sequence[Column],
     stores: Mapping[str, FeatureStore],
     seed: int = 0,
+    apart: bool = False,
 ) -> dict[str, Any]:
     """Everything that a report says of the scores.
 
@@ -32,6 +33,7 @@ def summary(
         runs: their names in the order of the table.
         stores: by encoder, for floors and ceilings.
         seed: of the bootstrap.
+        apart: cases of one individual and of several have their tables even where all are alike.
     """
     shown = [c for c in columns if any(row.scores[c.id] is not None for row in rows)]
     left_out = [f"{c.id}: no picture has what it needs" for c in columns if c not in shown]
@@ -41,7 +43,7 @@ def summary(
         left_out += [f"{run}: the 0 of crops for a missing object; boxes were only asked for" for run in named]
     of_run = {run: [row for row in rows if row.picture.run == run] for run in runs}
     groups = sorted({row.picture.case.group for row in rows} - {""})
-    numbers = {name for row in rows for name in [_number(row)] if name}
+    numbers = {row.picture.case.number for row in rows} - {None}
 
     def cells(own: Sequence[Row]) -> dict[str, Any]:
         return {c.id: cell(own, c.id, seed) for c in shown}
@@ -54,8 +56,9 @@ def summary(
             for group in (groups if len(groups) > 1 else [])
         },
         "numbers": {
-            name: {run: cells([row for row in own if _number(row) == name]) for run, own in of_run.items()}
-            for name in (NUMBERS if len(numbers) > 1 else ())
+            name: {run: cells([r for r in own if r.picture.case.number == name]) for run, own in of_run.items()}
+            for name in (get_args(Number) if len(numbers) > 1 or apart else ())
+            if name in numbers
         },
         "tests": {c.id: paired_tests(rows, runs, c.id, seed) for c in shown},
         "winners": {c.id: winner(rows, runs, c.id, seed) for c in shown},
@@ -67,12 +70,6 @@ def summary(
         "predicates": dict(Counter(source for _, source in {(r.picture.case.id, r.source) for r in rows})),
         "left_out": left_out,
     }
-
-
-def _number(row: Row) -> str:
-    """Whether a picture is asked for one individual or several; "" where for none."""
-    count = len(row.picture.case.objects)
-    return NUMBERS[count > 1] if count else ""
 
 
 def cell(rows: Sequence[Row], column: str, seed: int = 0) -> dict[str, Any]:
