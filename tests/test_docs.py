@@ -224,7 +224,7 @@ def test_a_block_is_well_formed(page: str) -> None:
         ("rbctl finetune --recipe paper --relation hug", []),
         ("--recipe papper", ["recipe papper"]),
         ("--bundle sdxll", ["bundle sdxll"]),
-        ("rbctl eval --bench relationbench", ["bench relationbench"]),
+        ("rbctl eval --bench relationbenc", ["bench relationbenc"]),
         ("recipes/relations/*.yaml", []),
         ("rbctl/no_such_file.py", ["rbctl/no_such_file.py"]),
         ("see ../shared/docs/x", []),

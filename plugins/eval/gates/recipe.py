@@ -14,6 +14,7 @@ from rbctl.errors import InputError, nearest
 from rbctl.formats import read_yaml
 from rbctl.options import find_recipe
 from rbctl.plugins.eval.stages import SEED, Options
+from rbctl.relations import load_relation
 
 METRICS = (
     "relation", "directed", "direction", "contact", "touching",
@@ -153,5 +154,9 @@ def read_gates(name: str, changes: Mapping[str, Any], only: Sequence[str] = ()) 
         if not only or key in only
     }
     relations = gates.relations if "relations" in changes else beside(gates.relations)
+    from rbctl.menagerie.triplets import check_drawable  # slow
+
+    for relation in relations:
+        check_drawable(load_relation(relation))
     held_out = tuple(dict.fromkeys((*gates.held_out, *relations)))
     return dataclasses.replace(gates, sections=sections, relations=relations, held_out=held_out)
