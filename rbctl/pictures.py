@@ -67,6 +67,8 @@ def parameters_text(
     model: str,
     scheduler: str,
     model_hash: str | None = None,
+    vae: str | None = None,
+    vae_hash: str | None = None,
     loras: Sequence[UsedLora] = (),
     extras: Mapping[str, object] | None = None,
 ) -> str:
@@ -76,6 +78,7 @@ def parameters_text(
         width, height: pixels.
         scheduler: a name of :mod:`rbctl.schedulers`, or a class of diffusers.
         model_hash: of the base model; galleries show its first ten digits.
+        vae, vae_hash: name and SHA-256 of the file of a VAE in place of the model's own.
         loras: their tags go behind the text, their hashes into the last line.
         extras: further facts for the last line, as {"Relation": "hug"}; None values are left out.
     """
@@ -89,12 +92,15 @@ def parameters_text(
         "Size": f"{width}x{height}",
         "Model hash": model_hash[:10] if model_hash else None,
         "Model": model,
+        "VAE hash": vae_hash[:10] if vae_hash else None,
+        "VAE": vae,
         **(extras or {}),
         "Lora hashes": ", ".join(f"{used.plain_name}: {used.tensors_hash[:12]}" for used in loras) or None,
         "Version": f"rbctl {__version__}",
     }
     last = ", ".join(f"{key}: {_quoted(value)}" for key, value in facts.items() if value is not None)
     hashes = {"model": model_hash[:10]} if model_hash else {}
+    hashes |= {"vae": vae_hash[:10]} if vae_hash else {}
     hashes |= {f"lora:{used.plain_name}": used.file_hash[:10] for used in loras}
     if hashes:
         last += f", Hashes: {json.dumps(hashes)}"

@@ -92,6 +92,7 @@ class RelationPipeline(LoraLoader):
         torch_dtype: torch.dtype | None = None,
         device: str = "auto",
         lowvram: bool = False,
+        vae: str | Path | None = None,
         **options: Any,
     ) -> RelationPipeline:
         """Load a bundle: a name that ``rbctl models list`` shows, or a folder of the same layout.
@@ -100,6 +101,7 @@ class RelationPipeline(LoraLoader):
             torch_dtype: of the networks (the VAE stays float32); None is bfloat16 on CUDA, float32 on the CPU.
             device: "auto" (CUDA where there is one), "cpu" or "cuda".
             lowvram: only the networks at work lie on the GPU.
+            vae: decodes in place of the bundle's: a .safetensors file, a folder in diffusers' layout, or a bundle.
             options: of the class.
 
         Raises:
@@ -108,7 +110,8 @@ class RelationPipeline(LoraLoader):
         place = pick_device(device)
         dtype = torch_dtype or DTYPES[pick_precision("auto", place)]
         local_encoder = options.get("local_tokens", "own") != "none"
-        return cls(load(str(name_or_folder), place, dtype, local_encoder=local_encoder, lowvram=lowvram), **options)
+        bundle = load(str(name_or_folder), place, dtype, local_encoder=local_encoder, lowvram=lowvram, vae=vae)
+        return cls(bundle, **options)
 
     @property
     def device(self) -> torch.device:

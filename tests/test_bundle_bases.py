@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 from safetensors.torch import save_file
 from single_files import original_vae, write_single_file
 
+from rbctl import RelationPipeline
 from rbctl.bundle.assemble import import_bundle
 from rbctl.bundle.catalogue import contents
 from rbctl.bundle.config import summary
@@ -20,7 +22,7 @@ from rbctl.bundle.download import verify
 from rbctl.bundle.load import load
 from rbctl.cli import main
 from rbctl.errors import InputError
-from rbctl.files import read_object, read_safetensors, write_json
+from rbctl.files import read_jsonl, read_object, read_safetensors, sha256, write_json
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
@@ -183,6 +185,82 @@ def test_a_vae_of_another_model_is_refused(tiny_bundle: Path, tmp_path: Path) ->
     write_json(bundle / "vae/config.json", {**read_object(bundle / "vae/config.json"), "latent_channels": 16})
     with pytest.raises(InputError, match="the UNet takes 4 channels, the VAE's latents have 16"):
         summary(bundle)
+
+
+@pytest.fixture
+def vae_folder(tiny_bundle: Path, tmp_path: Path, other_vae: dict[str, torch.Tensor]) -> Path:
+    folder = tmp_path / "softer"
+    folder.mkdir()
+    write_json(folder / "config.json", read_object(tiny_bundle / "vae/config.json"))
+    save_file(other_vae, folder / "diffusion_pytorch_model.fp16.safetensors")
+    return folder
+
+
+@pytest.mark.slow
+def test_pictures_are_decoded_by_another_vae_as_by_one_that_was_imported(
+    tiny_bundle: Path, tmp_path: Path, other_vae: dict[str, torch.Tensor], vae_folder: Path
+) -> None:
+    (tmp_path / "p.txt").write_text("a cat --d 3 --s 2")
+    file = tmp_path / "soft.safetensors"
+    save_file(original_vae(other_vae), file)
+    swapped = shutil.copytree(tiny_bundle, tmp_path / "swapped")
+    assert rbctl("models", "import", swapped, "--vae", file).exit_code == 0
+
+    def sampled(output: str, bundle: Path, *flags: object) -> tuple[dict[str, Any], Image.Image]:
+        command = ["sample", tmp_path / "p.txt", "--bundle", bundle, "--lora", "none", "--output", tmp_path / output]
+        result = rbctl(*command, *flags)
+        assert result.exit_code == 0, result.output
+        (row,) = read_jsonl(tmp_path / output / "metadata.jsonl")
+        return row, Image.open(tmp_path / output / row["file_name"])
+
+    plain, own = sampled("own", tiny_bundle)
+    _, imported = sampled("imported", swapped)
+    row, of_file = sampled("file", tiny_bundle, "--vae", file)
+    _, of_folder = sampled("folder", tiny_bundle, "--vae", vae_folder)
+    _, of_bundle = sampled("bundle", tiny_bundle, "--vae", swapped)
+    assert own.tobytes() != of_file.tobytes()
+    assert imported.tobytes() == of_file.tobytes() == of_folder.tobytes() == of_bundle.tobytes()
+    digest = sha256(file)
+    assert (row["vae"], row["vae_hash"]) == ("soft.safetensors", digest)
+    assert row["fingerprint"] != plain["fingerprint"]
+    assert f"VAE hash: {digest[:10]}, VAE: soft.safetensors" in of_file.info["parameters"]
+    assert f'"vae": "{digest[:10]}"' in of_file.info["parameters"]
+    pipe = RelationPipeline.from_pretrained(tiny_bundle, device="cpu", vae=file)
+    made = pipe("a cat", generator=torch.Generator().manual_seed(3), num_inference_steps=2).images[0]
+    assert made.tobytes() == of_file.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"latent_channels": 16}, "its latent_channels is 16, that of the bundle's VAE is 4"),
+        ({"scaling_factor": 0.18215}, "its scaling_factor is 0.18215, that of the bundle's VAE is 0.13025"),
+        ({"block_out_channels": [32, 32, 32, 32, 32]}, "16 pixels make one of its latents, "),
+        (None, "no diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_another_vae_that_does_not_fit_is_refused_before_sampling(
+    tiny_bundle: Path, tmp_path: Path, vae_folder: Path, settings: dict[str, Any] | None, told: str
+) -> None:
+    config = vae_folder / "config.json"
+    write_json(config, read_object(config) | (settings or {}))
+    if settings is None:
+        (vae_folder / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    (tmp_path / "p.txt").write_text("a cat")
+    command = ["sample", tmp_path / "p.txt", "--bundle", tiny_bundle, "--lora", "none", "--output", tmp_path / "o"]
+    result = rbctl(*command, "--vae", vae_folder)
+    assert result.exit_code == 2
+    assert f"Error: {vae_folder}: {told}" in result.output.splitlines()[-1]
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_vae_of_one_file_and_other_shapes_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "wide.safetensors"
+    save_file({"decoder.conv_in.weight": torch.zeros(8, 16, 3, 3)}, file)
+    with pytest.raises(InputError, match=r"wide\.safetensors: does not fit: missing "):
+        RelationPipeline.from_pretrained(tiny_bundle, device="cpu", vae=file)
+    with pytest.raises(InputError, match="--vae 'nowhere': no such file, folder or bundle"):
+        RelationPipeline.from_pretrained(tiny_bundle, device="cpu", vae="nowhere")
 
 
 # --- fp16

@@ -74,6 +74,9 @@ class SampleConfig:
         max=10,
         of_bundle=True,
     )
+    vae: str | None = option(
+        None, "Decode with another VAE: a .safetensors file, a folder in diffusers' layout, or a bundle's name."
+    )
     local_tokens: Literal["own", "first_image", "none"] = option(
         "own", "Local tokens: each object's own, the first object's for all (official code), or none.", of_bundle=True
     )

@@ -17,6 +17,7 @@ from rbctl import any_lora, embeddings, lora
 from rbctl.any_lora import AnyLora
 from rbctl.bundle.config import Summary, summary
 from rbctl.bundle.fingerprints import generator_fingerprint
+from rbctl.bundle.other_vae import vae_files
 from rbctl.defaults import BUNDLE
 from rbctl.device import pick_device, pick_precision
 from rbctl.embeddings import Embedding
@@ -37,7 +38,7 @@ from rbctl.weighting import check_installed
 
 IMAGE_PROMPTS = "image_prompts"
 # What the record holds besides, without bearing on the pixels: names and paths of what is hashed.
-_NOT_PIXELS = ("lora", "lora_base", "bundle", "relation", "predicate", "boxes_from", "source")
+_NOT_PIXELS = ("lora", "lora_base", "bundle", "vae", "relation", "predicate", "boxes_from", "source")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +241,7 @@ def plan(prompts: Sequence[Prompt], learned: Sequence[Learned], config: SampleCo
         folder: of the bundle.
 
     Raises:
-        InputError: a prompt has no place for what was learned for it.
+        InputError: a prompt has no place for what was learned for it, or --vae is of another base.
     """
     files = {entry.image for prompt in prompts for entry in prompt.objects}
     files |= {file.path for own in learned for file in own.trained if file.path}
@@ -252,6 +253,9 @@ def plan(prompts: Sequence[Prompt], learned: Sequence[Learned], config: SampleCo
         "scheduler": str(scheduler.get("_class_name", "EulerDiscreteScheduler")),
         "precision": pick_precision(config.precision, pick_device(config.device)),
     }
+    if config.vae:
+        weights, _ = vae_files(config.vae, folder)
+        bundle |= {"vae": Path(config.vae).name, "vae_hash": sha256(weights)}
     defaults = summary(folder)
     jobs = [
         job

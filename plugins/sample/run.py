@@ -122,6 +122,7 @@ def _sample(jobs: Sequence[Job], config: SampleConfig, output: Path) -> None:
         torch_dtype=DTYPES[pick_precision(config.precision, device)],
         device=config.device,
         lowvram=config.lowvram,
+        vae=config.vae,
         local_tokens=config.local_tokens,
         local_grid=config.local_grid,
         local_injection=config.local_injection,
@@ -196,6 +197,8 @@ def _parameters(job: Job) -> str:
         model=record["bundle"],
         scheduler=record["scheduler"],
         model_hash=record["bundle_fingerprint"],
+        vae=record.get("vae"),
+        vae_hash=record.get("vae_hash"),
         loras=loras,
         extras={
             "Relation": record["relation"],

@@ -19,6 +19,7 @@ from rbctl.bundle.convert import (
     read_local_encoder,
     read_open_clip_config,
 )
+from rbctl.bundle.other_vae import load_vae
 from rbctl.conditioning import DUMMY_TOKENS
 from rbctl.errors import InputError, abridged
 from rbctl.files import read_object
@@ -35,6 +36,7 @@ def load(
     encoders: bool = True,
     lowvram: bool = False,
     image_encoders: bool = True,
+    vae: str | Path | None = None,
 ) -> Bundle:
     """Load the networks of a bundle, frozen and in eval mode. The VAE stays float32: SDXL's overflows in half.
 
@@ -45,6 +47,7 @@ def load(
         lowvram: the networks stay in main memory until ``Bundle.place`` calls them, and large pictures are decoded in
             tiles.
         image_encoders: with the encoders, those of image prompts too; False where there will be none.
+        vae: in place of the bundle's own, see :func:`rbctl.bundle.other_vae.vae_files`.
 
     Raises:
         InputError: the bundle is not there, or a part of it is missing or damaged; the mend is told.
@@ -65,9 +68,12 @@ def load(
 
     tokenizers = [_tokenizer(CLIPTokenizer, folder, number) for number in ("", "_2")]
     scheduler_config = read_object(folder / "scheduler" / "scheduler_config.json")
-    unet = part(UNet2DConditionModel, "unet")
     vae_config = folder / "vae" / "config.json"
-    vae = part(vae_class(read_object(vae_config), vae_config), "vae", torch.float32)
+    if vae:
+        decoder = load_vae(vae, folder)
+    else:
+        decoder = part(vae_class(read_object(vae_config), vae_config), "vae", torch.float32)
+    unet = part(UNet2DConditionModel, "unet")
     with loading(folder / "ms_adapter_config.json"), torch.device("meta"):
         resampler = Resampler(config.resampler)
     dummies = _load_adapter(folder, unet, resampler)
@@ -85,7 +91,7 @@ def load(
         text_encoder=part(CLIPTextModel, "text_encoder") if encoders else None,
         text_encoder_2=part(CLIPTextModelWithProjection, "text_encoder_2") if encoders else None,
         unet=unet,
-        vae=vae,
+        vae=decoder,
         scheduler_config=scheduler_config,
         image_prompt_encoder=encoder,
         gamma=config.scale,
@@ -94,11 +100,11 @@ def load(
         lowvram=lowvram,
     )
     bundle.scheduler()  # told now, not when the sampling begins
-    for module in (unet, vae, encoder, bundle.text_encoder, bundle.text_encoder_2):
+    for module in (unet, decoder, encoder, bundle.text_encoder, bundle.text_encoder_2):
         if module is not None:
             module.requires_grad_(False).eval().to("cpu" if lowvram else device)
-    if lowvram and hasattr(vae, "enable_tiling"):
-        vae.enable_tiling()  # diffusers decodes in tiles only what is larger than the VAE was made for
+    if lowvram and hasattr(decoder, "enable_tiling"):
+        decoder.enable_tiling()  # diffusers decodes in tiles only what is larger than the VAE was made for
     return bundle
 
 

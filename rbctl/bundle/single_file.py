@@ -69,10 +69,11 @@ def write_base(source: Path, config: Path | None, dest: Path, vae: bool = True) 
     write_json(dest / "model_index.json", read_object(configs / "model_index.json"))
 
 
-def write_vae(source: Path, config: Path, dest: Path) -> None:
-    """A VAE of one file, alone or in a whole checkpoint, in Stability's names or in diffusers'.
+def read_vae(source: Path, config: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors in diffusers' names and settings of a VAE of one file, alone or in a whole checkpoint.
 
     Args:
+        source: in Stability's names or in diffusers'.
         config: its configuration, ``vae/config.json``.
 
     Raises:
@@ -81,11 +82,14 @@ def write_vae(source: Path, config: Path, dest: Path) -> None:
     tensors, settings = read_checkpoint(source)[0], read_object(config)
     prefix = _PREFIXES["vae"] if any(name.startswith(_PREFIXES["vae"]) for name in tensors) else ""
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    in_diffusers_names = any(name.startswith("decoder.mid_block.") for name in own)
-    save(
-        dest / "diffusion_pytorch_model.safetensors",
-        _checked(source, "vae", own, settings) if in_diffusers_names else _converted(source, "vae", own, settings),
-    )
+    of_stability = any(name.startswith("decoder.mid.") for name in own)
+    return (_converted if of_stability else _checked)(source, "vae", own, settings), settings
+
+
+def write_vae(source: Path, config: Path, dest: Path) -> None:
+    """Write what :func:`read_vae` reads in diffusers' layout."""
+    tensors, settings = read_vae(source, config)
+    save(dest / "diffusion_pytorch_model.safetensors", tensors)
     write_json(dest / "config.json", settings)
 
 
