@@ -49,6 +49,13 @@ def test_the_grid_is_made_and_its_path_told_last(made: tuple[Path, Result]) -> N
 
 
 @pytest.mark.slow
+def test_one_two_and_three_individuals_are_shown(made: tuple[Path, Result]) -> None:
+    rows = read_jsonl(made[0] / "one_two_three" / "metadata.jsonl")
+    assert [len(row["objects"]) for row in rows] == [1, 2, 3]
+    assert (made[0] / "one_two_three" / "grid.png").is_file()
+
+
+@pytest.mark.slow
 def test_every_stage_did_its_part(made: tuple[Path, Result]) -> None:
     folder, _ = made
     assert len(load(folder / "lora" / "triplets")) == 6
@@ -105,7 +112,8 @@ def test_the_examples_are_what_the_world_draws(tmp_path: Path) -> None:
     """If the drawing was changed on purpose: python -m rbctl.plugins.demo.examples recipes/examples"""
     examples.write(tmp_path, load_relation("ride"))
     assert all(one.held_out for one in examples.individuals(8, 0))
-    assert (tmp_path / "prompts.txt").read_text() == (EXAMPLES / "prompts.txt").read_text()
+    for name in ("prompts.txt", "one_two_three.txt"):
+        assert (tmp_path / name).read_text() == (EXAMPLES / name).read_text()
     names = {path.name for path in (EXAMPLES / "pictures").iterdir()}
     assert names == {path.name for path in (tmp_path / "pictures").iterdir()}
     for name in names:

@@ -12,8 +12,9 @@ def command(config: DemoConfig) -> None:
     """Teach the small base model a new relation, and show pictures before and after.
 
     The command draws six triplets, tunes a LoRA on them, and samples pairs of new individuals with and without it.
-    demo.png has a row per pair: two image prompts, base model, LoRA, and how the embedded world itself draws them. The
-    same command again resumes where it stopped.
+    demo.png has a row per pair: two image prompts, base model, LoRA, and how the embedded world itself draws them.
+    one_two_three/grid.png shows one, two and three individuals in relations that the base model knows. The same command
+    again resumes where it stopped.
 
     \b
       rbctl demo

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from rbctl.relations import Relation, load_relation
 COUNT = 8
 SIZE = 256  # pixels
 _FIRST_SEED = 7  # of a prompt's picture
+_COUNTED = ("walk", "sit_beside", "stand_in_a_row")  # of one, two and three individuals; `mini` was taught them
+_HEADING = "# Individuals that no training shows: {name: picture} marks one, --d is the seed."
 
 
 def individuals(count: int, seed: int) -> list[Individual]:
@@ -54,16 +57,21 @@ def prompt_line(relation: Relation, group: Sequence[Individual], seed: int, fold
 
 
 def write(folder: Path, relation: Relation, count: int = COUNT, seed: int = 0) -> None:
-    """Write ``pictures/*.png`` and ``prompts.txt`` of ``count`` prompts."""
+    """Write ``pictures/*.png``, ``prompts.txt`` of ``count`` prompts, and ``one_two_three.txt`` of taught relations."""
     everyone = individuals(COUNT, seed)
     # A generator each: the same individual looks the same, whoever else is drawn.
     scenes = [portrait(individual, np.random.default_rng((seed, k))) for k, individual in enumerate(everyone)]
     for individual, picture in zip(everyone, pictures(scenes, SIZE), strict=True):
         write_png(folder / "pictures" / name_of(individual), picture)
-    lines = ["# Individuals that no training shows: {name: picture} marks one, --d is the seed."]
-    for number, group in enumerate(groups(count, len(relation.roles), seed)):
-        lines.append(prompt_line(relation, group, _FIRST_SEED + seed + number, "pictures/"))
-    write_text(folder / "prompts.txt", "\n".join(lines) + "\n")
+    asked = [(relation, group) for group in groups(count, len(relation.roles), seed)]
+    waiting = iter(everyone)
+    counted = [(taught, list(itertools.islice(waiting, len(taught.roles)))) for taught in map(load_relation, _COUNTED)]
+    for name, prompts in (("prompts", asked), ("one_two_three", counted)):
+        lines = [
+            prompt_line(wanted, group, _FIRST_SEED + seed + number, "pictures/")
+            for number, (wanted, group) in enumerate(prompts)
+        ]
+        write_text(folder / f"{name}.txt", "\n".join([_HEADING, *lines]) + "\n")
 
 
 if __name__ == "__main__":

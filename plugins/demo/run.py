@@ -21,7 +21,7 @@ from rbctl.runs import claim
 
 
 def run(config: DemoConfig) -> Path:
-    """Finetune, sample, draw the truth, write the grid; returns its path.
+    """Finetune, sample, draw the truth, write the grid; sample one, two and three individuals. Returns the grid's path.
 
     Raises:
         InputError: there is no such relation or bundle, or the folder cannot be written.
@@ -39,6 +39,8 @@ def run(config: DemoConfig) -> Path:
         for name, weight in (("base", 0), ("relation", 1)):
             _stage("sample", str(output / "prompts.txt"), output=output / name, lora_weight=weight, **sampling)
         save_png(_sheet(output, relation, config), output / "demo.png", source_type=SHEET)
+        taught = {"lora": "none", "steps": config.sampling_steps, "bundle": config.bundle, "device": config.device}
+        _stage("sample", str(output / "one_two_three.txt"), output=output / "one_two_three", **taught)
     return output / "demo.png"
 
 
