@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import io
 import json
 import re
 import threading
@@ -17,7 +19,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from rbctl.bundle import convert
-from rbctl.bundle.catalogue import CATALOGUE, BundleSpec, Component, contents
+from rbctl.bundle.catalogue import CATALOGUE, RELEASES, BundleSpec, Component, contents, state
 from rbctl.bundle.download import pull, verify
 from rbctl.cli import main
 from rbctl.errors import InputError
@@ -32,7 +34,8 @@ class Hub(ThreadingHTTPServer):
     """Repositories in memory, served as the hub does.
 
     Attributes:
-        repositories: {repo: {path: bytes}}.
+        repositories: {repo: {path: bytes}}; those of data sets begin with "datasets/".
+        licences: {repo: what its card states}.
         served: (path, Range header or "", bytes sent) of every file request.
         cut: paths whose first answer breaks off half-way; every later one is refused while they stand here.
         garbled: paths that are served with a wrong byte.
@@ -44,6 +47,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
         self.repositories: dict[str, dict[str, bytes]] = {}
+        self.licences: dict[str, str] = {}
         self.served: list[tuple[str, str, int]] = []
         self.asked: list[str] = []
         self.tokens: dict[str, set[str]] = {"hub": set(), "store": set()}
@@ -86,16 +90,16 @@ class _Answer(BaseHTTPRequestHandler):
         hub.tokens[host].add(self.headers.get("Authorization", ""))
         if hub.status:
             self._send(hub.status, b"{}")
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(\w+)", path):
+        elif found := re.fullmatch(r"/api/(?:models/|(?=datasets/))(.+)/revision/(\w+)", path):
             self._listing(found[1])
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/(\w+)/(.+)", path):
+        elif found := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/(\w+)/(.+)", path):
             large = len(hub.repositories.get(found[1], {}).get(found[3], b"")) > LARGE
             if large:  # these lie in a store on another host, which must not see the token
                 store = f"http://localhost:{hub.server_port}/store/{found[1]}/{found[3]}"
                 self._send(302, b"", {"Location": store})
             else:
                 self._file(found[1], found[3])
-        elif found := re.fullmatch(r"/store/([^/]+/[^/]+)/(.+)", path):
+        elif found := re.fullmatch(r"/store/((?:datasets/)?[^/]+/[^/]+)/(.+)", path):
             self._file(found[1], found[2])
         else:
             self._send(404, b"{}")
@@ -113,7 +117,9 @@ class _Answer(BaseHTTPRequestHandler):
                 digest = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
             siblings.append(entry)
-        answer = {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings}
+        answer: dict[str, Any] = {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings}
+        if repo in self.server.licences:
+            answer["cardData"] = {"license": self.server.licences[repo]}
         self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _file(self, repo: str, path: str) -> None:
@@ -144,8 +150,6 @@ class _Answer(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub with the tiny bundle's parts as their publishers ship them."""
-    import io
-
     server = Hub()
     base = (
         "unet",
@@ -207,8 +211,8 @@ def spec(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> BundleSpec:
     return spec
 
 
-def rbctl(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["models", *map(str, arguments)])
+def rbctl(*arguments: object, group: str = "models") -> Result:
+    return CliRunner().invoke(main, [group, *map(str, arguments)])
 
 
 def one_line(result: Result) -> str:
@@ -358,3 +362,95 @@ def test_verify_finds_every_kind_of_damage(hub: Hub, spec: BundleSpec, tmp_path:
         (folder / path).unlink()
     pull(spec, folder)
     assert verify(folder) == []
+
+
+def pickled(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def published(hub: Hub, tiny_bundle: Path, component: Component) -> dict[str, bytes]:
+    """A component's files under the names of its repository, with the tiny bundle's content."""
+    if component.convert == "adapter":
+        return dict.fromkeys(component.files, hub.repositories["acme/adapter"]["ms_adapter.bin"])
+    if component.convert == "image_encoder":
+        tensors = read_safetensors(tiny_bundle / "clip_vision" / "model.safetensors")[0]
+        shards = [path for path in component.files if path.endswith(".bin")]
+        where = {name: shards[number % len(shards)] for number, name in enumerate(tensors)}
+        files = {shard: pickled({name: tensors[name] for name in tensors if where[name] == shard}) for shard in shards}
+        files["pytorch_model.bin.index.json"] = json.dumps({"weight_map": where}).encode()
+        return files | {"config.json": (tiny_bundle / "clip_vision" / "config.json").read_bytes()}
+    if component.convert == "local_encoder":
+        tensors = read_safetensors(tiny_bundle / "clipself" / "model.safetensors")[0]
+        return {f"local_image_encoder/{component.find}": pickled(tensors)}
+    return {path: (tiny_bundle / place).read_bytes() for path, place in component.files.items()}
+
+
+@pytest.mark.parametrize("name", [name for name, spec in CATALOGUE.items() if not spec.packaged])
+def test_every_bundle_of_the_catalogue_is_pulled_with_the_local_encoder(
+    hub: Hub, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    config = read_json(tiny_bundle / "clipself" / "open_clip_config.json")
+    monkeypatch.setattr(convert, "default_open_clip_config", lambda: config)
+    for component in CATALOGUE[name].components:
+        assert component.repo_id is not None
+        files = published(hub, tiny_bundle, component)
+        hub.repositories.setdefault(component.repo_id, {}).update(files)
+    folder = tmp_path / name
+    result = rbctl("pull", name, "--output", folder)
+    assert result.exit_code == 0, result.output
+    assert verify(folder) == []
+    assert state(folder).startswith("complete, ")
+    entries = read_json(folder / "bundle.json")["files"]
+    assert entries["clipself/model.safetensors"]["repo"] == "QingyuShi/DreamRelation"
+    assert "non-commercial" in entries["clipself/model.safetensors"]["licence"]
+    ours, theirs = (read_safetensors(f / "clipself/model.safetensors")[0] for f in (folder, tiny_bundle))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("files", [None, {"README.md": b"no encoder"}])
+def test_a_bundle_is_pulled_without_the_local_encoder_where_nobody_offers_it(
+    hub: Hub, spec: BundleSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes] | None
+) -> None:
+    authors = next(c for c in CATALOGUE["sdxl"].components if c.target == "clipself")
+    monkeypatch.setitem(CATALOGUE, "toy", dataclasses.replace(spec, components=(*spec.components[:-1], authors)))
+    if files is not None:
+        hub.repositories["QingyuShi/DreamRelation"] = files
+    result = rbctl("pull", "toy", "--output", tmp_path / "toy")
+    assert result.exit_code == 0, result.output
+    assert f"'rbctl models import {tmp_path / 'toy'} --local-encoder epoch_6.pt'" in result.stderr
+    assert state(tmp_path / "toy").startswith("complete, no local encoder")
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_every_release_is_pulled_resumed_and_verified(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    release, folder = RELEASES[name], tmp_path / "here"
+    group, prefix = ("models", "") if release.kind == "model" else ("data", "datasets/")
+    files = {"a/b/lora.safetensors": bytes(range(256)) * 800, "prompts.json": b"[]", "README.md": b"cc"}
+    repo = prefix + release.repo_id
+    hub.repositories[repo] = files | {"run.py": b"print()", ".gitattributes": b"", "../out.json": b"{}"}
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 14)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.cut["a/b/lora.safetensors"] = 0
+    assert "answered 503" in one_line(rbctl("pull", name, "--output", folder, group=group))
+    hub.cut.clear()
+    result = rbctl("pull", name, "--output", folder, group=group)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines()[-1] == f"licence: {release.licence}"
+    assert ("a/b/lora.safetensors", "") not in [served[:2] for served in hub.served[1:]]  # the rest alone was asked for
+    got = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    entries = json.loads(got.pop("bundle.json"))["files"]
+    assert {path: content for path, content in got.items() if not path.startswith(".")} == files
+    assert {entry["commit"] for entry in entries.values()} == {COMMIT}
+    assert rbctl("verify", folder).exit_code == 0
+    # once more: only what the hub has anew
+    hub.served.clear()
+    hub.licences[repo] = "cc-by-4.0"
+    hub.repositories[repo]["prompts.json"] = b"[1]"
+    assert "licence: cc-by-4.0" in rbctl("pull", name, "--output", folder, group=group).stderr
+    assert [path for path, *_ in hub.served] == ["prompts.json"]
+    (folder / "prompts.json").write_text("[2]")
+    assert "1 problems" in one_line(rbctl("verify", folder))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, nearest
 from rbctl.paths import FOLLOW_OUTSIDE
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _follow_outside = click.option("--follow-outside", is_flag=True, help=FOLLOW_OUT
 
 @click.group(name="data")
 def command() -> None:
-    """Bring in, check and show triplets, the data of one relation.
+    """Fetch, bring in, check and show triplets, the data of one relation.
 
     A triplet is a target picture that shows the relation, a picture of each individual alone, and a prompt. It is
     annotated with masks, boxes and keypoints. Four to six triplets teach a relation.
@@ -32,6 +32,30 @@ def command() -> None:
       rbctl data check triplets/hug
       rbctl data show triplets/hug
     """
+
+
+@command.command("pull")
+@click.argument("name")
+@click.option("--output", type=_FOLDER, help="Folder to write; default: downloads/NAME.")
+def pull_(name: str, output: Path | None) -> None:
+    """Download data NAME of the catalogue from the hub, check every file, record commits and hashes.
+
+    'rbctl models list' shows what there is. After an interruption, the same command resumes.
+
+    \b
+      rbctl data pull relationbench
+      rbctl eval --bench relationbench --data downloads/relationbench
+    """
+    from rbctl.bundle.catalogue import RELEASES
+    from rbctl.bundle.download import pull_release
+
+    names = [name for name, release in RELEASES.items() if release.kind == "dataset"]
+    if name not in names:
+        raise InputError(f"{name}: not in the catalogue{nearest(name, names) or '; it has ' + ', '.join(names)}")
+    folder = output or Path("downloads") / name
+    licence = pull_release(RELEASES[name], folder)
+    click.echo(f"licence: {licence}", err=True)
+    click.echo(folder)
 
 
 @command.command("import")

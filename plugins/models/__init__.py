@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 from rbctl.bundle import catalogue
-from rbctl.bundle.catalogue import CATALOGUE
+from rbctl.bundle.catalogue import CATALOGUE, RELEASES
 from rbctl.errors import InputError, nearest
 
 _PATH = click.Path(path_type=Path)
@@ -39,8 +40,10 @@ def list_(as_json: bool) -> None:
             components = [{key: getattr(component, key) for key in keys} for component in spec.components]
             row |= {"description": spec.description, "bytes": spec.bytes, "components": components}
         rows.append(row)
+    releases = [dataclasses.asdict(release) for release in catalogue.RELEASES.values()]
     if as_json:
-        click.echo(json.dumps({"root": str(catalogue.bundles_root()), "bundles": rows}, indent=2))
+        shown = {"root": str(catalogue.bundles_root()), "bundles": rows, "releases": releases}
+        click.echo(json.dumps(shown, indent=2))
         return
     for row in rows:
         click.echo(f"{row['name']}: {row['state']}")
@@ -51,22 +54,37 @@ def list_(as_json: bool) -> None:
             source = f"{part['repo_id']} ({commit})" if part["repo_id"] else "yours to bring"
             target = "base" if part["target"] == "." else part["target"]
             click.echo(f"  {target:<23} {catalogue.size_text(part['bytes']):>8}  {source}; {part['licence']}")
+    for release in releases:
+        command = "models" if release["kind"] == "model" else "data"
+        click.echo(f"{release['name']}: a release; 'rbctl {command} pull {release['name']}'")
+        click.echo(
+            f"  {release['description']}; {release['repo_id']} ({release['revision']}); licence: {release['licence']}"
+        )
 
 
 @command.command(name="pull")
 @click.argument("name")
-@click.option("--output", type=_PATH, help="Folder to write; default: NAME where bundles lie.")
+@click.option(
+    "--output", type=_PATH, help="Folder to write; default: NAME where bundles lie, downloads/NAME for a release."
+)
 def pull_(name: str, output: Path | None) -> None:
-    """Download bundle NAME of the catalogue from the hub, check every file, record commits and hashes.
+    """Download NAME of the catalogue from the hub, check every file, record commits and hashes.
+
+    NAME is a bundle, or a release: files of others that are taken as they are.
 
     After an interruption, the same command resumes. HF_ENDPOINT names another hub, HF_TOKEN opens gated repositories.
     """
-    from rbctl.bundle.download import pull
+    from rbctl.bundle.download import pull, pull_release
 
-    if name not in CATALOGUE:
-        raise InputError(
-            f"{name}: not in the catalogue{nearest(name, CATALOGUE) or '; it has ' + ', '.join(CATALOGUE)}"
-        )
+    names = [*CATALOGUE, *(name for name, release in RELEASES.items() if release.kind == "model")]
+    if name not in names:
+        raise InputError(f"{name}: not in the catalogue{nearest(name, names) or '; it has ' + ', '.join(names)}")
+    if name in RELEASES:
+        folder = output or Path("downloads") / name
+        licence = pull_release(RELEASES[name], folder)
+        click.echo(f"licence: {licence}", err=True)
+        click.echo(folder)
+        return
     if CATALOGUE[name].packaged:
         catalogue.resolve(name)
         click.echo(f"{name} comes with rbctl, there is nothing to pull")
@@ -76,7 +94,7 @@ def pull_(name: str, output: Path | None) -> None:
     click.echo(folder)
     if not catalogue.has_local_encoder(folder):
         for component in CATALOGUE[name].components:
-            if component.repo_id is None:
+            if component.target == "clipself":
                 click.echo(f"not in it: {component.note.replace('FOLDER', str(folder))}", err=True)
 
 
@@ -89,7 +107,9 @@ def verify_(name_or_folder: str) -> None:
     folder = catalogue.place(name_or_folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such bundle{nearest(name_or_folder, CATALOGUE)}")
-    problems = [*verify(folder), *(f"{part}: the bundle needs it" for part in catalogue.missing_parts(folder))]
+    problems = verify(folder)
+    if not catalogue.is_release(folder):
+        problems += [f"{part}: the bundle needs it" for part in catalogue.missing_parts(folder)]
     for problem in problems:
         click.echo(problem)
     if problems:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -34,7 +34,10 @@ class Component:
         repo_id: repository on the hub; None: no public source is known, each user brings the file.
         revision: commit (pinned), or a branch whose commit at the time of the pull is recorded.
         files: {path in the repository: path in the bundle}; where ``convert`` is set the second is unused.
-        convert: what is made of the files: ``adapter`` or ``image_encoder`` (see convert.py); empty: taken as they are.
+        find: name of the part's one file, wherever it lies in the repository; where none is there, the bundle does
+            without the part.
+        convert: what is made of the files: ``adapter``, ``image_encoder`` or ``local_encoder`` (see convert.py); empty:
+            taken as they are.
         produces: paths in the bundle after a conversion.
         licence: of the weights, as their publisher states it.
         bytes: approximate size of the download.
@@ -45,6 +48,7 @@ class Component:
     repo_id: str | None
     revision: str = "main"
     files: Mapping[str, str] = field(default_factory=dict)
+    find: str = ""
     convert: str = ""
     produces: Sequence[str] = ()
     licence: str
@@ -78,8 +82,8 @@ class BundleSpec:
 
     @property
     def bytes(self) -> int:
-        """Approximate size of the whole download."""
-        return sum(c.bytes for c in self.components if c.repo_id)
+        """Approximate size of the download, without parts that may not be there."""
+        return sum(c.bytes for c in self.components if c.repo_id and not c.find)
 
 
 def _catalogue() -> dict[str, BundleSpec]:
@@ -97,6 +101,29 @@ def _catalogue() -> dict[str, BundleSpec]:
 
 
 CATALOGUE = _catalogue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A repository of the hub that is taken as it is: LoRAs, data.
+
+    Attributes:
+        kind: ``model`` or ``dataset``, as the hub parts them.
+        licence: as far as its publisher states one; what the hub says at the pull comes before it.
+    """
+
+    name: str
+    description: str
+    kind: Literal["model", "dataset"]
+    repo_id: str
+    revision: str = "main"
+    licence: str
+
+
+RELEASES = {
+    name: Release(name=name, **release)
+    for name, release in read_object(Path(__file__).with_name("releases.json")).items()
+}
 
 # What a folder must hold to be a bundle: part -> groups of patterns; a file must match one of each group.
 _NETWORK = (("config.json",), ("*.safetensors", "*.bin"))
@@ -183,6 +210,12 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"{error}; delete it, and pull or import the bundle again") from error
     files: dict[str, dict[str, Any]] = content["files"]
     return files
+
+
+def is_release(folder: Path) -> bool:
+    """What a folder's ``bundle.json`` records is a release, not a bundle."""
+    path = folder / MANIFEST
+    return path.is_file() and read_object(path).get("bundle") in RELEASES
 
 
 def record(folder: Path, name: str, entries: Mapping[str, Mapping[str, Any]]) -> None:

@@ -13,20 +13,22 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 from rbctl.bundle.assemble import check_widths
-from rbctl.bundle.catalogue import BundleSpec, Component, contents, read_manifest, record, size_text
-from rbctl.bundle.convert import convert_adapter, convert_image_encoder
+from rbctl.bundle.catalogue import MANIFEST, BundleSpec, Component, Release, contents, read_manifest, record, size_text
+from rbctl.bundle.convert import convert_adapter, convert_image_encoder, convert_local_encoder
 from rbctl.errors import NO_ROOM, InputError, reason
 from rbctl.files import read_object, sha256, write_json
+from rbctl.paths import leaves
 from rbctl.progress import progress
 from rbctl.runs import claim
 
 _STAGING = ".pull"
+_PROGRAMS = (".py", ".sh", ".bat", ".exe", ".dll", ".so")  # a release is data
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class _Remote:
     size: int
     sha256: str | None
     git_id: str | None
+    kind: Literal["model", "dataset"] = "model"
 
     @property
     def place(self) -> str:
@@ -79,22 +82,39 @@ def _hub_errors(what: str) -> Iterator[None]:
         raise InputError(f"{what}; the same command goes on from here") from error
 
 
-def _listing(component: Component, revision: str) -> list[_Remote]:
-    """What the hub declares of a component's files at the commit that ``revision`` is now."""
+def _declared(
+    repo_id: str, revision: str, kind: Literal["model", "dataset"] = "model"
+) -> tuple[dict[str, _Remote], str | None]:
+    """What the hub declares of a repository's files at the commit that ``revision`` is now, and its licence."""
     from huggingface_hub import HfApi
 
+    with _hub_errors(f"{repo_id}@{revision}"):
+        info = HfApi(endpoint=_endpoint()).repo_info(repo_id, revision=revision, repo_type=kind, files_metadata=True)
+    remotes = {}
+    for file in info.siblings or ():
+        if file.size is not None and info.sha is not None and not leaves(file.rfilename):
+            digest = file.lfs.sha256 if file.lfs else None
+            remotes[file.rfilename] = _Remote(repo_id, info.sha, file.rfilename, file.size, digest, file.blob_id, kind)
+    licence = info.card_data.get("license") if info.card_data else None
+    return remotes, licence if isinstance(licence, str) else None
+
+
+def _listing(component: Component, revision: str) -> list[_Remote]:
+    """The files of a component on the hub; of one that may not be there, none."""
     assert component.repo_id is not None
-    with _hub_errors(f"{component.repo_id}@{revision}"):
-        info = HfApi(endpoint=_endpoint()).model_info(component.repo_id, revision=revision, files_metadata=True)
-    there = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-    remotes = []
+    try:
+        there, _ = _declared(component.repo_id, revision)
+    except InputError as error:
+        if not component.find:
+            raise
+        print(f"{component.target}: left out, {error}", file=sys.stderr)
+        return []
+    if component.find:
+        return [remote for path, remote in there.items() if PurePosixPath(path).name == component.find][:1]
     for path in component.files:
-        file = there.get(path)
-        if file is None or file.size is None or info.sha is None:
+        if path not in there:
             raise InputError(f"{component.repo_id}@{revision}: the hub declares no file {path}")
-        digest = file.lfs.sha256 if file.lfs else None
-        remotes.append(_Remote(component.repo_id, info.sha, path, file.size, digest, file.blob_id))
-    return remotes
+    return [there[path] for path in component.files]
 
 
 def _git_id(path: Path) -> str:
@@ -136,7 +156,7 @@ def _fetch(remote: _Remote, staging: Path) -> str:
     partial.parent.mkdir(parents=True, exist_ok=True)
     if partial.is_file() and partial.stat().st_size > remote.size:
         partial.unlink()
-    url = hf_hub_url(remote.repo_id, remote.path, revision=remote.commit, endpoint=_endpoint())
+    url = hf_hub_url(remote.repo_id, remote.path, repo_type=remote.kind, revision=remote.commit, endpoint=_endpoint())
     with _hub_errors(f"{remote.repo_id}/{remote.path}"), partial.open("ab") as file:
         http_get(
             url,
@@ -159,16 +179,78 @@ def _have(folder: Path, component: Component, entries: dict[str, dict[str, Any]]
     return same and path.is_file() and path.stat().st_size == entry["size"]
 
 
-def _convert(component: Component, fetched: Path, folder: Path) -> None:
-    """Make the bundle's files of a component's originals in ``fetched``, the repository's folder."""
+def _convert(component: Component, fetched: Path, paths: Sequence[str], folder: Path) -> None:
+    """Make the bundle's files of a component's originals, the ``paths`` in ``fetched``, the repository's folder."""
     if component.convert == "adapter":
         unet = read_object(folder / "unet" / "config.json")
-        config = convert_adapter(fetched / next(iter(component.files)), folder / "ms_adapter.safetensors", unet)
+        config = convert_adapter(fetched / paths[0], folder / "ms_adapter.safetensors", unet)
         write_json(folder / "ms_adapter_config.json", config)
+    elif component.convert == "local_encoder":
+        config = convert_local_encoder(fetched / paths[0], folder / "clipself" / "model.safetensors")
+        write_json(folder / "clipself" / "open_clip_config.json", config)
     elif component.convert == "image_encoder":
         convert_image_encoder(fetched, folder / component.target)
     else:
         raise ValueError(f"convert={component.convert!r} of {component.target} is no known conversion")
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Raises InputError where files of ``size`` bytes, less what is fetched already, do not fit on the disk."""
+    needed = size - sum(path.stat().st_size for path in (folder / _STAGING).rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        sizes = f"{size_text(needed)} needed, {size_text(free)} free"
+        raise InputError(f"{folder}: {sizes}; free some or choose another --output")
+
+
+def pull_release(release: Release, folder: Path) -> str:
+    """Bring ``folder`` to hold all files of a repository but programs. The same call again goes on where it stopped.
+
+    ``bundle.json`` records of each file what it does for a bundle.
+
+    Returns:
+        The licence, as the hub states it, else as the catalogue does.
+
+    Raises:
+        InputError: as :func:`pull`.
+    """
+    with claim(folder):
+        staging, entries = folder / _STAGING, read_manifest(folder)
+        declared, licence = _declared(release.repo_id, release.revision, release.kind)
+        licence = licence or release.licence
+        remotes = [
+            r
+            for path, r in declared.items()
+            if PurePosixPath(path).suffix not in _PROGRAMS and path[0] != "." and path != MANIFEST
+        ]
+        lacking = [remote for remote in remotes if not _same(folder, remote, entries)]
+        _check_room(folder, sum(remote.size for remote in lacking))
+        got: dict[str, str] = {}
+        for number, remote in enumerate(lacking, 1):
+            place = f"{remote.repo_id}/{remote.path} {size_text(remote.size)}"
+            print(f"[{number}/{len(lacking)}] {place}", file=sys.stderr)
+            got[remote.path] = _fetch(remote, staging)
+        for remote in lacking:
+            (folder / remote.path).parent.mkdir(parents=True, exist_ok=True)
+            (staging / remote.place / remote.path).replace(folder / remote.path)
+        record(
+            folder,
+            release.name,
+            {
+                r.path: {"repo": r.repo_id, "commit": r.commit, "licence": licence, "sha256": got[r.path]}
+                for r in lacking
+            },
+        )
+        shutil.rmtree(staging, ignore_errors=True)
+        return licence
+
+
+def _same(folder: Path, remote: _Remote, entries: Mapping[str, Mapping[str, Any]]) -> bool:
+    """A file of a release is there as it was recorded, and is the one that the hub has now."""
+    entry, path = entries.get(remote.path), folder / remote.path
+    if entry is None or not path.is_file() or path.stat().st_size != entry["size"] or entry["size"] != remote.size:
+        return False
+    return entry["sha256"] == remote.sha256 if remote.sha256 else entry.get("commit") == remote.commit
 
 
 def pull(spec: BundleSpec, folder: Path) -> None:
@@ -190,15 +272,13 @@ def pull(spec: BundleSpec, folder: Path) -> None:
                 continue
             # a component begun from a branch is finished from the same commit
             begun = next((entries[p]["commit"] for p in component.results if p not in lacks), component.revision)
-            offered = zip(_listing(component, begun), component.files.values(), strict=True)
+            remotes = _listing(component, begun)
+            if component.find and not remotes:
+                continue
+            offered = zip(remotes, component.files.values() or ("",), strict=True)
             todo.append((component, [(r, place) for r, place in offered if component.convert or place in lacks]))
-        held = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file()) if staging.is_dir() else 0
         converted = max((sum(r.size for r, _ in files) for c, files in todo if c.convert), default=0)
-        needed = sum(r.size for _, files in todo for r, _ in files) - held + converted
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            sizes = f"{size_text(needed)} needed, {size_text(free)} free"
-            raise InputError(f"{folder}: {sizes}; free some or choose another --output")
+        _check_room(folder, sum(r.size for _, files in todo for r, _ in files) + converted)
         count, total = 0, sum(len(files) for _, files in todo)
         for component, files in todo:
             got: dict[str, str] = {}
@@ -209,7 +289,7 @@ def pull(spec: BundleSpec, folder: Path) -> None:
             first = files[0][0]
             origin = {"repo": first.repo_id, "commit": first.commit, "licence": component.licence}
             if component.convert:
-                _convert(component, staging / first.place, folder)
+                _convert(component, staging / first.place, list(got), folder)
                 record(folder, spec.name, {p: {**origin, "made_from": got} for p in component.results})
                 shutil.rmtree(staging / first.place)
                 continue
