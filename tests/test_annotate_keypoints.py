@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from published_parameters import published_shapes, random_weights
+from PIL import Image, ImageOps
+from published_parameters import published_shapes, random_weights, small_xpose
+from safetensors.torch import load_file
+from test_annotate_backends import rectangles, seen_boxes
 
 from rbctl.errors import InputError
-from rbctl.plugins.annotate.backends import vitpose_checkpoint
+from rbctl.plugins.annotate.backends import vitpose_checkpoint, xpose
 from rbctl.plugins.annotate.backends.vitpose import Keypoints, from_coco
+from rbctl.plugins.annotate.backends.xpose_network import Poses, XPose
 from rbctl.plugins.annotate.comparison import OTHER_SIDE
 from rbctl.plugins.annotate.config import AnnotateConfig
 from rbctl.triplets.keypoints import KEYPOINTS
@@ -172,3 +176,105 @@ def test_heat_maps_of_vitpose_come_back_exactly(
     (found,) = Keypoints(vitpose, config(), CPU)([Image.new("RGB", size)], [boxes])
     assert np.abs(found[..., :2] - keypoints).max() < 1e-3
     assert found[..., 2] == pytest.approx(0.7, abs=0.05)
+
+
+def tokens(texts: tuple[str, ...]) -> torch.Tensor:
+    import open_clip
+
+    return open_clip.tokenize([f"a photo of {text}" for text in texts])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An X-Pose under its published names with random weights, and fewer layers and queries."""
+    path = tmp_path_factory.mktemp("models") / "unipose.pth"
+    torch.save({"model": small_xpose()}, path)
+    return path
+
+
+@pytest.mark.slow
+def test_every_published_parameter_of_xpose_has_its_place() -> None:
+    published = published_shapes("xpose-swint")
+    with torch.device("meta"):
+        weights = {name: torch.empty(shape) for name, shape in published.items()}
+        expected = {name: tensor.shape for name, tensor in XPose(**xpose.sizes_of(weights)).state_dict().items()}
+        read = {name: tensor.shape for name, tensor in xpose.our_names(weights).items()}
+    assert read == expected
+    same_name = [name for name in read if not name.startswith("backbone")]
+    assert all(published[name] == read[name] for name in same_name)
+    assert len(same_name) > 500
+
+
+@pytest.mark.slow
+def test_xpose_says_what_its_authors_code_says(small: Path) -> None:
+    """tests/goldens/xpose holds what UniPose (see parameters/xpose-swint.txt) answered with the same random weights."""
+    expected = load_file(Path(__file__).parent / "goldens" / "xpose" / "poses.safetensors")
+    torch.manual_seed(1)
+    pixels = torch.randn(3, 235, 262)
+    with torch.no_grad():
+        poses = xpose.read(small)(pixels, tokens(("cat", "bear")), tokens(KEYPOINTS))
+    for name, tensor in expected.items():
+        assert tensor.std() > 0.1
+        assert torch.allclose(getattr(poses, name), tensor, atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_two_boxes_get_two_animals_of_xpose(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xpose, "_SHORT_SIDE", 240)
+    backend = xpose.Keypoints(small, config(xpose_prompt="Cat, bear"), CPU)
+    image, boxes = Image.effect_noise((128, 96), 80).convert("RGB"), animals((128, 96))[0]
+    (keypoints,) = backend([image], [boxes])
+    assert keypoints.shape == (2, 17, 3)
+    assert ((keypoints >= 0) & (keypoints <= 1)).all()
+    assert not np.array_equal(keypoints[0], keypoints[1])
+    with pytest.raises(InputError, match="--xpose-prompt: names no animal"):
+        xpose.Keypoints(small, config(xpose_prompt=" , "), CPU)
+
+
+def test_another_file_is_no_xpose(tmp_path: Path) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({"model": {"layer1.0.conv1.weight": torch.ones(3)}}, path)
+    with pytest.raises(InputError, match=r"no checkpoint of X-Pose \(it has no transformer.level_embed\)"):
+        xpose.read(path)
+    weights = {"transformer.level_embed": torch.ones(4, 256), "clip_model.text_projection": torch.ones(512, 512)}
+    torch.save({"model": weights}, path)
+    with pytest.raises(InputError, match=r"other\.pth: cannot be loaded as X-Pose"):
+        xpose.read(path)
+
+
+@pytest.mark.parametrize("size", [(128, 96), (96, 128), (300, 90), (1600, 700), (61, 173)])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_poses_of_xpose_come_back(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], flipped: bool) -> None:
+    """A network that sees two coloured animals in the pixels; their keypoints lie where it saw them."""
+    inside = np.random.default_rng(0).uniform(0, 1, (2, len(KEYPOINTS), 2))
+    image, corners = rectangles(size)
+    boxes = corners / (*size, *size)
+    if flipped:
+        image, boxes = ImageOps.mirror(image), mirrored(boxes, inside)[0]
+
+    def see(self, pixels, names, keypoints):
+        assert (len(names), len(keypoints)) == (2, len(KEYPOINTS))
+        assert pixels.shape[1:] == resized
+        brightness = pixels * torch.tensor([0.229, 0.224, 0.225])[:, None, None] + 0.45
+        seen = seen_boxes((brightness > 0.5) * 9.0)[[1, 0]]  # blue first
+        corners, extents = seen[:, None, :2] - seen[:, None, 2:] / 2, seen[:, None, 2:]
+        places = corners + torch.from_numpy(inside[[1, 0]]).float() * extents
+        doubtful = torch.cat((seen[:1] + 0.01, torch.tensor([[0.5, 0.5, 1.0, 1.0]])))
+        scores = torch.tensor([[0.7, 0.1], [0.1, 0.9], [0.2, 0.1], [0.3, 0.1]])
+        return Poses(scores, torch.cat((seen, doubtful)), torch.cat((places, torch.zeros(2, 17, 2))))
+
+    scale = min(800 / min(size), 1333 / max(size))
+    resized = tuple(pytest.approx(side * scale, abs=2) for side in reversed(size))
+    monkeypatch.setattr(xpose, "read", lambda path: SimpleNamespace(to=lambda device: partial(see, None)))
+    backend = xpose.Keypoints(Path("unipose.pth"), config(xpose_prompt="cat,bear"), CPU)
+    (keypoints,) = backend([image], [boxes])
+    expected = boxes[:, None, :2] + inside * (boxes[:, None, 2:] - boxes[:, None, :2])
+    assert (np.abs(keypoints[..., :2] - expected) * size * scale).max() <= 1  # a pixel of what it saw
+    assert keypoints[:, :, 2] == pytest.approx(np.array([[0.9], [0.7]]).repeat(17, axis=1))
+
+
+def test_a_box_where_xpose_sees_nothing_has_no_confidence() -> None:
+    poses = Poses(torch.tensor([[0.9]]), torch.tensor([[0.2, 0.2, 0.2, 0.2]]), torch.full((1, 17, 2), 0.2))
+    keypoints = xpose.of_boxes(poses, np.array([[0.6, 0.6, 0.9, 0.9], [0.1, 0.1, 0.3, 0.3]]))
+    assert (keypoints[0, :, 2] == 0).all()
+    assert keypoints[1] == pytest.approx(np.array([[0.2, 0.2, 0.9]]).repeat(17, axis=0))

@@ -352,16 +352,17 @@ def test_a_backend_of_ones_own(copied: Path) -> None:
 
 @pytest.mark.slow
 def test_a_backend_that_a_package_offers(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    offered = EntryPoint("xpose", "test_annotate_stage:corner_points", backends.GROUP)
+    offered = EntryPoint("my-pose", "test_annotate_stage:corner_points", backends.GROUP)
     monkeypatch.setattr(backends, "entry_points", lambda group: [offered])
-    assert annotate(copied, "--backend", "keypoints=xpose").exit_code == 0
-    assert lines(copied / "annotations.jsonl")[0]["backends"]["keypoints"] == "xpose"
+    assert annotate(copied, "--backend", "keypoints=my-pose").exit_code == 0
+    assert lines(copied / "annotations.jsonl")[0]["backends"]["keypoints"] == "my-pose"
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--backend", "keypoints=xpose"], "non-commercial licence"),
+        (["--backend", "keypoints=xpose"], "under a non-commercial licence fits"),
+        (["--backend", "keypoints=xpose", "--xpose", "/nowhere"], "/nowhere: no such file"),
         (["--backend", "keypoints=vitpos"], "did you mean 'vitpose'?"),
         (["--backend", "boxs=owlv2"], "did you mean 'boxes'?"),
         (["--backend", "boxes"], "the form is STEP=NAME"),

@@ -28,7 +28,7 @@ def command(config: AnnotateConfig) -> None:
     Steps and their backends (--backend STEP=NAME, or STEP=PACKAGE.MODULE:FUNCTION for your own):
       boxes      oracle, grounding-dino, owlv2
       masks      oracle, sam
-      keypoints  oracle, vitpose
+      keypoints  oracle, vitpose, xpose
       identity   oracle, clip
       captions   llava; only on request, for pictures without a text
     For sets of the embedded world the default is oracle; for others it is the second of each.

@@ -41,6 +41,7 @@ class AnnotateConfig:
     owlv2: Path | None = option(None, "Folder of OWLv2.")
     sam: Path | None = option(None, "Folder of SAM.")
     vitpose: Path | None = option(None, "Folder of ViTPose or ViTPose++, or a .pth file of its authors.")
+    xpose: Path | None = option(None, "Checkpoint of X-Pose. Its licence is non-commercial.")
     llava: Path | None = option(None, "Folder of LLaVA.")
     vitpose_expert: int | None = option(
         None,
@@ -51,6 +52,8 @@ class AnnotateConfig:
     vitpose_order: Literal["ap10k", "coco"] | None = option(
         None, "Which 17 keypoints ViTPose's heatmaps are. [default: what its config.json says, else ap10k]"
     )
+
+    xpose_prompt: str = option("animal", "What X-Pose looks for: kinds of animals, as cat,bear.")
 
     box_threshold: float = option(0.3, "Least score of a box.", group="Thresholds", min=0, max=1)
     box_overlap: float = option(0.7, "Two boxes with a larger intersection over union are one.", min=0, max=1)

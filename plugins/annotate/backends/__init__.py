@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 GROUP = "rbctl.annotate"  # entry points of other packages' backends
 MINIATURE = "miniature"  # origin of sets of the embedded world
 
-_XPOSE = (
-    "X-Pose is under a non-commercial licence and does not come with rbctl; install a package that offers 'xpose' as "
-    f"an entry point of the group {GROUP!r}, or give --backend keypoints=PACKAGE.MODULE:FUNCTION"
-)
-
 
 @dataclass(frozen=True)
 class _Shipped:
@@ -38,18 +33,30 @@ class _Shipped:
         option: names the folder of its model.
         hub: a model of the hub that fits.
         settings: options that change its result.
-        checkpoint: the model may also be a file, as its authors publish it.
+        file: its authors' file, in words; it fits too, or alone where ``hub`` is empty.
     """
 
     place: str
     option: str = "bundle"
     hub: str = ""
     settings: tuple[str, ...] = ()
-    checkpoint: bool = False
+    file: str = ""
 
 
 _DINO, _OWLV2 = "IDEA-Research/grounding-dino-tiny", "google/owlv2-base-patch16-ensemble"
-_VITPOSE = ("vitpose", "usyd-community/vitpose-plus-base", ("vitpose_expert", "vitpose_order"), True)
+_VITPOSE = _Shipped(
+    "vitpose:Keypoints",
+    "vitpose",
+    "usyd-community/vitpose-plus-base",
+    ("vitpose_expert", "vitpose_order"),
+    "a .pth file of ViTPose++ (github.com/ViTAE-Transformer/ViTPose)",
+)
+_XPOSE = _Shipped(
+    "xpose:Keypoints",
+    "xpose",
+    settings=("xpose_prompt",),
+    file="unipose_swint.pth of github.com/IDEA-Research/X-Pose, under a non-commercial licence",
+)
 SHIPPED: dict[str, dict[str, _Shipped]] = {
     "boxes": {
         "oracle": _Shipped("oracle:Boxes"),
@@ -57,7 +64,7 @@ SHIPPED: dict[str, dict[str, _Shipped]] = {
         "owlv2": _Shipped("detectors:Owlv2", "owlv2", _OWLV2, ("box_threshold",)),
     },
     "masks": {"oracle": _Shipped("oracle:Masks"), "sam": _Shipped("sam:Masks", "sam", "facebook/sam-vit-huge")},
-    "keypoints": {"oracle": _Shipped("oracle:Keypoints"), "vitpose": _Shipped("vitpose:Keypoints", *_VITPOSE)},
+    "keypoints": {"oracle": _Shipped("oracle:Keypoints"), "vitpose": _VITPOSE, "xpose": _XPOSE},
     "identity": {"oracle": _Shipped("oracle:Identity"), "clip": _Shipped("clip:Identity")},
     "captions": {"llava": _Shipped("llava:Captions", "llava", "llava-hf/llava-1.5-7b-hf")},
 }
@@ -129,8 +136,6 @@ def _offered(step: str, name: str, where: str) -> str:
     offers = {entry.name: entry.value for entry in entry_points(group=GROUP)}
     if name in offers:
         return offers[name]
-    if name == "xpose":
-        raise InputError(f"{where}: {_XPOSE}")
     names = [*SHIPPED[step], *offers]
     hint = nearest(name, names) or f"; backends: {', '.join(names)}, or PACKAGE.MODULE:FUNCTION"
     raise InputError(f"{where}: no such backend{hint}")
@@ -162,10 +167,14 @@ def _model_folder(config: AnnotateConfig, name: str, shipped: _Shipped, origin: 
             raise InputError(f"{folder}: not here; choose a bundle that has {part}/ with --bundle{pull}")
         return folder
     flag, model = f"--{shipped.option.replace('_', '-')}", getattr(config, shipped.option)
+    fits = " or ".join(filter(None, (shipped.hub and f"{shipped.hub} of the hub", shipped.file)))
     if model is None:
-        raise InputError(f"{name}: give the folder of its model with {flag}; {shipped.hub} of the hub fits")
-    if shipped.checkpoint and model.is_file():
+        kind = "folder" if shipped.hub else "file"
+        raise InputError(f"{name}: give the {kind} of its model with {flag}; {fits} fits")
+    if shipped.file and model.is_file():
         return Path(model)
+    if not shipped.hub:
+        raise InputError(f"{flag} {model}: no such file; {fits} fits")
     if not (model / "config.json").is_file():
         raise InputError(f"{flag} {model}: no config.json is there; a folder as {shipped.hub} of the hub is expected")
     return Path(model)
