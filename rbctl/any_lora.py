@@ -176,26 +176,26 @@ def _of_diffusers(
         if up is None:
             raise InputError(f"{path}: {abridged(layer)} has no lora_B beside its lora_A")
         rank, alpha = down.shape[0], alphas.get(layer)
-        scale = scale_in(metadata, layer, rank) if alpha is None else float(alpha) / rank
+        scale = scale_in(path, metadata, layer, rank) if alpha is None else float(alpha) / rank
         magnitude = named.get(f"{layer}.lora_magnitude_vector", named.get(f"{layer}.lora_magnitude_vector.weight"))
         layers.append((layer, _matrices(path, layer, down, up, scale, magnitude)))
     return layers
 
 
-def scale_in(metadata: Mapping[str, str], layer: str, rank: int) -> float:
+def scale_in(path: Path, metadata: Mapping[str, str], layer: str, rank: int) -> float:
     """alpha / rank of NETWORK.LAYER by peft's settings, which diffusers keeps in a file's metadata; 1 without them.
 
     Raises:
         InputError: the settings are damaged.
     """
     try:
-        settings = parse_json(metadata.get("lora_adapter_metadata", "{}"), "lora_adapter_metadata")
+        settings = parse_json(metadata.get("lora_adapter_metadata", "{}"), f"{path}: lora_adapter_metadata")
         network, _, module = layer.partition(".")
         patterns = settings.get(f"{network}.alpha_pattern") or {}
         alpha = patterns.get(module, settings.get(f"{network}.lora_alpha", rank))
         return float(alpha / rank**0.5 if settings.get(f"{network}.use_rslora") else alpha / rank)
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        raise InputError(f"lora_adapter_metadata: not peft's settings ({reason(error)})") from error
+        raise InputError(f"{path}: lora_adapter_metadata: not peft's settings ({reason(error)})") from error
 
 
 def _matrices(

@@ -13,7 +13,7 @@ from typing import IO, Any
 import click
 
 from rbctl import __version__
-from rbctl.errors import NO_ROOM, InputError, nearest
+from rbctl.errors import NO_ROOM, InputError, abridged, nearest, shortened
 from rbctl.processes import first_to_tell
 
 GROUP = "rbctl.plugins"
@@ -35,9 +35,9 @@ def _in_one_line() -> Iterator[None]:
     except click.exceptions.NoArgsIsHelpError:
         raise  # shows the help
     except click.UsageError as error:
-        raise _Shown(" ".join(error.format_message().split())) from error
+        raise _Shown(_printable(shortened(" ".join(error.format_message().split())))) from error
     except InputError as error:
-        raise _Shown(_printable(" ".join(str(error).splitlines()))) from error
+        raise _Shown(_printable(str(error))) from error
 
 
 def _printable(text: str) -> str:
@@ -121,7 +121,7 @@ class Stages(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not ctx.resilient_parsing and args[0] not in self.list_commands(ctx):
-            raise InputError(f"no stage {args[0]!r}{nearest(args[0], self.list_commands(ctx))}")
+            raise InputError(f"no stage {abridged(args[0])}{nearest(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

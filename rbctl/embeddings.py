@@ -96,8 +96,10 @@ def read(name: str) -> Embedding:
     if set(tensors) != set(KEYS):
         names = ", ".join(sorted(tensors)[:4]) or "nothing"
         raise InputError(f"{path}: holds {names}; an embedding for SDXL holds clip_l and clip_g")
+    if not all(tensor.numel() for tensor in tensors.values()):
+        raise InputError(f"{path}: holds no vectors; an embedding for SDXL holds one at least")
     rows = [tensors[key].float().reshape(-1, tensors[key].shape[-1] if tensors[key].ndim else 1) for key in KEYS]
-    if rows[0].shape[0] != rows[1].shape[0] or not rows[0].numel():
+    if rows[0].shape[0] != rows[1].shape[0]:
         raise InputError(f"{path}: clip_l {tuple(rows[0].shape)}, clip_g {tuple(rows[1].shape)}: as many rows expected")
     if not all(torch.isfinite(part).all() for part in rows):
         raise InputError(f"{path}: holds NaN or infinite values; the training that made it diverged")

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import difflib
 import errno
+import itertools
 import reprlib
 from collections.abc import Iterable
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of the operating system: the disk is full
 
 
+LONGEST = 400  # characters of a message
+
+
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """A text; where it is longer, with its middle left out."""
+    return text if len(text) <= longest else f"{text[: longest - 104]} ... {text[-99:]}"
+
+
 class InputError(Exception):
-    """Bad input, told in one line: ``WHERE: what is wrong; the mend``. The command line prints it and exits with 2."""
+    """Bad input, told in one line: ``WHERE: what is wrong; the mend``. The command line prints it and exits with 2.
+
+    Names and values in it come from data: a message of more than ``LONGEST`` characters loses its middle.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(" ".join(message.splitlines())))
 
 
 def reason(error: BaseException) -> str:
     """What an error of foreign code says, as one line of bearable length."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return shortened(" ".join(str(error).split()), 200) or type(error).__name__
 
 
 _SHORT = reprlib.Repr()
@@ -35,6 +50,15 @@ def abridged(value: object) -> str:
     except ValueError:  # a whole number of more digits than Python prints
         text = f"a number of type {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def shortlist(names: Iterable[object], longest: int = 200) -> str:
+    """Names for an error message, commas between; those beyond some characters are counted: ``a, b and 45 more``."""
+    words = [str(name) for name in names]
+    ends = list(itertools.accumulate(len(word) + 2 for word in words))
+    shown = max(1, sum(end <= longest for end in ends))
+    more = f" and {len(words) - shown} more" if len(words) > shown else ""
+    return ", ".join(words[:shown]) + more
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

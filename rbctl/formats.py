@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge
 
-from rbctl.errors import InputError, abridged, nearest
+from rbctl.errors import InputError, abridged, nearest, shortlist
 from rbctl.files import read_text
 from rbctl.parsing import compose_yaml, construct_yaml, line_of
 
@@ -194,7 +194,7 @@ def _fault(kind: type, error: Any) -> Fault:
     steps, what, value = error["loc"][1:], error["type"], error["input"]
     if what == "unexpected_keyword_argument":
         keys = [field.name for field in dataclasses.fields(_kind_at(kind, steps[:-1]))]
-        text = f"no such key{nearest(steps[-1], keys) or '; keys: ' + ', '.join(keys)}"
+        text = f"no such key{nearest(steps[-1], keys) or '; keys: ' + shortlist(keys)}"
     elif what == "missing":
         text = "is missing"
     elif what == "value_error":

@@ -34,7 +34,7 @@ def save(
     Raises:
         InputError: a tensor is not finite, or the disk is full.
     """
-    seals = {"made_from": content_hash(made_from), "content": _content(tensors)}
+    seals = {"made_from": content_hash(made_from), "content": digest_of(tensors)}
     write_safetensors(path, tensors, {**(metadata or {}), **seals})
 
 
@@ -46,7 +46,7 @@ def read(path: Path, made_from: Facts) -> dict[str, torch.Tensor]:
     """
     tensors, metadata = read_safetensors(path)
     _compare(path, metadata.get("made_from"), made_from)
-    if metadata.get("content") != _content(tensors):
+    if metadata.get("content") != digest_of(tensors):
         raise InputError(f"{path}: was changed since it was written")
     if name := not_finite(tensors):
         raise InputError(f"{path}: {name} holds NaN or infinite numbers")
@@ -124,7 +124,7 @@ def _compare(path: Path, named: object, made_from: Facts) -> None:
         raise InputError(f"{path}: was made from other data or options")
 
 
-def _content(tensors: Mapping[str, torch.Tensor]) -> str:
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes."""
     import torch
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import click
 from click.core import ParameterSource
 
-from rbctl.errors import InputError, abridged, nearest, reason
+from rbctl.errors import InputError, abridged, nearest, reason, shortened, shortlist
 from rbctl.files import read_yaml, write_text
 from rbctl.paths import shipped_yaml
 
@@ -91,6 +91,14 @@ class _Field(click.Parameter):
     group = "Options"
     nullable = False
     of_bundle = False
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """As Click's; refused is what no recipe could hold: bytes of the command line that are no UTF-8."""
+        cast = super().type_cast_value(ctx, value)
+        for part in cast if isinstance(cast, tuple) else (cast,):
+            if isinstance(part, str | Path) and any("\ud800" <= char <= "\udfff" for char in str(part)):
+                raise click.BadParameter(f"{abridged(str(part))} is no UTF-8", ctx, self)
+        return cast
 
     def check_recipe_value(self, ctx: click.Context, content: Any) -> None:
         """Refuse what is not of the field's type, even if Click takes it (3.7 for 3, true for 1, a list as text).
@@ -220,7 +228,9 @@ def find_recipe(name: str, stage: str | None = None) -> Path:
     shipped = shipped_yaml() | (shipped_yaml(stage) if stage else {})
     if name in shipped:
         return shipped[name]
-    raise InputError(f"{name}: no such recipe{nearest(name, shipped) or '; shipped: ' + ', '.join(sorted(shipped))}")
+    raise InputError(
+        f"{shortened(name, 200)}: no such recipe{nearest(name, shipped) or '; shipped: ' + shortlist(sorted(shipped))}"
+    )
 
 
 def _load_recipe(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -231,7 +241,7 @@ def _load_recipe(ctx: click.Context, param: click.Parameter, value: str | None) 
     content = read_yaml(path)
     recipe = _section(ctx, path, content)
     if ctx.command.name not in content:
-        sections = ", ".join(map(abridged, content)) or "nothing"
+        sections = shortlist(map(abridged, content)) or "nothing"
         raise InputError(f"{path}: has no section {ctx.command.name!r}, only {sections}")
     ctx.default_map = {**recipe, **(ctx.default_map or {})}
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 
 from rbctl import formats
-from rbctl.errors import InputError, abridged, nearest
+from rbctl.errors import InputError, abridged, nearest, shortlist
 from rbctl.paths import shipped_yaml
 from rbctl.templates import fill, places
 
@@ -174,7 +174,7 @@ def load_relation(name_or_path: str | Path) -> Relation:
     everyone = [_read(path) for path in paths.values()]
     meant = [r.name for r in everyone if _plain(spelling) in map(_plain, (r.predicate, *r.forms))]
     hint = f"; did you mean {meant[0]!r}?" if meant else nearest(name, paths)
-    mend = hint or f"; give the path of a YAML file, or one of: {', '.join(sorted(paths))}"
+    mend = hint or f"; give the path of a YAML file, or one of: {shortlist(sorted(paths))}"
     raise InputError(f"{abridged(spelling)}: no such relation{mend}")
 
 

@@ -28,7 +28,7 @@ import click
 
 from rbctl import __version__, metrics
 from rbctl.defaults import BUNDLE
-from rbctl.errors import InputError, reason
+from rbctl.errors import InputError, abridged, reason
 from rbctl.files import PARTIAL, append_line, read_object, read_yaml, write_json, writing_in
 from rbctl.options import as_plain, former_options, write_recipe
 from rbctl.processes import World
@@ -168,7 +168,8 @@ class Run:
         for key, *values in pairs:
             if values[0] != values[1]:
                 old, new = (v[:12] if isinstance(v, str) and len(v) == 64 else v for v in values)
-                raise InputError(f"{self.folder}: holds a run with {key} {old!r}, not {new!r}; {mend}")
+                what = f"{key[:60]} {abridged(old)}, not {abridged(new)}"
+                raise InputError(f"{self.folder}: holds a run with {what}; {mend}")
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Write the recipe and the record, and with ``--no-resume`` drop what the run before left.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rbctl import formats
-from rbctl.errors import InputError, abridged, nearest
+from rbctl.errors import InputError, abridged, nearest, shortlist
 from rbctl.files import read_yaml
 from rbctl.paths import shipped_yaml
 from rbctl.plugins.eval.case import Case, Number, Wanted
@@ -48,7 +48,9 @@ def find_benchmark(name: str) -> Path:
         return Path(name)
     paths = shipped_yaml("benchmarks")
     if name not in paths:
-        raise InputError(f"--bench {name}: no such benchmark{nearest(name, paths) or '; ' + ', '.join(sorted(paths))}")
+        raise InputError(
+            f"--bench {abridged(name)}: no such benchmark{nearest(name, paths) or '; ' + shortlist(sorted(paths))}"
+        )
     return paths[name]
 
 
@@ -68,7 +70,7 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
     missing = dict.fromkeys(picture for picture in pictures if not os.path.isfile(picture))
     if missing and not wanted.partial:
         raise InputError(
-            f"{path}: {len(missing)} pictures are missing: {', '.join(map(str, missing))}; "
+            f"{path}: {len(missing)} pictures are missing: {shortlist(missing)}; "
             "put them there, or leave their cases out with --partial"
         )
     here = tuple(case for case in cases if not any(individual.image in missing for individual in case.objects))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rbctl.errors import InputError, abridged, nearest, reason
+from rbctl.errors import InputError, abridged, nearest, reason, shortlist
 from rbctl.files import read_jsonl, read_text
 from rbctl.paths import inside
 from rbctl.plugins.eval.case import Case, CaseObject, Part, Picture
@@ -88,7 +88,7 @@ def read_rows(folder: Path, follow_outside: bool = False) -> list[Row]:
         masks = [part for part in row.boxes or () if isinstance(part, Path)]
         needed |= dict.fromkeys((row.file, *(image for _, image in row.objects), *masks))
     if missing := [str(path) for path in needed if not path.is_file()]:
-        raise InputError(f"{folder}: {len(missing)} pictures are missing: {', '.join(missing)}")
+        raise InputError(f"{folder}: {len(missing)} pictures are missing: {shortlist(missing)}")
     return rows
 
 
@@ -211,7 +211,7 @@ def as_cases(run: str, rows: Sequence[Row], digests: Digests) -> list[Picture]:
     """
     if silent := [str(row.file) for row in rows if not (row.text or row.objects)]:
         raise InputError(
-            f"{', '.join(silent)}: neither name nor list says a prompt; write a metadata.csv with file_name,text"
+            f"{shortlist(silent)}: neither name nor list says a prompt; write a metadata.csv with file_name,text"
         )
     pictures = dict[tuple[Path, str], Picture]()  # one that is listed twice is one
     for row in rows:
@@ -257,13 +257,13 @@ def of_cases(
         pictures.setdefault(case.id, []).append(Picture(run, row.file, case, boxes, row.detected, row.seed))
     if strange and not partial:
         raise InputError(
-            f"{where}: {len(strange)} pictures belong to no case of the benchmark: {', '.join(strange)}; name it "
+            f"{where}: {len(strange)} pictures belong to no case of the benchmark: {shortlist(strange)}; name it "
             "in the column 'case', or leave them out with --partial"
         )
     without = [case.id for case in cases if case.id not in pictures]
     if without and not partial:
         raise InputError(
-            f"{where}: pictures of {len(without)} cases are missing: {', '.join(without)}; make them, or leave these "
+            f"{where}: pictures of {len(without)} cases are missing: {shortlist(without)}; make them, or leave these "
             "cases out with --partial"
         )
     return [picture for case in cases for picture in pictures.get(case.id, ())], len(without)

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from annotated_types import Interval, MinLen
 
-from rbctl.errors import InputError, abridged, nearest
+from rbctl.errors import InputError, abridged, nearest, shortlist
 from rbctl.files import read_json, read_text
 from rbctl.images import list_pictures
 from rbctl.menagerie.cases import DrawnCase, Stream, draw_cases, true_boxes
@@ -285,7 +285,7 @@ class CustomConcept101(Pictured):
                 text = _filled(str(prompts), line, *words)
                 cases.append(Case(id=f"{number:03}-{names}-{k:02}", text=text, objects=individuals, group=names))
         if missing:
-            raise InputError(f"{source}: {len(missing)} prompt lists are missing: {', '.join(map(str, missing))}")
+            raise InputError(f"{source}: {len(missing)} prompt lists are missing: {shortlist(missing)}")
         return tuple(cases)
 
 
@@ -317,7 +317,7 @@ class Scene:
             raise ValueError(f"{abridged(self.scene)} must hold each of {wanted} once")
         for cast in self.casts:
             if len(cast) != len(self.roles):
-                raise ValueError(f"casts: {abridged(list(cast))} for roles {', '.join(self.roles)}")
+                raise ValueError(f"casts: {abridged(list(cast))} for roles {shortlist(self.roles)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -430,7 +430,7 @@ class Combination:
 
     def __post_init__(self) -> None:
         if len(self.of) != len(self.boxes):
-            raise ValueError(f"boxes: one for each of {', '.join(self.of)} was expected, not {len(self.boxes)}")
+            raise ValueError(f"boxes: one for each of {shortlist(self.of)} was expected, not {len(self.boxes)}")
         try:
             fill(self.prompt, *self.of, place="")
         except ValueError as error:

@@ -13,11 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Interval
 
+from rbctl import formats
 from rbctl.bundle.catalogue import resolve
 from rbctl.errors import InputError
 from rbctl.files import content_hash, read_object, write_json, write_text
@@ -143,16 +144,36 @@ class Stages:
         return ["--recipe", str(path), "--bundle", self.bundle, "--device", self.device]
 
 
-def tuning(tuned: Path) -> dict[str, Any] | None:
-    """What is known of a tuning that has ended: ``result``, ``threads`` and ``seconds``; None before."""
-    return read_object(tuned / _MADE) if (tuned / _MADE).is_file() else None
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """A tuning that has ended.
+
+    Attributes:
+        result: its file, by its path from the folder.
+        threads: of the CPU that it had.
+        seconds: it took; None where it was interrupted.
+    """
+
+    result: formats.Words
+    threads: formats.Positive | None = None
+    seconds: Annotated[float, Interval(ge=0)] | None = None
+
+
+def tuning(tuned: Path) -> Tuning | None:
+    """What is known of a tuning once it has ended; None before.
+
+    Raises:
+        InputError: what is known is damaged.
+    """
+    path = tuned / _MADE
+    return formats.read(Tuning, read_object(path), str(path)) if path.is_file() else None
 
 
 def learned(tuned: Path) -> Path | None:
     """The LoRA or embedding that a tuning made, once it has ended."""
-    facts = tuning(tuned)
-    path = tuned / facts["result"] if facts else None
-    return path if path and path.is_file() else None
+    made = tuning(tuned)
+    path = tuned / made.result if made else None
+    return path if path and os.path.isfile(path) else None
 
 
 def run_steps(steps: Iterable[Step], jobs: int, label: str) -> None:

@@ -78,6 +78,11 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 
 def _check(path: Path, tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.nn.Parameter]) -> None:
     """Raises InputError where tensors are not the parameters, and what AdamW keeps of each that has had a gradient."""
+    if not _fits(tensors, parameters):
+        raise InputError(f"{path}: is a checkpoint of something else")
+
+
+def _fits(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.nn.Parameter]) -> bool:
     needed = {f"lora.{name}": p.shape for name, p in parameters.items()} | {"step": torch.Size()}
     moments = {
         f"optimizer.{part}.{name}": torch.Size() if part == "step" else p.shape
@@ -86,4 +91,19 @@ def _check(path: Path, tensors: Mapping[str, torch.Tensor], parameters: Mapping[
     }
     shapes = {key: tensor.shape for key, tensor in tensors.items() if not key.startswith("scaler.")}
     if needed.keys() - shapes.keys() or any((needed | moments).get(key) != shape for key, shape in shapes.items()):
-        raise InputError(f"{path}: is a checkpoint of something else")
+        return False
+    for name in parameters:
+        own = [tensors.get(f"optimizer.{part}.{name}") for part in _MOMENTS]
+        steps, _, squares = own
+        if any(part is None for part in own) and any(part is not None for part in own):
+            return False
+        if steps is None or squares is None:
+            continue
+        if not (
+            steps >= 1
+            and bool((squares >= 0).all())
+            and all(part.is_floating_point() for part in own if part is not None)
+        ):
+            return False
+    scales = [tensor for key, tensor in tensors.items() if key.startswith("scaler.")]
+    return int(tensors["step"]) >= 0 and all(scale.numel() == 1 and scale >= 0 for scale in scales)

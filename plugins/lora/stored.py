@@ -127,7 +127,7 @@ def _module(path: Path, name: str, parts: Mapping[str, torch.Tensor], metadata: 
         # Through kohya's names and back: what returns is a layer that relation LoRAs are on.
         kohya = lora_names.kohya_name(name.removeprefix("unet."), sdxl_blocks=False)
         if value is None and down is not None and down.ndim and down.shape[0]:
-            value = any_lora.scale_in(metadata, name, down.shape[0]) * down.shape[0]
+            value = any_lora.scale_in(path, metadata, name, down.shape[0]) * down.shape[0]
     layer = lora_names.path_of(kohya) if network == "unet" else None
     others = tuple(part for part in parts if part not in _PARTS.values())
     return Module(name, network, layer, form, down, parts.get("up"), value, others)

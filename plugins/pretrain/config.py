@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rbctl.errors import nearest
+from rbctl.errors import abridged, nearest
 from rbctl.options import option
 
 MOST = 3  # individuals of a scene
@@ -127,6 +127,6 @@ class PretrainConfig:
             raise ValueError("--shares: all are 0; at least one must be more")
         for part in self.parts:
             if part not in PARTS:
-                raise ValueError(f"no part {part!r}{nearest(part, PARTS) or '; parts: ' + ', '.join(PARTS)}")
+                raise ValueError(f"no part {abridged(part)}{nearest(part, PARTS) or '; parts: ' + ', '.join(PARTS)}")
         if both := set(self.easy) & set(self.held_out):
             raise ValueError(f"--held-out: {min(both)!r} is among --easy too; a relation is either learnt or held out")

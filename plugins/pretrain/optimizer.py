@@ -77,6 +77,8 @@ class MuonAdamW:
     def _orthogonal_steps(self) -> tuple[torch.Tensor, ...]:
         """The steps of the matrices, flat; processes share their making, else a quarter of a training step."""
         names, momenta = list(self._matrices), list(self._momenta.values())
+        if not names:  # all parameters are AdamW's
+            return ()
         gradients = [p.grad for p in self._matrices.values() if p.grad is not None]
         torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
         counts = [momentum.numel() for momentum in momenta]

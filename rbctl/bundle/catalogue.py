@@ -17,7 +17,7 @@ from annotated_types import Ge
 
 from rbctl import formats
 from rbctl.bundle import hashes
-from rbctl.errors import InputError, abridged, nearest
+from rbctl.errors import InputError, abridged, nearest, shortened
 from rbctl.files import read_object, sha256, write_json
 from rbctl.paths import leaves
 
@@ -241,7 +241,7 @@ def place(name_or_folder: str | Path) -> Path:
     spec, folder = CATALOGUE.get(str(name_or_folder)), Path(name_or_folder)
     if spec and spec.packaged:
         return spec.packaged
-    return folder if folder.is_dir() or folder.name != str(name_or_folder) else bundles_root() / folder
+    return folder if os.path.isdir(folder) or folder.name != str(name_or_folder) else bundles_root() / folder
 
 
 def resolve(name_or_folder: str | Path) -> Path:
@@ -252,15 +252,16 @@ def resolve(name_or_folder: str | Path) -> Path:
     """
     name, root, folder = str(name_or_folder), bundles_root(), place(name_or_folder)
     known = CATALOGUE.get(name)
-    if known and known.packaged and (not folder.is_dir() or missing_parts(folder)):
+    is_there = os.path.isdir(folder)  # pathlib's own raises for a name that is too long
+    if known and known.packaged and (not is_there or missing_parts(folder)):
         raise InputError(f"bundle {name!r} is not whole in this installation; {_mend(known)}")
-    if known and not folder.is_dir():
+    if known and not is_there:
         size = size_text(known.bytes)
         raise InputError(f"bundle {name!r} is not here; get it with 'rbctl models pull {name}' ({size})")
-    if not folder.is_dir():
+    if not is_there:
         here = [f.name for f in root.iterdir() if f.is_dir()] if root.is_dir() else []
         hint = nearest(name, [*CATALOGUE, *here]) or "; 'rbctl models list' shows what there is"
-        raise InputError(f"{name}: no such bundle or folder{hint}")
+        raise InputError(f"{shortened(name, 200)}: no such bundle or folder{hint}")
     if gaps := missing_parts(folder):
         mend = f"'rbctl models pull {name}' goes on" if known else "'rbctl models import' adds parts"
         raise InputError(f"{folder}: not a whole bundle ({', '.join(gaps)} missing); {mend}")

@@ -138,8 +138,11 @@ def official_adapter_config(path: Path, tensors: Mapping[str, torch.Tensor]) -> 
     return {**config, "num_dummy_tokens": DUMMY_TOKENS, "num_tokens": resampler["num_queries"]}
 
 
-def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def save(path: Path, tensors: Mapping[str, torch.Tensor], source: Path) -> None:
     """Write tensors straight to the disk: these files may be larger than half the memory.
+
+    Args:
+        source: what they were read from, for the error.
 
     Raises:
         InputError: one holds NaN or infinite numbers, or the disk is full.
@@ -147,7 +150,7 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     from safetensors.torch import save_file
 
     if name := not_finite(tensors):
-        raise InputError(f"{path}: not written: {name} holds NaN or infinite numbers; bring the original again")
+        raise InputError(f"{source}: {name} holds NaN or infinite numbers; bring the original again")
     with atomic_write(path) as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {"format": "pt"})
 
@@ -203,7 +206,7 @@ def convert_adapter(
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"{source}: the configuration of its UNet lacks or garbles {error}") from error
     check_tensors(source, tensors, shapes)
-    save(dest, tensors)
+    save(dest, tensors, source)
     return config
 
 
@@ -264,7 +267,7 @@ def convert_local_encoder(source: Path, dest: Path, config: Mapping[str, Any] | 
     # The text tower is of no use here: it may be missing and is not kept, but anything foreign is told.
     text = {name: shape for name, shape in shapes.items() if not name.startswith("visual.") and name in tensors}
     check_tensors(source, tensors, {n: s for n, s in shapes.items() if n.startswith("visual.")} | text)
-    save(dest, {name: tensor for name, tensor in tensors.items() if name.startswith("visual.")})
+    save(dest, {name: tensor for name, tensor in tensors.items() if name.startswith("visual.")}, source)
     return config
 
 
@@ -338,4 +341,4 @@ def convert_image_encoder(source: Path, dest: Path) -> None:
         raise InputError(f"{source / 'config.json'}: not a CLIP configuration ({reason(error)})") from error
     check_tensors(source, tensors, {name: tuple(tensor.shape) for name, tensor in expected.items()})
     write_json(dest / "config.json", vision)
-    save(dest / "model.safetensors", tensors)
+    save(dest / "model.safetensors", tensors, source)

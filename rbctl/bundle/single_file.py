@@ -63,7 +63,7 @@ def write_base(source: Path, config: Path | None, dest: Path, vae: bool = True) 
         write_json(dest / part / "config.json", settings)
         own = {name: tensor for name, tensor in tensors.items() if name.startswith(_PREFIXES[part])}
         stem = "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
-        save(dest / part / f"{stem}.safetensors", _converted(source, part, own, settings))
+        save(dest / part / f"{stem}.safetensors", _converted(source, part, own, settings), source)
     write_tokenizer(dest / "tokenizer", "<|endoftext|>")
     write_tokenizer(dest / "tokenizer_2", "!")
     write_json(dest / "model_index.json", read_object(configs / "model_index.json"))
@@ -89,7 +89,7 @@ def read_vae(source: Path, config: Path) -> tuple[dict[str, torch.Tensor], dict[
 def write_vae(source: Path, config: Path, dest: Path) -> None:
     """Write what :func:`read_vae` reads in diffusers' layout."""
     tensors, settings = read_vae(source, config)
-    save(dest / "diffusion_pytorch_model.safetensors", tensors)
+    save(dest / "diffusion_pytorch_model.safetensors", tensors, source)
     write_json(dest / "config.json", settings)
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Interval, MinLen
 
-from rbctl.errors import InputError, abridged, nearest
+from rbctl.errors import InputError, abridged, nearest, shortlist
 from rbctl.files import read_yaml
 from rbctl.formats import Check, read
 from rbctl.menagerie.figure import JOINTS, LIMBS, SPOTS, Figure, Pose, build, keypoints, reach
@@ -87,7 +87,7 @@ def poses() -> dict[str, Pose]:
 
 def _known(kind: str, names: Sequence[str], value: str) -> str:
     if value not in names:
-        raise ValueError(f"no {kind} {abridged(value)}{nearest(value, names) or '; there are ' + ', '.join(names)}")
+        raise ValueError(f"no {kind} {abridged(value)}{nearest(value, names) or '; there are ' + shortlist(names)}")
     return value
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from rbctl.errors import InputError, abridged
+from rbctl.errors import InputError, abridged, shortlist
 from rbctl.files import read_image
 from rbctl.phrases import unread
 from rbctl.relations import Relation, load_relation, shipped
@@ -86,7 +86,7 @@ def _check_words(triplet: Triplet, reporter: Reporter, relations: Sequence[Relat
         reporter.warning(what, "take its own words")
     roles = [individual.role for individual in triplet.objects if individual.role]
     if len(set(roles)) < len(roles):
-        reporter.error(f"two objects have the same role: {', '.join(roles)}")
+        reporter.error(f"two objects have the same role: {shortlist(roles)}")
     for name in names:
         if name and triplet.prompt and not _says(triplet.prompt, name, plural="(e?s)?"):
             what = f"{abridged(name)} does not stand in the prompt {abridged(triplet.prompt)}"
@@ -110,7 +110,7 @@ def _check_length(triplet: Triplet, reporter: Reporter, tokenizer: Any) -> None:
     phrases = [triplet.predicate, *(individual.name for individual in triplet.objects)]
     late = unread(tokenizer or _Words(), triplet.prompt, [phrase for phrase in phrases if phrase])
     if late:
-        what = f"prompt: is too long for the text encoders, which do not read: {', '.join(map(abridged, late))}"
+        what = f"prompt: is too long for the text encoders, which do not read: {shortlist(map(abridged, late))}"
         reporter.error(what, "shorten it, or say these first")
     elif len((tokenizer or _Words())(triplet.prompt)["input_ids"]) > (tokenizer or _Words).model_max_length:
         reporter.warning("prompt: is too long for the text encoders, its end is not read", "shorten it")

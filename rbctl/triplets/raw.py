@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 
 from rbctl import formats
-from rbctl.errors import InputError, abridged
+from rbctl.errors import InputError, abridged, shortlist
 from rbctl.files import numbered_lines, read_object, write_json, write_jsonl
 from rbctl.images import SUFFIXES, list_pictures
 from rbctl.parsing import parse_json
@@ -180,7 +180,7 @@ def _listed(folder: Path) -> tuple[RawTriplet, ...]:
         missing += [f"{path.relative_to(folder)} (line {number})" for path in triplet.pictures if not path.is_file()]
         triplets.append(triplet)
     if missing:
-        raise InputError(f"{path}: missing pictures: {', '.join(missing)}; bring them, or drop the lines")
+        raise InputError(f"{path}: missing pictures: {shortlist(missing)}; bring them, or drop the lines")
     return tuple(triplets)
 
 
@@ -222,7 +222,7 @@ def _named(folder: Path) -> tuple[RawTriplet, ...]:
             raise InputError(f"{folder}: two targets {path.stem!r}: {other.name} and {path.name}; remove or rename one")
     if alone := [path.name for path in targets if path.stem not in parts]:
         raise InputError(
-            f"{folder}: no picture of an individual goes with {', '.join(alone)}; a target 3.jpg needs 3-cat.jpg or "
+            f"{folder}: no picture of an individual goes with {shortlist(alone)}; a target 3.jpg needs 3-cat.jpg or "
             "the like, a 3-cat.jpg needs its target 3.jpg; other pictures belong elsewhere"
         )
     triplets = tuple(RawTriplet(id=path.stem, target=path, objects=tuple(parts[path.stem])) for path in targets)

@@ -68,7 +68,7 @@ def test_no_kept_file_holds_nan(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="NaN"):
         kept.save(path, {"w": torch.tensor([math.nan])}, FACTS)
     content = {"w": torch.tensor([math.nan])}
-    save_file(content, path, {"made_from": content_hash(FACTS), "content": kept._content(content)})
+    save_file(content, path, {"made_from": content_hash(FACTS), "content": kept.digest_of(content)})
     with pytest.raises(InputError, match="w holds NaN"):
         kept.read(path, FACTS)
 

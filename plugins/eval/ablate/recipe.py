@@ -12,7 +12,7 @@ from annotated_types import Interval, MinLen
 
 from rbctl import formats
 from rbctl.defaults import BUNDLE
-from rbctl.errors import InputError, abridged
+from rbctl.errors import InputError, abridged, shortlist
 from rbctl.options import find_recipe
 from rbctl.plugins.eval.stages import OURS, SEED, Options, complete, digest
 from rbctl.relations import load_relation
@@ -163,7 +163,7 @@ def read(name: str, changes: Mapping[str, Any], chosen: Sequence[str] = ()) -> A
     variants, tables = {full.key: full}, list[Table]()
     names = [table.name or f"Table {number}" for number, table in enumerate(recipe.tables, 1)]
     if unknown := sorted(set(chosen) - set(names)):
-        raise InputError(f"--tables: {path} has no {unknown[0]!r}; its tables: {', '.join(names)}")
+        raise InputError(f"--tables: {path} has no {unknown[0]!r}; its tables: {shortlist(names)}")
     for title, table in zip(names, recipe.tables, strict=True):
         if chosen and title not in chosen:
             continue

@@ -15,7 +15,7 @@ import click
 import yaml
 from PIL import Image
 
-from rbctl import layout, lora
+from rbctl import formats, layout, lora
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.fingerprints import fingerprint
 from rbctl.errors import InputError
@@ -153,7 +153,10 @@ class Work:
         if not (path.is_file() and self.sampled(cell)):
             return None
         scores = read_object(path)
-        return scores if (scores["of"], scores["judge"]) == (self.depends(cell), self.judge) else None
+        if (scores.get("of"), scores.get("judge")) != (self.depends(cell), self.judge):
+            return None
+        formats.read(tables.Scores, scores, str(path), ignore_others=True)
+        return scores
 
     @functools.cached_property
     def bench(self) -> Benchmark:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,31 @@ _LEGEND = (
     f"* differs from the full method on the same cases, paired sign-flip test, p < {SIGNIFICANT}, not corrected."
 )
 
-Scored = Mapping[str, Any]  # a cell's scores.json
+Scored = Mapping[str, Any]  # a cell's scores.json, of the form of ``Scores``
+
+
+@dataclass(frozen=True)
+class ScoredPicture:
+    """A row of scores.json."""
+
+    case: str
+    relation: str
+    seed: int
+    scores: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """scores.json, as far as tables are made of it.
+
+    Attributes:
+        columns: facts of each metric, by its name in the rows.
+        lacking: why a metric is left out.
+    """
+
+    columns: dict[str, dict[str, str]]
+    lacking: tuple[str, ...]
+    rows: tuple[ScoredPicture, ...]
 
 
 def columns(scored: Sequence[Column]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rbctl import lora
+from rbctl import formats, lora
 from rbctl.denoising import to_pictures
 from rbctl.files import read_image, read_jsonl, read_object, sha256, write_json
 from rbctl.menagerie.cases import DrawnCase, Stream, draw_cases
@@ -92,14 +92,21 @@ class Tuned:
     def facts(self) -> dict[str, Any]:
         """What is kept of it."""
         forgetting = self.folder / "forgetting.json"
-        made = tuning(self.folder) or {}
+        made = tuning(self.folder)
         return {
             "seed": self.seed,
             "steps": self.options["steps"],
-            "seconds": made.get("seconds"),
-            "threads": made.get("threads"),
+            "seconds": made and made.seconds,
+            "threads": made and made.threads,
             "denoising_loss_on_prior_set": read_object(forgetting) if forgetting.is_file() else None,
         }
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Which pictures are an arm's."""
+
+    pictures: tuple[formats.Words, ...]
 
 
 @dataclass(frozen=True)
@@ -210,7 +217,8 @@ class Measuring:
     def _listed(self, arm: Arm) -> list[Path] | None:
         """An arm's pictures, if all of them are there."""
         path = self._list_of(arm)
-        paths = [self.folder / "pictures" / name for name in read_object(path)["pictures"]] if path.is_file() else []
+        listed = formats.read(_Listed, read_object(path), str(path)).pictures if path.is_file() else ()
+        paths = [self.folder / "pictures" / name for name in listed]
         return paths if paths and all(map(Path.is_file, paths)) else None
 
     def _list_of(self, arm: Arm) -> Path:

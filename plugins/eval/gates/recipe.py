@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Interval, MinLen
 
 from rbctl.defaults import BUNDLE
-from rbctl.errors import InputError, nearest
+from rbctl.errors import InputError, abridged, nearest, shortlist
 from rbctl.formats import read_yaml
 from rbctl.options import find_recipe
 from rbctl.plugins.eval.stages import SEED, Options
@@ -106,11 +106,11 @@ class Gates:
         for name, section in self.sections.items():
             known = FIGURES.get(section.measures or name)
             if known is None:
-                raise ValueError(f"sections.{name}: measures is missing; one of {', '.join(FIGURES)}")
+                raise ValueError(f"sections.{name}: measures is missing; one of {shortlist(FIGURES)}")
             for title, gate in section.gates.items():
                 if gate.figure not in known:
-                    mend = nearest(gate.figure, known) or f"; figures: {', '.join(known)}"
-                    raise ValueError(f"sections.{name}: {title}: no figure {gate.figure!r}{mend}")
+                    mend = nearest(gate.figure, known) or f"; figures: {shortlist(known)}"
+                    raise ValueError(f"sections.{name}: {title}: no figure {abridged(gate.figure)}{mend}")
 
     def quick(self) -> Gates:
         """One scene each, one relation, two steps."""
@@ -142,7 +142,7 @@ def read_gates(name: str, changes: Mapping[str, Any], only: Sequence[str] = ()) 
     gates = dataclasses.replace(read_yaml(Gates, path), **changes)
     for section in only:
         if section not in gates.sections:
-            mend = nearest(section, gates.sections) or f": {', '.join(gates.sections)}"
+            mend = nearest(section, gates.sections) or f": {shortlist(gates.sections)}"
             raise InputError(f"--only {section}: no such section{mend}")
 
     def beside(relations: Sequence[str]) -> tuple[str, ...]:

@@ -7,11 +7,13 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
+from rbctl import formats
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.fingerprints import fingerprint, generator_fingerprint
 from rbctl.device import pick_device
@@ -27,6 +29,31 @@ from rbctl.plugins.eval.tables import aligned
 from rbctl.runs import RUNS, claim, versions
 
 GATES = RUNS / "gates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """A figure against its limits."""
+
+    passed: bool | None
+    mean: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass(frozen=True)
+class _Section:
+    gates: dict[str, _Held]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What of a file of figures is used again."""
+
+    sections: dict[str, _Section] = field(default_factory=dict)
 
 
 def run(
@@ -79,11 +106,15 @@ def store(path: Path, subject: Mapping[str, str], name: str, section: Mapping[st
 
     Args:
         subject: what is measured and by what, fingerprints.
+
+    Raises:
+        InputError: what the file holds is damaged.
     """
     before = read_object(path) if path.is_file() else {}
     if {key: before.get(key) for key in subject} != dict(subject):
         before = {}
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    formats.read(_Measured, before, str(path), ignore_others=True)
     sections = {**before.get("sections", {}), name: {"date": now, **section}}
     content = {
         **subject,
