@@ -71,7 +71,7 @@ def read(path: Path) -> AnyLora:
         InputError: it holds nothing that can be used, or a tensor is not finite.
     """
     tensors, metadata = read_safetensors(path)
-    ranks = {value.shape[0] for key, value in tensors.items() if "lora_down" in key or ("lora_A" in key and value.ndim)}
+    ranks = {value.shape[0] for key, value in tensors.items() if ("lora_down" in key or "lora_A" in key) and value.ndim}
     if "step" in tensors or (len(ranks) <= 1 and any(key.startswith("rbctl.") for key in metadata)):
         return lora.read(path)
     of_kohya = {key: value for key, value in tensors.items() if key.startswith(_KOHYA)}

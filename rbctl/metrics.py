@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 def _row(line: bytes, where: str) -> dict[str, Any]:
     # A gradient's norm may be infinite where fp16 overflows: such steps are skipped.
     row = parse_json(line.decode("utf-8", "replace"), where, finite=False)
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int | float):
+    step = row.get("step") if isinstance(row, dict) else None
+    if not isinstance(step, int | float) or isinstance(step, bool) or not 0 <= step < math.inf:
         raise InputError(f"{where}: a row with a step was expected, not {abridged(row)}; remove the line")
-    return row
+    return dict(row)

@@ -5,6 +5,7 @@ One YAML file is one relation; the shipped ones lie in recipes/relations/, a use
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os.path
 import re
@@ -168,10 +169,10 @@ def load_relation(name_or_path: str | Path) -> Relation:
     spelling, paths = str(name_or_path), shipped_yaml("relations")
     name = _plain(spelling).replace(" ", "_")
     if name in paths:
-        return _read(paths[name])
+        return _read_shipped(paths[name])
     if spelling.endswith((".yaml", ".yml")):
         raise InputError(f"{spelling}: no such relation file")
-    everyone = [_read(path) for path in paths.values()]
+    everyone = [_read_shipped(path) for path in paths.values()]
     meant = [r.name for r in everyone if _plain(spelling) in map(_plain, (r.predicate, *r.forms))]
     hint = f"; did you mean {meant[0]!r}?" if meant else nearest(name, paths)
     mend = hint or f"; give the path of a YAML file, or one of: {shortlist(sorted(paths))}"
@@ -181,6 +182,11 @@ def load_relation(name_or_path: str | Path) -> Relation:
 def _plain(text: str) -> str:
     """Lower-case words with single spaces between them; hyphens and punctuation gone."""
     return " ".join(re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.lower()))
+
+
+@functools.cache  # they are read again and again: whose words does a sentence say?
+def _read_shipped(path: Path) -> Relation:
+    return _read(path)
 
 
 def _read(path: Path) -> Relation:

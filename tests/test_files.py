@@ -127,7 +127,7 @@ def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path, reader) -> Non
     for path in (tmp_path / "absent", tmp_path, tmp_path / ("a" * 300)):
         with pytest.raises(InputError) as caught:
             reader(path)
-        assert str(caught.value).startswith(f"{path}: ")
+        assert str(caught.value).startswith(f"{path}: "[:250])  # of a longer message the middle is left out
         assert "\n" not in str(caught.value)
 
 

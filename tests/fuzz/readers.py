@@ -24,7 +24,7 @@ from click.testing import CliRunner
 from mutations import Document
 from PIL import Image
 
-from rbctl import any_lora, embeddings, kept, lora, lora_names, metrics
+from rbctl import any_lora, embeddings, formats, kept, lora, lora_names, metrics
 from rbctl.bundle import catalogue, convert, hashes, single_file
 from rbctl.bundle.config import summary, text_positions
 from rbctl.bundle.random_weights import write_tiny
@@ -278,7 +278,9 @@ def recipes_of_eval(folder: Path) -> Reader:
     limits = yaml.safe_load(shipped_yaml("gates")["mini"].read_text("utf-8"))
 
     def read(place: Path) -> Any:
-        return gates.read_gates(str(place / "gates.yaml"), {}), ablations.read(str(place / "ablation.yaml"), {})
+        return gates.read_gates(str(place / "gates.yaml"), {}), formats.read_yaml(
+            ablations.Recipe, place / "ablation.yaml"
+        )
 
     documents = mutations.yaml_file("ablation.yaml", ablation), mutations.yaml_file("gates.yaml", limits)
     return Reader(documents, read)
