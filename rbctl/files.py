@@ -36,6 +36,7 @@ _NO_ROOM_SIGNS = (
     "unexpected pos",  # torch again, as it closes the file that it could not write
 )
 _NO_PLACE = {
+    errno.ENOENT,
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -126,6 +127,23 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Make a folder that results will go to, before hours of work for them.
+
+    Args:
+        option: that names it, "--cache".
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(f"{option} {folder}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 def append_line(path: Path, line: str) -> None:

@@ -157,8 +157,8 @@ def _passive(tokens: Sequence[str], relation: Relation, words: tuple[str, ...]) 
                     yield Match(relation, start if first is None else first, agent[0], True, agent[1])
                 elif first is not None:
                     yield Match(relation, first, end, True)
-                elif participle not in _verbs(relation):
-                    yield Match(relation, start, end, True)
+                elif participle not in _verbs(relation):  # "chased through a wood", but "jumped over the dog"
+                    yield Match(relation, start, end, not _object_follows(tokens, end))
 
 
 def _places(tokens: Sequence[str], form: Sequence[str]) -> list[int]:
@@ -235,6 +235,12 @@ def _agent(tokens: Sequence[str], end: int) -> tuple[int, int] | None:
     return None
 
 
+def _object_follows(tokens: Sequence[str], end: int) -> bool:
+    """Whether the words from ``end`` on are the noun phrase of an individual."""
+    at = next((k for k in range(end, min(end + 5, len(tokens))) if _individual(tokens[k]) is not None), None)
+    return at is not None and _noun_phrase(tokens, at) == end
+
+
 def _noun_phrase(tokens: Sequence[str], at: int) -> int:
     """Where the phrase of the mention at ``at`` begins: at its article, if one stands up to three words before."""
     if tokens[at].endswith("^"):
@@ -272,14 +278,28 @@ def roles_by_grammar(tokens: Sequence[str], match: Match, count: int) -> tuple[i
     before = [at for at in range(first, match.start) if _stands_alone(tokens, at)]
     after = [at for at in range(match.end, last) if _stands_alone(tokens, at)]
     if roles > 2:
-        mentions = dict.fromkeys(number for token in tokens if (number := _individual(token)) is not None)
-        return tuple(mentions) if len(mentions) == count == roles and not match.passive else None
+        return _of_several(tokens, match, before, after) if count == roles else None
     subject, obj = (_of_passive if match.passive else _of_active)(tokens, match, before, after)
     if roles == 1:
         return None if subject is None else (subject,)
     if count == 2 and (subject is None) != (obj is None):
         subject, obj = (1 - obj, obj) if subject is None and obj is not None else (subject, 1 - (subject or 0))
     return (subject, obj) if subject is not None and obj is not None and subject != obj else None
+
+
+def _of_several(
+    tokens: Sequence[str], match: Match, before: Sequence[int], after: Sequence[int]
+) -> tuple[int, ...] | None:
+    """Three roles and more: in the order of the text, but for "X is carried by Y and Z" and "Y, Z with X between"."""
+    first, then = ([n for at in side if (n := _individual(tokens[at])) is not None] for side in (before, after))
+    if match.passive:
+        order = then + first if len(first) == 1 else []
+    elif len(first) > 1 and not then and tokens[_noun_phrase(tokens, before[-1]) - 1] == "with":
+        order = first[-1:] + first[:-1]
+    else:
+        order = [number for token in tokens if (number := _individual(token)) is not None]
+    order = list(dict.fromkeys(order))
+    return tuple(order) if len(order) == len(match.relation.roles) else None
 
 
 def _stands_alone(tokens: Sequence[str], at: int) -> bool:

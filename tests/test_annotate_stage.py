@@ -383,6 +383,16 @@ def test_bad_options_are_one_line(copied: Path, arguments: list[str], told: str)
     assert (copied / "metadata.jsonl").read_bytes() == before
 
 
+def test_damaged_weights_of_a_late_step_are_told_before_the_first_picture(copied: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "vitpose.pth"
+    weights.write_bytes(b"half a download")
+    shutil.rmtree(copied / ".annotate", ignore_errors=True)
+    result = annotate(copied, "--backend", "keypoints=vitpose", "--vitpose", str(weights))
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith(f"Error: {weights}: not a readable PyTorch file")
+    assert not list(copied.glob(".annotate/*/*"))
+
+
 @pytest.mark.slow
 def test_the_clip_of_the_bundle_tells_them_apart_too(copied: Path) -> None:
     before = (copied / "metadata.jsonl").read_bytes()

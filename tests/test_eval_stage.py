@@ -453,6 +453,8 @@ def test_a_seed_in_metadata_is_a_whole_number(given: Path, tmp_path: Path, seed:
         (["--bench", "relationbench-mnii"], "did you mean 'relationbench-mini'"),
         (["--bench", "dreambench"], "give their folder with --data"),
         (["x", "--clip", "nowhere"], "no metadata.jsonl"),
+        (["--bench", "relationbench-mini", "--bundle", "nowhere"], "nowhere: no such bundle or folder"),
+        (["--bench", "relationbench-mini", "--cache", "/dev/null"], "--cache /dev/null: cannot be written"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, arguments: list[str], said: str) -> None:

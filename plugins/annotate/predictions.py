@@ -44,9 +44,13 @@ class Predictions:
         Raises:
             InputError: a backend cannot be loaded, or returns something else than it should.
         """
-        for step in STEPS:
-            if step in self.backends:
-                self._run_step(step, without_text if step == "captions" else pictures)
+        for_step = {s: without_text if s == "captions" else pictures for s in STEPS if s in self.backends}
+        waiting = [step for step, own in for_step.items() if self._missing(step, own)]
+        for step in waiting[1:]:  # weights of a later step may be damaged: told before the hours of those before it
+            self.backends[step].load(self.config, self.device)
+            self._release()
+        for step, own in for_step.items():
+            self._run_step(step, own)
 
     def individuals(self, picture: Picture) -> tuple[Detections, int] | None:
         """Who is in a picture, and how many more; None where the step ``boxes`` has not been done."""
@@ -78,9 +82,18 @@ class Predictions:
             facts = (self._key("masks", picture),)
         return content_hash([*facts, self.backends[step].fingerprint])[:20]
 
+    def _missing(self, step: str, pictures: Sequence[Picture]) -> list[Picture]:
+        return [p for p in pictures if p not in self.problems and self.load(step, p) is None]
+
+    def _release(self) -> None:
+        """Give back the memory of a backend that nothing holds any more."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _run_step(self, step: str, pictures: Sequence[Picture]) -> None:
         readable = [picture for picture in pictures if picture not in self.problems]
-        missing = [picture for picture in readable if self.load(step, picture) is None]
+        missing = self._missing(step, pictures)
         if not missing:
             return
         backend = self.backends[step].load(self.config, self.device)
@@ -99,9 +112,7 @@ class Predictions:
                         self.cache.save(step, batch[k].path, self._key(step, batch[k]), arrays)
                 bar.update(len(batch))
         del backend
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._release()
 
     def _wrong(self, step: str, result: str) -> InputError:
         return InputError(f"--backend {step}={self.backends[step].name}: returned {result}")

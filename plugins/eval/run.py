@@ -17,7 +17,7 @@ from rbctl.bundle.fingerprints import fingerprint
 from rbctl.defaults import BUNDLE
 from rbctl.device import pick_device
 from rbctl.errors import InputError
-from rbctl.files import read_jsonl, write_json, write_jsonl, write_text
+from rbctl.files import check_writable, read_jsonl, write_json, write_jsonl, write_text
 from rbctl.menagerie.judge import Judge
 from rbctl.menagerie.oracle import load_oracle
 from rbctl.options import as_plain
@@ -55,6 +55,9 @@ def run(config: EvalConfig) -> str:
     """Sample what is missing, score, write the report; returns what the terminal shows."""
     name = Path(config.bench).stem if config.bench else _run_names(config.runs)[0]
     output = config.output or RUNS / "eval" / name
+    resolve(config.bundle)
+    pick_device(config.device)
+    check_writable(_cache(config), "--cache")
     with together() as world:
         work = Run(output, "eval", config, world=world)
         with work.claimed():
@@ -88,6 +91,10 @@ def run(config: EvalConfig) -> str:
     return f"{report.terminal(content)}\n{output / 'report.html'}"
 
 
+def _cache(config: EvalConfig) -> Path:
+    return config.cache or RUNS / "eval" / "features"
+
+
 def _run_names(folders: Sequence[Path]) -> list[str]:
     """Names for folders, short and different from each other."""
     names = [folder.resolve().stem if folder.suffix == ".csv" else folder.resolve().name for folder in folders]
@@ -114,6 +121,10 @@ def _bench_pictures(
     for name in [*names, *named]:
         if [*names, *named].count(name) > 1 or name == TRUTH:
             raise InputError(f"run {name!r}: the name is taken; choose another")
+    asked = {name: of_relations(cases, own) if (own := loras.get(name)) else cases for name in names}
+    for name, own_cases in asked.items():
+        if not own_cases:
+            raise InputError(f"--lora: the benchmark has no case of {', '.join(loras[name])}")
     # Told before anything is sampled.
     folders = {name: inputs.read_rows(folder, config.follow_outside) for name, folder in named.items()}
     if world.first:
@@ -129,14 +140,10 @@ def _bench_pictures(
     pictures: list[Picture] = []
     left_out: dict[str, int] = {}
     for name in names:
-        own = loras.get(name, {})
-        asked = of_relations(cases, own) if own else cases
-        if not asked:
-            raise InputError(f"--lora: the benchmark has no case of {', '.join(own)}")
         place = output / "samples" / name
         if world.first:
-            sample(name, asked, own, place, flags)
-        shown, _ = inputs.of_cases(name, inputs.read_rows(place), asked, digests, place, partial=False)
+            sample(name, asked[name], loras.get(name, {}), place, flags)
+        shown, _ = inputs.of_cases(name, inputs.read_rows(place), asked[name], digests, place, partial=False)
         pictures += shown
     for name, rows in folders.items():
         shown, without = inputs.of_cases(name, rows, cases, digests, named[name], config.partial)
@@ -172,9 +179,8 @@ def open_scorer(
     device = world.device(pick_device(config.device))
     profiles = config.profile or (bench.profiles if bench else ("relationbench",))
     needed = {metric.encoder for profile in profiles for metric in PROFILES[profile]} | {"dino"}
-    cache = config.cache or RUNS / "eval" / "features"
     stores = {
-        name: FeatureStore(cache, encoder, digests, config.batch_size, world)
+        name: FeatureStore(_cache(config), encoder, digests, config.batch_size, world)
         for name, encoder in _encoders(config, device).items()
         if name in needed
     }

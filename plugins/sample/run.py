@@ -35,6 +35,7 @@ _PAGE = 50  # rows on a page of it
 def run(config: SampleConfig) -> Path:
     """Sample all prompts; returns the folder. Pictures already made by the same prompt, seed and models stay."""
     check_signer()
+    folder = resolve(config.bundle)
     prompts = _prompts(config)
     if config.prompt_weighting:
         prompts = [prompt.weighed() for prompt in prompts]
@@ -42,7 +43,6 @@ def run(config: SampleConfig) -> Path:
     learned = read_learned(prompts, config)
     for prompt, own in zip(prompts, learned, strict=True):
         click.echo(described(prompt, own), err=True)
-    folder = resolve(config.bundle)
     files = {file.path: file for own in learned for file in own.trained}
     _check_training(files.values(), config, folder)
     jobs = plan(prompts, learned, config, folder)
