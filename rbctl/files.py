@@ -229,6 +229,8 @@ def read_text(path: Path, limit: int = JSON_LIMIT) -> str:
         return Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read as text; save it as UTF-8") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as text ({reason(error)})") from error
 

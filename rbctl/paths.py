@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from importlib.resources import files as package_files
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -52,10 +53,11 @@ def inside(folder: Path, name: str, where: str, follow_outside: bool = False) ->
         raise InputError(f"{where}: {abridged(name)} is no file's name")
     path = Path(folder) / name
     if follow_outside:
-        return path
+        return _as_stored(path)
     if leaves(name):
         mend = "paths are relative to it and stay inside; --follow-outside takes it all the same"
         raise InputError(f"{where}: {abridged(name)} leaves the folder; {mend}")
+    path = _as_stored(path)
     try:
         real, root = path.resolve(), _root(Path(folder).resolve())
     except (OSError, RuntimeError) as error:  # links in a circle
@@ -64,6 +66,12 @@ def inside(folder: Path, name: str, where: str, follow_outside: bool = False) ->
         mend = "copy the file, or take --follow-outside"
         raise InputError(f"{where}: {abridged(name)} is a link that leaves the folder; {mend}")
     return path
+
+
+def _as_stored(path: Path) -> Path:
+    """The path as the disk has it: macOS writes é as two characters, other systems as one."""
+    forms = (path, *(path.parent / unicodedata.normalize(form, path.name) for form in ("NFC", "NFD")))
+    return next((form for form in forms if os.path.exists(form)), path)
 
 
 def leaves(name: str) -> bool:

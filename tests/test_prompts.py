@@ -303,6 +303,12 @@ def test_yaml_of_another_shape(tmp_path: Path, text: str) -> None:
         read_prompts(tmp_path / "p.yaml")
 
 
+def test_a_dash_that_an_editor_made_of_two_hyphens_is_told(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("A cat — black — sits. —d 3\n", encoding="utf-8")
+    with pytest.raises(InputError, match="'—d': some editors make one dash of two hyphens; write --d"):
+        read_prompts(tmp_path / "p.txt")
+
+
 def test_yaml_with_merged_lists(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(
         "defaults: &d {seed: 3}\nprompts:\n  - {<<: *d, text: a}\n  - &b {text: b}\n  - *b\n"

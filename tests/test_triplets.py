@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -259,6 +261,39 @@ def test_a_line_that_is_not_json_hides_no_other(tmp_path):
     assert "file_name: no such file" in found[1]
     assert "2 triplets" not in found[2]
     assert len(found) == 3
+
+
+def test_one_mistake_in_a_field_is_told_once(small_hug: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small_hug, tmp_path / "hug"))
+    rows = [json.loads(line) for line in (folder / METADATA).read_text().splitlines()]
+    points = rows[0]["objects"][0]["target_keypoints"]
+    rows[0]["objects"][0]["target_keypoints"] = [number for point in points for number in point]  # as COCO has them
+    rows[0]["objects"][1]["target_keypoints"] = [point[:2] for point in points]
+    (folder / METADATA).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = (problem.what for problem in check(folder) if "target_keypoints" in problem.what)
+    assert first.startswith("objects[0].target_keypoints[0]: a list was expected")
+    assert first.endswith("(and 50 more there)")
+    assert second == "objects[1].target_keypoints[0][2]: is missing (and 16 more there)"
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+def test_names_are_found_however_a_system_writes_accents(small_hug: Path, tmp_path: Path, stored: Any) -> None:
+    folder = Path(shutil.copytree(small_hug, tmp_path / "hug"))
+    rows = [json.loads(line) for line in (folder / METADATA).read_text().splitlines()]
+    named = {"NFC": "NFD", "NFD": "NFC"}[stored]
+    (folder / rows[0]["file_name"]).rename(folder / unicodedata.normalize(stored, "é.png"))
+    rows[0]["file_name"] = unicodedata.normalize(named, "é.png")
+    (folder / METADATA).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(load(folder)) == len(rows)
+
+
+def test_a_table_of_another_encoding_and_a_file_for_a_folder_are_told(small_hug: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small_hug, tmp_path / "hug"))
+    with pytest.raises(InputError, match="is a file; give the folder of the triplets"):
+        load(folder / METADATA)
+    (folder / METADATA).write_text((folder / METADATA).read_text(), encoding="utf-16")
+    with pytest.raises(InputError, match="save it as UTF-8"):
+        load(folder)
 
 
 def test_unknown_folders_tell_the_known_layouts(tmp_path):

@@ -54,6 +54,7 @@ _OPTIONS = {
     "subject-scale": "subject_scale",
 }
 
+_DASH = re.compile(r"(?<=\s)[–—−](?P<name>[A-Za-z][\w-]*)(?=[\s=])")
 _OPTION_START = re.compile(r"(?:(?<=\s)|^)--(?=[A-Za-z])")
 _OPTION = re.compile(
     r"""--(?P<name>[A-Za-z][\w-]*)(?=[\s=]|$)=?
@@ -73,6 +74,8 @@ def parse_line(line: str, folder: Path, where: str) -> Prompt:
     Raises:
         InputError: the line is wrong, or one of its pictures is missing.
     """
+    if (dash := _DASH.search(line)) and dash["name"].lower() in _OPTIONS:
+        raise InputError(f"{where}: {dash[0]!r}: some editors make one dash of two hyphens; write --{dash['name']}")
     text, objects, options = split_text(line, where, with_options=True)
     values: dict[str, Any] = {}
     names: dict[str, str] = {}  # a field's option as the line has it

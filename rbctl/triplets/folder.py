@@ -128,13 +128,21 @@ def read(
             reporter = Reporter(PurePosixPath(name).with_suffix("").as_posix(), reporter.file, sink)
         _tell_foreign(content, reporter, foreign)
         row, faults = formats.examine(_Row, content, ignore_others=True)
-        for fault in faults:
-            reporter.error(str(fault))
+        for told in _once_a_field(faults):
+            reporter.error(told)
         if reporter.triplet in seen:
             reporter.error("file_name: a line above has the same one", "give each triplet its own target")
         seen.add(reporter.triplet)
         if row:
             yield _triplet(folder, row, reporter, predicate, follow_outside), reporter
+
+
+def _once_a_field(faults: Sequence[Fault]) -> list[str]:
+    """The first fault of every field: 51 numbers where 17 points were expected are one mistake."""
+    by_field: dict[tuple[str | int, ...], list[Fault]] = {}
+    for fault in faults:
+        by_field.setdefault(fault.steps[:3], []).append(fault)
+    return [str(alike[0]) + (f" (and {len(alike) - 1} more there)" if alike[1:] else "") for alike in by_field.values()]
 
 
 def _tell_foreign(content: Any, reporter: Reporter, warned: set[str]) -> None:

@@ -20,6 +20,8 @@ def read(
     Raises:
         InputError: there is no such folder, or it has neither layout.
     """
+    if folder.is_file():
+        raise InputError(f"{folder}: is a file; give the folder of the triplets")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of triplets")
     if (folder / native.METADATA).exists():
