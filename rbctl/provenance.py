@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import uuid
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ DRAWN: SourceType = "algorithmicMedia"  # by rules, without any network
 CERTIFICATE, KEY = "RBCTL_C2PA_CERTIFICATE", "RBCTL_C2PA_KEY"  # environment variables: PEM files of who signs
 
 _SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+_XMP_BOX = uuid.UUID("be7acfcb-97a9-42e8-9c71-999491e3afac")
 _PACKET = """<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
  <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -39,6 +41,12 @@ _PACKET = """<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>
 def xmp_packet(source_type: SourceType = MADE_BY_AI) -> str:
     """The XMP packet that says what a picture or clip is, in ASCII."""
     return _PACKET.format(source_type=_SOURCE_TYPES + source_type, version=__version__)
+
+
+def xmp_box(source_type: SourceType = MADE_BY_AI) -> bytes:
+    """The XMP packet as a box that stands behind the others of an MP4 file."""
+    content = _XMP_BOX.bytes + xmp_packet(source_type).encode()
+    return (8 + len(content)).to_bytes(4, "big") + b"uuid" + content
 
 
 def signed(content: bytes, media_type: str, source_type: SourceType = MADE_BY_AI) -> bytes:

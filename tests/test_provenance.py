@@ -132,6 +132,42 @@ def test_c2pa_finds_a_valid_signature_and_the_source_type(signer: Path) -> None:
         assert opened.tobytes() == PICTURE.tobytes()
 
 
+def clip(path: Path) -> Path:
+    from rbctl.plugins.animate import video
+
+    pytest.importorskip("av", reason="av is not installed")
+    video.write_mp4(path, [PICTURE] * 5, 8, "a cat")
+    return path
+
+
+def test_exiftool_reads_the_mark_of_an_mp4(tmp_path: Path) -> None:
+    tags = exiftool(clip(tmp_path / "a.mp4"))
+    assert tags["XMP:DigitalSourceType"] == VOCABULARY + "trainedAlgorithmicMedia"
+    assert tags["QuickTime:Comment"] == "a cat"
+    assert "ExifTool:Warning" not in tags
+
+
+def test_exiftool_reads_the_mark_of_a_webp(tmp_path: Path) -> None:
+    from rbctl.plugins.animate import video
+
+    video.write_webp(tmp_path / "a.webp", [PICTURE, PICTURE.rotate(90)], 8)
+    assert exiftool(tmp_path / "a.webp")["XMP:DigitalSourceType"] == VOCABULARY + "trainedAlgorithmicMedia"
+
+
+def test_a_signed_clip_plays_and_keeps_its_mark(signer: Path) -> None:
+    import c2pa
+
+    path = clip(signer / "a.mp4")
+    with c2pa.Reader(str(path)) as reader:
+        results = json.loads(reader.json())["validation_results"]["activeManifest"]
+    assert [check["code"] for check in results["failure"]] == ["signingCredential.untrusted"]
+    import av
+
+    with av.open(str(path)) as container:
+        assert len(list(container.decode(video=0))) == 5
+    assert exiftool(path)["XMP:DigitalSourceType"] == VOCABULARY + "trainedAlgorithmicMedia"
+
+
 def test_half_a_signer_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(provenance.CERTIFICATE, "chain.pem")
     monkeypatch.delenv(provenance.KEY, raising=False)

@@ -12,6 +12,7 @@ import click
 
 from rbctl.errors import InputError, abridged
 from rbctl.files import read_image
+from rbctl.local_pipeline import pipeline_folder
 from rbctl.menagerie.triplets import check_drawable
 from rbctl.paths import made_by_system
 from rbctl.pictures import grid, save_png, sheet_row
@@ -20,7 +21,7 @@ from rbctl.plugins.generate.config import GenerateConfig
 from rbctl.plugins.generate.costs import ahead
 from rbctl.plugins.generate.miniature import SIZE, draw_set
 from rbctl.plugins.generate.painting import Done, paint_set, places, refused_numbers
-from rbctl.plugins.generate.pipeline import LocalPipeline, pipeline_folder
+from rbctl.plugins.generate.pipeline import LocalPipeline
 from rbctl.provenance import DRAWN, SHEET, SourceType, check_signer
 from rbctl.relations import Relation, load_relation
 from rbctl.runs import RUNS, claim
