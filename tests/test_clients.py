@@ -72,9 +72,9 @@ def test_diffusers_finds_every_module_and_adds_the_same_change(tiny_bundle: Path
     assert len(cases["files"]) == len(lora.LAYERS) * len(table.FORMS)
     for file in cases["files"]:
         path, matrices = Path(file["path"]), Path(file["matrices"])
-        result = programs.compare(programs.diffusers(path, cases), matrices, cases)
+        result = programs.compare(programs.diffusers(path, cases), matrices, file["alpha"], cases["names"])
         assert result == {"modules": len(programs.load_file(matrices)) // 2, "difference": 0.0}, file
-    without_alpha = programs.compare(programs.diffusers(path, cases), matrices, cases | {"alpha": table.RANK})
+    without_alpha = programs.compare(programs.diffusers(path, cases), matrices, table.RANK, cases["names"])
     assert without_alpha["difference"] > 0.01
 
 

@@ -126,24 +126,24 @@ PROGRAMS: dict[str, Callable[[Path, dict[str, Any]], Changes]] = {
 }
 
 
-def compare(changes: Changes, path: Path, cases: dict[str, Any]) -> dict[str, float]:
+def compare(changes: Changes, path: Path, alpha: float, names: dict[str, str]) -> dict[str, float]:
     """How many modules the program has found, and its largest difference from B @ A * alpha / rank.
 
     Args:
         changes: one for each layer; its name is diffusers', or that of SDXL's checkpoint.
         path: of A and B in peft's names.
-        cases: its "names" lead from either name, with underscores for dots, to diffusers'.
+        names: from either name, with underscores for dots, to diffusers'.
 
     Raises:
         KeyError: the program has changed a layer that the LoRA is not on.
         RuntimeError: it has changed a layer of another shape.
     """
     matrices = load_file(path)
-    names, modules, difference = cases["names"], set(), 0.0
+    modules, difference = set(), 0.0
     for name, change in changes:
         layer = names[name.replace(".", "_")]
         down, up = matrices[f"{layer}.lora_A.weight"], matrices[f"{layer}.lora_B.weight"]
-        expected = up @ down * (cases["alpha"] / len(down))
+        expected = up @ down * (alpha / len(down))
         difference = max(difference, float((expected - change.detach()).abs().max()))
         modules.add(layer)
     return {"modules": len(modules), "difference": difference}
@@ -165,9 +165,9 @@ def main(program: str, cases_path: str, checkout: str | None = None) -> None:
     sys.argv = sys.argv[:1]  # ComfyUI would read the arguments as its own
     if checkout:
         sys.path.insert(0, checkout)
-    cases = json.loads(Path(cases_path).read_text(encoding="utf-8"))
+    cases, run = json.loads(Path(cases_path).read_text(encoding="utf-8")), PROGRAMS[program]
     results = [
-        {**file, **compare(PROGRAMS[program](Path(file["path"]), cases), Path(file["matrices"]), cases)}
+        {**file, **compare(run(Path(file["path"]), cases), Path(file["matrices"]), file["alpha"], cases["names"])}
         for file in cases["files"]
     ]
     print(json.dumps({"version": version_of(program, checkout), "results": results}))

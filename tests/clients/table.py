@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,30 @@ from rbctl.files import write_json, write_text
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "clients.md"
 BEGIN, END = "<!-- written by make clients -->\n", "<!-- end -->\n"
-FORMS: tuple[lora_names.LoraForm, ...] = ("kohya", "official")
-RANK, ALPHA = 4, 2.0  # not the rank: a program that leaves alpha out differs
+RANK = 4
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a file is written.
+
+    Attributes:
+        names: of ``rbctl finetune --format``.
+        alpha: not the rank, so that a program which leaves it out differs.
+        blocks_of_sdxl: False writes diffusers' names of blocks, as other trainers may.
+    """
+
+    names: lora_names.LoraForm
+    alpha: float = 2.0
+    blocks_of_sdxl: bool = True
+
+
+FORMS = {
+    "`kohya`": Form("kohya"),
+    "`kohya`, alpha 8": Form("kohya", alpha=8.0),
+    "`kohya`, diffusers' blocks": Form("kohya", blocks_of_sdxl=False),
+    "`official`": Form("official"),
+}
 
 # The environment variables that name a program's checkout and the Python that runs it.
 PROGRAMS = {
@@ -64,11 +87,11 @@ def write_cases(folder: Path, config: dict[str, Any]) -> Path:
         for path in {name.rsplit(".lora_", 1)[0] for name in tensors}:
             names[path.replace(".", "_")] = path
             names[lora_names.kohya_name(path, lora.sdxl_blocks(unet)).removeprefix(lora_names.KOHYA)] = path
-        for form in FORMS:
-            path = folder / f"{layers}-{form}.safetensors"
-            lora.save(path, tensors, {}, ALPHA, form, lora.sdxl_blocks(unet))
-            files.append({"layers": layers, "form": form, "path": str(path), "matrices": str(matrices)})
-    cases = {"unet_config": config, "unet_shapes": shapes, "alpha": ALPHA, "names": names, "files": files}
+        for number, (label, form) in enumerate(FORMS.items()):
+            path = folder / f"{layers}-{number}.safetensors"
+            lora.save(path, tensors, {}, form.alpha, form.names, form.blocks_of_sdxl and lora.sdxl_blocks(unet))
+            files.append({"form": label, "alpha": form.alpha, "path": str(path), "matrices": str(matrices)})
+    cases = {"unet_config": config, "unet_shapes": shapes, "names": names, "files": files}
     write_json(folder / "cases.json", cases)
     return folder / "cases.json"
 
@@ -96,14 +119,14 @@ def rows(program: str, report: dict[str, Any] | str) -> list[str]:
         modules = " | ".join(str(result["modules"]) for result in results)
         differences = [result["difference"] for result in results if result["modules"]]
         difference = f"{max(differences):.2g}" if differences else ""
-        lines.append(f"| {program} {report['version']} | `{form}` | {modules} | {difference} |")
+        lines.append(f"| {program} {report['version']} | {form} | {modules} | {difference} |")
     return lines
 
 
 def main() -> None:
     config = json.loads((ROOT / "rbctl" / "bundle" / "sdxl" / "unet" / "config.json").read_text(encoding="utf-8"))
     layers = " | ".join(f"`{name}`" for name in lora.LAYERS)
-    lines = [f"| Program | `--format` | {layers} | largest difference |", "|---|---|---|---|---|---|"]
+    lines = [f"| Program | file | {layers} | largest difference |", "|---|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
         cases = write_cases(Path(folder), config)
         for program in PROGRAMS:
