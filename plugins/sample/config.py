@@ -103,7 +103,7 @@ class SampleConfig:
 
     batch_size: int = option(
         4,
-        "Pictures sampled at once; on a GPU it changes roundings, else only speed and memory.",
+        "Pictures sampled at once. Batches of other sizes round otherwise; with 1 a picture never depends on others.",
         group="Hardware",
         min=1,
         max=4096,
