@@ -1,11 +1,11 @@
-# setup | demo | quick | test | fuzz | bench | gates | clients | lint | lock. Each makes the environment that it needs first.
+# setup | demo | quick | test | fuzz | kill | bench | gates | clients | lint | lock. Each makes the environment that it needs first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONUTF8 := 1
 
-.PHONY: setup demo quick test fuzz bench gates clients lint lock clean
+.PHONY: setup demo quick test fuzz kill bench gates clients lint lock clean
 .DEFAULT_GOAL := test
 
 $(STAMP): setup.py pyproject.toml constraints.txt
@@ -31,6 +31,10 @@ test: $(STAMP)
 # Every reader on 50,000 broken inputs, some 20 minutes of a core. FUZZ="--seed 1 --reader triplets --inputs 1000"
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz $(FUZZ)
+
+# Kills of every command at random moments; what is resumed must equal what was left alone. KILL="--kills 20 --only demo"
+kill: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m kill $(KILL)
 
 bench: $(STAMP)
 	mkdir -p bench/out

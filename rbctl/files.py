@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import stat
 import struct
 import warnings
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-PARTIAL = ".partial"  # suffix of a file being written; a kill leaves one behind
+PARTIAL = ".partial"  # suffix of what is being written, a file or a folder; a kill leaves one behind
+LOCK = ".lock"  # of a folder that a run writes in
 
 _NO_ROOM_SIGNS = (
     "No space left on device",
@@ -144,6 +146,35 @@ def check_writable(folder: Path, option: str) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise InputError(f"{option} {folder}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+@contextlib.contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """Yield a new folder in ``folder``, for files that shall come to their places together; the block moves them."""
+    staged = folder / f".{os.urandom(4).hex()}{PARTIAL}"
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left half written in ``folder``; nobody else may write there meanwhile.
+
+    Links are not followed, and folders of other runs, which have locks of their own, stay as they are.
+    """
+    for place, folders, names in os.walk(folder):
+        if LOCK in names and Path(place) != folder:
+            folders.clear()
+            continue
+        for name in [name for name in folders if name.startswith(".") and name.endswith(PARTIAL)]:
+            folders.remove(name)
+            if not Path(place, name).is_symlink():
+                shutil.rmtree(Path(place, name), ignore_errors=True)
+        for name in names:
+            if name.startswith(".") and name.endswith(PARTIAL):
+                Path(place, name).unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:

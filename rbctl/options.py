@@ -23,12 +23,13 @@ from click.core import ParameterSource
 
 from rbctl.errors import InputError, abridged, nearest, reason, shortened, shortlist
 from rbctl.files import read_yaml, write_text
-from rbctl.paths import shipped_yaml
+from rbctl.paths import near, relative, shipped_yaml
 
 Config = TypeVar("Config")
 
 _PLAIN_TYPES: dict[Any, Any] = {bool: click.BOOL, str: click.STRING, Path: click.Path(path_type=Path)}
 _LAST_GROUPS = ("Run", "Hardware", "General")  # the others come before, in the configuration's order
+_SEPARATORS = ("/", os.sep)
 BUNDLE_RECIPE = "recipe.yaml"  # in a bundle's folder: what suits it better than the defaults
 
 
@@ -270,7 +271,18 @@ def _section(ctx: click.Context, path: Path, content: dict[str, Any]) -> dict[st
             fields[key].check_recipe_value(ctx, value)
         except ValueError as error:
             raise InputError(f"{path}: {key}: {error}") from error
-    return recipe
+    return {key: _located(fields[key], value, path.parent) for key, value in recipe.items()}
+
+
+def _located(field: _Field, value: Any, folder: Path) -> Any:
+    """A recipe's value; a path that leads to something from the recipe's folder is that, others stay as they are."""
+    if isinstance(value, list):
+        return [_located(field, single, folder) for single in value]
+    if not isinstance(value, str):
+        return value
+    assigned, equals, path = value.rpartition("=")  # NAME=PATH
+    is_path = isinstance(field.type, click.Path) or any(mark in path for mark in _SEPARATORS)
+    return f"{assigned}{equals}{near(folder, path)}" if is_path or os.path.isfile(folder / path) else value
 
 
 def _of_the_bundle(ctx: click.Context, bundle: str) -> dict[str, Any]:
@@ -360,21 +372,43 @@ def configured(command: click.Command, recipe: str | Path | None = None, **optio
         raise InputError(f"{command.name}: {error.format_message()}") from error
 
 
-def as_plain(config: Any) -> dict[str, Any]:
-    """The configuration as YAML and JSON can hold it."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+def as_plain(config: Any, folder: Path | None = None) -> dict[str, Any]:
+    """The configuration as YAML and JSON can hold it.
+
+    Args:
+        folder: of a record; paths are then as :func:`rbctl.paths.relative` names them there.
+    """
+
+    def named(value: Any) -> Any:
+        if folder is None:
+            return value
+        if isinstance(value, Path):
+            return relative(value, folder)
+        if isinstance(value, str):
+            assigned, equals, path = value.rpartition("=")  # NAME=PATH
+            is_path = os.path.isfile(path) or (any(mark in path for mark in _SEPARATORS) and os.path.exists(path))
+            return f"{assigned}{equals}{relative(path, folder)}" if is_path else value
+        return [named(single) for single in value] if isinstance(value, tuple) else value
+
+    values = {key: named(value) for key, value in dataclasses.asdict(config).items()}
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain
 
 
-def to_yaml(section: str, config: Any) -> str:
-    """The resolved recipe, usable as ``--recipe``; options that are unset by default and still so are left out."""
+def to_yaml(section: str, config: Any, folder: Path | None = None) -> str:
+    """The resolved recipe, usable as ``--recipe``; options that are unset by default and still so are left out.
+
+    Args:
+        folder: that the recipe will lie in.
+    """
     import yaml  # here, for a quick start: no --help needs it
 
     unset = {f.name for f in dataclasses.fields(config) if f.default is None}
-    values = {key: value for key, value in as_plain(config).items() if value is not None or key not in unset}
+    plain = as_plain(config, folder)
+    values = {key: value for key, value in plain.items() if value is not None or key not in unset}
     return yaml.safe_dump({section: values}, sort_keys=False, allow_unicode=True)
 
 
 def write_recipe(path: Path, section: str, config: Any) -> None:
-    """Save the resolved recipe of a run."""
-    write_text(path, to_yaml(section, config))
+    """Save the resolved recipe of a run; its paths are relative to the recipe's folder."""
+    write_text(path, to_yaml(section, config, path.parent))

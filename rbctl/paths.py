@@ -1,4 +1,7 @@
-"""Names that data gives to files: resolved inside the data's own folder, or refused. And the files that we ship."""
+"""Names that data gives to files: resolved inside the data's own folder, or refused. And the files that we ship.
+
+Records name files relative to their own folder (:func:`relative`), so that both can be moved.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,29 @@ def shipped_yaml(folder: str = "") -> dict[str, Path]:
     """The YAML files of ``recipes/FOLDER`` that come with rbctl, by name; none where there is no such folder."""
     place = Path(str(package_files("rbctl.recipes"))) / folder
     return {path.stem: path for path in sorted(place.glob("*.yaml"))}
+
+
+def relative(path: str | Path, folder: Path) -> str:
+    """How a record in ``folder`` names a path: relative to the folder, with slashes; both can then be moved together.
+
+    A path that shares no folder with it but the root is named from there.
+    """
+    whole, start = _real(path), Path(folder).resolve()
+    if whole.drive != start.drive or whole.parts[:2] != start.parts[:2]:
+        return str(whole)
+    return Path(os.path.relpath(whole, start)).as_posix()
+
+
+def near(folder: Path, name: str) -> str:
+    """The path of a file or folder that a record in ``folder`` names; as it stands where it is not found from there."""
+    path = folder / name
+    return os.path.normpath(path) if not os.path.isabs(name) and os.path.exists(path) else name
+
+
+def _real(path: str | Path) -> Path:
+    """A path without links on the way to it; what it leads to itself is not asked."""
+    whole = Path(os.path.abspath(path))
+    return whole.parent.resolve() / whole.name
 
 
 _OF_SYSTEMS = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"})

@@ -14,11 +14,13 @@ import dataclasses
 import errno
 import json
 import platform
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +31,7 @@ import click
 from rbctl import __version__, metrics
 from rbctl.defaults import BUNDLE
 from rbctl.errors import InputError, abridged, reason
-from rbctl.files import PARTIAL, append_line, read_object, read_yaml, write_json, writing_in
+from rbctl.files import LOCK, append_line, read_object, read_yaml, sweep, write_json, writing_in
 from rbctl.options import as_plain, former_options, write_recipe
 from rbctl.processes import World
 
@@ -37,11 +39,27 @@ RUNS = Path("runs")
 RELATION = "relation.yaml"  # in the folder of a finetuning: the relation that it learned
 ANY_LORA = "lora.safetensors"  # in a run folder: a link to its LoRA, or the LoRA itself, of an earlier version
 
+# Before what a process of ours runs: it ends as soon as its stdin does, and so with us, however we end.
+_TETHER = "import os, threading; threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start(); "
 # Another process of rbctl. Not "-m rbctl", which lets modules of the current folder shadow ours, and that may be data.
 _START = (
     "import sys; sys.path = [place for place in sys.path if place]; from rbctl.cli import main; main(prog_name='rbctl')"
 )
 COMMAND = (sys.executable, "-c", _START)
+
+
+def start(arguments: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    """Start ``rbctl ARGUMENTS`` as a process of its own, which ends with this one, even if this one is killed.
+
+    Wait for its end before its pipes are closed: it lives as long as its stdin.
+
+    Args:
+        options: of ``subprocess.Popen``, but for stdin.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", _TETHER + _START, *arguments], stdin=subprocess.PIPE, text=True, **options
+    )
+
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -71,12 +89,12 @@ def claim(folder: Path) -> Iterator[None]:
     """
     import filelock  # here, for a quick start
 
-    lock = filelock.FileLock(folder / ".lock", blocking=False)
+    lock = filelock.FileLock(folder / LOCK, blocking=False)
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if (folder / ".lock").is_symlink():
-                raise InputError(f"{folder / '.lock'}: is a link; remove it")
+            if (folder / LOCK).is_symlink():
+                raise InputError(f"{folder / LOCK}: is a link; remove it")
             stack.enter_context(lock)
         except filelock.Timeout as error:
             raise InputError(f"{folder}: another run is writing here; wait for it or choose another folder") from error
@@ -85,9 +103,7 @@ def claim(folder: Path) -> Iterator[None]:
                 what = getattr(error, "strerror", None) or reason(error)
                 raise InputError(f"{folder}: cannot be written ({what}); choose another folder") from error
             click.echo(f"{folder}: its file system has no locks; start no second run in it", err=True)
-        for left in (*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}")):  # of runs that were killed
-            if left.parent == folder or not left.parent.is_symlink():
-                left.unlink(missing_ok=True)
+        sweep(folder)
         stack.enter_context(writing_in(folder))
         yield
 
@@ -133,6 +149,17 @@ class Run:
         """All checkpoints, the oldest first."""
         return sorted(self.folder.glob(self.checkpoint))
 
+    def superseded(self) -> list[Path]:
+        """Checkpoints that may go: all but the last ``keep_checkpoints``.
+
+        Those of stops are the first to go, once there is a newer one: in the end a run has the same checkpoints whether
+        or not it was stopped.
+        """
+        every, paths = self.config.checkpoint_every, self.checkpoints()
+        steps = [int(re.findall(r"step-(\d+)", str(path.relative_to(self.folder)))[0]) for path in paths]
+        due = [p for p, step in zip(paths, steps, strict=True) if p == paths[-1] or (every and step % every == 0)]
+        return [path for path in paths if path not in due[-self.config.keep_checkpoints :]]
+
     def check(self, facts: Mapping[str, Any]) -> None:
         """Refuse a folder that holds another run, or results that no run wrote; the first process does it for all.
 
@@ -162,12 +189,14 @@ class Run:
         for key, place in former_options(self.config).items():
             if key in before:
                 raise InputError(f"{self.folder}: holds a run of an earlier version with {key}: {place}; {mend}")
-        now, recorded = as_plain(self.config), read_object(record)
-        pairs = [(key, before.get(key), now.get(key)) for key in sorted(before.keys() - self.free)]
-        pairs += [(key, recorded.get(key), value) for key, value in facts.items()]
-        for key, *values in pairs:
-            if values[0] != values[1]:
-                old, new = (v[:12] if isinstance(v, str) and len(v) == 64 else v for v in values)
+        # Paths are named from the folder, in runs of earlier versions as they were given.
+        given, named, recorded = as_plain(self.config), as_plain(self.config, self.folder), read_object(record)
+        pairs: list[tuple[str, Any, tuple[Any, ...]]]
+        pairs = [(key, before.get(key), (named.get(key), given.get(key))) for key in sorted(before.keys() - self.free)]
+        pairs += [(key, recorded.get(key), (value,)) for key, value in facts.items()]
+        for key, was, now in pairs:
+            if was not in now:
+                old, new = (v[:12] if isinstance(v, str) and len(v) == 64 else v for v in (was, now[-1]))
                 what = f"{key[:60]} {abridged(old)}, not {abridged(new)}"
                 raise InputError(f"{self.folder}: holds a run with {what}; {mend}")
 
@@ -190,10 +219,14 @@ class Run:
         write_record(self.folder, **seed, **facts)
 
     def cut(self, step: int) -> None:
-        """Drop the rows of all logs after a step, which are about to be made again, and a torn last line."""
+        """Drop the rows of all logs after a step, which are about to be made again, and a torn last line.
+
+        Args:
+            step: that is done; at 0, where nothing is done, a row of step 0 is made again too.
+        """
         if self.world.first:
             for name in self.logs:
-                metrics.cut(self.folder / name, step)
+                metrics.cut(self.folder / name, step or -1)
 
     def log(self, step: int, row: Mapping[str, Any], name: str = "metrics.jsonl") -> None:
         """Append a row to a log; the first process does it for all.

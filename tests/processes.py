@@ -14,7 +14,7 @@ _context.set_forkserver_preload(
 )
 
 
-def _main(arguments: Sequence[str], log: str, file_limit: int | None) -> None:
+def _main(arguments: Sequence[str], log: str, file_limit: int | None, folder: str | None) -> None:
     import torch
 
     from rbctl.cli import main
@@ -23,6 +23,8 @@ def _main(arguments: Sequence[str], log: str, file_limit: int | None) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
+    if folder is not None:
+        os.chdir(folder)
     if file_limit is not None:
         import resource
         import signal
@@ -34,17 +36,18 @@ def _main(arguments: Sequence[str], log: str, file_limit: int | None) -> None:
 
 
 def start(
-    arguments: Sequence[object], log: Path, file_limit: int | None = None
+    arguments: Sequence[object], log: Path, file_limit: int | None = None, folder: Path | None = None
 ) -> multiprocessing.context.ForkServerProcess:
-    """Start ``rbctl ARGUMENTS``; output goes to ``log``. ``file_limit``: no file may grow beyond so many bytes."""
-    process = _context.Process(target=_main, args=([str(a) for a in arguments], str(log), file_limit))
+    """Start ``rbctl ARGUMENTS`` in ``folder``; output goes to ``log``. ``file_limit``: the most bytes of a file."""
+    place = None if folder is None else str(folder)
+    process = _context.Process(target=_main, args=([str(a) for a in arguments], str(log), file_limit, place))
     process.start()
     return process
 
 
-def run(arguments: Sequence[object], log: Path, file_limit: int | None = None) -> int:
+def run(arguments: Sequence[object], log: Path, file_limit: int | None = None, folder: Path | None = None) -> int:
     """Run ``rbctl ARGUMENTS`` to its end; the exit code."""
-    process = start(arguments, log, file_limit)
+    process = start(arguments, log, file_limit, folder)
     process.join()
     assert process.exitcode is not None
     return process.exitcode

@@ -108,11 +108,11 @@ def test_methods_of_subjects_learn_each_subject_of_each_case(tmp_path: Path) -> 
     result = ablate(recipe, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     variants = read_json(tmp_path / "out" / "tables.json")["variants"]
-    (base,) = read_jsonl(Path(variants["base"]["pictures"][0]) / "metadata.jsonl")
-    assert (base["lora_weight"], base["lora"]) == (0, variants["full"]["learned"][0])
+    (base,) = read_jsonl(tmp_path / "out" / variants["base"]["pictures"][0] / "metadata.jsonl")
+    assert (base["lora_weight"], base["lora"]) == (0, f"../../{variants['full']['learned'][0]}")
     told = variants["inversion"]
     assert [Path(path).parent.name for path in told["learned"]] == ["000-0", "000-1"]
-    (row,) = read_jsonl(Path(told["pictures"][0]) / "metadata.jsonl")
+    (row,) = read_jsonl(tmp_path / "out" / told["pictures"][0] / "metadata.jsonl")
     classes = [thing["name"] for thing in row["objects"]]
     assert [words in row["words"] for words in (f"<{classes[0]}>", f"<{classes[1]}>")] == [True, True]
     shown = {path.name for path in (tmp_path / "out" / "subjects" / "ride-000-0").iterdir()}

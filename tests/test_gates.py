@@ -179,9 +179,9 @@ def test_a_relation_that_was_not_there(work: Drawing) -> None:
 def test_an_arm_is_a_prompts_file(work: Drawing, tmp_path: Path) -> None:
     cases = work.cases("ride", 2)
     for boxes, lora in ((None, None), ([HALVES] * 2, tmp_path / "ride.safetensors")):
-        first, second = Arm("x", cases, "ride", boxes, lora).prompts()["prompts"]
+        first, second = Arm("x", cases, "ride", boxes, lora).prompts(tmp_path)["prompts"]
         assert (first["seed"], second["seed"]) == (1000, 1001)
-        assert first["lora"] == ("none" if lora is None else str(lora))
+        assert first["lora"] == ("none" if lora is None else "ride.safetensors")
         asked = [list(box) for box in HALVES] if boxes else [None] * 2
         assert [subject.get("box") for subject in first["objects"]] == asked
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def pixels(folder: Path) -> bytes:
 def planned(path: Path, bundle: Path) -> list[Job]:
     """The jobs of a prompts file without LoRAs."""
     prompts, config = read_prompts(path), SampleConfig(prompts=path, lora=("none",))
-    return plan(prompts, read_learned(prompts, config), config, bundle)
+    return plan(prompts, read_learned(prompts, config), config, bundle, Path("out"))
 
 
 @pytest.mark.slow
@@ -114,7 +115,8 @@ def test_six_prompts_give_the_right_files(sample: Any, place: Path, tmp_path: Pa
         *[(128, 128)] * 3,
     ]
     assert Image.open(tmp_path / "out" / "grid.png").width > 128
-    assert [row["source"] for row in made] == [f"prompts.txt:{line}" for line in (2, 3, 3, 4, 5, 6, 7)]
+    written = os.path.relpath(place / "prompts.txt", tmp_path / "out")
+    assert [row["source"] for row in made] == [f"{written}:{line}" for line in (2, 3, 3, 4, 5, 6, 7)]
     assert first["text"] == "A cat is hugging a plush bear"
     assert first["boxes_from"] == "layout prior"
     assert first["objects"][0]["box"] == pytest.approx([0.1, 0.2, 0.5, 0.8])
@@ -139,7 +141,7 @@ def test_the_same_pixels_whatever_the_batch(place: Path, tiny_bundle: Path, monk
     path.write_text("\n".join(f"{line} --lora none" for line in lines if "--images" not in line and "lion" not in line))
     prompts = read_prompts(path) + read_prompts(place / "prompts.txt")[1:2]
     config = SampleConfig(prompts=path, bundle=str(tiny_bundle), images=1)
-    jobs = plan(prompts, read_learned(prompts, config), config, tiny_bundle)
+    jobs = plan(prompts, read_learned(prompts, config), config, tiny_bundle, Path("out"))
     assert len(jobs) == 6
     assert len({job.kind for job in jobs}) == 1
     assert {len(job.request.subjects) for job in jobs} == {1, 2, 3}
@@ -563,7 +565,7 @@ def test_the_lora_of_the_relation_that_is_named(sample: Any, tmp_path: Path) -> 
     (row,) = rows(tmp_path / "out")
     assert (row["relation"], row["lora"], row["boxes_from"]) == (
         "hug",
-        "runs/finetune/hug-tiny-sdxl/hug.safetensors",
+        os.path.relpath("runs/finetune/hug-tiny-sdxl/hug.safetensors", tmp_path / "out"),
         "layout prior",
     )
     refuses(sample(line, "--relation", "ride", "--output", tmp_path / "out"), "rbctl finetune --relation ride")

@@ -137,7 +137,7 @@ def apply(folder: Path, path: Path, follow_outside: bool = False) -> int:
         if len(correction.objects) > counts[name]:
             raise InputError(f"{where}: has {counts[name]} objects, not {len(correction.objects)}")
     both = {row["file_name"]: known.of(row).then(new.of(row)) for row in rows if row["file_name"] in new.triplets}
-    known = Corrections(triplets={**known.triplets, **both})
+    known = dataclasses.replace(known, triplets={**known.triplets, **both})
     if all(known.of(row).drop for row in rows):
         raise InputError(f"{path}: drops every triplet; keep one at least")
     return _write(folder, rows, known)
@@ -176,11 +176,13 @@ def _write(folder: Path, rows: Rows, known: Corrections) -> int:
     write_card(folder, left)
     write_jsonl(folder / PLACE / METADATA, rows)
     if known.triplets:
-        before = []
-        with contextlib.suppress(InputError):  # there is none, or it is damaged
-            before = [content_hash(read_jsonl(folder / METADATA))]
-        saved = dataclasses.replace(known, published=(*before, content_hash(left)))
-        write_json(folder / CORRECTIONS, dataclasses.asdict(saved))
+        after = content_hash(left)
+        if known.published[-1:] != (after,):  # else this was written already, before a kill or by the same command
+            before = []
+            with contextlib.suppress(InputError):  # there is none, or it is damaged
+                before = [content_hash(read_jsonl(folder / METADATA))]
+            known = dataclasses.replace(known, published=(*before, after))
+        write_json(folder / CORRECTIONS, dataclasses.asdict(known))
     write_jsonl(folder / METADATA, left)
     return len(left)
 

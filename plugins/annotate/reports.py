@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +102,11 @@ class Report:
 
 
 def write_reports(folder: Path, reports: Iterable[Report]) -> None:
-    """Write annotations.jsonl, atomically."""
-    write_jsonl(folder / REPORT, [report.as_row() for report in reports])
+    """Write annotations.jsonl, atomically; what it says of files is relative to the folder."""
+    rows = [report.as_row() for report in reports]
+    for row in rows:
+        row["problem"] = row["problem"] and row["problem"].replace(f"{folder}{os.sep}", "")
+    write_jsonl(folder / REPORT, rows)
 
 
 def read_reports(folder: Path, counts: Mapping[str, int]) -> dict[str, Report]:

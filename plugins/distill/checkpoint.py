@@ -55,11 +55,18 @@ def last(run: Run) -> Checkpoint | None:
 
 
 def drop_torn(run: Run) -> None:
-    """Remove what a killed or failed save left."""
+    """Remove what a killed or failed save left: half a checkpoint, or one more than are kept."""
+    _tidy(run)
     whole = {path.parent for path in run.checkpoints()}
     for path in run.folder.glob("checkpoints/step-*"):
         if path not in whole:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _tidy(run: Run) -> None:
+    for old in run.superseded():
+        old.unlink()  # first, so that a kill leaves no half that counts
+        shutil.rmtree(old.parent, ignore_errors=True)
 
 
 def save(engine: Any, run: Run, step: int) -> None:
@@ -83,9 +90,7 @@ def save(engine: Any, run: Run, step: int) -> None:
     run.world.wait()
     if run.world.first:
         write_json(complete, {"step": step, "processes": run.world.size, "files": kept.digests(folder)})
-        for old in run.checkpoints()[: -run.config.keep_checkpoints]:
-            old.unlink()  # first, so that a kill leaves no half that counts
-            shutil.rmtree(old.parent, ignore_errors=True)
+        _tidy(run)
     run.world.wait()
 
 

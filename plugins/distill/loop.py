@@ -15,6 +15,7 @@ from torch import distributed
 from rbctl import metrics
 from rbctl.device import DTYPES
 from rbctl.errors import InputError
+from rbctl.paths import relative
 from rbctl.plugins.distill import checkpoint
 from rbctl.plugins.distill.batches import Cut, cell_count, loader, normalised
 from rbctl.plugins.distill.engine import build_student, deepspeed_config, start_engine
@@ -153,10 +154,11 @@ class Distillation:
             InputError: they are too many.
         """
         config, run = self.run.config, self.run
+        data = str(config.data)
         reasons = {name: why for part in run.world.gathered(fresh) for name, why in part.items()}
         for name, why in sorted(reasons.items()):
             unreadable.add(name)
-            run.log(done, {"name": name, "why": why}, UNREADABLE)
+            run.log(done, {"name": name, "why": why.replace(data, relative(data, run.folder))}, UNREADABLE)
             if run.world.first:
                 click.echo(f"skipped: {why}", err=True)
         # Nobody counted the pictures in shards: the first thousands of them are taken for a sample.

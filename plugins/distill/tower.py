@@ -198,8 +198,9 @@ def write_weights(
 
 def write_official(path: Path, clip: Mapping[str, torch.Tensor], name: str, epoch: int) -> None:
     """Write ``epoch_N.pt`` as CLIPSelf's own training does: {"epoch", "name", "state_dict"}."""
-    with atomic_write(path) as temporary:
-        torch.save({"epoch": epoch, "name": name, "state_dict": dict(clip)}, temporary)
+    # Into an open file: given a path, torch writes the temporary name into the file.
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        torch.save({"epoch": epoch, "name": name, "state_dict": dict(clip)}, file)
 
 
 def trained_names(tower: Tower, blocks: int) -> frozenset[str]:

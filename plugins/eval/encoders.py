@@ -20,6 +20,7 @@ from rbctl.bundle.convert import read_open_clip_config
 from rbctl.errors import InputError
 from rbctl.files import content_hash, read_object
 from rbctl.image_prompt import CLIP_MEAN, CLIP_STD, clip_pixels
+from rbctl.paths import relative
 from rbctl.pretrained import from_pretrained, loading, network, refuse_code
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,9 +52,9 @@ class Encoder:
     texts: Callable[[Sequence[str]], torch.Tensor] | None
     device: torch.device
 
-    def facts(self) -> dict[str, str]:
-        """What a report says of it."""
-        return {"folder": str(self.folder), "hash": self.hash, "preparation": self.preparation}
+    def facts(self, folder: Path) -> dict[str, str]:
+        """What a report in ``folder`` says of it."""
+        return {"folder": relative(self.folder, folder), "hash": self.hash, "preparation": self.preparation}
 
 
 def shorter_side(resize: int, crop: int, mean: Sequence[float], std: Sequence[float]) -> Preparation:

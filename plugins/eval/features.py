@@ -105,7 +105,8 @@ class FeatureStore:
             return
         self._load()
         self.world.wait()  # all see the same files before one of them adds any
-        if keys := self.world.part(sorted(wanted.keys() - self._known.keys())):
+        # Parts of all, not of what is missing: a run that was stopped keeps the same files as one that was not.
+        if keys := [key for key in self.world.part(sorted(wanted)) if key not in self._known]:
             self._encode(keys, wanted, encode)
         if self.world.size > 1:
             self.world.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,9 +120,16 @@ def rank_line(content: dict[str, Any]) -> str:
     )
 
 
-def terminal(content: dict[str, Any]) -> str:
-    """The table as plain text, failures and rank correlation under it."""
-    encoders = "; ".join(f"{name}: {f['folder']} ({f['hash'][:8]})" for name, f in content["encoders"].items())
+def terminal(content: dict[str, Any], folder: Path) -> str:
+    """The table as plain text, failures and rank correlation under it.
+
+    Args:
+        folder: of the report.
+    """
+    encoders = "; ".join(
+        f"{name}: {os.path.abspath(folder / facts['folder'])} ({facts['hash'][:8]})"
+        for name, facts in content["encoders"].items()
+    )
     numbers = [f"{name}\n{aligned(rows)}" for name, rows in number_tables(content).items()]
     parts = [
         aligned(table(content)),

@@ -6,11 +6,13 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rbctl.menagerie.judge import Verdict
+from rbctl.paths import relative
 from rbctl.plugins.eval import failures
 from rbctl.plugins.eval.case import Picture
 from rbctl.plugins.eval.metrics import Metric
@@ -50,12 +52,12 @@ class Row:
     predicate: str = ""
     source: str = "none"
 
-    def facts(self) -> dict[str, Any]:
-        """As a line of pictures.jsonl."""
+    def facts(self, folder: Path) -> dict[str, Any]:
+        """As a line of pictures.jsonl, which lies in ``folder``."""
         case = self.picture.case
         return {
             "run": self.picture.run,
-            "file": str(self.picture.path),
+            "file": relative(self.picture.path, folder),
             "case": case.id,
             "text": case.text,
             "predicate": self.predicate,

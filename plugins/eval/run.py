@@ -21,6 +21,7 @@ from rbctl.files import check_writable, read_jsonl, write_json, write_jsonl, wri
 from rbctl.menagerie.judge import Judge
 from rbctl.menagerie.oracle import load_oracle
 from rbctl.options import as_plain
+from rbctl.paths import relative
 from rbctl.plugins.eval import inputs, report
 from rbctl.plugins.eval.benchmarks import Benchmark, load_benchmark, of_relations, seeded
 from rbctl.plugins.eval.case import Case, Picture, Wanted
@@ -75,10 +76,10 @@ def run(config: EvalConfig) -> str:
             rows = scorer.rows(pictures)
             if not world.first:
                 return ""
-            content = _content(config, bench, scorer, rows, left_out)
+            content = _content(config, output, bench, scorer, rows, left_out)
             work.begin({"encoders": content["encoders"]})
             write_json(output / "scores.json", content)
-            write_jsonl(output / "pictures.jsonl", [row.facts() for row in rows])
+            write_jsonl(output / "pictures.jsonl", [row.facts(output) for row in rows])
             write_text(output / "report.md", report.markdown(content, rows))
             write_text(output / "report.html", report.html(content, rows, config.show))
     for line in content["left_out"]:
@@ -88,7 +89,7 @@ def run(config: EvalConfig) -> str:
         click.echo(f"{', '.join(foreign)}: scored by {clip}; give --clip or --bundle", err=True)
     if config.json:
         return json.dumps(content, indent=2, ensure_ascii=False)
-    return f"{report.terminal(content)}\n{output / 'report.html'}"
+    return f"{report.terminal(content, output)}\n{output / 'report.html'}"
 
 
 def _cache(config: EvalConfig) -> Path:
@@ -212,7 +213,12 @@ def _folder(path: Path) -> Path:
 
 
 def _content(
-    config: EvalConfig, bench: Benchmark | None, scorer: Scorer, rows: Sequence[Row], left_out: dict[str, int]
+    config: EvalConfig,
+    output: Path,
+    bench: Benchmark | None,
+    scorer: Scorer,
+    rows: Sequence[Row],
+    left_out: dict[str, int],
 ) -> dict[str, Any]:
     runs = list(dict.fromkeys(row.picture.run for row in rows))
     cases: dict[str, Case] = {row.picture.case.id: row.picture.case for row in rows}
@@ -238,10 +244,10 @@ def _content(
             "groups": dict(Counter(case.group for case in cases.values())),
             "seeds": sorted({row.picture.seed for row in rows if row.picture.seed is not None}),
         },
-        "runs": {run: _facts([row for row in rows if row.picture.run == run]) for run in runs},
-        "encoders": {name: store.encoder.facts() for name, store in scorer.stores.items()},
+        "runs": {run: _facts([row for row in rows if row.picture.run == run], output) for run in runs},
+        "encoders": {name: store.encoder.facts(output) for name, store in scorer.stores.items()},
         **content,
-        "recipe": as_plain(config),
+        "recipe": as_plain(config, output),
         "versions": versions(),
     }
 
@@ -255,7 +261,7 @@ def _of_other_worlds(config: EvalConfig, runs: dict[str, Any]) -> list[str]:
     return [run for run, facts in runs.items() if run != TRUTH and facts["made_with"].get("bundle") != name]
 
 
-def _facts(rows: Sequence[Row]) -> dict[str, Any]:
+def _facts(rows: Sequence[Row], output: Path) -> dict[str, Any]:
     """What a run's pictures were made with, as far as their folder tells."""
     folder = rows[0].picture.path.parent
     metadata = folder / "metadata.jsonl"
@@ -266,4 +272,4 @@ def _facts(rows: Sequence[Row]) -> dict[str, Any]:
         values = list(dict.fromkeys(str(record[key]) for record in records if record.get(key) is not None))
         if values:
             made[key] = values[0] if len(values) == 1 else values
-    return {"folder": str(folder), "pictures": len(rows), "made_with": made}
+    return {"folder": relative(folder, output), "pictures": len(rows), "made_with": made}

@@ -24,7 +24,7 @@ from rbctl.errors import InputError
 from rbctl.files import content_hash, read_object, write_json, write_text
 from rbctl.progress import progress
 from rbctl.relations import Relation
-from rbctl.runs import COMMAND, stop_signals
+from rbctl.runs import COMMAND, start, stop_signals
 
 _PAUSE = 0.1  # seconds between looks at what runs
 _MADE = "made.json"  # written last, so what it stands beside is whole
@@ -228,15 +228,7 @@ def _start(step: Step, environment: dict[str, str] | None) -> subprocess.Popen[s
     step.log.parent.mkdir(parents=True, exist_ok=True)
     with step.log.open("a", encoding="utf-8") as log:
         # In a session of its own: Ctrl-C reaches it through us alone, once.
-        return subprocess.Popen(
-            [*COMMAND, *step.arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
+        return start(step.arguments, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True)
 
 
 def _interrupt(running: Iterable[subprocess.Popen[str]]) -> None:

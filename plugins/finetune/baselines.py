@@ -181,7 +181,7 @@ class Baseline:
         else:
             kind, own["rbctl.token"] = "textual-inversion", self.token
         title = f"{self.title}, {config.method}"
-        return {**metadata.of_file(config, bundle, kind, title, self.token, str(facts["data"])), **own}
+        return {**metadata.of_file(config, self.output, bundle, kind, title, self.token, str(facts["data"])), **own}
 
 
 class Denoiser(nn.Module):

@@ -82,6 +82,10 @@ def train(run: Run, task: Task, accelerator: Any, facts: Mapping[str, Any], call
     if config.tensorboard:
         accelerator.init_trackers(run.folder.name)
 
+    def tidy() -> None:
+        for old in run.superseded() if run.world.first else ():
+            old.unlink()
+
     def save(step: int) -> None:
         moments = [value for p in parameters.values() for value in optimizer.state[p].values()]
         if not all(bool(tensor.isfinite().all()) for tensor in (*parameters.values(), *moments)):
@@ -91,8 +95,7 @@ def train(run: Run, task: Task, accelerator: Any, facts: Mapping[str, Any], call
             path = run.folder / "checkpoints" / f"step-{step:06d}.safetensors"
             scaling = {} if scaler is None else scaler.state_dict()
             checkpoint.save(path, step, parameters, optimizer, scaling, facts, task.metadata(step))
-            for old in run.checkpoints()[: -config.keep_checkpoints]:
-                old.unlink()
+            tidy()
 
     def preview(step: int) -> None:
         path = run.folder / "previews" / f"step-{step:06d}.png"
@@ -109,6 +112,7 @@ def train(run: Run, task: Task, accelerator: Any, facts: Mapping[str, Any], call
 
     done = start
     with stop_signals() as stop, progress(config.steps, f"finetune {task.name}", initial=start) as bar:
+        tidy()  # a kill comes between any two of these
         preview(start)
         export(start)
         for step in range(start, config.steps):

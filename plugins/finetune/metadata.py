@@ -26,10 +26,13 @@ _SDXL_WIDTHS = [320, 640, 1280]
 _THUMBNAIL = 256  # pixels, as modelspec proposes
 
 
-def of_file(config: FinetuneConfig, bundle: Bundle, kind: str, title: str, trigger: str, data: str) -> dict[str, str]:
+def of_file(
+    config: FinetuneConfig, folder: Path, bundle: Bundle, kind: str, title: str, trigger: str, data: str
+) -> dict[str, str]:
     """What files of every method say.
 
     Args:
+        folder: of the run.
         kind: modelspec's word: "lora" or "textual-inversion".
         trigger: what a prompt says to get what was learned.
         data: hash of what it was learned from.
@@ -48,7 +51,7 @@ def of_file(config: FinetuneConfig, bundle: Bundle, kind: str, title: str, trigg
         "ss_base_model_version": "sdxl_base_v1-0" if architecture == _SDXL else architecture,
         "ss_sd_model_name": bundle.name,
         "ss_v2": "False",
-        "rbctl.recipe": to_yaml("finetune", dataclasses.replace(config, output=None)),
+        "rbctl.recipe": to_yaml("finetune", dataclasses.replace(config, output=None), folder),
         "rbctl.data_hash": data,
         "rbctl.base": fingerprint(bundle.folder, BASE),
     }

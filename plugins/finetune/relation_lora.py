@@ -172,7 +172,7 @@ class RelationLora:
             own["modelspec.thumbnail"] = metadata.thumbnail(shown[-1])
         title = f"{self.name} relation LoRA"
         return {
-            **metadata.of_file(config, bundle, "lora", title, predicate, facts["data"]),
+            **metadata.of_file(config, self.output, bundle, "lora", title, predicate, facts["data"]),
             **metadata.of_lora(config, bundle, self.name, captions, resolution, step),
             **own,
         }

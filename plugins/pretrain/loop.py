@@ -33,6 +33,7 @@ WARMUP = 100  # steps
 LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 REPORT_EVERY = 50  # steps
 CHECKPOINT = "checkpoint.safetensors"
+_SUM = "sum."  # what the names of a report's sums begin with in a checkpoint
 
 
 class Part(abc.ABC):
@@ -102,7 +103,11 @@ def average_decay(step: int) -> float:
 
 
 class _State:
-    """All that a checkpoint holds: the modules of a part, the average of their weights, the optimizer, the step."""
+    """All that a checkpoint holds: the modules of a part, the average of their weights, the optimizer, the step.
+
+    Attributes:
+        sums: of the numbers of the steps since the last report, how many those are among them; a report has the means.
+    """
 
     def __init__(self, part: Part, muon: bool) -> None:
         self.modules = part.modules()
@@ -119,6 +124,7 @@ class _State:
         self.optimizer = MuonAdamW(self.parameters, matrices, part.learning_rate)
         self.averages = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.done = torch.tensor(0)  # steps
+        self.sums: dict[str, Any] = {}
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
@@ -155,9 +161,25 @@ class _State:
         averages = {f"average.{name}": average for name, average in self.averages.items()}
         return {"done": self.done, **modules, **averages, **self.optimizer.tensors()}
 
+    def add(self, numbers: Mapping[str, Any]) -> None:
+        """Add a step's numbers, floats or scalar tensors, to the sums."""
+        for name, value in {"steps": 1.0, **numbers}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        """The means of the sums, which begin anew."""
+        sums = {name: float(value) for name, value in self.sums.items()}
+        self.sums, steps = {}, sums.pop("steps")
+        return {name: value / steps for name, value in sums.items()}
+
     def save(self, path: Path, facts: kept.Facts) -> None:
         """Write a checkpoint."""
-        kept.save(path, {name: tensor.detach().clone() for name, tensor in self.tensors().items()}, facts)
+        sums = {
+            f"{_SUM}{name}": value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
+            for name, value in self.sums.items()
+        }
+        tensors = {name: tensor.detach().clone() for name, tensor in {**self.tensors(), **sums}.items()}
+        kept.save(path, tensors, facts)
 
     @torch.no_grad()
     def restore(self, path: Path, facts: kept.Facts) -> None:
@@ -170,6 +192,7 @@ class _State:
             stored = kept.read(path, facts)
         except InputError as error:
             raise InputError(f"{error}; remove it to begin anew") from error
+        self.sums = {name.removeprefix(_SUM): stored.pop(name) for name in list(stored) if name.startswith(_SUM)}
         tensors = self.tensors()
         if {name: t.shape for name, t in stored.items()} != {name: t.shape for name, t in tensors.items()}:
             raise InputError(f"{path}: a checkpoint of another network or optimizer; remove it to begin anew")
@@ -247,8 +270,7 @@ def _train(part: Part, config: PretrainConfig, world: World) -> None:
         module.train()
     gradient = state.optimizer.gradient
     begun = reported = time.monotonic()
-    sums: dict[str, Any] = {}
-    counted = 0
+    last = start  # step of the last report of this call
     with stop_signals() as stop:
         for step in range(start, steps):
             spent = config.minutes is not None and time.monotonic() - begun > 60 * config.minutes
@@ -263,18 +285,16 @@ def _train(part: Part, config: PretrainConfig, world: World) -> None:
             gradient.div_(norm.clamp(min=1.0))
             learning_rate = part.learning_rate * rate(step, steps, config.decay)
             state.step(learning_rate)
-            for name, value in {"loss": loss.detach(), **numbers, "gradient_norm": norm}.items():
-                sums[name] = sums.get(name, 0.0) + value
-            counted += 1
+            state.add({"loss": loss.detach(), **numbers, "gradient_norm": norm})
             done = step + 1
             if done % REPORT_EVERY == 0 or done == steps:
-                row = {name: float(value) / counted for name, value in sums.items()}
+                row = state.means()
                 if not math.isfinite(row["loss"]):
                     raise InputError(f"{run.folder}: the loss became NaN by step {done}; lower its learning rate")
                 now = time.monotonic()
-                row["samples_per_second"] = counted * part.batch_size * world.size / (now - reported)
+                row["samples_per_second"] = (done - last) * part.batch_size * world.size / (now - reported)
                 report({**row, "learning_rate": learning_rate})
-                sums, counted, reported = {}, 0, now
+                last, reported = done, now
             if world.first and config.preview_every and done % config.preview_every == 0:
                 before = time.monotonic()
                 with state.averaged():

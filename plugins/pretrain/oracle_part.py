@@ -43,12 +43,13 @@ _LEAST_AREA = 0.01  # of the picture: what covers less is no body
 
 def round_trip(vae: Any, pixels: torch.Tensor, chance: torch.Generator, most: float = _NOISE) -> torch.Tensor:
     """Pictures through the VAE, with up to ``most`` of noise on their latents (their own spread is 1)."""
+    if not len(pixels):  # a small batch may have none, and PixelUnshuffle knows no empty one
+        return pixels
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.mean
-        spread = latents.std() if len(latents) else 1.0
         level = most * torch.rand(len(latents), 1, 1, 1, generator=chance) ** 2  # mostly little
         noise = level * torch.randn(latents.shape, generator=chance)
-        return vae.decode(latents + spread * noise.to(latents.device)).sample.clamp(-1, 1)
+        return vae.decode(latents + latents.std() * noise.to(latents.device)).sample.clamp(-1, 1)
 
 
 class OraclePart(Part):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +19,7 @@ import torch
 
 from rbctl import kept
 from rbctl.errors import InputError
-from rbctl.files import read_json, read_jsonl, write_bytes, write_jsonl
+from rbctl.files import read_json, read_jsonl, staging, write_bytes, write_jsonl
 
 SIZE = 128  # side of a picture in pixels
 NOBODY = -1  # in the place of an individual that a scene lacks
@@ -176,9 +175,8 @@ def write_shard(
     Args:
         facts: what it was made from.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as name:
-        staged = Path(name) / place.name
+    with staging(place.parent) as folder:
+        staged = folder / place.name
         for field_name, array in arrays.items():
             content = io.BytesIO()
             np.save(content, array)

@@ -24,6 +24,7 @@ from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
 from rbctl.files import read_object, sha256
 from rbctl.lora import relation_of
+from rbctl.paths import relative
 from rbctl.phrases import place_of
 from rbctl.plugins.sample.config import SampleConfig
 from rbctl.prompts import Prompt, PromptObject
@@ -233,12 +234,15 @@ def words_of(prompt: Prompt, tokens: Sequence[tuple[str, Sequence[str]]]) -> Wei
     return text
 
 
-def plan(prompts: Sequence[Prompt], learned: Sequence[Learned], config: SampleConfig, folder: Path) -> list[Job]:
+def plan(
+    prompts: Sequence[Prompt], learned: Sequence[Learned], config: SampleConfig, folder: Path, output: Path
+) -> list[Job]:
     """All jobs in order.
 
     Args:
         learned: of each prompt.
         folder: of the bundle.
+        output: of the pictures; what their records name is named from there.
 
     Raises:
         InputError: a prompt has no place for what was learned for it, or --vae is of another base.
@@ -260,7 +264,7 @@ def plan(prompts: Sequence[Prompt], learned: Sequence[Learned], config: SampleCo
     jobs = [
         job
         for number, (prompt, own) in enumerate(zip(prompts, learned, strict=True), 1)
-        for job in _jobs(number, prompt, own, config, defaults, bundle, digests)
+        for job in _jobs(number, prompt, own, config, defaults, bundle, digests, output)
     ]
     for name, steps in {(job.request.scheduler, job.request.steps) for job in jobs}:
         make_scheduler(scheduler, name, steps)  # what it does not take is told before the networks are loaded
@@ -275,6 +279,7 @@ def _jobs(
     defaults: Summary,
     bundle: Mapping[str, str],
     digests: Mapping[Path, str],
+    output: Path,
 ) -> list[Job]:
     tokens = tuple(embedding for _, embedding in learned.embeddings)
     if len({embedding.token for embedding in tokens}) < len(tokens):
@@ -308,7 +313,7 @@ def _jobs(
         **drawn,
         "scale": scale,
         "relation": relation.name if relation else None,
-        "lora": ",".join(str(file.path) for file in files) or None,
+        "lora": ",".join(relative(file.path, output) for file in files) or None,
         "lora_weight": weights[0] if len(set(weights)) == 1 else list(weights),
         "seed": 0,  # its place; every picture has its own
         "objects": [
@@ -326,7 +331,7 @@ def _jobs(
         **bundle,
         "local_tokens": config.local_tokens,
         "pseudo_mask_step": config.pseudo_mask_step,
-        "source": prompt.source,
+        "source": _source(prompt, config, output),
     }
     # What follows stands there only where it is used: other pictures keep their fingerprints.
     if words.words != record["text"]:
@@ -345,7 +350,7 @@ def _jobs(
         record["prompt_weighting"] = "compel"
     if tokens:
         record["embeddings"] = [
-            {"path": path, "token": e.token, "hash": digests[e.path]} for path, e in learned.embeddings if e.path
+            {"path": relative(e.path, output), "token": e.token, "hash": digests[e.path]} for e in tokens if e.path
         ]
     subjects = tuple(_subject(entry, scale) for entry in objects)
     seeds: Sequence[int] = prompt.seed or (config.seed,)
@@ -371,6 +376,12 @@ def _jobs(
         name = _file_name(prompt.text, seed, own["fingerprint"])
         jobs.append(Job(request=request, loras=learned.loras, prompt_number=number, file_name=name, record=own))
     return jobs
+
+
+def _source(prompt: Prompt, config: SampleConfig, output: Path) -> str:
+    """Where a prompt stands, as the record of its pictures says it."""
+    file = config.prompts or config.config
+    return prompt.source.replace(str(file), relative(file, output), 1) if file else prompt.source
 
 
 def _subject(entry: PromptObject, scale: float) -> Subject:

@@ -45,10 +45,10 @@ def run(config: SampleConfig) -> Path:
         click.echo(described(prompt, own), err=True)
     files = {file.path: file for own in learned for file in own.trained}
     _check_training(files.values(), config, folder)
-    jobs = plan(prompts, learned, config, folder)
     source = config.prompts or config.config
     assert source is not None
     output = config.output or RUNS / "sample" / source.stem
+    jobs = plan(prompts, learned, config, folder, output)
     with claim(output):
         wanted = {job.file_name: job for job in jobs}  # two prompts may ask for the same picture
         _copy_image_prompts(jobs, output)
@@ -202,7 +202,7 @@ def _parameters(job: Job) -> str:
         loras=loras,
         extras={
             "Relation": record["relation"],
-            "TI": ", ".join(f"{e.token}: {e.path}" for e in request.embeddings) or None,
+            "TI": ", ".join(f"{e['token']}: {e['path']}" for e in record.get("embeddings", ())) or None,
         },
     )
 

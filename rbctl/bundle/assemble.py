@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from rbctl.bundle.config import check_objective
 from rbctl.bundle.convert import convert_adapter, convert_image_encoder, convert_local_encoder, read_open_clip_config
 from rbctl.bundle.single_file import SDXL, ZERO_SNR, write_base, write_vae
 from rbctl.errors import InputError
-from rbctl.files import atomic_write, read_json, read_object, write_json
+from rbctl.files import atomic_write, read_json, read_object, staging, write_json
 from rbctl.pretrained import shards
 from rbctl.runs import claim
 
@@ -97,13 +96,11 @@ def _say(scheduler: Path, prediction_type: str | None, zero_snr: bool) -> None:
 
 @contextlib.contextmanager
 def _staging(dest: Path) -> Iterator[Path]:
-    """A folder beside ``dest`` whose files move into it when the block ends well, and vanish when it does not.
+    """A folder in ``dest`` whose files move to their places when the block ends well, and vanish when it does not.
 
     A part of the bundle that comes anew comes whole: other files of its folder, as shards of before, go.
     """
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}.") as name:
-        staged = Path(name)
+    with staging(dest) as staged:
         yield staged
         new = contents(staged)
         for path in new:

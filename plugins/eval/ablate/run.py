@@ -30,6 +30,7 @@ from rbctl.files import (
     write_text,
 )
 from rbctl.menagerie.triplets import draw_scenes, spoken
+from rbctl.paths import relative
 from rbctl.pictures import grid, save_png
 from rbctl.plugins.eval import inputs, sampling
 from rbctl.plugins.eval.ablate import tables
@@ -78,10 +79,10 @@ class Cell:
         return paths if len(paths) == len(self.tuned) else None
 
     def learned_for(self, number: int) -> str:
-        """Those that the pictures of a case are made with, as ``rbctl sample`` is told of several."""
+        """Those that the pictures of a case are made with, as a prompts file beside ``shown`` tells of several."""
         paths, roles = self.learned or (), len(self.relation.roles)
         own = paths[number * roles : (number + 1) * roles] if self.variant.data == "subjects" else paths
-        return ",".join(str(path.resolve()) for path in own)
+        return ",".join(relative(path, self.shown.parent) for path in own)
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,9 @@ class Work:
             scores = {v.key: [s for cell in self.of(v) if (s := self.scored(cell))] for v in ablation.variants.values()}
             content = {**tables.content(ablation, scores), "versions": versions()}
             for row, variant in zip(content["variants"].values(), ablation.variants.values(), strict=True):
-                row["learned"] = [str(path) for cell in self.of(variant) for path in cell.learned or ()]
-                row["pictures"] = [str(cell.shown) for cell in self.of(variant)]
+                cells = self.of(variant)
+                row["learned"] = [relative(path, self.output) for cell in cells for path in cell.learned or ()]
+                row["pictures"] = [relative(cell.shown, self.output) for cell in cells]
             write_json(self.output / "tables.json", content)
             write_text(self.output / "tables.md", tables.markdown(content))
             save_png(self.sheet(), self.output / "pictures.png", source_type=SHEET)
@@ -248,7 +250,8 @@ class Work:
             if own is None or full is None or self.sampled(cell):
                 continue
             prior = lora.layout_prior([lora.read(full[0])])
-            content = sampling.prompts(of_relations(cases, [cell.relation.name]), {})  # so far for the base model
+            asked = of_relations(cases, [cell.relation.name])
+            content = sampling.prompts(asked, {}, cell.shown.parent)  # so far for the base model
             kind = "embedding" if "rbctl.token" in read_safetensors(own[0])[1] else "lora"
             for number, entry in enumerate(content["prompts"]):
                 entry[kind] = cell.learned_for(number)

@@ -21,6 +21,7 @@ from rbctl.denoising import to_pictures
 from rbctl.files import read_image, read_jsonl, read_object, sha256, write_json
 from rbctl.menagerie.cases import DrawnCase, Stream, draw_cases
 from rbctl.menagerie.judge import Judge
+from rbctl.paths import relative
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.eval import sampling
 from rbctl.plugins.eval.gates.figures import Scores, scores
@@ -51,11 +52,12 @@ class Arm:
     boxes: Boxes | None = None
     lora: Path | None = None
 
-    def prompts(self) -> dict[str, Any]:
-        """As a prompts file of ``rbctl sample``."""
-        content = sampling.prompts([of_world(case, self.relation or case.relation.name) for case in self.cases], {})
+    def prompts(self, folder: Path) -> dict[str, Any]:
+        """As a prompts file of ``rbctl sample`` in ``folder``."""
+        cases = [of_world(case, self.relation or case.relation.name) for case in self.cases]
+        content = sampling.prompts(cases, {}, folder)
         for entry, boxes in zip(content["prompts"], self.boxes or [()] * len(self.cases), strict=True):
-            entry["lora"] = str(self.lora.resolve()) if self.lora else "none"
+            entry["lora"] = relative(self.lora, folder) if self.lora else "none"
             for subject, box in zip(entry["objects"], boxes, strict=False):
                 subject["box"] = list(box)
         return content
@@ -198,7 +200,7 @@ class Measuring:
         steps = []
         for name, own in groups.items():
             place = self.folder / "pictures" / name
-            prompts = {"prompts": [entry for arm in own for entry in arm.prompts()["prompts"]]}
+            prompts = {"prompts": [entry for arm in own for entry in arm.prompts(place.parent)["prompts"]]}
             list_them = functools.partial(self._list, place, own)
             steps.append(self.stages.sample(place, prompts, self.sample_options, list_them))
         run_steps(steps, self.stages.jobs, "sample")

@@ -240,7 +240,7 @@ def speed(work: Measuring, section: Section) -> Measured:
     seconds: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         arm = Arm("timed", work.cases(relation, 8), relation, lora=tuned.path)
-        step = alone.stages.sample(Path(name) / "pictures", arm.prompts(), alone.sample_options, lambda: None)
+        step = alone.stages.sample(Path(name) / "pictures", arm.prompts(Path(name)), alone.sample_options, lambda: None)
         run_steps([Step(step.arguments, step.log, lambda printed, took: seconds.append(took))], 1, "sample")
     figures = {"seconds_of_a_finetuning": tuned.facts()["seconds"], "seconds_of_8_pictures": round(seconds[0], 1)}
     return {"n": 1, "relation": relation, "threads": tuned.facts()["threads"]}, figures
