@@ -118,8 +118,9 @@ def _of_kohya(path: Path, tensors: Mapping[str, torch.Tensor], left_out: Counter
         else:
             down, up = parts["lora_down.weight"], parts["lora_up.weight"]
             alpha = parts.get("alpha")
+            _check_shapes(path, layer, down, up, alpha)
             scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
-            layers.append((layer, _matrices(path, layer, down, up, scale, parts.get("dora_scale"))))
+            layers.append((layer, _matrices(down, up, scale, parts.get("dora_scale"))))
     return layers
 
 
@@ -175,10 +176,12 @@ def _of_diffusers(
         up = named.get(f"{layer}.lora_B.weight")
         if up is None:
             raise InputError(f"{path}: {abridged(layer)} has no lora_B beside its lora_A")
-        rank, alpha = down.shape[0], alphas.get(layer)
+        alpha = alphas.get(layer)
+        _check_shapes(path, layer, down, up, alpha)
+        rank = down.shape[0]
         scale = scale_in(path, metadata, layer, rank) if alpha is None else float(alpha) / rank
         magnitude = named.get(f"{layer}.lora_magnitude_vector", named.get(f"{layer}.lora_magnitude_vector.weight"))
-        layers.append((layer, _matrices(path, layer, down, up, scale, magnitude)))
+        layers.append((layer, _matrices(down, up, scale, magnitude)))
     return layers
 
 
@@ -198,17 +201,16 @@ def scale_in(path: Path, metadata: Mapping[str, str], layer: str, rank: int) -> 
         raise InputError(f"{path}: lora_adapter_metadata: not peft's settings ({reason(error)})") from error
 
 
-def _matrices(
-    path: Path,
-    layer: str,
-    down: torch.Tensor,
-    up: torch.Tensor,
-    scale: float,
-    magnitude: torch.Tensor | None,
-) -> Matrices:
+def _check_shapes(path: Path, layer: str, down: torch.Tensor, up: torch.Tensor, alpha: torch.Tensor | None) -> None:
+    """Raises InputError unless these are the matrices of a layer and one number."""
     if down.ndim not in (2, 4) or up.ndim not in (2, 4) or down.shape[0] != up.shape[1] or not down.numel():
         shapes = f"{list(down.shape)} and {list(up.shape)}"
         raise InputError(f"{path}: {abridged(layer)}: {shapes} are no matrices of a LoRA")
+    if alpha is not None and alpha.numel() != 1:
+        raise InputError(f"{path}: {abridged(layer)}: the alpha has {alpha.numel()} numbers; one was expected")
+
+
+def _matrices(down: torch.Tensor, up: torch.Tensor, scale: float, magnitude: torch.Tensor | None) -> Matrices:
     return Matrices(down.float(), up.float() * scale, None if magnitude is None else magnitude.float())
 
 

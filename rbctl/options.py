@@ -95,11 +95,10 @@ class _Field(click.Parameter):
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
         """As Click's; refused is what no recipe could hold: bytes of the command line that are no UTF-8."""
-        cast = super().type_cast_value(ctx, value)
-        for part in cast if isinstance(cast, tuple) else (cast,):
+        for part in value if isinstance(value, tuple | list) else (value,):
             if isinstance(part, str | Path) and any("\ud800" <= char <= "\udfff" for char in str(part)):
                 raise click.BadParameter(f"{abridged(str(part))} is no UTF-8", ctx, self)
-        return cast
+        return super().type_cast_value(ctx, value)
 
     def check_recipe_value(self, ctx: click.Context, content: Any) -> None:
         """Refuse what is not of the field's type, even if Click takes it (3.7 for 3, true for 1, a list as text).

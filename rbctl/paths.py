@@ -75,7 +75,7 @@ def inside(folder: Path, name: str, where: str, follow_outside: bool = False) ->
     Raises:
         InputError: the name is absolute, climbs out, or is a link to something outside.
     """
-    if not _nameable(name):
+    if not nameable(name):
         raise InputError(f"{where}: {abridged(name)} is no file's name")
     path = Path(folder) / name
     if follow_outside:
@@ -106,7 +106,7 @@ def leaves(name: str) -> bool:
     return any(form.root or form.drive or ".." in form.parts for form in forms)
 
 
-def _nameable(name: str) -> bool:
+def nameable(name: str) -> bool:
     """Whether a file system could hold a file of that name."""
     try:
         parts = os.fsencode(name).split(b"/")

@@ -12,7 +12,7 @@ import torch
 
 from rbctl.errors import InputError, abridged, reason
 from rbctl.files import read_object, read_safetensors, read_torch
-from rbctl.paths import leaves
+from rbctl.paths import leaves, nameable
 
 
 @contextlib.contextmanager
@@ -35,8 +35,9 @@ def shards(index: Path) -> list[str]:
     weight_map = read_object(index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     for name in names:
-        if not isinstance(name, str) or leaves(name):
-            raise InputError(f"{index}: weight_map: {abridged(name)} leaves the folder; get the weights anew")
+        if not isinstance(name, str) or leaves(name) or not nameable(name):
+            what = "leaves the folder, or is no file's name"
+            raise InputError(f"{index}: weight_map: {abridged(name)} {what}; get the weights anew")
     return sorted(set(names))
 
 

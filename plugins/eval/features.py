@@ -94,11 +94,17 @@ class FeatureStore:
         for path in sorted(self._place.glob("*.safetensors")):
             if path not in self._read:
                 self._read.add(path)
-                tensors = kept.load(path, self._facts, _are_features)
+                tensors = kept.load(path, self._facts, self._are_features)
                 if tensors is None:
                     path.unlink(missing_ok=True)  # another process may have been quicker
                     continue
                 self._known.update({key: tensor.numpy() for key, tensor in tensors.items()})
+
+    def _are_features(self, tensors: dict[str, torch.Tensor]) -> bool:
+        """Whether all are (D,) float32, of one D: that of what is known already."""
+        plain = all(tensor.ndim == 1 and tensor.dtype == torch.float32 for tensor in tensors.values())
+        widths = {len(vector) for vector in self._known.values()} | {tensor.numel() for tensor in tensors.values()}
+        return plain and len(widths) == 1
 
     def _fill(self, wanted: dict[str, Any], encode: Callable[[list[Any]], list[np.ndarray]]) -> None:
         if self._known.keys() >= wanted.keys():
@@ -136,6 +142,8 @@ class FeatureStore:
     def _keep(self, fresh: dict[str, np.ndarray]) -> None:
         if not fresh:
             return
+        if self._known and next(iter(self._known.values())).shape != next(iter(fresh.values())).shape:
+            raise InputError(f"{self._place}: holds features of another width; remove the folder")
         self._known.update(fresh)
         name = hashlib.sha256("".join(sorted(fresh)).encode()).hexdigest()[:16]
         path = self._place / f"{name}.safetensors"
@@ -162,12 +170,6 @@ class FeatureStore:
     def _encode_texts(self, lines: list[str]) -> list[np.ndarray]:
         assert self.encoder.texts is not None
         return list(as_array(self.encoder.texts(lines)))
-
-
-def _are_features(tensors: dict[str, torch.Tensor]) -> bool:
-    """Whether all are (D,) float32, of one D."""
-    plain = all(tensor.ndim == 1 and tensor.dtype == torch.float32 for tensor in tensors.values())
-    return plain and len({tensor.shape for tensor in tensors.values()}) == 1
 
 
 class _Unreadable(Exception):

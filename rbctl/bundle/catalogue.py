@@ -19,7 +19,7 @@ from rbctl import formats
 from rbctl.bundle import hashes
 from rbctl.errors import InputError, abridged, nearest, shortened
 from rbctl.files import read_object, sha256, write_json
-from rbctl.paths import leaves
+from rbctl.paths import leaves, nameable
 
 MANIFEST = "bundle.json"
 _DEPTH = 2  # folders in folders of a bundle
@@ -190,8 +190,8 @@ class _Manifest:
 
     def __post_init__(self) -> None:
         for name in self.files:
-            if leaves(name):
-                raise ValueError(f"files: {abridged(name)} leaves the bundle")
+            if leaves(name) or not nameable(name):
+                raise ValueError(f"files: {abridged(name)} leaves the bundle, or is no file's name")
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,9 @@ class ApplyRelation:
             raise InputError(
                 f"Apply Relation: {len(boxes)} boxes for {len(individuals)} individuals; connect the same to both nodes"
             )
+        for name, value in (("gamma", gamma), ("start_percent", start_percent), ("end_percent", end_percent)):
+            if not math.isfinite(value):  # ComfyUI's own bounds let NaN through
+                raise InputError(f"Apply Relation: {name}: {value} is no finite number")
         adapter.check(list(attn2_blocks(model.model.diffusion_model).values()))
         sampling = model.get_model_object("model_sampling")
         sigmas = sampling.percent_to_sigma(start_percent), sampling.percent_to_sigma(end_percent)

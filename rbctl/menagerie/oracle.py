@@ -409,7 +409,7 @@ def load_oracle(folder: Path, device: torch.device | str = "cpu") -> Oracle:
     try:
         oracle = Oracle(OracleConfig(**values))
         oracle.load_state_dict({name: t.float() for name, t in read_safetensors(path.with_name(_WEIGHTS))[0].items()})
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise InputError(f"{path}: does not fit its weights ({str(error).splitlines()[0]})") from error
     return oracle.requires_grad_(False).eval().to(device)
 

@@ -24,14 +24,16 @@ from rbctl.errors import InputError, abridged, shortlist
 from rbctl.files import numbered_lines, read_object, write_json, write_jsonl
 from rbctl.images import SUFFIXES, list_pictures
 from rbctl.parsing import parse_json
-from rbctl.paths import inside, leaves
+from rbctl.paths import inside, leaves, nameable
 
 RAW = "raw.jsonl"
 SET = "set.json"
 
 
 def _check_picture(path: Path) -> Path:
-    if leaves(str(path)) or "\0" in str(path):
+    if not nameable(str(path)):
+        raise ValueError(f"{abridged(str(path))} is no file's name")
+    if leaves(str(path)):
         raise ValueError(f"{abridged(str(path))} leaves the folder; paths are relative and stay inside")
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{abridged(str(path))} is no picture's name; known are {', '.join(SUFFIXES)}")

@@ -241,7 +241,7 @@ def _options(*words: str) -> Callable[[Path], Reader]:
         def read(place: Path) -> Any:
             return _called(*(str(word).replace("\0", "") for word in _listed(place)), "--dry-run")
 
-        return Reader((mutations.arguments(given),), read, ("--", "stage", "option", "argument", "part", words[0]))
+        return Reader((mutations.arguments(given),), read, ("--", "value for", "stage", "option", "argument", "part"))
 
     return make
 

@@ -141,7 +141,10 @@ def read(name: str, changes: Mapping[str, Any], chosen: Sequence[str] = ()) -> A
     path = find_recipe(name, "ablations")
     recipe = dataclasses.replace(formats.read_yaml(Recipe, path), **changes)
     for relation in recipe.relations:
-        load_relation(relation)
+        try:
+            load_relation(relation)
+        except InputError as error:
+            raise InputError(f"{path}: relations: {error}") from error
     known: dict[str, Options] = {}  # the stages are asked once about the same options
 
     def completed(where: str, stage: Literal["finetune", "sample"], row: Row) -> Options:

@@ -157,6 +157,9 @@ def read_gates(name: str, changes: Mapping[str, Any], only: Sequence[str] = ()) 
     from rbctl.menagerie.triplets import check_drawable  # slow
 
     for relation in relations:
-        check_drawable(load_relation(relation))
+        try:
+            check_drawable(load_relation(relation))
+        except InputError as error:
+            raise InputError(f"{path}: relations: {error}") from error
     held_out = tuple(dict.fromkeys((*gates.held_out, *relations)))
     return dataclasses.replace(gates, sections=sections, relations=relations, held_out=held_out)

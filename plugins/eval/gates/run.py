@@ -133,7 +133,7 @@ def table(sections: Mapping[str, Mapping[str, Any]]) -> str:
         for title, held in gates.items():
             limits = [f">= {held['at_least']:g}"] if "at_least" in held else []
             limits += [f"<= {held['at_most']:g}"] if "at_most" in held else []
-            span = f"{held['low']:.3f} .. {held['high']:.3f}" if held.get("low") is not None else ""
+            span = f"{held['low']:.3f} .. {held['high']:.3f}" if None not in (held.get("low"), held.get("high")) else ""
             value = "-" if held["mean"] is None else f"{held['mean']:.3f}"
             verdict = {True: "passed", False: "FAILED", None: "not measured"}[held["passed"]]
             rows.append([name, title, value, span, str(held.get("n", "")), " ".join(limits), verdict])
