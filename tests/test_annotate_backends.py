@@ -43,7 +43,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     small = {"num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
-    dino, sam, pose, llava = (root / name for name in ("grounding-dino", "sam", "vitpose", "plain-vitpose"))
+    dino, sam, sam2, pose, llava = (
+        root / name for name in ("grounding-dino", "sam", "sam2", "vitpose", "plain-vitpose")
+    )
     dino.mkdir()
     (dino / "vocab.txt").write_text("\n".join(WORDS.split()) + "\n")
     backbone = hf.SwinConfig(
@@ -81,6 +83,27 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hf.SamModel(hf.SamConfig(**{name: part.to_dict() for name, part in parts.items()})).save_pretrained(sam)
     square = {"height": 64, "width": 64}
     hf.SamProcessor(hf.SamImageProcessor(size={"longest_edge": 64}, pad_size=square)).save_pretrained(sam)
+
+    body = hf.Sam2HieraDetConfig(
+        hidden_size=8,
+        image_size=[64, 64],
+        blocks_per_stage=[1, 1, 2, 1],
+        embed_dim_per_stage=[8, 16, 32, 64],
+        num_attention_heads_per_stage=[1, 1, 2, 2],
+        window_size_per_stage=[4, 4, 2, 2],
+        global_attention_blocks=[3],
+    )
+    vision = hf.Sam2VisionConfig(
+        backbone_config=body,
+        backbone_channel_list=[64, 32, 16, 8],
+        backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+        fpn_hidden_size=32,
+    )
+    prompt = hf.Sam2PromptEncoderConfig(hidden_size=32, mask_input_channels=4, **grid)
+    decoder = hf.Sam2MaskDecoderConfig(hidden_size=32, mlp_dim=16, iou_head_hidden_dim=16, **small)
+    parts = {"vision_config": vision, "prompt_encoder_config": prompt, "mask_decoder_config": decoder}
+    hf.Sam2Model(hf.Sam2Config(**{name: part.to_dict() for name, part in parts.items()})).save_pretrained(sam2)
+    hf.Sam2Processor(hf.Sam2ImageProcessor(size=square, mask_size={"height": 16, "width": 16})).save_pretrained(sam2)
 
     for folder, experts in ((pose, 6), (llava, 1)):
         body = hf.VitPoseBackboneConfig(
@@ -233,12 +256,42 @@ def test_sam_gives_masks_back(models: Path, monkeypatch: pytest.MonkeyPatch, siz
         assert (mask != true).sum() <= 0.5 * cell**2  # its four corners are round
 
 
-def test_the_real_sam_runs(models: Path) -> None:
-    from rbctl.plugins.annotate.backends.sam import Masks
+@pytest.mark.parametrize("size", [(128, 96), (96, 128), (256, 64), (64, 64)])
+def test_sam2_gives_masks_back(models: Path, monkeypatch: pytest.MonkeyPatch, size) -> None:
+    """SAM 2 sees the picture stretched to a square; its 16 x 16 cells become masks of the picture's pixels."""
+    from transformers import Sam2Model
 
+    from rbctl.plugins.annotate.backends.sam import Masks2
+
+    def forward(self, pixel_values, input_boxes, multimask_output):
+        assert multimask_output
+        assert pixel_values.shape == (1, 3, 64, 64)
+        masks = torch.full((1, input_boxes.shape[1], 3, 16, 16), -5.0)
+        for k, (x0, y0, x1, y1) in enumerate((input_boxes[0] / 4).round().long().tolist()):
+            masks[0, k, 2, y0:y1, x0:x1] = 5.0
+        scores = torch.tensor([0.2, 0.3, 0.9]).expand(1, input_boxes.shape[1], 3)
+        return SimpleNamespace(pred_masks=masks, iou_scores=scores)
+
+    monkeypatch.setattr(Sam2Model, "forward", forward)
+    boxes = np.array([[2, 4, 8, 12], [6, 0, 14, 10]]) / 16
+    (masks,) = Masks2(models / "sam2", config(), CPU)([Image.new("RGB", size)], [boxes])
+    assert masks.shape == (2, size[1], size[0])
+    for mask, box in zip(masks, boxes, strict=True):
+        x0, y0, x1, y1 = (box * (*size, *size)).round().astype(int)
+        true = np.zeros_like(mask)
+        true[y0:y1, x0:x1] = True
+        assert box_of(mask) == pytest.approx(tuple(box))
+        assert (mask != true).sum() <= 0.5 * size[0] * size[1] / 256  # its four corners are round
+
+
+@pytest.mark.parametrize("name", ["sam", "sam2"])
+def test_the_real_sam_runs(models: Path, name: str) -> None:
+    from rbctl.plugins.annotate.backends import sam
+
+    backend = {"sam": sam.Masks, "sam2": sam.Masks2}[name]
     images = [Image.new("RGB", (128, 96)), Image.new("RGB", (128, 96), (250, 0, 0))]
     boxes = [np.array([[0.1, 0.1, 0.5, 0.6]]), np.array([[0, 0, 1, 1], [0.2, 0.2, 0.4, 0.4]])]
-    found = Masks(models / "sam", config(), CPU)(images, boxes)
+    found = backend(models / name, config(), CPU)(images, boxes)
     assert [mask.shape for mask in found] == [(1, 96, 128), (2, 96, 128)]
     assert all(mask.dtype == bool for mask in found)
 
@@ -457,7 +510,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_llava_says_a_sentence(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import LlavaForConditionalGeneration
 
-    from rbctl.plugins.annotate.backends.llava import Captions
+    from rbctl.plugins.annotate.backends.captions import Captions
 
     backend = Captions(llava, config(), CPU)
     image, names = rectangles((128, 96))[0], ("blue bear", "red cat")
@@ -473,3 +526,50 @@ def test_llava_says_a_sentence(llava: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(LlavaForConditionalGeneration, "generate", generate)
     assert backend([image], [names]) == [SENTENCE]  # the question is not in it
+
+
+def test_a_model_is_asked_in_its_own_form_of_a_dialogue(llava: Path, tmp_path: Path) -> None:
+    from rbctl.plugins.annotate.backends.captions import Captions
+
+    folder = tmp_path / "with-template"
+    shutil.copytree(llava, folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}{% for part in message.content %}"
+        "{{ '<image>' if part.type == 'image' else part.text }} {% endfor %}{% endfor %}a red"
+    )
+    backend = Captions(folder, config(), CPU)
+    image = rectangles((128, 96))[0]
+    asked = {}
+    backend.model.generate = lambda **inputs: asked.update(inputs) or inputs["input_ids"]
+    assert backend([image], [("blue bear", "red cat")]) == [""]
+    words = backend.processor.tokenizer.decode(asked["input_ids"][0])
+    assert words.count("<image>") == 4  # the picture's patches
+    assert words.endswith("a red")
+    assert "USER" not in words
+
+
+def test_another_image_text_to_text_model_says_a_sentence(tmp_path: Path) -> None:
+    """Not LLaVA, but one whose form of question is its own: PaliGemma, tiny and random."""
+    import transformers as hf
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from rbctl.plugins.annotate.backends.captions import Captions
+
+    torch.manual_seed(0)
+    words = ["<unk>", "<bos>", "<eos>", "<pad>", "<image>", *SENTENCE.split(), "."]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    fast = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=["<image>"], **special)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "num_key_value_heads": 1, "head_dim": 8, "model_type": "gemma", "vocab_size": 2048}
+    vision = {**sizes, "image_size": 32, "patch_size": 16, "model_type": "siglip_vision_model"}
+    configuration = hf.PaliGemmaConfig(vision_config=vision, text_config=text, image_token_index=4, projection_dim=16)
+    hf.PaliGemmaForConditionalGeneration(configuration).save_pretrained(tmp_path)
+    images = hf.SiglipImageProcessor(size={"height": 32, "width": 32})
+    images.image_seq_length = 4
+    hf.PaliGemmaProcessor(images, fast).save_pretrained(tmp_path)
+    backend = Captions(tmp_path, config(), CPU)
+    image, names = rectangles((128, 96))[0], ("blue bear", "red cat")
+    first, second = backend([image, image], [names, names])
+    assert first == second

@@ -361,7 +361,7 @@ def test_a_backend_that_a_package_offers(copied: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--backend", "keypoints=xpose"], "under a non-commercial licence fits"),
+        (["--backend", "keypoints=xpose"], "(non-commercial licence) fits"),
         (["--backend", "keypoints=xpose", "--xpose", "/nowhere"], "/nowhere: no such file"),
         (["--backend", "keypoints=vitpos"], "did you mean 'vitpose'?"),
         (["--backend", "boxs=owlv2"], "did you mean 'boxes'?"),

@@ -27,10 +27,10 @@ def command(config: AnnotateConfig) -> None:
     \b
     Steps and their backends (--backend STEP=NAME, or STEP=PACKAGE.MODULE:FUNCTION for your own):
       boxes      oracle, grounding-dino, owlv2
-      masks      oracle, sam
+      masks      oracle, sam, sam2
       keypoints  oracle, vitpose, xpose
       identity   oracle, clip
-      captions   llava; only on request, for pictures without a text
+      captions   llava, image-text-to-text; only on request, for pictures without a text
     For sets of the embedded world the default is oracle; for others it is the second of each.
     """
     from rbctl.plugins.annotate.run import run

@@ -40,9 +40,11 @@ class AnnotateConfig:
     grounding_dino: Path | None = option(None, "Folder of Grounding DINO.")
     owlv2: Path | None = option(None, "Folder of OWLv2.")
     sam: Path | None = option(None, "Folder of SAM.")
+    sam2: Path | None = option(None, "Folder of SAM 2 or 2.1.")
     vitpose: Path | None = option(None, "Folder of ViTPose or ViTPose++, or a .pth file of its authors.")
     xpose: Path | None = option(None, "Checkpoint of X-Pose. Its licence is non-commercial.")
     llava: Path | None = option(None, "Folder of LLaVA.")
+    captioner: Path | None = option(None, "Folder of any image-text-to-text model of transformers.")
     vitpose_expert: int | None = option(
         None,
         "Expert of ViTPose++: 3 is AP-10K's (animals), 0 is COCO's (people). [default: by --vitpose-order]",

@@ -55,7 +55,7 @@ _XPOSE = _Shipped(
     "xpose:Keypoints",
     "xpose",
     settings=("xpose_prompt",),
-    file="unipose_swint.pth of github.com/IDEA-Research/X-Pose, under a non-commercial licence",
+    file="unipose_swint.pth of github.com/IDEA-Research/X-Pose (non-commercial licence)",
 )
 SHIPPED: dict[str, dict[str, _Shipped]] = {
     "boxes": {
@@ -63,10 +63,17 @@ SHIPPED: dict[str, dict[str, _Shipped]] = {
         "grounding-dino": _Shipped("detectors:GroundingDino", "grounding_dino", _DINO, ("box_threshold",)),
         "owlv2": _Shipped("detectors:Owlv2", "owlv2", _OWLV2, ("box_threshold",)),
     },
-    "masks": {"oracle": _Shipped("oracle:Masks"), "sam": _Shipped("sam:Masks", "sam", "facebook/sam-vit-huge")},
+    "masks": {
+        "oracle": _Shipped("oracle:Masks"),
+        "sam": _Shipped("sam:Masks", "sam", "facebook/sam-vit-huge"),
+        "sam2": _Shipped("sam:Masks2", "sam2", "facebook/sam2.1-hiera-large"),
+    },
     "keypoints": {"oracle": _Shipped("oracle:Keypoints"), "vitpose": _VITPOSE, "xpose": _XPOSE},
     "identity": {"oracle": _Shipped("oracle:Identity"), "clip": _Shipped("clip:Identity")},
-    "captions": {"llava": _Shipped("llava:Captions", "llava", "llava-hf/llava-1.5-7b-hf")},
+    "captions": {
+        "llava": _Shipped("captions:Captions", "llava", "llava-hf/llava-1.5-7b-hf"),
+        "image-text-to-text": _Shipped("captions:Captions", "captioner", "HuggingFaceTB/SmolVLM-Instruct"),
+    },
 }
 _OF_PHOTOS = {"boxes": "grounding-dino", "masks": "sam", "keypoints": "vitpose", "identity": "clip"}
 
