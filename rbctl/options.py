@@ -146,14 +146,16 @@ class StageCommand(click.Command):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            former = former_options(getattr(self.callback, "config_type", None))
-            name = error.option_name.lstrip("-").replace("-", "_")
-            if name not in former:
-                raise
-            raise InputError(f"{error.option_name}: is no option any more; {former[name]}") from error
+        former = former_options(getattr(self.callback, "config_type", None))
+        kept, waiting = [], iter(args)
+        for argument in waiting:
+            flag, equals, value = argument.partition("=")
+            before = former.get(flag[2:].replace("-", "_")) if flag.startswith("--") else None
+            if before is None:
+                kept.append(argument)
+            elif (value if equals else next(waiting, "")) != before.harmless:
+                raise InputError(f"{flag}: is no option any more; {before.instead}")
+        return super().parse_args(ctx, kept)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -170,8 +172,21 @@ def _is_optional(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
-def former_options(config: Any) -> Mapping[str, str]:
-    """Options that a configuration had in earlier versions, and what took their place."""
+@dataclasses.dataclass(frozen=True)
+class FormerOption:
+    """An option that a stage had in earlier versions.
+
+    Attributes:
+        instead: what took its place.
+        harmless: the value, as on the command line, that asks for what is done today anyway.
+    """
+
+    instead: str
+    harmless: str
+
+
+def former_options(config: Any) -> Mapping[str, FormerOption]:
+    """Options that a configuration had in earlier versions."""
     return getattr(config, "FORMER_OPTIONS", {})
 
 
@@ -263,7 +278,7 @@ def _section(ctx: click.Context, path: Path, content: dict[str, Any]) -> dict[st
     former = former_options(getattr(ctx.command.callback, "config_type", None))
     for key, value in recipe.items():
         if key in former:
-            raise InputError(f"{path}: {key} is no option any more; {former[key]}")
+            raise InputError(f"{path}: {key} is no option any more; {former[key].instead}")
         if key not in fields:
             raise InputError(f"{path}: no option {abridged(key)}{nearest(str(key), fields)}")
         try:

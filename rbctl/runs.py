@@ -186,9 +186,10 @@ class Run:
         # An option that the run did not know yet was as its default is now.
         defaults = {f.name: f.default for f in dataclasses.fields(self.config)}
         before = {k: list(d) if isinstance(d, tuple) else d for k, d in defaults.items()} | before
-        for key, place in former_options(self.config).items():
+        for key, option in former_options(self.config).items():
             if key in before:
-                raise InputError(f"{self.folder}: holds a run of an earlier version with {key}: {place}; {mend}")
+                what = f"holds a run of an earlier version with {key}: {option.instead}"
+                raise InputError(f"{self.folder}: {what}; {mend}")
         # Paths are named from the folder, in runs of earlier versions as they were given.
         given, named, recorded = as_plain(self.config), as_plain(self.config, self.folder), read_object(record)
         pairs: list[tuple[str, Any, tuple[Any, ...]]]

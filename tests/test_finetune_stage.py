@@ -264,6 +264,8 @@ def test_what_took_the_place_of_gradient_accumulation_is_told(road: Road, tmp_pa
     place = "--batch-size counts the samples of a step over all processes now"
     assert road("old", gradient_accumulation=8) == 2
     assert place in road.said()
+    assert run(["finetune", "--gradient-accumulation", "1", "--relation", "nowhere"], road.log) == 2
+    assert "Error: 'nowhere': no such relation" in road.said()
     (tmp_path / "old.yaml").write_text("finetune: {batch_size: 1, gradient_accumulation: 8}\n")
     assert run(["finetune", "--recipe", tmp_path / "old.yaml"], road.log) == 2
     assert f"old.yaml: gradient_accumulation is no option any more; {place}" in road.said()

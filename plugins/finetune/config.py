@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from rbctl.defaults import BUNDLE
-from rbctl.options import option
+from rbctl.options import FormerOption, option
 from rbctl.paths import FOLLOW_OUTSIDE
 
 # What the bundle mini was taught, so that it can forget it (recipes/mini.yaml, section pretrain).
@@ -25,9 +25,12 @@ Callback = Callable[[int, Mapping[str, float]], object]
 class FinetuneConfig:
     """What to tune, on what, and how."""
 
-    FORMER_OPTIONS: ClassVar[Mapping[str, str]] = {
-        "gradient_accumulation": "--batch-size counts the samples of a step over all processes now, and "
-        "--micro-batch-size those that a process takes at a time"
+    FORMER_OPTIONS: ClassVar[Mapping[str, FormerOption]] = {
+        "gradient_accumulation": FormerOption(
+            "--batch-size counts the samples of a step over all processes now, and --micro-batch-size those that a "
+            "process takes at a time",
+            harmless="1",
+        )
     }
 
     relation: str | None = option(
