@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
+_MOST_LAYERS = 1000
 PARTIAL = ".partial"  # suffix of what is being written, a file or a folder; a kill leaves one behind
 LOCK = ".lock"  # of a folder that a run writes in
 
@@ -284,6 +285,25 @@ def read_object(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: a JSON object was expected")
+    return content
+
+
+def read_network_config(path: Path) -> dict[str, Any]:
+    """Read config.json of a network.
+
+    Raises:
+        InputError: it is no JSON object, or names more layers than any network has: to build them takes for ever.
+    """
+    content = read_object(path)
+    waiting: list[Any] = [content]
+    while waiting:
+        part = waiting.pop()
+        for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+            counts = value if isinstance(value, list) else [value]
+            if "layers" in str(key) and any(isinstance(n, int | float) and n > _MOST_LAYERS for n in counts):
+                raise InputError(f"{path}: {abridged(key)}: {abridged(value)}; {_MOST_LAYERS} layers are the most")
+            if isinstance(value, dict | list):
+                waiting.append(value)
     return content
 
 

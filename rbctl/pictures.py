@@ -146,7 +146,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     try:
         with open_image(path) as opened:
             opened.load()  # a picture cut short is no finished picture, even if its head is whole
-            record = parse_json(str(opened.info.get("rbctl", "null")), str(path), finite=False)
+            record = parse_json(str(opened.info.get("rbctl", "null")), str(path))
     except InputError:
         return None
     return record if isinstance(record, dict) else None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rbctl.errors import InputError, abridged, reason
-from rbctl.files import read_object, read_safetensors, read_torch
+from rbctl.files import read_network_config, read_object, read_safetensors, read_torch
 from rbctl.paths import leaves, nameable
 
 
@@ -69,6 +69,8 @@ def from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
     """
     for index in folder.glob("*.index.json"):
         shards(index)
+    if (folder / "config.json").is_file():
+        read_network_config(folder / "config.json")
     with loading(folder, loader.__name__), _silent():
         try:
             return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)

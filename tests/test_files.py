@@ -307,3 +307,13 @@ def test_pictures_cut_short_are_one_line(tmp_path: Path, suffix: str) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert files.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")
+
+
+@pytest.mark.parametrize(
+    "content", [{"layers": 2**31}, {"vision_cfg": {"num_hidden_layers": 1001}}, {"layers": [1, 9**9]}]
+)
+def test_a_network_of_endless_layers_is_refused_before_it_is_built(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="1000 layers are the most"):
+        files.read_network_config(path)

@@ -14,7 +14,7 @@ from rbctl.bundle.config import check_objective
 from rbctl.bundle.convert import convert_adapter, convert_image_encoder, convert_local_encoder, read_open_clip_config
 from rbctl.bundle.single_file import SDXL, ZERO_SNR, write_base, write_vae
 from rbctl.errors import InputError
-from rbctl.files import atomic_write, read_json, read_object, staging, write_json
+from rbctl.files import atomic_write, read_json, read_network_config, read_object, staging, write_json
 from rbctl.pretrained import shards
 from rbctl.runs import claim
 
@@ -221,7 +221,7 @@ def import_bundle(
                     raise InputError(f"{adapter}: the adapter belongs to a base; name it with --base")
                 path = adapter_config or adapter.parent / "ms_adapter_config.json"
                 own = read_object(path) if adapter_config or path.is_file() else None
-                config = convert_adapter(adapter, staged / "ms_adapter.safetensors", read_object(unets[0]), own)
+                config = convert_adapter(adapter, staged / "ms_adapter.safetensors", read_network_config(unets[0]), own)
                 write_json(staged / "ms_adapter_config.json", config)
                 note(adapter)
             if local_encoder:

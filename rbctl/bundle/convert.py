@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rbctl import formats
 from rbctl.errors import InputError, reason
-from rbctl.files import atomic_write, read_object, read_safetensors, read_torch, write_json
+from rbctl.files import atomic_write, read_network_config, read_safetensors, read_torch, write_json
 from rbctl.kept import not_finite
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def read_open_clip_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing or no JSON object.
     """
-    content = read_object(path)
+    content = read_network_config(path)
     config = content.get("model_cfg", content)
     if not isinstance(config, dict):
         raise InputError(f"{path}: model_cfg must be a JSON object")
@@ -316,7 +316,7 @@ def convert_image_encoder(source: Path, dest: Path) -> None:
     import torch
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    config = read_object(source / "config.json")
+    config = read_network_config(source / "config.json")
     if config.get("model_type") not in ("clip", "clip_vision_model"):
         raise InputError(f"{source}: not a CLIP in transformers' layout")
     tensors = {

@@ -22,7 +22,7 @@ from rbctl.bundle.assemble import check_widths
 from rbctl.bundle.catalogue import MANIFEST, BundleSpec, Component, Release, contents, read_manifest, record, size_text
 from rbctl.bundle.convert import convert_adapter, convert_image_encoder, convert_local_encoder
 from rbctl.errors import NO_ROOM, InputError, reason
-from rbctl.files import read_object, sha256, write_json
+from rbctl.files import read_network_config, sha256, write_json
 from rbctl.paths import leaves
 from rbctl.progress import progress
 from rbctl.runs import claim
@@ -182,7 +182,7 @@ def _have(folder: Path, component: Component, entries: dict[str, dict[str, Any]]
 def _convert(component: Component, fetched: Path, paths: Sequence[str], folder: Path) -> None:
     """Make the bundle's files of a component's originals, the ``paths`` in ``fetched``, the repository's folder."""
     if component.convert == "adapter":
-        unet = read_object(folder / "unet" / "config.json")
+        unet = read_network_config(folder / "unet" / "config.json")
         config = convert_adapter(fetched / paths[0], folder / "ms_adapter.safetensors", unet)
         write_json(folder / "ms_adapter_config.json", config)
     elif component.convert == "local_encoder":

@@ -22,7 +22,7 @@ from rbctl.bundle.convert import (
 from rbctl.bundle.other_vae import load_vae
 from rbctl.conditioning import DUMMY_TOKENS
 from rbctl.errors import InputError, abridged
-from rbctl.files import read_object
+from rbctl.files import read_network_config, read_object
 from rbctl.image_prompt import ImagePromptEncoder
 from rbctl.pretrained import from_pretrained, loading, network
 from rbctl.resampler import Resampler
@@ -72,7 +72,7 @@ def load(
     if vae:
         decoder = load_vae(vae, folder)
     else:
-        decoder = part(vae_class(read_object(vae_config), vae_config), "vae", torch.float32)
+        decoder = part(vae_class(read_network_config(vae_config), vae_config), "vae", torch.float32)
     unet = part(UNet2DConditionModel, "unet")
     with loading(folder / "ms_adapter_config.json"), torch.device("meta"):
         resampler = Resampler(config.resampler)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rbctl.bundle.convert import check_tensors, save
 from rbctl.bundle.tokenizer import write_tokenizer
 from rbctl.errors import InputError, abridged
-from rbctl.files import read_object, read_safetensors, write_json
+from rbctl.files import read_network_config, read_object, read_safetensors, write_json
 from rbctl.pretrained import loading
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def write_base(source: Path, config: Path | None, dest: Path, vae: bool = True) 
     scheduler = read_object(configs / "scheduler" / "scheduler_config.json") | objective(source, tensors, metadata)
     write_json(dest / "scheduler" / "scheduler_config.json", scheduler)
     for part in parts:
-        settings = read_object(configs / part / "config.json")
+        settings = read_network_config(configs / part / "config.json")
         write_json(dest / part / "config.json", settings)
         own = {name: tensor for name, tensor in tensors.items() if name.startswith(_PREFIXES[part])}
         stem = "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
@@ -79,7 +79,7 @@ def read_vae(source: Path, config: Path) -> tuple[dict[str, torch.Tensor], dict[
     Raises:
         InputError: names or shapes do not fit the configuration.
     """
-    tensors, settings = read_checkpoint(source)[0], read_object(config)
+    tensors, settings = read_checkpoint(source)[0], read_network_config(config)
     prefix = _PREFIXES["vae"] if any(name.startswith(_PREFIXES["vae"]) for name in tensors) else ""
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     of_stability = any(name.startswith("decoder.mid.") for name in own)

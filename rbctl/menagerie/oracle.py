@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.functional import avg_pool2d, interpolate, log_softmax, pixel_shuffle, relu, scaled_dot_product_attention
 
 from rbctl.errors import InputError
-from rbctl.files import read_json, read_safetensors, write_json, write_safetensors
+from rbctl.files import read_network_config, read_safetensors, write_json, write_safetensors
 from rbctl.menagerie.individuals import COATS, PATTERNS, SPECIES, Individual
 
 if TYPE_CHECKING:
@@ -399,9 +399,9 @@ def load_oracle(folder: Path, device: torch.device | str = "cpu") -> Oracle:
         InputError: it is not there, or damaged.
     """
     path = Path(folder) / "config.json"
-    content = read_json(path)
+    content = read_network_config(path)
     names = {f.name for f in dataclasses.fields(OracleConfig)}
-    if not isinstance(content, dict) or not {"relations", "symmetric"} <= content.keys():
+    if not {"relations", "symmetric"} <= content.keys():
         raise InputError(f"{path}: not the configuration of an oracle; make one with 'rbctl pretrain oracle'")
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name in names

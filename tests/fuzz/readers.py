@@ -32,7 +32,15 @@ from rbctl.bundle.recipe import sampling_defaults
 from rbctl.cli import main
 from rbctl.comfyui.adapter import Individual
 from rbctl.errors import InputError
-from rbctl.files import read_image, read_json, read_jsonl, read_object, read_safetensors, read_torch
+from rbctl.files import (
+    read_image,
+    read_json,
+    read_jsonl,
+    read_network_config,
+    read_object,
+    read_safetensors,
+    read_torch,
+)
 from rbctl.layout import LayoutPrior, side_by_side
 from rbctl.menagerie.oracle import load_oracle
 from rbctl.menagerie.triplets import check_drawable, draw_triplets
@@ -239,7 +247,8 @@ def _options(*words: str) -> Callable[[Path], Reader]:
         given = [word.replace("FOLDER", str(folder)) for word in words]
 
         def read(place: Path) -> Any:
-            return _called(*(str(word).replace("\0", "") for word in _listed(place)), "--dry-run")
+            stage, *rest = (str(word).replace("\0", "") for word in [*_listed(place), ""])
+            return _called(stage, "--dry-run", *rest[:-1])
 
         return Reader((mutations.arguments(given),), read, ("--", "value for", "stage", "option", "argument", "part"))
 
@@ -981,7 +990,7 @@ def adapters(folder: Path) -> Reader:
     )
 
     def read(place: Path) -> Any:
-        sizes, given = read_object(place / "unet.json"), read_object(place / "config.json")
+        sizes, given = read_network_config(place / "unet.json"), read_object(place / "config.json")
         for name in ("ms_adapter.safetensors", "ms_adapter.bin"):
             convert.convert_adapter(place / name, place / "out.safetensors", sizes, given)
         return read_safetensors(place / "out.safetensors")
