@@ -70,7 +70,7 @@ def test_dreambench_of_the_subjects_that_are_here() -> None:
 def test_missing_subjects_are_told_all_at_once() -> None:
     with pytest.raises(InputError, match="18 pictures are missing") as told:
         load_benchmark("dreambench", Wanted(data=DREAMBENCH))
-    assert all(name in str(told.value) for name in ("backpack_dog", "can", "vase", "--partial"))
+    assert all(name in str(told.value) for name in ("backpack_dog", " more; ", "--partial"))
 
 
 @needs_cc101

@@ -58,7 +58,7 @@ def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
     """All cases that are wanted, with their pictures checked.
 
     Raises:
-        InputError: the YAML or its lists are wrong, or pictures are missing (all are named).
+        InputError: the YAML or its lists are wrong, or pictures are missing; how many, and the first are told.
     """
     path = find_benchmark(name)
     kind = read_yaml(path).get("kind")

@@ -18,7 +18,7 @@ def description(file: StoredLora) -> Iterator[tuple[str, str]]:
     """Labels and what stands behind them."""
     metadata = file.metadata
     relation = metadata.get("rbctl.relation")
-    yield "file", f"{file.path}: a LoRA of {f'the relation {relation}' if relation else 'no relation'}"
+    yield "file", f"{file.path}: a LoRA of {f'the relation {relation[:60]}' if relation else 'no relation'}"
     if title := metadata.get("modelspec.title", metadata.get("ss_output_name")):
         yield "title", abridged(title)
     if relation and (known := lora.relation_of(file)):

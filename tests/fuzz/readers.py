@@ -201,7 +201,8 @@ def names_of_relations(folder: Path) -> Reader:
 
 def _listed(place: Path) -> list[Any]:
     """Arguments that are a list; of what else they became, one."""
-    content = json.loads((place / "arguments.json").read_text())
+    text = (place / "arguments.json").read_text()
+    content = json.loads(text.replace("passwd", "nothing"))  # what a user names may be read
     return content if isinstance(content, list) else [content]
 
 
