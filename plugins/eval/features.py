@@ -61,7 +61,7 @@ class FeatureStore:
         """(D,) of every item, in their order.
 
         Raises:
-            InputError: pictures cannot be read; all of them are named. What was encoded stays.
+            InputError: pictures cannot be read; how many is told. What was encoded stays.
         """
         listed = list(items)
         keys = [self._key(item) for item in listed]

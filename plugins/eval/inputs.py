@@ -66,7 +66,7 @@ def read_rows(folder: Path, follow_outside: bool = False) -> list[Row]:
 
     Raises:
         InputError: there is neither list nor picture, a line is wrong or names a picture outside, or pictures are
-            missing (all are named).
+            missing (how many, and the first).
     """
     table = folder if folder.suffix.lower() == ".csv" else folder / "metadata.csv"
     listed = folder / "metadata.jsonl"
@@ -207,7 +207,7 @@ def as_cases(run: str, rows: Sequence[Row], digests: Digests) -> list[Picture]:
     """Pictures whose cases are their own prompts: the same text and image prompts are the same case in every run.
 
     Raises:
-        InputError: pictures have neither prompt nor image prompts; all are named.
+        InputError: pictures have neither prompt nor image prompts; how many, and the first are named.
     """
     if silent := [str(row.file) for row in rows if not (row.text or row.objects)]:
         raise InputError(
@@ -241,7 +241,7 @@ def of_cases(
         The pictures in the order of the cases, and how many cases have none.
 
     Raises:
-        InputError: a picture belongs to no case, or (unless ``partial``) cases have no picture; all are named.
+        InputError: a picture belongs to no case, or (unless ``partial``) cases have no picture; they are counted.
     """
     by_id = {case.id: case for case in cases}
     by_key = {_key(case.text, [individual.image for individual in case.objects], digests): case for case in cases}

@@ -108,8 +108,8 @@ def read_raw(folder: Path, follow_outside: bool = False) -> tuple[RawTriplet, ..
 
     Raises:
         InputError: there is no such folder or nothing in it; a line is wrong (FILE:LINE and field are named); two
-            objects of a triplet have the same name; a name or link leaves the folder; pictures are missing (all are
-            named).
+            objects of a triplet have the same name; a name or link leaves the folder; pictures are missing (they are
+            counted).
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of raw triplets")
