@@ -386,6 +386,20 @@ def test_spoilt_pictures_are_like_the_others_and_not_the_same() -> None:
     assert torch.equal(oracle_training.spoil(pixels, generator(0)), spoilt)
 
 
+def test_flattened_pictures_have_no_outlines_and_as_many_bodies() -> None:
+    chance = generator(0)
+    masks = torch.zeros(1, 2, 32, 32)
+    masks[0, 0, 8:24, 4:12], masks[0, 1, 8:24, 20:28] = 1, 1
+    pixels = 0.2 * torch.randn(1, 3, 128, 128, generator=chance)
+    pixels[0, 0, 32:96, 16:48] += 0.5
+    pixels[0, 2, 32:96, 80:112] += 0.5
+    flat = oracle_training.flattened(pixels, masks, chance)
+    first, second, paper = flat[0, :, 40:88, 24:40], flat[0, :, 40:88, 88:104], flat[0, :, :20]
+    for area in (first, second, paper):
+        assert area.std((1, 2)).max() <= 0.11  # at least half of the pattern is gone
+    assert first.mean((1, 2)).argmax() == 0 and second.mean((1, 2)).argmax() == 2
+
+
 def test_an_individual_that_hardly_shows_counts_little() -> None:
     torch.manual_seed(0)
     looks = {name: torch.randn(1, 2, count) for name, count in zip(oracle.ATTRIBUTES, clip_texts.SIZES, strict=True)}

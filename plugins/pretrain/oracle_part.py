@@ -29,13 +29,13 @@ from rbctl.menagerie.oracle import (
     save_oracle,
 )
 from rbctl.menagerie.oracle_scores import identify, relation_score
-from rbctl.menagerie.oracle_training import Truth, free_roles, mirrored, oracle_loss, ordered, spoil
+from rbctl.menagerie.oracle_training import Truth, flattened, free_roles, mirrored, oracle_loss, ordered, spoil
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.config import MOST, PretrainConfig
 from rbctl.plugins.pretrain.loop import Part
 from rbctl.relations import load_relation
 
-SPOILT, ROUND_TRIPS = 0.25, 0.25  # shares of a batch
+SPOILT, ROUND_TRIPS, FLAT = 0.25, 0.25, 0.125  # shares of a batch
 _NOISE = 0.5  # most noise on the latents of a round trip, in their own standard deviations
 _CANDIDATES = 16
 _LEAST_AREA = 0.01  # of the picture: what covers less is no body
@@ -94,10 +94,11 @@ class OraclePart(Part):
         ).to(self.device)
         pixels, truth = mirrored(renders.pixels(self.scenes.pictures[rows], self.device), truth, turned)
         truth = ordered(truth, self.free[truth.relation])
-        spoilt, trips = (round(self.batch_size * share) for share in (SPOILT, ROUND_TRIPS))
-        parts = list(pixels.split([self.batch_size - spoilt - trips, spoilt, trips]))
+        spoilt, trips, flat = (round(self.batch_size * share) for share in (SPOILT, ROUND_TRIPS, FLAT))
+        parts = list(pixels.split([self.batch_size - spoilt - trips - flat, spoilt, trips, flat]))
         parts[1] = spoil(parts[1], chance)
         parts[2] = spoil(parts[2], chance) if self.vae is None else round_trip(self.vae, parts[2], chance)
+        parts[3] = flattened(parts[3], truth.masks[len(pixels) - flat :], chance)
         return torch.cat(parts), truth
 
     @torch.no_grad()

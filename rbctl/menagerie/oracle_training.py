@@ -61,6 +61,25 @@ def spoil(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (x + noise * uniform(0, 0.12)).clamp(-1, 1)
 
 
+def flattened(pixels: torch.Tensor, masks: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1] with bodies of one colour on a plain background, as other cartoons are drawn.
+
+    Args:
+        masks: (B, R, h, w) in [0, 1], where each individual is seen.
+    """
+
+    def mean(where: torch.Tensor) -> torch.Tensor:
+        return (pixels * where).sum((2, 3), keepdim=True) / where.sum((2, 3), keepdim=True).clamp(min=1)
+
+    sharp = interpolate(masks, pixels.shape[-2:], mode="bilinear")
+    bodies = ((sharp - 0.5) * 6 + 0.5).clamp(0, 1)
+    drawn = mean(1 - bodies.amax(1, keepdim=True)).expand_as(pixels)
+    for body in bodies.split(1, dim=1):
+        drawn = torch.lerp(drawn, mean(body), body)
+    share = 0.5 + 0.5 * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    return torch.lerp(pixels, drawn, share.to(pixels.device))
+
+
 def mirrored(pixels: torch.Tensor, truth: Truth, which: torch.Tensor) -> tuple[torch.Tensor, Truth]:
     """Pictures (B, 3, H, W) and their truth, mirrored where ``which`` (B,) is set.
 
