@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from rbctl.formats import Positive
-
 FOURIER_TEMPERATURE = 100
+
+_Size = Annotated[int, Interval(ge=1, le=65_536)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResamplerConfig:
     """Sizes; the defaults are those of the official SDXL adapter."""
 
-    dim: Positive = 1280
-    depth: Positive = 4
-    dim_head: Positive = 64
-    heads: Positive = 20
-    num_queries: Positive = 16
-    embedding_dim: Positive = 1664
-    output_dim: Positive = 2048
-    ff_mult: Positive = 4
-    phrase_embeddings_dim: Positive = 768
-    fourier_freqs: Positive = 8
+    dim: _Size = 1280
+    depth: Annotated[int, Interval(ge=1, le=1000)] = 4
+    dim_head: _Size = 64
+    heads: _Size = 20
+    num_queries: _Size = 16
+    embedding_dim: _Size = 1664
+    output_dim: _Size = 2048
+    ff_mult: _Size = 4
+    phrase_embeddings_dim: _Size = 768
+    fourier_freqs: _Size = 8
 
 
 def fourier_embedding(boxes: torch.Tensor, num_freqs: int) -> torch.Tensor:
