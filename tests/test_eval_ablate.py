@@ -19,15 +19,20 @@ import yaml
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors import safe_open
 from torch import nn
 
+from rbctl.bundle.catalogue import resolve
 from rbctl.cli import main
 from rbctl.errors import InputError
 from rbctl.files import read_json, read_jsonl
 from rbctl.image_prompt import ImagePromptEncoder
+from rbctl.menagerie.triplets import draw_triplets
 from rbctl.plugins.eval.ablate import run, tables
 from rbctl.plugins.eval.ablate.recipe import Ablation, Recipe, Table, read
 from rbctl.plugins.eval.stages import Stages, Step, run_steps
+from rbctl.relations import load_relation
+from rbctl.triplets import data_hash, load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -122,6 +127,49 @@ def test_methods_of_subjects_learn_each_subject_of_each_case(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_real_triplets_on_a_benchmark_of_pictures(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Triplets of a folder, RelationBench's cases, and encoders that are told."""
+    draw_triplets(load_relation("hug"), 2, 0, tmp_path / "hug")
+    for number, name in enumerate(("cat_0", "dog_8")):
+        folder = tmp_path / "pictures" / "benchmark" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (64, 64), (90 * number, 60, 30)).save(folder / "0.png")
+    prompts = [{"sub1": "benchmark/dog_8", "prompt": "A dog is hugging a cat in front of the mountain."}]
+    (tmp_path / "pictures" / "prompts.json").write_text(json.dumps(prompts))
+    rows = {"full": {}, "without KML": {"finetune": {"kml_weight": 0}}}
+    weights = {"lambda 1e-3": {}, "lambda 1e-2": {"finetune": {"kml_weight": 0.01}}}
+    recipe = write(
+        tmp_path,
+        bench="relationbench",
+        relations=["hug"],
+        cases=4,
+        data={"hug": "hug"},
+        finetune={"steps": 1, "batch_size": 1, "prior": "none"},
+        sample={"steps": 1},
+        tables=[{"name": "Table 4", "rows": rows}, {"name": "Table 6", "rows": weights}],
+    )
+    mini = resolve("mini")
+    told = ["--data", tmp_path / "pictures", "--clip", mini, "--dino", mini / "dino", "--bundle", tiny_bundle]
+    result = ablate(recipe, *told, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    content = read_json(tmp_path / "out" / "tables.json")
+    assert [table["name"] for table in content["tables"]] == ["Table 4", "Table 6"]
+    assert len(content["variants"]) == 3
+    assert {c["name"] for c in content["columns"].values()} == {"CLIP-T", "CLIP-R", "CLIP-I", "DINO"}
+    for variant in content["variants"].values():
+        (path,) = variant["learned"]
+        with safe_open(tmp_path / "out" / path, framework="pt") as file:
+            assert file.metadata()["rbctl.data_hash"] == data_hash(load(tmp_path / "hug"))
+        assert all(cell["cases"] == 1 for cell in variant["cells"].values())
+    # a folder of another relation's triplets in the recipe's place
+    draw_triplets(load_relation("hug"), 2, 1, tmp_path / "other")
+    plan = ablate(recipe, *told, "--triplets", f"hug={tmp_path / 'other'}", "--output", tmp_path / "out", "--dry-run")
+    assert "to do: 3 of 3 finetunings" in plan.stdout
+    again = ablate(recipe, *told, "--output", tmp_path / "out", "--dry-run")
+    assert "to do: 0 of 3 finetunings" in again.stdout
+
+
 def test_an_interruption_keeps_what_is_finished(done: Done) -> None:
     assert done.stopped.returncode == 130
     assert "the same command again goes on" in done.stopped.stderr

@@ -7,6 +7,8 @@ from typing import Literal
 
 import click
 
+from rbctl.errors import InputError
+
 
 @click.command("ablate")
 @click.argument("recipe")
@@ -18,6 +20,21 @@ import click
 )
 @click.option("--cases", type=click.IntRange(1, 100_000), help="Cases a relation, instead of the recipe's.")
 @click.option("--bundle", help="Base model, instead of the recipe's.")
+@click.option(
+    "--triplets",
+    multiple=True,
+    help="RELATION=FOLDER: triplets that it is tuned on, instead of the recipe's; repeatable.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder of the benchmark's pictures. [default: what its YAML says]",
+)
+@click.option(
+    "--clip",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="CLIP that scores: a folder. [default: the bundle's]",
+)
 @click.option(
     "--dino",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -37,6 +54,9 @@ def command(
     seeds: tuple[int, ...],
     cases: int | None,
     bundle: str | None,
+    triplets: tuple[str, ...],
+    data: Path | None,
+    clip: Path | None,
     dino: Path | None,
     jobs: int,
     device: Literal["auto", "cpu", "cuda"],
@@ -54,14 +74,21 @@ def command(
       rbctl eval ablate recipes/ablations/paper.yaml --jobs 2
       rbctl eval ablate paper --tables "Table 4"
       rbctl eval ablate mine.yaml --relations ride --seeds 0 --seeds 1 --cases 8
+      rbctl eval ablate sdxl-paper --triplets hug=triplets/hug --relations hug --data downloads/relationbench
     """
     from rbctl.plugins.eval.ablate.recipe import read
 
-    changes = {"relations": relations, "seeds": seeds, "cases": cases, "bundle": bundle}
+    folders = {}
+    for assignment in triplets:
+        name, equals, folder = assignment.partition("=")
+        if not (name and equals and Path(folder).is_dir()):
+            raise InputError(f"--triplets {assignment}: write RELATION=FOLDER, a folder that is there")
+        folders[name] = str(Path(folder).resolve())
+    changes = {"relations": relations, "seeds": seeds, "cases": cases, "bundle": bundle, "data": folders}
     ablation = read(recipe, {key: value for key, value in changes.items() if value}, tables)
     from rbctl.plugins.eval.ablate import run  # heavy: a wrong recipe is told before it is loaded
     from rbctl.plugins.eval.stages import Stages
 
-    folder = output or run.ABLATIONS / ablation.path.stem
-    work = run.Work(ablation, Stages(folder, ablation.recipe.bundle, device, jobs), dino)
+    place = output or run.ABLATIONS / ablation.path.stem
+    work = run.Work(ablation, Stages(place, ablation.recipe.bundle, device, jobs), data, clip, dino)
     click.echo(work.plan() if dry_run else work.run(as_json))

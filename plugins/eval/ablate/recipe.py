@@ -60,7 +60,8 @@ class Recipe:
 
     Attributes:
         relations: names, or paths of relations' YAML files.
-        cases: of each relation.
+        cases: of each relation, at most.
+        data: folder of triplets of a relation, from the recipe on; those of others are drawn.
         finetune, sample: options of the full method, and so of all variants.
     """
 
@@ -70,6 +71,7 @@ class Recipe:
     bench: str = "relationbench-mini"
     bundle: str = BUNDLE
     cases: Annotated[int, Interval(ge=1, le=100_000)] = 24
+    data: dict[str, str] = field(default_factory=dict)
     finetune: Options = field(default_factory=dict)
     sample: Options = field(default_factory=dict)
 
@@ -145,6 +147,8 @@ def read(name: str, changes: Mapping[str, Any], chosen: Sequence[str] = ()) -> A
             load_relation(relation)
         except InputError as error:
             raise InputError(f"{path}: relations: {error}") from error
+    if (strange := sorted(recipe.data.keys() - set(recipe.relations))) and "relations" not in changes:
+        raise InputError(f"{path}: data: {abridged(strange[0])} is none of its relations")
     known: dict[str, Options] = {}  # the stages are asked once about the same options
 
     def completed(where: str, stage: Literal["finetune", "sample"], row: Row) -> Options:
@@ -173,6 +177,8 @@ def read(name: str, changes: Mapping[str, Any], chosen: Sequence[str] = ()) -> A
         rows = {}
         for label, row in table.rows.items():
             own = variant(f"{path}: {title}: {label}", label, row or Row())
+            if own.data == "unrelated" and recipe.data:
+                raise InputError(f"{path}: {title}: {label}: unrelated triplets are drawn, but 'data' names pictures")
             rows[label] = variants.setdefault(own.key, own).key
         tables.append(Table(title, " ".join(table.title.split()), " ".join(table.note.split()), rows))
     return Ablation(path, recipe, variants, tuple(tables))

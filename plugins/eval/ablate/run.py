@@ -46,6 +46,7 @@ from rbctl.plugins.eval.tables import aligned
 from rbctl.provenance import SHEET
 from rbctl.relations import Relation, load_relation
 from rbctl.runs import RUNS, claim, versions
+from rbctl.triplets import data_hash
 from rbctl.triplets import load as load_triplets
 from rbctl.triplets.folder import METADATA, write
 
@@ -90,11 +91,14 @@ class Work:
     """An ablation in the folder of its stages.
 
     Attributes:
-        dino: folder of the DINO that scores; None for the bundle's own, if it has one.
+        data: folder of the benchmark's pictures; None where its YAML says it, or they are drawn.
+        clip, dino: folders of what scores; None for the bundle's own, if it has one.
     """
 
     ablation: Ablation
     stages: Stages
+    data: Path | None = None
+    clip: Path | None = None
     dino: Path | None = None
 
     @property
@@ -109,7 +113,10 @@ class Work:
         for variant, given, seed in itertools.product(self.ablation.variants.values(), recipe.relations, recipe.seeds):
             relation = load_relation(given)
             tuned, full = (
-                self.stages.tuning_key(relation, seed, v.finetune, v.data) for v in (variant, self.ablation.full)
+                self.stages.tuning_key(
+                    relation, seed, v.finetune, v.data, *([self.hashes[given]] if given in self.hashes else [])
+                )
+                for v in (variant, self.ablation.full)
             )
             shown = digest([tuned, full, variant.sample, recipe.bench])
             name = f"{relation.name}-s{seed}"
@@ -120,6 +127,24 @@ class Work:
                 folders = tuple(group / f"{case:03d}-{role}" for case, role in numbers)
             cells.append(Cell(variant, relation, given, seed, folders, self.output / "pictures" / f"{name}-{shown}"))
         return tuple(cells)
+
+    def triplets(self, given: str) -> Path | None:
+        """The triplets of a relation, as the recipe names it; None where they are drawn."""
+        folder = self.ablation.recipe.data.get(given)
+        return self.ablation.path.parent / folder if folder else None
+
+    @functools.cached_property
+    def hashes(self) -> dict[str, str]:
+        """By relation, the hash of its own triplets, where they are not drawn."""
+        return {
+            name: data_hash(load_triplets(folder))
+            for name in self.ablation.recipe.relations
+            if (folder := self.triplets(name))
+        }
+
+    def cases(self, cases: Sequence[Case], cell: Cell) -> tuple[Case, ...]:
+        """Those of a cell's relation."""
+        return of_relations(cases, [cell.relation.name])[: self.ablation.recipe.cases]
 
     def of(self, variant: Variant) -> list[Cell]:
         """The cells of one variant."""
@@ -146,7 +171,7 @@ class Work:
     @functools.cached_property
     def judge(self) -> str:
         """Names what scores: the whole bundle, and the encoder beside it."""
-        return digest([fingerprint(folder) for folder in (resolve(self.stages.bundle), self.dino) if folder])
+        return digest([fingerprint(folder) for folder in (resolve(self.stages.bundle), self.clip, self.dino) if folder])
 
     def scored(self, cell: Cell) -> dict[str, Any] | None:
         """The scores of a cell's pictures, if they are of these pictures and by this judge."""
@@ -163,7 +188,8 @@ class Work:
     def bench(self) -> Benchmark:
         """The cases, drawn where they are not."""
         recipe = self.ablation.recipe
-        return load_benchmark(recipe.bench, Wanted(None, recipe.relations, recipe.cases, drawn=self.output / "bench"))
+        wanted = Wanted(self.data, recipe.relations, recipe.cases, drawn=self.output / "bench")
+        return load_benchmark(recipe.bench, wanted)
 
     def plan(self) -> str:
         """What there is and what is to be done."""
@@ -226,7 +252,7 @@ class Work:
         """Finetune what is not there. No case of the benchmark is shown; methods of subjects see who is in it."""
         steps = {}
         for cell in self.cells:
-            own = of_relations(cases, [cell.relation.name])
+            own = self.cases(cases, cell)
             people = [(case, role) for case in own for role in range(len(case.objects))]
             for number, folder in enumerate(cell.tuned):
                 if folder in steps or learned(folder):
@@ -237,6 +263,8 @@ class Work:
                     arguments += ["--class-noun", case.objects[role].name, "--data", str(self._subject(case, role))]
                 else:
                     arguments += ["--relation", cell.given]
+                    if folder_of := self.triplets(cell.given):
+                        arguments += ["--data", str(folder_of)]
                 if cell.variant.data == "unrelated":
                     arguments += ["--data", str(self._unrelated(cell))]
                 steps[folder] = self.stages.finetune(folder, cell.variant.finetune, *arguments)
@@ -250,8 +278,7 @@ class Work:
             if own is None or full is None or self.sampled(cell):
                 continue
             prior = lora.layout_prior([lora.read(full[0])])
-            asked = of_relations(cases, [cell.relation.name])
-            content = sampling.prompts(asked, {}, cell.shown.parent)  # so far for the base model
+            content = sampling.prompts(self.cases(cases, cell), {}, cell.shown.parent)  # so far for the base model
             kind = "embedding" if "rbctl.token" in read_safetensors(own[0])[1] else "lora"
             for number, entry in enumerate(content["prompts"]):
                 entry[kind] = cell.learned_for(number)
@@ -272,7 +299,7 @@ class Work:
             waiting = {cell.shown.name: cell for cell in cells if self.scored(cell) is None}
             pictures = []
             for name, cell in waiting.items():
-                own = of_relations(cases, [cell.relation.name])
+                own = self.cases(cases, cell)
                 pictures += inputs.of_cases(name, inputs.read_rows(cell.shown), own, digests, cell.shown, False)[0]
             if not waiting:
                 continue
@@ -281,6 +308,8 @@ class Work:
                 config = EvalConfig(
                     bench=self.ablation.recipe.bench,
                     bundle=self.stages.bundle,
+                    data=self.data,
+                    clip=self.clip,
                     dino=self.dino,
                     device=self.stages.device,
                     cache=self.output / "features",
