@@ -64,7 +64,7 @@ def weighted_embeds(
         InputError: compel is not installed.
     """
     check_installed()
-    from compel import EmbeddingsProvider, ReturnedEmbeddingsType  # type: ignore[import-not-found,unused-ignore]
+    from compel import EmbeddingsProvider, ReturnedEmbeddingsType  # type: ignore[import-untyped]
 
     vectors = torch.cat([embedding.vectors[side] for embedding in embeddings]) if embeddings else None
     provider = EmbeddingsProvider(

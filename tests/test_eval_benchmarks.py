@@ -189,7 +189,7 @@ def test_ms_bench_has_as_many_combinations_and_prompts_as_published(tmp_path: Pa
     assert last.text == "a woman wearing a upwearing, a midwearing, and a downwearing on a cobblestone street"
     assert [thing.box for thing in last.objects[:2]] == [(0.25, 0, 0.75, 0.25), (0.25, 0.25, 0.75, 0.6)]
     assert any(case.text == "a stuffed animal with a scene in the background" for case in bench.cases)
-    (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(prompts((last,), {})))
+    (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(prompts((last,), {}, tmp_path)))
     (prompt,) = read_prompts(tmp_path / "prompts.yaml")
     assert [thing.box for thing in prompt.objects] == [thing.box for thing in last.objects]
 
@@ -367,7 +367,7 @@ def test_cases_are_prompts_that_the_sample_stage_reads(tmp_path: Path) -> None:
     lora = tmp_path / "ride.safetensors"
     lora.touch()
     for loras, wanted in (({}, "none"), ({"ride": lora}, str(lora))):
-        (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(prompts(bench.cases, loras)))
+        (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(prompts(bench.cases, loras, tmp_path)))
         (prompt,) = read_prompts(tmp_path / "prompts.yaml")
         case = bench.cases[0]
         assert (prompt.text, prompt.seed, prompt.relation, prompt.lora) == (case.text, (case.seed,), "ride", wanted)
@@ -393,7 +393,7 @@ def test_boxes_do_not_tell_pairs_of_the_hard_set(tmp_path: Path) -> None:
     assert boxes["hug-000"] == [None, None]
     alone = load_benchmark("relationbench-mini-hard", Wanted(relations=("pull",), cases=2, drawn=tmp_path))
     assert [individual.box for individual in alone.cases[0].objects] == boxes["pull-000"]
-    assert prompts(bench.cases, {})["prompts"][0]["objects"][0]["box"] == list(boxes["push-000"][0])
+    assert prompts(bench.cases, {}, tmp_path)["prompts"][0]["objects"][0]["box"] == list(boxes["push-000"][0])
 
 
 def test_tables_part_cases_of_one_individual_from_those_of_several() -> None:
