@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -176,6 +177,12 @@ def sweep(folder: Path) -> None:
         for name in names:
             if name.startswith(".") and name.endswith(PARTIAL):
                 Path(place, name).unlink(missing_ok=True)
+
+
+def drop_partial(path: Path) -> None:
+    """Remove what killed writers of one file left beside it: for commands that claim no folder."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
+        partial.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rbctl import formats
-from rbctl.files import write_json
+from rbctl.files import sweep, write_json
 from rbctl.prompts.mappings import PromptsFile
 from rbctl.relations import Relation
 
@@ -58,6 +58,7 @@ def _section(config: type) -> dict[str, Any]:
 def write_schemas(folder: Path) -> list[Path]:
     """Write NAME.json of each schema; returns their paths."""
     whole = schemas()
+    sweep(folder)
     for name, schema in whole.items():
         write_json(folder / f"{name}.json", schema)
     return [folder / f"{name}.json" for name in whole]

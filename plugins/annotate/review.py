@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rbctl.files import read_image, write_text
+from rbctl.files import drop_partial, read_image, write_text
 from rbctl.pages import render
 from rbctl.plugins.annotate.corrections import CORRECTIONS, base
 from rbctl.plugins.annotate.reports import Report, read_reports
@@ -27,6 +27,7 @@ def write_page(folder: Path, follow_outside: bool = False) -> Path:
     Raises:
         InputError: the folder holds no triplets of the native form; one of them, a report or a correction is broken.
     """
+    drop_partial(folder / PAGE)
     (folder / PAGE).unlink(missing_ok=True)  # a page that came with the set may be anybody's
     rows, known = base(folder, follow_outside)
     reports = read_reports(folder, {row["file_name"]: len(row["objects"]) for row in rows})

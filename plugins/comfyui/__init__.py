@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from rbctl.errors import InputError
-from rbctl.files import write_bytes
+from rbctl.files import sweep, write_bytes
 
 _FOLDER = "comfyui-rbctl"  # no name of a Python module: it cannot be imported in the place of rbctl
 
@@ -35,6 +35,7 @@ def install(custom_nodes: Path) -> None:
     if custom_nodes.absolute().name != "custom_nodes" or not custom_nodes.is_dir():
         raise InputError(f"{custom_nodes}: no folder custom_nodes; give the one inside ComfyUI's folder")
     pack, folder = package_files("rbctl") / "comfyui", custom_nodes / _FOLDER
+    sweep(folder)
     write_bytes(folder / "__init__.py", (pack / "custom_node.py").read_bytes())
     for example in ("relation.json", "relation.jpg", "api/relation.json"):
         write_bytes(folder / "example_workflows" / example, (pack / "workflows" / example).read_bytes())

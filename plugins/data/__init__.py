@@ -174,11 +174,13 @@ def show(folder: Path, output: Path | None, follow_outside: bool) -> None:
       rbctl data show triplets/hug
       rbctl data show triplets/hug --output hug.png
     """
+    from rbctl.files import drop_partial
     from rbctl.runs import RUNS
     from rbctl.triplets import load
     from rbctl.triplets.contact_sheet import contact_sheet
 
     output = output or RUNS / "data" / f"{folder.resolve().name}.png"
+    drop_partial(output)
     contact_sheet(load(folder, follow_outside=follow_outside), output)
     click.echo(output)
 

@@ -10,7 +10,7 @@ import torch
 
 from rbctl import lora, lora_names
 from rbctl.errors import InputError
-from rbctl.files import read_safetensors, write_safetensors
+from rbctl.files import drop_partial, read_safetensors, write_safetensors
 from rbctl.lora_names import LoraForm
 from rbctl.plugins.lora.faults import faults
 from rbctl.plugins.lora.stored import Module, StoredLora, read
@@ -34,6 +34,7 @@ def convert(path: Path, form: LoraForm, output: Path) -> None:
     metadata = {key: value for key, value in file.metadata.items() if key != "lora_adapter_metadata"}
     metadata |= {"format": "pt", **_network(tensors, form)}
     metadata |= lora.hashes(tensors, metadata)
+    drop_partial(output)
     if output.exists() or output.is_symlink():
         if not _holds(output, tensors, metadata):
             raise InputError(f"{output}: is there already and holds something else; give another with -o")

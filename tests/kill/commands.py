@@ -74,9 +74,9 @@ COMMANDS: Mapping[str, Command] = {
         needs=("tiny", "prompts", "lora"),
     ),
     "animate": Command(
-        "animate ../inputs/photographs --model ../inputs/video --prompt ride --steps 2 --frames 9 --format webp "
-        "--width 64 --height 64 --output clips",
-        needs=("photographs", "video"),
+        "animate ../inputs/prompts/pictures --model ../inputs/video --prompt ride --steps 2 --frames 9 --format webp "
+        "--output clips",
+        needs=("prompts", "video"),
     ),
     "eval": Command("eval ../inputs/sampled --bundle mini", needs=("sampled",)),
     "eval-bench": Command("eval --bench relationbench-mini --relations ride --cases 2 --steps 2"),

@@ -91,7 +91,9 @@ class Kills:
                 os.kill(process.pid, number)
             process.join(_PATIENCE)
             signals.append(f"{signal.Signals(number).name} at {moment:.2f} s")
-            if process.exitcode not in (0, 130, -number):
+            # Before the command begins, Python itself ends with 1 on SIGINT.
+            early = number == signal.SIGINT and process.exitcode == 1 and "Traceback" not in self.log.read_text()
+            if process.exitcode not in (0, 130, -number) and not early:
                 self._tell(f"ends with {process.exitcode} on {signal.Signals(number).name}")
         self.result.kills += len(signals)
         self.result.runs += 1
