@@ -119,8 +119,9 @@ def network_of_weights(loader: Any, config: Any, weights: Mapping[str, torch.Ten
         InputError: there are not all of the weights.
     """
     options = {"config": config, "state_dict": dict(weights), "dtype": torch.float32}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with loading(path, loader.__name__), _silent():
-        model, report = loader.from_pretrained(None, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+        model, report = loader.from_pretrained(None, trust_remote_code=False, **options)
     _refuse_gaps(report, f"{path}: has not all the weights of its kind")
     return model
 

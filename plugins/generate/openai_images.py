@@ -231,7 +231,7 @@ def _parsed(content: bytes) -> Any:
 
 def _one_line(text: str) -> str:
     """A server's words, of bearable length and without what a terminal would obey."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text[:1000]).split())[:300]
+    return " ".join("".join(char if char.isprintable() else " " for char in text[:1000]).split())[:200]
 
 
 def _address(answer: Any) -> str:
