@@ -333,7 +333,8 @@ def test_bad_embeddings_are_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
         (f"{ride},{ride}", "two embeddings have the same token"),
         (str(bad(tmp_path / "key.safetensors", emb_params=torch.zeros(1, 16))), "holds clip_l and clip_g"),
         (str(bad(tmp_path / "nan.safetensors", clip_l=nan, clip_g=nan.clone())), "NaN"),
-        (str(bad(tmp_path / "n.safetensors", clip_l=nan[:0], clip_g=nan)), "as many rows"),
+        (str(bad(tmp_path / "n.safetensors", clip_l=nan[:0], clip_g=nan)), "holds no vectors"),
+        (str(bad(tmp_path / "two.safetensors", clip_l=torch.cat((nan, nan)), clip_g=nan)), "as many rows"),
         (str(tmp_path / "none.safetensors"), "no such file"),
     ):
         result = invoke("sample", tmp_path / "p.txt", "--bundle", tiny_bundle, "--embedding", given)
