@@ -355,21 +355,37 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read all tensors (on the CPU) and the metadata of a safetensors file.
-
-    Raises:
-        InputError: the file is missing or not safetensors.
-    """
+@contextlib.contextmanager
+def _opened_safetensors(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as archive:
-            return {key: archive.get_tensor(key) for key in archive.keys()}, archive.metadata() or {}  # noqa: SIM118
+            yield archive
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({reason(error)})") from error
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read all tensors (on the CPU) and the metadata of a safetensors file.
+
+    Raises:
+        InputError: the file is missing or not safetensors.
+    """
+    with _opened_safetensors(path) as archive:
+        return {key: archive.get_tensor(key) for key in archive.keys()}, archive.metadata() or {}  # noqa: SIM118
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a safetensors file, by its header alone.
+
+    Raises:
+        InputError: the file is missing or not safetensors.
+    """
+    with _opened_safetensors(path) as archive:
+        return {key: tuple(archive.get_slice(key).get_shape()) for key in archive.keys()}  # noqa: SIM118
 
 
 def read_torch(path: Path, limit: int | None = None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,12 @@ def test_weights_that_no_memory_holds_are_refused(
     monkeypatch.setattr("rbctl.memory.available", lambda device: 10_000)
     result = call("animate", sampled, "--model", cogvideox, "--output", tmp_path / "clips", "--device", "cpu")
     assert "GB of memory" in refused(result)
+
+
+def test_damaged_weights_are_one_line(sampled: Path, cogvideox: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(cogvideox, model)
+    weights = next((model / "transformer").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    result = call("animate", sampled, "--model", model, "--output", tmp_path / "clips", "--device", "cpu")
+    assert f"{weights}: not a readable safetensors file" in refused(result)

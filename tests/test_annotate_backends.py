@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -227,6 +228,21 @@ def test_the_real_detectors_run(models: Path, name: str, folder: str) -> None:
     assert np.abs(alone.boxes - found[0].boxes).max() < 1e-4  # the batch changes nothing
 
 
+def boxes_as_masks(best: int) -> Callable[..., SimpleNamespace]:
+    """A forward of SAM that masks each box in cells of 4 x 4 pixels, in the proposal ``best`` of three."""
+
+    def forward(self, pixel_values, input_boxes, multimask_output):
+        assert multimask_output
+        assert pixel_values.shape == (1, 3, 64, 64)
+        masks = torch.full((1, input_boxes.shape[1], 3, 16, 16), -5.0)
+        for k, (x0, y0, x1, y1) in enumerate((input_boxes[0] / 4).round().long().tolist()):
+            masks[0, k, best, y0:y1, x0:x1] = 5.0
+        scores = torch.where(torch.arange(3) == best, 0.9, 0.25).expand(1, input_boxes.shape[1], 3)
+        return SimpleNamespace(pred_masks=masks, iou_scores=scores)
+
+    return forward
+
+
 @pytest.mark.parametrize("size", [(128, 96), (96, 128), (256, 64), (64, 64)])
 def test_sam_gives_masks_back(models: Path, monkeypatch: pytest.MonkeyPatch, size) -> None:
     """Masks of 16 x 16 cells with padding become masks of the picture's pixels, exactly where cells are whole ones."""
@@ -234,16 +250,7 @@ def test_sam_gives_masks_back(models: Path, monkeypatch: pytest.MonkeyPatch, siz
 
     from rbctl.plugins.annotate.backends.sam import Masks
 
-    def forward(self, pixel_values, input_boxes, multimask_output):
-        assert multimask_output
-        assert pixel_values.shape == (1, 3, 64, 64)
-        masks = torch.full((1, input_boxes.shape[1], 3, 16, 16), -5.0)
-        for k, (x0, y0, x1, y1) in enumerate((input_boxes[0] / 4).round().long().tolist()):
-            masks[0, k, 1, y0:y1, x0:x1] = 5.0
-        scores = torch.tensor([0.2, 0.9, 0.3]).expand(1, input_boxes.shape[1], 3)
-        return SimpleNamespace(pred_masks=masks, iou_scores=scores)
-
-    monkeypatch.setattr(SamModel, "forward", forward)
+    monkeypatch.setattr(SamModel, "forward", boxes_as_masks(best=1))
     cell = max(size) // 16
     boxes = np.array([[1, 1, 3, 3], [2, 0, 4, 4]]) * cell  # a cell alone would be too thin for straight edges
     relative = boxes / (*size, *size)
@@ -263,16 +270,7 @@ def test_sam2_gives_masks_back(models: Path, monkeypatch: pytest.MonkeyPatch, si
 
     from rbctl.plugins.annotate.backends.sam import Masks2
 
-    def forward(self, pixel_values, input_boxes, multimask_output):
-        assert multimask_output
-        assert pixel_values.shape == (1, 3, 64, 64)
-        masks = torch.full((1, input_boxes.shape[1], 3, 16, 16), -5.0)
-        for k, (x0, y0, x1, y1) in enumerate((input_boxes[0] / 4).round().long().tolist()):
-            masks[0, k, 2, y0:y1, x0:x1] = 5.0
-        scores = torch.tensor([0.2, 0.3, 0.9]).expand(1, input_boxes.shape[1], 3)
-        return SimpleNamespace(pred_masks=masks, iou_scores=scores)
-
-    monkeypatch.setattr(Sam2Model, "forward", forward)
+    monkeypatch.setattr(Sam2Model, "forward", boxes_as_masks(best=2))
     boxes = np.array([[2, 4, 8, 12], [6, 0, 14, 10]]) / 16
     (masks,) = Masks2(models / "sam2", config(), CPU)([Image.new("RGB", size)], [boxes])
     assert masks.shape == (2, size[1], size[0])

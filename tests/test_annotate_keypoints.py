@@ -65,7 +65,7 @@ def test_every_published_parameter_of_vitpose_has_its_place(tmp_path: Path) -> N
     path = tmp_path / "whole.pth"
     torch.save({"state_dict": random_weights(published_shapes("vitpose-plus-small"))}, path)
     model = vitpose_checkpoint.read(path, expert=None, default=3)
-    weights = torch.load(path)["state_dict"]
+    weights = torch.load(path, weights_only=True)["state_dict"]
     read = vitpose_checkpoint.hub_names(vitpose_checkpoint.one_expert(weights, 3, path))
     assert len(read) == len(model.state_dict())  # and read() refuses a model with a gap
     head = weights["associate_keypoint_heads.2.final_layer.weight"]  # of COCO, AIC, MPII, AP-10K the fourth
@@ -77,7 +77,7 @@ def test_an_expert_of_vitpose_is_what_transformers_makes_of_it(vitpose: Path, ex
     """transformers has the experts, but COCO's head alone; with AP-10K's in its place it must say the same."""
     from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation
 
-    weights = torch.load(vitpose)["state_dict"]
+    weights = torch.load(vitpose, weights_only=True)["state_dict"]
     head = "keypoint_head." if expert == 0 else "associate_keypoint_heads.2."
     all_experts = {name: tensor for name, tensor in weights.items() if "keypoint_head" not in name}
     all_experts |= {
@@ -104,7 +104,7 @@ def test_an_expert_of_vitpose_is_what_transformers_makes_of_it(vitpose: Path, ex
 
 def test_a_file_of_one_expert_reads_the_same(vitpose: Path, tmp_path: Path) -> None:
     """The authors' model_split.py joins an expert to what all share, and leaves the experts in the file."""
-    weights = torch.load(vitpose)["state_dict"]
+    weights = torch.load(vitpose, weights_only=True)["state_dict"]
     split = {name: tensor for name, tensor in weights.items() if not name.startswith("associate_keypoint_heads.")}
     split |= {
         name.replace("associate_keypoint_heads.2.", "keypoint_head."): tensor
@@ -142,7 +142,7 @@ def test_another_file_is_no_vitpose(vitpose: Path, tmp_path: Path) -> None:
     torch.save({"state_dict": {"layer1.0.conv1.weight": torch.ones(3)}}, path)
     with pytest.raises(InputError, match=r"no checkpoint of ViTPose \(it has no backbone.pos_embed\)"):
         Keypoints(path, config(), CPU)
-    weights = torch.load(vitpose)["state_dict"]
+    weights = torch.load(vitpose, weights_only=True)["state_dict"]
     del weights["backbone.blocks.1.attn.proj.bias"]
     torch.save({"state_dict": weights}, path)
     with pytest.raises(InputError, match=r"other.pth: has not all the weights of its kind \(1 missing"):

@@ -95,7 +95,8 @@ def encoded(bundle: Bundle, text: str, learned: list[Embedding] | None = None) -
 
 def test_weights_are_those_of_compel(bundle: Bundle) -> None:
     """Its own form of the same prompt, through its own interface."""
-    compel = pytest.importorskip("compel")
+    import compel
+
     sides = [
         compel.Compel(
             tokenizer=tokenizer,
@@ -113,7 +114,6 @@ def test_weights_are_those_of_compel(bundle: Bundle) -> None:
 
 
 def test_a_word_moves_away_from_the_empty_prompt(bundle: Bundle) -> None:
-    pytest.importorskip("compel")
     widths = [e.config.hidden_size for e in (bundle.text_encoder, bundle.text_encoder_2)]
     learned = Embedding("<new>", (torch.full((1, widths[0]), 0.1), torch.full((1, widths[1]), 0.1)))
     plain, empty = encoded(bundle, "a cat <new> a dog", [learned]), encoded(bundle, "")
@@ -165,7 +165,6 @@ def test_a_text_without_marks_is_the_same_picture_with_and_without_weighting(sam
 
 @pytest.mark.slow
 def test_marks_change_the_picture_and_not_what_is_read_of_the_text(sample: Any, tmp_path: Path) -> None:
-    pytest.importorskip("compel")
     plain, marked = (
         f"A {bear} {being} ridden by a {{cat: cat.png}} --d 3 --l 4 --n {negative}"
         for bear, being, negative in (
@@ -193,7 +192,6 @@ def test_marks_change_the_picture_and_not_what_is_read_of_the_text(sample: Any, 
 
 @pytest.mark.slow
 def test_a_learned_token_takes_the_weight_of_the_words_it_replaces(sample: Any, bundle: Bundle, tmp_path: Path) -> None:
-    pytest.importorskip("compel")
     widths = [e.config.hidden_size for e in (bundle.text_encoder, bundle.text_encoder_2)]
     vectors = torch.full((2, widths[0]), 0.1), torch.full((2, widths[1]), 0.1)
     path = tmp_path / "ride.safetensors"
@@ -213,7 +211,6 @@ def test_a_learned_token_takes_the_weight_of_the_words_it_replaces(sample: Any, 
 def test_the_pipeline_weighs_as_sample_does_and_can_leave_it(
     sample: Any, tiny_bundle: Path, folder: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("compel")
     images = {name: folder / f"{name}.png" for name in ("cat", "bear")}
     for weighting, flags in ((True, ()), (False, ("--no-prompt-weighting",))):
         pipe = RelationPipeline.from_pretrained(tiny_bundle, device="cpu", prompt_weighting=weighting)

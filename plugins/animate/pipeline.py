@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 
 from rbctl.errors import InputError, reason
-from rbctl.files import read_object
+from rbctl.files import read_object, read_shapes
 from rbctl.local_pipeline import INDEX, load_pipeline
 from rbctl.memory import require
 from rbctl.plugins.animate.config import AnimateConfig
@@ -201,10 +200,5 @@ def _check_memory(folder: Path, config: AnimateConfig, device: torch.device, dty
 
 def _numbers(part: Path) -> int:
     """How many numbers the weights of a network hold, by the headers of its files."""
-    total = 0
-    for path in part.glob("*.safetensors"):
-        if ".fp16." not in path.name:  # a second copy of them
-            with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return total
+    files = (path for path in part.glob("*.safetensors") if ".fp16." not in path.name)  # which is a second copy
+    return sum(math.prod(shape) for path in files for shape in read_shapes(path).values())
