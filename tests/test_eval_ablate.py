@@ -170,6 +170,7 @@ def test_real_triplets_on_a_benchmark_of_pictures(tiny_bundle: Path, tmp_path: P
     assert "to do: 0 of 3 finetunings" in again.stdout
 
 
+@pytest.mark.slow
 def test_an_interruption_keeps_what_is_finished(done: Done) -> None:
     assert done.stopped.returncode == 130
     assert "the same command again goes on" in done.stopped.stderr

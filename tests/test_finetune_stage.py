@@ -260,6 +260,7 @@ def test_a_batch_that_processes_cannot_share_names_numbers_that_fit() -> None:
         divide_batch(8, 4, 16)
 
 
+@pytest.mark.slow
 def test_what_took_the_place_of_gradient_accumulation_is_told(road: Road, tmp_path: Path) -> None:
     place = "--batch-size counts the samples of a step over all processes now"
     assert road("old", gradient_accumulation=8) == 2

@@ -104,6 +104,7 @@ def test_silhouettes_boxes_and_colours_belong_together():
         assert torch.allclose(box, rendering.boxes[0, k])
 
 
+@pytest.mark.slow
 def test_keypoints_lie_on_the_animal_and_hidden_ones_are_known():
     rendering = render([_scene("hide_behind", seed) for seed in range(6)])
     points = rendering.keypoints
