@@ -54,6 +54,7 @@ setup(
         "peft>=0.17",
         "accelerate>=1.0",
         "open_clip_torch>=2.30",
+        "timm>=1.0.31",
         "compel>=2.5",
         "filelock>=3.20.3",
         "huggingface_hub>=0.30",

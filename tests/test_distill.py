@@ -339,7 +339,7 @@ def test_a_tower_is_found_by_folder_bundle_and_name(clip: Path) -> None:
     [
         ({"model": "ViT-bigG-41"}, "did you mean 'ViT-bigG-14'"),
         ({"model": "ViT-B-32"}, "name the CLIP to start from with --weights"),
-        ({"model": "RN50", "random_weights": True}, "a plain ViT with a class token is needed"),
+        ({"model": "RN50", "random_weights": True}, "--model RN50: a ViT or EVA with a class token is needed"),
         ({"model": "mini", "image_size": 100}, "--image-size 100: mini needs a multiple of its patches' 8 pixels"),
     ],
 )

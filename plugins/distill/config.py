@@ -16,7 +16,7 @@ class DistillConfig:
 
     model: str = option(
         "ViT-bigG-14",
-        "A ViT of open_clip by name; a folder with open_clip_config.json and model.safetensors; or a bundle.",
+        "A ViT or EVA of open_clip by name; a folder of one, with open_clip_config.json and its weights; or a bundle.",
         group="Model",
     )
     weights: Path | None = option(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rbctl.bundle.towers import fill_visual
 from rbctl.device import DTYPES
 from rbctl.errors import InputError, reason
 from rbctl.plugins.distill.config import DistillConfig
@@ -69,8 +70,7 @@ def build_teacher(tower: Tower, weights: Mapping[str, torch.Tensor], device: tor
 def _filled(tower: Tower, weights: Mapping[str, torch.Tensor]) -> Any:
     with torch.device("meta"):
         visual = tower.build()
-    visual.load_state_dict(weights, assign=True)
-    return visual.requires_grad_(False)
+    return fill_visual(visual, weights).requires_grad_(False)
 
 
 def build_student(

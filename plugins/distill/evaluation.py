@@ -210,7 +210,7 @@ def text_embeddings(tower: Tower, labels: Sequence[str]) -> torch.Tensor:
     mend = "take --weights of a whole CLIP, or leave the annotations out"
     if tower.weights is None:
         raise InputError(f"--evaluation-annotations: labels need a text tower, and the weights are random; {mend}")
-    state = read_local_encoder(tower.weights)
+    state = {name.removeprefix("text."): tensor for name, tensor in read_local_encoder(tower.weights).items()}
     if "token_embedding.weight" not in state:
         raise InputError(f"{tower.weights}: has no text tower for the labels; {mend}")
     config = tower.config.get("text_cfg", {})

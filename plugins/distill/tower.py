@@ -1,4 +1,4 @@
-"""The image tower of an open_clip ViT: which one, its weights, which of them train; and as the student."""
+"""The image tower of an open_clip model: which one, its weights, which of them train; and as the student."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ from rbctl.bundle.convert import (
     read_open_clip_config,
     read_sharded,
 )
-from rbctl.errors import InputError, nearest, reason
+from rbctl.bundle.towers import build_visual, clip_shapes
+from rbctl.errors import InputError, nearest
 from rbctl.files import atomic_write, content_hash, write_json, write_safetensors
 from rbctl.image_prompt import CLIP_MEAN, CLIP_STD
-from rbctl.local_encoder import dense_features, pool_regions
+from rbctl.local_encoder import dense_features, pool_regions, tower_parts
 from rbctl.plugins.distill.config import DistillConfig
 
-CONFIG, WEIGHTS, OFFICIAL = "open_clip_config.json", "model.safetensors", "epoch_6.pt"
+CONFIG, WEIGHTS = "open_clip_config.json", "model.safetensors"
+# As a bundle has them, as open_clip writes them for the hub, and as CLIPSelf does.
+_WEIGHTS = (WEIGHTS, "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "epoch_6.pt")
 _LOGIT_SCALE = math.log(100)  # where CLIPs end; a bundle's text encoder does not say
 
 
 @dataclass(frozen=True)
 class Tower:
-    """Which ViT it is.
+    """Which image tower it is.
 
     Attributes:
         config: open_clip's model configuration.
@@ -50,11 +53,8 @@ class Tower:
     patch_size: int
 
     def build(self) -> Any:
-        """The tower on torch's current device, untrained; a VisionTransformer of open_clip."""
-        from open_clip.model import CLIPVisionCfg, _build_vision_tower  # type: ignore[import-not-found,unused-ignore]
-
-        vision = CLIPVisionCfg(**self.config["vision_cfg"])
-        return _build_vision_tower(self.config["embed_dim"], vision, self.config.get("quick_gelu", False))
+        """The tower on torch's current device, untrained, as open_clip builds it."""
+        return build_visual(self.config, self.name)
 
     def fingerprint(self) -> str:
         """Tells architectures apart."""
@@ -67,29 +67,30 @@ class Tower:
 
 
 def find_tower(config: DistillConfig) -> Tower:
-    """The ViT that ``--model`` and ``--weights`` name.
+    """The tower that ``--model`` and ``--weights`` name.
 
     Raises:
-        InputError: there is no such model, it is no plain ViT, or it comes without weights.
+        InputError: there is no such model, it has no dense features, or it comes without weights.
     """
     folder = _folder(config.model)
     if folder is None:
         import open_clip
 
-        vit: dict[str, Any] = dict(open_clip.get_model_config(config.model))
+        clip: dict[str, Any] = dict(open_clip.get_model_config(config.model))
         name = config.model
     else:
         path = folder / CONFIG
-        vit = read_open_clip_config(path) if path.is_file() else default_open_clip_config()
+        clip = read_open_clip_config(path) if path.is_file() else default_open_clip_config()
         # A bundle's encoder lies in its folder clipself, which names nothing.
         name = folder.parent.name if folder.name == "clipself" else folder.name
     weights = config.weights
     if weights is None and folder is not None and not config.random_weights:
-        weights = next((folder / file for file in (WEIGHTS, OFFICIAL) if (folder / file).is_file()), None)
+        weights = next((folder / file for file in _WEIGHTS if (folder / file).is_file()), None)
     if weights is None and not config.random_weights and not config.estimate:
         raise InputError(f"--model {config.model}: name the CLIP to start from with --weights")
-    sides = _check_plain(config.model, vit)
-    tower = Tower(name, vit, weights, *sides)
+    with torch.device("meta"):
+        parts = tower_parts(build_visual(clip, f"--model {config.model}"))
+    tower = Tower(name, clip, weights, parts.image_size, parts.patch_size)
     for size in (config.image_size, *config.multiscale_sizes):
         if size % tower.patch_size:
             raise InputError(f"--image-size {size}: {name} needs a multiple of its patches' {tower.patch_size} pixels")
@@ -115,29 +116,6 @@ def _folder(model: str) -> Path | None:
         f"--model {model}: no such model of open_clip, bundle with a local encoder, or folder with {CONFIG}"
         f"{nearest(model, names)}"
     )
-
-
-def _check_plain(name: str, config: Mapping[str, Any]) -> tuple[int, int]:
-    """Sides of crops and patches of a ViT that has dense features as CLIPSelf takes them.
-
-    Raises:
-        InputError: it is built otherwise.
-    """
-    from open_clip.transformer import VisionTransformer  # type: ignore[import-not-found,unused-ignore]
-
-    try:
-        with torch.device("meta"):
-            visual = Tower(name, dict(config), None, 0, 0).build()
-    except Exception as error:  # open_clip checks no value, so a garbled one can fail anywhere in it
-        raise InputError(f"--model {name}: its open_clip configuration lacks or garbles {reason(error)}") from error
-    plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
-    if not plain or not all(isinstance(getattr(b, "attn", None), nn.MultiheadAttention) for b in _blocks(visual)):
-        raise InputError(f"--model {name}: a plain ViT with a class token is needed, as ViT-B-32 or ViT-bigG-14")
-    return int(visual.image_size[0]), int(visual.patch_size[0])
-
-
-def _blocks(visual: Any) -> Any:
-    return visual.transformer.resblocks
 
 
 def read_weights(tower: Tower, seed: int) -> dict[str, torch.Tensor]:
@@ -167,8 +145,6 @@ def whole_clip(tower: Tower, tensors: Mapping[str, torch.Tensor]) -> dict[str, t
     Args:
         tensors: of the image tower by name, without ``visual.``.
     """
-    from open_clip.model import CLIP
-
     visual = {f"visual.{name}": tensor for name, tensor in tensors.items()}
     if tower.weights is None or "text_cfg" not in tower.config:
         return visual
@@ -176,10 +152,9 @@ def whole_clip(tower: Tower, tensors: Mapping[str, torch.Tensor]) -> dict[str, t
     encoder = tower.weights.parent.parent / "text_encoder_2"
     if not rest and encoder.is_dir():
         rest = {**open_clip_text(read_sharded(encoder)), "logit_scale": torch.tensor(_LOGIT_SCALE)}
-    with torch.device("meta"):
-        wanted = CLIP(**{key: tower.config[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}).state_dict()
-    shapes = {name: tensor.shape for name, tensor in wanted.items() if not name.startswith("visual.")}
-    return visual | rest if {name: tensor.shape for name, tensor in rest.items()} == shapes else visual
+    wanted = clip_shapes(tower.config, tower.name).items()
+    shapes = {name: shape for name, shape in wanted if not name.startswith("visual.")}
+    return visual | rest if {name: tuple(tensor.shape) for name, tensor in rest.items()} == shapes else visual
 
 
 def write_weights(
@@ -209,25 +184,28 @@ def trained_names(tower: Tower, blocks: int) -> frozenset[str]:
     Raises:
         InputError: the tower has fewer blocks.
     """
-    names, count = tower.shapes(), tower.config["vision_cfg"]["layers"]
-    if blocks > count:
-        raise InputError(f"--train-blocks {blocks}: {tower.name} has {count}; 0 trains the whole tower")
-    prefixes = tuple(f"transformer.resblocks.{index}." for index in range(count - blocks, count)) if blocks else ("",)
-    return frozenset(name for name in names if name.startswith(prefixes))
+    with torch.device("meta"):
+        visual = tower.build()
+    layers = list(tower_parts(visual).blocks)
+    if blocks > len(layers):
+        raise InputError(f"--train-blocks {blocks}: {tower.name} has {len(layers)}; 0 trains the whole tower")
+    trained = layers[len(layers) - blocks :] if blocks else [visual]
+    parameters = {id(parameter) for module in trained for parameter in module.parameters()}
+    return frozenset(name for name, parameter in visual.named_parameters() if id(parameter) in parameters)
 
 
 class Student(nn.Module):
     """Pictures -> dense features, pooled where boxes are given.
 
     Args:
-        visual: open_clip ``VisionTransformer``.
+        visual: image tower of open_clip.
     """
 
     def __init__(self, visual: Any, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.visual = visual
         if gradient_checkpointing:
-            for block in list(_blocks(visual))[:-1]:
+            for block in list(tower_parts(visual).blocks)[:-1]:
                 block.forward = _recomputed(block.forward)
 
     def forward(
@@ -241,19 +219,24 @@ class Student(nn.Module):
         """Tell ZeRO-3 which parameters are used outside their own module's call; else it does not gather them."""
         from deepspeed.runtime.zero import register_external_parameter
 
-        visual, blocks = self.visual, list(_blocks(self.visual))
-        last = blocks[-1].attn
-        own = (visual.class_embedding, visual.positional_embedding, visual.proj, last.in_proj_weight, last.in_proj_bias)
+        parts = tower_parts(self.visual)
+        # Some kinds of attention take the weights of their layers without calling these.
+        layers = [
+            (block.attn, layer)
+            for block in parts.blocks
+            for name in ("out_proj", "qkv")
+            if (layer := getattr(block.attn, name, None)) is not None
+        ]
         pairs = itertools.chain(
-            ((self, parameter) for parameter in own),
-            ((block.attn, parameter) for block in blocks for parameter in block.attn.out_proj.parameters()),
+            ((self, parameter) for parameter in parts.direct),
+            ((attention, parameter) for attention, layer in layers for parameter in layer.parameters()),
         )
         for module, parameter in pairs:
             register_external_parameter(module, parameter)
 
 
 def _recomputed(forward: Any) -> Any:
-    def call(*args: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False)
+    def call(*args: Any, **others: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **others)
 
     return call

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbctl import formats
+from rbctl.bundle.towers import clip_shapes
 from rbctl.errors import InputError, reason
 from rbctl.files import atomic_write, read_network_config, read_safetensors, read_torch, write_json
 from rbctl.kept import not_finite
@@ -253,17 +254,9 @@ def convert_local_encoder(source: Path, dest: Path, config: Mapping[str, Any] | 
     Raises:
         InputError: the file holds code, or names or shapes do not fit.
     """
-    import torch
-    from open_clip.model import CLIP
-
     config = dict(config or default_open_clip_config())
     tensors = read_local_encoder(source)
-    try:
-        with torch.device("meta"):
-            whole = CLIP(**{key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg")})
-    except Exception as error:  # open_clip checks no value, so a garbled one can fail anywhere in it
-        raise InputError(f"{source}: its open_clip configuration lacks or garbles {reason(error)}") from error
-    shapes = {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
+    shapes = clip_shapes(config, source)
     # The text tower is of no use here: it may be missing and is not kept, but anything foreign is told.
     text = {name: shape for name, shape in shapes.items() if not name.startswith("visual.") and name in tensors}
     check_tensors(source, tensors, {n: s for n, s in shapes.items() if n.startswith("visual.")} | text)

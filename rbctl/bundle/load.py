@@ -20,6 +20,7 @@ from rbctl.bundle.convert import (
     read_open_clip_config,
 )
 from rbctl.bundle.other_vae import load_vae
+from rbctl.bundle.towers import build_visual, fill_visual
 from rbctl.conditioning import DUMMY_TOKENS
 from rbctl.errors import InputError, abridged
 from rbctl.files import read_network_config, read_object
@@ -151,17 +152,12 @@ def _load_adapter(folder: Path, unet: Any, resampler: Resampler) -> torch.Tensor
 
 def load_local_encoder(folder: Path) -> nn.Module:
     """Visual tower of the CLIPSelf encoder, from safetensors or the official epoch_6.pt, in open_clip naming."""
-    from open_clip.model import CLIPVisionCfg, _build_vision_tower  # type: ignore[import-not-found,unused-ignore]
-
     path, weights = folder / "open_clip_config.json", folder / "model.safetensors"
     if not weights.is_file():
         weights = folder / "epoch_6.pt"
     config = read_open_clip_config(path) if path.is_file() else default_open_clip_config()
-    with loading(path), torch.device("meta"):  # names and shapes; the file's own tensors become the weights
-        visual = _build_vision_tower(
-            config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), config.get("quick_gelu", False)
-        )
+    with torch.device("meta"):  # names and shapes; the file's own tensors become the weights
+        visual = build_visual(config, path)
     tensors = {k.removeprefix("visual."): v for k, v in read_local_encoder(weights).items() if k.startswith("visual.")}
     check_tensors(weights, tensors, {name: tuple(tensor.shape) for name, tensor in visual.state_dict().items()})
-    visual.load_state_dict(tensors, assign=True)
-    return visual
+    return fill_visual(visual, tensors)
