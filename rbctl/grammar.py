@@ -22,8 +22,9 @@ _AUXILIARIES = _BE | {"has", "have", "had", "will", "can", "may", "does", "do", 
 _DETERMINERS = {"a", "an", "the", "this", "that", "his", "her", "its", "their", "my", "your", "our", "one", "two"}
 _DETERMINERS |= {"three", "another", "some", "both", "each", "every"}
 _PLACES = {"on", "upon", "onto", "atop", "astride", "aboard", "over", "above", "under", "below", "behind", "beside"}
-_PLACES |= {"before", "near", "by", "against", "at", "to", "after", "in", "inside", "around"}
+_PLACES |= {"before", "near", "by", "against", "at", "to", "after", "in", "inside", "around", "between"}
 _JOINTS = {"and", "then", "but", "or", "while", ","}
+_PARTICLES = {"together", "up", "down", "off", "away"}  # an object may stand in front: "carry a bear together"
 _OF_PLACE = {"next", "of", "front", "top", "back", "the"}
 _RELATIVE = {"that", "which", "who", "whom", "whose"}
 _PRONOUNS = {"it", "he", "she", "they"}
@@ -83,6 +84,7 @@ def tokens_of(text: str, names: Sequence[str]) -> list[str]:
             return f" {_MARK}{numbers[min(next(mentions), len(numbers) - 1)]}{capital} "
 
         text = re.sub(pattern, mark, text, flags=re.IGNORECASE)
+    text = re.sub(rf"({_MARK}\d+\^?)\s*\(([^()]*)\)", r"\1 , \2 , ", text)  # "cat (rider)" is "cat, rider,"
     return re.findall(rf"{_MARK}\d+\^?|{_TOKEN.pattern}", text.lower())
 
 
@@ -125,8 +127,19 @@ def _active(tokens: Sequence[str], relation: Relation, words: tuple[str, ...]) -
             turned = verb and verb[0] in participles and (_agent(tokens, end) is not None or _be(tokens, start))
             if not turned or relation.symmetric:
                 yield Match(relation, start, end)
+    yield from _parted(tokens, relation, words)
     if not relation.symmetric:
         yield from _inverted(tokens, relation, words)
+
+
+def _parted(tokens: Sequence[str], relation: Relation, words: tuple[str, ...]) -> Iterator[Match]:
+    """ "carrying a bear together" for "carrying together": the object stands in front of the particle."""
+    verb = words[:-1]
+    for start in _places(tokens, verb) if words[-1] in _PARTICLES else ():
+        particle = next((k for k in _places(tokens, words[-1:]) if start + len(verb) < k <= start + len(verb) + 5), 0)
+        objects = [k for k in range(start + len(verb), particle) if _individual(tokens[k]) is not None]
+        if len(objects) == 1 and _noun_phrase(tokens, objects[0]) == start + len(verb) and particle == objects[0] + 1:
+            yield Match(relation, start, start + len(verb))
 
 
 def _inverted(tokens: Sequence[str], relation: Relation, words: tuple[str, ...]) -> Iterator[Match]:
@@ -136,9 +149,10 @@ def _inverted(tokens: Sequence[str], relation: Relation, words: tuple[str, ...])
     for at in _places(tokens, phrase):
         if not _starts_clause(tokens, at):
             continue
-        mentions = [k for k in range(at, min(at + len(phrase) + 5, len(tokens))) if _individual(tokens[k]) is not None]
-        for start in _places(tokens, verb) if mentions else ():
-            if 0 < start - mentions[0] <= 4:
+        for start in _places(tokens, verb):
+            mentions = [k for k in range(at, start) if _individual(tokens[k]) is not None]
+            near = mentions and mentions[0] - at < len(phrase) + 5 and start - mentions[-1] <= 4
+            if near and len(mentions) < max(len(relation.roles), 2):
                 yield Match(relation, start, start + len(verb))
 
 
@@ -260,7 +274,8 @@ def roles_by_name(tokens: Sequence[str], count: int, relation: Relation) -> tupl
         words = re.escape(_joined(tokens_of(role.name, ())))
         pattern = rf"{_MARK}(\d+)\^?(?: is)? (?:is|as|on|at|to|being)(?: (?:the|its|a|their))? {words}(?!\w)"
         reverse = rf"(?<!\w){words}(?: is| :| ,)(?: (?:the|its|a|an))? {_MARK}(\d+)"
-        for match in itertools.chain(re.finditer(pattern, text), re.finditer(reverse, text)):
+        beside = rf"{_MARK}(\d+)\^? ,(?: (?:the|a))? {words}(?= [,;:.!?]| and | with | of |$)"  # "the cat (rider) and"
+        for match in itertools.chain(*(re.finditer(form, text) for form in (pattern, reverse, beside))):
             named.setdefault(number, int(match[1]))
     left = [k for k in range(count) if k not in named.values()]
     missing = [number for number in range(len(relation.roles)) if number not in named]
@@ -294,12 +309,19 @@ def _of_several(
     first, then = ([n for at in side if (n := _individual(tokens[at])) is not None] for side in (before, after))
     if match.passive:
         order = then + first if len(first) == 1 else []
+    elif len(then) == 1 and _starts_with_place(tokens, before):
+        order = then + first  # "Between a cat and a dog sits a bear"
     elif len(first) > 1 and not then and tokens[_noun_phrase(tokens, before[-1]) - 1] == "with":
         order = first[-1:] + first[:-1]
     else:
         order = [number for token in tokens if (number := _individual(token)) is not None]
     order = list(dict.fromkeys(order))
     return tuple(order) if len(order) == len(match.relation.roles) else None
+
+
+def _starts_with_place(tokens: Sequence[str], before: Sequence[int]) -> bool:
+    start = _noun_phrase(tokens, before[0]) - 1 if before else -1
+    return start >= 0 and tokens[start] in _PLACES and _starts_clause(tokens, start)
 
 
 def _stands_alone(tokens: Sequence[str], at: int) -> bool:

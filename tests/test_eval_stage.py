@@ -449,6 +449,7 @@ def test_a_seed_in_metadata_is_a_whole_number(given: Path, tmp_path: Path, seed:
         (["x", "--bench", "relationbench-mini"], "name it as --run NAME=x"),
         (["x", "--lora", "ride=a"], "--lora: needs --bench"),
         (["--bench", "relationbench-mini", "--lora", "ride"], "write RELATION=PATH"),
+        (["--bench", "relationbench-mini", "--data", "nowhere"], "the embedded world draws the pictures"),
         (["--bench", "relationbench-mini", "--run", "a b=x"], "write NAME=FOLDER"),
         (["--bench", "relationbench-mnii"], "did you mean 'relationbench-mini'"),
         (["--bench", "dreambench"], "give their folder with --data"),

@@ -62,6 +62,8 @@ def test_what_is_not_given_is_none(pictures: Path) -> None:
     [
         ('--n "low --d 3" --d 5', "negative_prompt", "low --d 3"),
         ("--n 'low --d 3' --d 5", "negative_prompt", "low --d 3"),
+        ("--n “low --d 3” --d 5", "negative_prompt", "low --d 3"),  # a word processor's quotes
+        ("--n a “bad” sign", "negative_prompt", "a “bad” sign"),
         ('--n ""', "negative_prompt", ""),
         ("--n", "negative_prompt", ""),
         ("--n the cat's toy --d 5", "negative_prompt", "the cat's toy"),

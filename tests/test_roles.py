@@ -44,6 +44,10 @@ SENTENCES = [
     ("A {bear} sits between a {cat} and a {dog}", "sit_between", "bear, cat, dog"),
     ("A {cat} and a {dog} with a {bear} sitting between them", "sit_between", "bear, cat, dog"),
     ("A {bear} is carried together by a {cat} and a {dog}", "carry_together", "cat, dog, bear"),
+    ("A {cat} and a {dog} carrying a {bear} together", "carry_together", "cat, dog, bear"),
+    ("A {cat} and a {dog} carry the big brown {bear} together through a wood", "carry_together", "cat, dog, bear"),
+    ("Between a {cat} and a {dog} sits a {bear}", "sit_between", "bear, cat, dog"),
+    ("Between the big red {cat} and the small {dog} is sitting a {bear}.", "sit_between", "bear, cat, dog"),
     # passive
     ("THE {BEAR} IS BEING RIDDEN BY THE {CAT}", "ride", "CAT, BEAR"),
     ("His {teddy bear} is held tightly by the {boy}", "hold", "boy, teddy bear"),
@@ -126,6 +130,10 @@ SENTENCES = [
     ("A {cat} riding. A {bear} being ridden.", "ride", "cat, bear"),
     # roles that are named
     ("{bear} as the mount and {cat} as the rider", "ride", "cat, bear"),
+    ("A {bear} (mount) and a {cat} (rider)", "ride", "cat, bear"),
+    ("The {bear} (the mount) and a {cat} in the snow", "ride", "cat, bear"),
+    ("A {bear}, mount of the {cat}, riding", "ride", "cat, bear"),
+    ("A {cat} (happy) is riding a {bear} (brown)", "ride", "cat, bear"),
     ("A {bear} in the snow; the {cat} is the rider", "ride", "cat, bear"),
     ("The {bear}'s rider is the {cat}", "ride", "cat, bear"),
     ("A {bear} and its rider, a {cat}", "ride", "cat, bear"),

@@ -147,6 +147,14 @@ def test_words_that_come_too_late_are_errors_and_a_lost_end_is_a_warning(copied:
     assert len([line for line in errors(copied) if "which do not read: " in line]) == 4
 
 
+def test_roles_of_another_relation_are_told(copied: Path) -> None:
+    def spoil_roles(row: Row) -> None:
+        row["objects"][0]["role"], row["objects"][1]["role"] = "carrier", "load"
+
+    spoil(copied, spoil_roles)
+    assert "role: 'ride' has no carrier, load; its roles: mount, rider" in warnings(copied)[0]
+
+
 def test_what_the_words_say_is_held_against_predicate_and_roles(copied: Path) -> None:
     spoil(copied, lambda row: row.update(predicate="is hugging"))
     assert sum("does not stand in the prompt" in line for line in warnings(copied)) == 4

@@ -129,6 +129,8 @@ class Menagerie(Kind):
     same_boxes: tuple[Annotated[tuple[str, ...], MinLen(2)], ...] = ()
 
     def load(self, path: Path, wanted: Wanted) -> tuple[Case, ...]:
+        if wanted.data:
+            raise InputError(f"--data {wanted.data}: the embedded world draws the pictures; leave it out")
         names = wanted.relations or self.relations
         relations = [load_relation(name) for name in names]
         stream = Stream(_STREAM, (self.seed,), portraits=2)  # two for the ceiling of CLIP-I and DINO

@@ -102,8 +102,8 @@ class SampleConfig:
     )
 
     batch_size: int = option(
-        4,
-        "Pictures sampled at once. Batches of other sizes round otherwise; with 1 a picture never depends on others.",
+        1,
+        "Pictures sampled at once. More are faster; a picture then differs by rounding, 1 of 255 at most.",
         group="Hardware",
         min=1,
         max=4096,

@@ -55,6 +55,7 @@ _OPTIONS = {
 }
 
 _DASH = re.compile(r"(?<=\s)[–—−](?P<name>[A-Za-z][\w-]*)(?=[\s=])")
+_CURLY = re.compile(r"(?<!\S)(--[A-Za-z][\w-]*[\s=]\s*)[“”„]([^“”„]*)[“”]")  # quotes as word processors make them
 _OPTION_START = re.compile(r"(?:(?<=\s)|^)--(?=[A-Za-z])")
 _OPTION = re.compile(
     r"""--(?P<name>[A-Za-z][\w-]*)(?=[\s=]|$)=?
@@ -77,6 +78,7 @@ def parse_line(line: str, folder: Path, where: str) -> Prompt:
     if (dash := _DASH.search(line)) and dash["name"].lower() in _OPTIONS:
         raise InputError(f"{where}: {dash[0]!r}: some editors make one dash of two hyphens; write --{dash['name']}")
     text, objects, options = split_text(line, where, with_options=True)
+    options = _CURLY.sub(r'\1"\2"', options)
     values: dict[str, Any] = {}
     names: dict[str, str] = {}  # a field's option as the line has it
     while options:

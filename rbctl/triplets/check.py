@@ -29,6 +29,7 @@ from rbctl.triplets.triplet import Triplet, TripletObject
 ENOUGH = 4  # the paper tunes on 4 to 6 triplets
 _KEPT = 0.5  # share of an individual that must stay when its target is cut to the size of training
 _TOKENS = 75  # that SDXL's encoders read between both ends; a word is one at least
+_ANY_RELATIONS_ROLES = {"subject", "object"}
 _MENDABLE = ("exchanged", "swapped", "crop", "inverted")
 
 
@@ -91,7 +92,11 @@ def _check_words(triplet: Triplet, reporter: Reporter, relations: Sequence[Relat
         if name and triplet.prompt and not _says(triplet.prompt, name, plural="(e?s)?"):
             what = f"{abridged(name)} does not stand in the prompt {abridged(triplet.prompt)}"
             reporter.error(what, "say it in the same words")
-    if relation and not relation.symmetric and set(roles) == {role.name for role in relation.roles}:
+    own = {role.name for role in relation.roles} if relation else set[str]()
+    if relation and not set(roles) <= own | _ANY_RELATIONS_ROLES:
+        strange = shortlist(sorted(set(roles) - own))
+        reporter.warning(f"role: {relation.name!r} has no {strange}", f"its roles: {shortlist(sorted(own))}")
+    if relation and not relation.symmetric and set(roles) == own:
         reading = read_roles(triplet.prompt, names, relation)
         wrong = [k for k, role in enumerate(roles) if reading.individuals and reading.role_of(k) != role]
         if wrong and len(roles) == len(names):
