@@ -12,6 +12,7 @@ from rbctl.conditioning import Encoded, PseudoRegions
 from rbctl.embeddings import pieces
 from rbctl.errors import InputError
 from rbctl.image_prompt import Injection, LocalTokens, clip_pixels
+from rbctl.measurements import measured
 from rbctl.phrases import token_spans
 from rbctl.request import Request, Subject
 
@@ -33,6 +34,7 @@ class Encoder:
         """Encode every picture anew, as after a move of the networks."""
         self._encoded.clear()
 
+    @measured("encode the prompts")
     def encode(self, requests: Sequence[Request]) -> Encoded:
         """What the networks read of requests of one kind."""
         bundle, first = self.bundle, requests[0]

@@ -28,6 +28,7 @@ from rbctl.encoding import Encoder
 from rbctl.errors import InputError
 from rbctl.image_prompt import Injection, LocalTokens
 from rbctl.lora_loader import LoraLoader
+from rbctl.measurements import measured
 from rbctl.progress import progress
 from rbctl.relations import Box, load_relation, shipped
 from rbctl.request import Picture, Request, requested
@@ -307,6 +308,7 @@ class RelationPipeline(LoraLoader):
             first.crop,
         )
 
+    @measured("denoise")
     def denoise_encoded(
         self,
         encoded: Encoded,

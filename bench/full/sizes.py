@@ -5,47 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import open_clip
-
-from rbctl.bundle.random_weights import TINY, Architecture
-from rbctl.bundle.single_file import SDXL as CONFIGS
-from rbctl.files import read_object
+from rbctl.bundle.random_weights import TINY, Architecture, full_size
 from rbctl.relations import Box
-
-SDXL = Architecture(
-    **{part: read_object(CONFIGS / part / "config.json") for part in ("unet", "vae", "text_encoder", "text_encoder_2")},
-    clip_vision={
-        **TINY.clip_vision,
-        "hidden_size": 1664,
-        "intermediate_size": 8192,
-        "projection_dim": 1280,
-        "num_hidden_layers": 48,
-        "num_attention_heads": 16,
-        "image_size": 224,
-        "patch_size": 14,
-    },
-    clipself=open_clip.get_model_config("ViT-bigG-14"),
-    adapter={
-        "resampler": {
-            "dim": 1280,
-            "depth": 4,
-            "dim_head": 64,
-            "heads": 20,
-            "num_queries": 16,
-            "ff_mult": 4,
-            "embedding_dim": 1664,
-            "output_dim": 2048,
-            "phrase_embeddings_dim": 768,
-            "fourier_freqs": 8,
-        },
-        "num_dummy_tokens": 4,
-        "num_tokens": 16,
-        "num_patches": 4,
-        "scale": 0.6,
-        "clip_image_size": 224,
-        "local_image_size": 896,
-    },
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +40,7 @@ class Scale:
 
 
 FULL = Scale(
-    architecture=SDXL,
+    architecture=full_size(),
     resolution=1024,
     steps=30,
     grids={"outer": (64, 10), "inner": (32, 20)},

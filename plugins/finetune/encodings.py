@@ -19,6 +19,7 @@ from rbctl.errors import InputError
 from rbctl.files import read_image
 from rbctl.image_prompt import clip_pixels
 from rbctl.kept import not_finite
+from rbctl.measurements import measured
 from rbctl.phrases import token_span
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.progress import progress
@@ -111,6 +112,7 @@ def fit(tensors: Mapping[str, torch.Tensor], versions: int, targets: Sequence[tu
     return True
 
 
+@measured("encode the triplets")
 def encode(
     bundle: Bundle,
     triplets: Sequence[Triplet],

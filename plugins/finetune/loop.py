@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rbctl.errors import InputError
+from rbctl.measurements import measured
 from rbctl.plugins.finetune import checkpoint
 from rbctl.plugins.finetune.config import Callback
 from rbctl.processes import divide_batch
@@ -43,6 +44,7 @@ class Task:
     export: Callable[[Path, int], None] | None = None
 
 
+@measured("train")
 def train(run: Run, task: Task, accelerator: Any, facts: Mapping[str, Any], callback: Callback | None) -> int:
     """Train the parameters from the last checkpoint on, to ``config.steps`` steps or until the callback stops it.
 

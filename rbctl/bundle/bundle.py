@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rbctl.embeddings import Embedding, pieces, placed, token_ids
+from rbctl.measurements import measured
 from rbctl.pretrained import loading
 from rbctl.prompts.weights import WeightedText
 from rbctl.schedulers import make_scheduler
@@ -164,6 +165,7 @@ class Bundle:
         shift, factor = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
         return (posterior.mean - shift) * factor, posterior.std * factor
 
+    @measured("decode")
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), roughly in [-1, 1].
 

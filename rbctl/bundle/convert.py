@@ -117,26 +117,32 @@ def check_tensors(path: Path, tensors: Mapping[str, torch.Tensor], shapes: Mappi
         raise InputError(f"{path}: does not fit: {'; '.join(faults)}")
 
 
+def default_adapter_config() -> dict[str, Any]:
+    """``ms_adapter_config.json`` of the official adapter for SDXL."""
+    from rbctl.bundle.config import AdapterConfig
+    from rbctl.conditioning import DUMMY_TOKENS
+
+    config = dataclasses.asdict(AdapterConfig())
+    return {**config, "num_dummy_tokens": DUMMY_TOKENS, "num_tokens": config["resampler"]["num_queries"]}
+
+
 def official_adapter_config(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """``ms_adapter_config.json`` of the official adapter, which comes without one.
 
     Raises:
         InputError: it is another adapter: its head width shows in no shape.
     """
-    from rbctl.bundle.config import AdapterConfig
-    from rbctl.conditioning import DUMMY_TOKENS
-
     latents = tensors.get("image_proj.grounding_latents")
     if latents is None:
         raise InputError(f"{path}: missing image_proj.grounding_latents; is this an MS-Diffusion adapter?")
-    config = dataclasses.asdict(AdapterConfig())
+    config = default_adapter_config()
     resampler = config["resampler"]
     if latents.shape != (1, resampler["num_queries"], resampler["dim"]):
         raise InputError(
             f"{path}: its resampler is not the official one, so its dim_head is not known; "
             "put ms_adapter_config.json beside it or name it with --adapter-config"
         )
-    return {**config, "num_dummy_tokens": DUMMY_TOKENS, "num_tokens": resampler["num_queries"]}
+    return config
 
 
 def save(path: Path, tensors: Mapping[str, torch.Tensor], source: Path) -> None:

@@ -25,10 +25,12 @@ from rbctl.conditioning import DUMMY_TOKENS
 from rbctl.errors import InputError, abridged
 from rbctl.files import read_network_config, read_object
 from rbctl.image_prompt import ImagePromptEncoder
+from rbctl.measurements import measured
 from rbctl.pretrained import from_pretrained, loading, network
 from rbctl.resampler import Resampler
 
 
+@measured("load the bundle")
 def load(
     name_or_folder: str,
     device: torch.device,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbctl.bundle.catalogue import MANIFEST, contents, record
-from rbctl.bundle.convert import adapter_shapes, attention_layers
+from rbctl.bundle.convert import adapter_shapes, attention_layers, default_adapter_config, default_open_clip_config
 from rbctl.bundle.tokenizer import write_tokenizer
 from rbctl.files import read_object, write_json, write_safetensors
 
@@ -55,6 +55,28 @@ class Architecture:
 TINY = Architecture(**{part: read_object(_FOLDER / file) for part, file in _FILES.items()})
 
 
+def full_size() -> Architecture:
+    """SDXL, MS-Diffusion's adapter, and CLIP bigG as encoder of image prompts and as local encoder."""
+    from rbctl.bundle.single_file import SDXL
+
+    clip_vision = {
+        **TINY.clip_vision,
+        "hidden_size": 1664,
+        "intermediate_size": 8192,
+        "projection_dim": 1280,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+    }
+    return Architecture(
+        **{part: read_object(SDXL / _FILES[part]) for part in ("unet", "vae", "text_encoder", "text_encoder_2")},
+        clip_vision=clip_vision,
+        clipself=default_open_clip_config(),
+        adapter=default_adapter_config(),
+    )
+
+
 def _draw(
     shapes: Mapping[str, tuple[int, ...]], gain: float, generator: torch.Generator, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
@@ -87,6 +109,39 @@ def _shapes(model: torch.nn.Module, prefix: str = "") -> dict[str, tuple[int, ..
     }
 
 
+def _weights(sizes: Architecture) -> dict[str, tuple[str, dict[str, tuple[int, ...]], float]]:
+    """By part of a bundle: the file of its weights, their names and shapes, and the gain of those without their own."""
+    import torch
+    import transformers
+    from diffusers import UNet2DConditionModel
+    from open_clip.model import CLIP
+
+    from rbctl.bundle.vae import vae_class
+
+    with torch.device("meta"):  # names and shapes only; the weights are drawn
+        unet, vae = UNet2DConditionModel.from_config(sizes.unet), vae_class(sizes.vae, "vae").from_config(sizes.vae)
+        text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**sizes.text_encoder))
+        text_2 = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**sizes.text_encoder_2))
+        vision = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**sizes.clip_vision))
+        local = CLIP(**sizes.clipself)
+    visual = {name: shape for name, shape in _shapes(local).items() if name.startswith("visual.")}
+    return {
+        "unet": ("unet/diffusion_pytorch_model.safetensors", _shapes(unet), 1.0),
+        "vae": ("vae/diffusion_pytorch_model.safetensors", _shapes(vae), 1.0),
+        # with the prefix that published files have
+        "text_encoder": ("text_encoder/model.safetensors", _shapes(text, "text_model."), 1.3),
+        "text_encoder_2": ("text_encoder_2/model.safetensors", _shapes(text_2), 1.3),
+        "clip_vision": ("clip_vision/model.safetensors", _shapes(vision), 1.3),
+        "clipself": ("clipself/model.safetensors", visual, 1.3),
+        "adapter": ("ms_adapter.safetensors", adapter_shapes(sizes.adapter, sizes.unet), 1.3),
+    }
+
+
+def count_weights(sizes: Architecture) -> int:
+    """How many weights a bundle of these sizes has."""
+    return sum(math.prod(shape) for _, shapes, _ in _weights(sizes).values() for shape in shapes.values())
+
+
 def write_tiny(folder: Path, seed: int = 0) -> None:
     """Write a whole tiny SDXL bundle: pictures of 128 px (any multiple of 16 works), image prompts of 32 and 64 px."""
     import torch
@@ -101,41 +156,13 @@ def write_random(folder: Path, sizes: Architecture, generator: torch.Generator, 
         folder: the bundle folder to write; files of another bundle in it are replaced.
         generator: draws the weights, on its own device.
     """
-    import torch
-    import transformers
-    from diffusers import UNet2DConditionModel
-    from open_clip.model import CLIP
-
-    from rbctl.bundle.vae import vae_class
-
     folder = Path(folder)
-
-    def write(part: str, config: Mapping[str, Any], shapes: dict[str, tuple[int, ...]], gain: float) -> None:
-        write_json(folder / _FILES[part], config)
-        stem = "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
-        write_safetensors(
-            folder / part / f"{stem}.safetensors", _draw(shapes, gain, generator, dtype), {"format": "pt"}
-        )
-
-    with torch.device("meta"):  # names and shapes only; the weights are drawn below
-        unet, vae = UNet2DConditionModel.from_config(sizes.unet), vae_class(sizes.vae, "vae").from_config(sizes.vae)
-        text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**sizes.text_encoder))
-        text_2 = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**sizes.text_encoder_2))
-        vision = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**sizes.clip_vision))
-        local = CLIP(**sizes.clipself)
-    write("unet", sizes.unet, _shapes(unet), 1.0)
-    write("vae", sizes.vae, _shapes(vae), 1.0)
-    write("text_encoder", sizes.text_encoder, _shapes(text, "text_model."), 1.3)  # the prefix that published files have
-    write("text_encoder_2", sizes.text_encoder_2, _shapes(text_2), 1.3)
-    write("clip_vision", sizes.clip_vision, _shapes(vision), 1.3)
-    visual = {name: shape for name, shape in _shapes(local).items() if name.startswith("visual.")}
-    write("clipself", sizes.clipself, visual, 1.3)
-
-    shapes = adapter_shapes(sizes.adapter, sizes.unet)
-    write_safetensors(folder / "ms_adapter.safetensors", _draw(shapes, 1.3, generator, dtype), {"format": "pt"})
+    for part, (path, shapes, gain) in _weights(sizes).items():
+        if part != "adapter":
+            write_json(folder / _FILES[part], getattr(sizes, part))
+        write_safetensors(folder / path, _draw(shapes, gain, generator, dtype), {"format": "pt"})
     index = {str(i): name for i, (name, _) in enumerate(attention_layers(sizes.unet))}
-    write_json(folder / "ms_adapter_config.json", {**sizes.adapter, "adapter_index_to_layer": index})
-
+    write_json(folder / _FILES["adapter"], {**sizes.adapter, "adapter_index_to_layer": index})
     write_tokenizer(folder / "tokenizer", "<|endoftext|>")
     write_tokenizer(folder / "tokenizer_2", "!")
     for name in ("scheduler/scheduler_config.json", "model_index.json"):
