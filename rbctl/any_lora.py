@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import click
 import torch
 
-from rbctl import lora
+from rbctl import lora, unet_weights
 from rbctl.errors import InputError, abridged, reason
 from rbctl.files import read_safetensors
 from rbctl.lora import LoraFile
 from rbctl.parsing import parse_json
+from rbctl.unet_weights import UNetWeights
 
 if TYPE_CHECKING:
     from rbctl.bundle.bundle import Bundle
@@ -61,16 +62,18 @@ class ForeignLora:
     left_out: Mapping[str, int]
 
 
-AnyLora: TypeAlias = LoraFile | ForeignLora
+AnyLora: TypeAlias = LoraFile | ForeignLora | UNetWeights
 
 
 def read(path: Path) -> AnyLora:
-    """Read a LoRA: strictly where it claims a relation, else of whatever layers.
+    """Read a LoRA: strictly where it claims a relation, else of whatever layers; or tuned weights of a UNet.
 
     Raises:
         InputError: it holds nothing that can be used, or a tensor is not finite.
     """
     tensors, metadata = read_safetensors(path)
+    if unet_weights.holds(tensors):
+        return unet_weights.of_file(path, tensors, metadata)
     ranks = {value.shape[0] for key, value in tensors.items() if ("lora_down" in key or "lora_A" in key) and value.ndim}
     if "step" in tensors or (len(ranks) <= 1 and any(key.startswith("rbctl.") for key in metadata)):
         return lora.read(path)
@@ -222,6 +225,9 @@ def attach(bundle: Bundle, file: AnyLora, name: str) -> None:
     """
     if isinstance(file, LoraFile):
         lora.attach(bundle.unet, file, name)
+        return
+    if isinstance(file, UNetWeights):
+        unet_weights.check(bundle.unet, file)
         return
     left_out = Counter(file.left_out)
     fitting = {network: _fitting(bundle, network, file, left_out) for network in file.networks}

@@ -51,6 +51,12 @@ class Embedding:
         """The words it stands for; none where the file does not tell."""
         return words_of(self.metadata, self.path)
 
+    @property
+    def instance(self) -> str:
+        """What a prompt says in the place of those words: the token, of Custom Diffusion with a noun behind it."""
+        own = self.metadata.get("rbctl.token", self.token)
+        return self.metadata.get("rbctl.instance", own).replace(own, self.token)
+
 
 def words_of(metadata: Mapping[str, str], path: Path | None) -> tuple[str, ...]:
     """The words in whose place a prompt is to say what was learned.

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from rbctl import any_lora
+import torch
+
+from rbctl import any_lora, unet_weights
 from rbctl.any_lora import AnyLora
 from rbctl.bundle.bundle import Bundle
 from rbctl.errors import InputError
 from rbctl.files import sha256
+from rbctl.unet_weights import UNetWeights
 
 _RELATION = "relation"
 _Value = TypeVar("_Value")
@@ -31,6 +34,7 @@ class LoraLoader:
         self._adapters: dict[int, tuple[AnyLora, str]] = {}
         self._loaded: dict[str, AnyLora] = {}  # by the names that the user knows
         self._weights: dict[str, float] = {}  # of those in use
+        self._base: dict[str, torch.Tensor] = {}  # the base model's values of what tuned weights replaced
 
     def load_relation(self, paths: Path | str | Sequence[Path | str], weight: float = 1.0) -> None:
         """Sample with a relation LoRA from now on, or with several at the same weight. The last call counts.
@@ -104,7 +108,10 @@ class LoraLoader:
         """Sample with LoRAs that are read already, each at its weight, and with no others."""
         for file, _ in loras:
             self.attach(file)
-        any_lora.use(self.bundle, {self._adapters[id(file)][1]: weight for file, weight in loras})
+        low_rank = [(file, weight) for file, weight in loras if not isinstance(file, UNetWeights)]
+        any_lora.use(self.bundle, {self._adapters[id(file)][1]: weight for file, weight in low_rank})
+        whole = [(file, weight) for file, weight in loras if isinstance(file, UNetWeights)]
+        unet_weights.use(self.bundle.unet, whole, self._base)
         self.loras = tuple(file for file, _ in loras)
 
     def attach(self, file: AnyLora) -> None:

@@ -16,11 +16,12 @@ from PIL import Image
 from processes import run
 from safetensors.torch import load_file, save_file
 
-from rbctl import embeddings, lora
+from rbctl import any_lora, embeddings, lora, unet_weights
 from rbctl.bundle.load import load
 from rbctl.cli import main
 from rbctl.embeddings import Embedding
 from rbctl.files import read_safetensors
+from rbctl.lora_loader import LoraLoader
 from rbctl.menagerie.triplets import draw_triplets
 from rbctl.phrases import replaced
 from rbctl.plugins.finetune import baselines
@@ -376,3 +377,110 @@ def test_a_drawn_subject_is_one_individual(subject: Path) -> None:
     found = of_subject(config, "<cat>", subject.parent / "more", 128)
     assert [p.file.read_bytes() for p in found[:3]] == [(subject / name).read_bytes() for name in names]
     assert all("<cat>" in caption for picture in found for caption in picture.captions)
+
+
+# --- weights of the UNet itself --------------------------------------------------------------------------------------
+
+
+def learn(bundle: Path, method: str, output: Path, data: Path, **options: Any) -> Path:
+    """Tune a cat in a process of its own; the weights' file."""
+    given = {"method": method, "class_noun": "cat", "bundle": bundle, "data": data, "learning_rate": 1e-2}
+    log = output.with_suffix(".txt")
+    chosen = {**given, **STEPS, "prior": "drawn", "prior_count": 2, "prior_share": 0.5, "output": output, **options}
+    assert run(["finetune", *flags(**chosen)], log) == 0, log.read_text()
+    return output / f"{data.name}.safetensors"
+
+
+def read_unet(bundle: Path, file: Path, weight: float = 1.0) -> dict[str, torch.Tensor]:
+    """The UNet's parameters under the weights of a file, and after them without."""
+    loader = LoraLoader(load(str(bundle), torch.device("cpu"), torch.float32, encoders=False))
+    loader.use([(any_lora.read(file), weight)])
+    with_it = {name: value.clone() for name, value in unet_weights.parameters(loader.bundle.unet).items()}
+    loader.use([])
+    base = load(str(bundle), torch.device("cpu"), torch.float32, encoders=False).unet
+    for name, value in unet_weights.parameters(base).items():
+        assert torch.equal(value, unet_weights.parameters(loader.bundle.unet)[name]), name
+    return with_it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["custom_diffusion", "dreambooth"])
+def test_weights_of_the_unet_learn_resume_and_weigh(
+    tiny_bundle: Path, subject: Path, tmp_path: Path, method: str
+) -> None:
+    whole = learn(tiny_bundle, method, tmp_path / "whole", subject, steps=8, save_every=4)
+    learn(tiny_bundle, method, tmp_path / "parts", subject, steps=4)
+    parts = learn(tiny_bundle, method, tmp_path / "parts", subject, steps=8)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    for name in [whole.name, *(["embedding.safetensors"] if method == "custom_diffusion" else [])]:
+        one, other = (load_file(path.with_name(name)) for path in (whole, parts))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(other[key], value) for key, value in one.items())
+    exported = {path.name for path in (tmp_path / "whole").glob("*.safetensors")} - {"lora.safetensors"}
+    beside = {"embedding.safetensors", "subject-000004-embedding.safetensors"}
+    assert exported == {whole.name, "subject-000004.safetensors"} | (beside if method == "custom_diffusion" else set())
+
+    base = load(str(tiny_bundle), torch.device("cpu"), torch.float32, encoders=False).unet
+    before, after, half = (
+        unet_weights.parameters(base),
+        read_unet(tiny_bundle, whole),
+        read_unet(tiny_bundle, whole, 0.5),
+    )
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    keys_and_values = {name for name in before if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
+    assert changed == keys_and_values if method == "custom_diffusion" else changed > keys_and_values
+    for name in changed:
+        torch.testing.assert_close(half[name], (before[name] + after[name]) / 2)
+
+    # diffusers' own loaders read the same from the file
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+
+    theirs = StableDiffusionXLPipeline.from_pretrained(tiny_bundle, local_files_only=True)
+    if method == "custom_diffusion":
+        theirs.unet.load_attn_procs(whole.parent, weight_name=whole.name, _pipeline=theirs)
+        layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
+        processor = theirs.unet.attn_processors[f"{layer}.processor"]
+        assert torch.equal(processor.to_k_custom_diffusion.weight, after[f"{layer}.to_k.weight"])
+        assert len(theirs.unet.attn_processors) == len(base.attn_processors)
+    else:
+        own = UNet2DConditionModel.from_single_file(str(whole), config=str(tiny_bundle), subfolder="unet")
+        assert all(torch.equal(value, after[name]) for name, value in own.named_parameters())
+
+
+@pytest.mark.slow
+def test_two_custom_diffusions_sample_together(tiny_bundle: Path, subject: Path, tmp_path: Path) -> None:
+    cat = learn(tiny_bundle, "custom_diffusion", tmp_path / "cat", subject)
+    told = [read_safetensors(path)[1] for path in (cat, cat.with_name("embedding.safetensors"))]
+    assert "rbctl.instance" not in told[0]
+    assert told[1]["rbctl.instance"] == "<new1> cat"
+    dog = tmp_path / "dog"
+    shutil.copytree(cat.parent, dog)
+    tensors, metadata = read_safetensors(dog / "embedding.safetensors")
+    save_file(
+        tensors, dog / "embedding.safetensors", metadata | {"rbctl.words": '["dog"]', "rbctl.instance": "<new1> dog"}
+    )
+    both = {
+        "lora": f"{cat}:0.5,{dog / cat.name}:0.5",
+        "embedding": f"{cat.with_name('embedding.safetensors')},{dog / 'embedding.safetensors'}:<new2>",
+    }
+    (tmp_path / "p.txt").write_text("A cat hugs a dog.\nA dog hugs my <new1> kitten.\n")
+    common = flags(bundle=tiny_bundle, steps=1, width=64, height=64, output=tmp_path / "out")
+    result = invoke("sample", tmp_path / "p.txt", *common, *flags(**both))
+    assert result.exit_code == 0, result.output
+    words = [row["words"] for row in rows(tmp_path / "out")]
+    assert words == ["A <new1> cat hugs a <new2> dog.", "A <new2> dog hugs my <new1> kitten."]
+
+
+@pytest.mark.slow
+def test_bad_weights_of_a_unet_are_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    tensors = load_file(tiny_bundle / "unet" / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "p.txt").write_text("A cat.\n")
+    for change, message in (
+        ({"conv_in.weight": torch.zeros(8, 4, 1, 1)}, "made for another base; 'conv_in.weight' is (8, 4, 1, 1)"),
+        ({"down_blocks.9.weight": torch.zeros(1)}, "this one has no 'down_blocks.9.weight'"),
+        ({"conv_in.bias": torch.full_like(tensors["conv_in.bias"], math.nan)}, "'conv_in.bias' holds NaN"),
+    ):
+        file = bad(tmp_path / "unet.safetensors", **{**tensors, **change})
+        result = invoke("sample", tmp_path / "p.txt", "--bundle", tiny_bundle, "--lora", file)
+        assert result.exit_code == 2, result.output
+        assert message in result.output.splitlines()[-1]

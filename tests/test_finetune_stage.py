@@ -864,7 +864,7 @@ def test_a_run_starts_from_a_lora(road: Road) -> None:
         ({"lora_layers": "attention"}, "take --lora-layers attn2"),
         ({"output": "OUTER"}, "lies in the folder of this run"),
         ({"init_lora": "missing.safetensors"}, "no such file"),
-        ({"method": "relation_inversion"}, "learns an embedding"),
+        ({"method": "relation_inversion"}, "learns no LoRA"),
     ],
 )
 def test_a_lora_that_cannot_be_started_from_is_told_before_anything_is_written(

@@ -1,9 +1,10 @@
 """The baselines of ``rbctl finetune``: what is learned without image prompts, from pictures and captions alone.
 
 relation_inversion: an embedding <R> on the relation's targets, with ReVersion's steering loss (arXiv 2303.13495).
-textual_inversion: an embedding of one subject (arXiv 2208.01618). dreambooth_lora: a LoRA, by its recipe on all
-attention layers, on a subject's pictures with a rare token and class pictures beside (arXiv 2208.12242), as diffusers'
-example does.
+textual_inversion: an embedding of one subject (arXiv 2208.01618). dreambooth: the whole UNet, on a subject's pictures
+with a rare token and class pictures beside (arXiv 2208.12242). dreambooth_lora: a LoRA from the same, by its recipe on
+all attention layers, as diffusers' example does. custom_diffusion: K and V of attn2 and an embedding before the noun,
+with class pictures beside (arXiv 2212.04488).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import click
 import torch
 from torch import nn
 
-from rbctl import denoising, embeddings, lora, losses
+from rbctl import denoising, embeddings, lora, losses, unet_weights
 from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.load import load
 from rbctl.conditioning import Conditioning
@@ -28,7 +29,7 @@ from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
 from rbctl.plugins.finetune import captioned_pictures, metadata
 from rbctl.plugins.finetune.captioned_pictures import Picture, pictures_hash
-from rbctl.plugins.finetune.config import FinetuneConfig
+from rbctl.plugins.finetune.config import UNET_PARTS, WITH_LORA, FinetuneConfig
 from rbctl.plugins.finetune.loop import Task
 from rbctl.plugins.finetune.objective import Objective
 from rbctl.plugins.finetune.samples import MicroBatch, mean_loss, micro_batches
@@ -36,18 +37,25 @@ from rbctl.relations import Relation, load_relation
 from rbctl.runs import Run, tuned
 
 _POSITIVES = 4  # basis prepositions of a sample, as in ReVersion's code
+_RARE = {"dreambooth": "sks", "dreambooth_lora": "sks", "custom_diffusion": "<new1>"}  # stand before the noun
+# modelspec's words for the files; of a whole UNet it has none, of Custom Diffusion's weights this one is ours.
+_EMBEDDING = "textual-inversion"
+_KINDS = {"dreambooth": "", "dreambooth_lora": "lora", "custom_diffusion": "custom-diffusion"}
+_WITH_EMBEDDING = ("relation_inversion", "textual_inversion", "custom_diffusion")
 _STOP_WORDS = ("a", "an", "the", "is", "are", "and", ".", ",")
 
 
 class Baseline:
-    """The three methods; see :class:`~rbctl.plugins.finetune.run.Method`.
+    """The methods; see :class:`~rbctl.plugins.finetune.run.Method`.
 
     Attributes:
         relation: of the method that learns one.
         title, name: what is learned, in words and as its file is called.
-        token: what a prompt says for what is learned: "<ride>", "<cat>", or "sks cat".
+        token: the new word: "<ride>", "<cat>", "<new1>" or "sks".
+        instance: what a prompt says for what is learned: the token, or "sks cat".
         words: in whose place a prompt says it.
-        embedding: what is learned, but for a LoRA.
+        embedding: what the token stands for, where that is learned.
+        part: of the UNet's own weights, which is learned; None where none are.
     """
 
     relation: Relation | None = None
@@ -76,11 +84,12 @@ class Baseline:
             raise InputError(f"--method {config.method}: needs --class-noun, what the subject is: cat")
         self.name = self.title.replace(" ", "_")
         self.output = config.output or tuned(f"{config.method}-{self.name}", config.bundle)
-        if config.method == "dreambooth_lora":
-            self.token = f"{config.token or 'sks'} {config.class_noun}"
-        else:
-            word = self.relation.name if self.relation else self.words[0].replace(" ", "_")
-            self.token = embeddings.check_token(config.token or f"<{word}>", "--token")
+        word = self.relation.name if self.relation else self.words[0].replace(" ", "_")
+        self.token = config.token or _RARE.get(config.method, f"<{word}>")
+        if config.method in _WITH_EMBEDDING:
+            embeddings.check_token(self.token, "--token")
+        self.instance = f"{self.token} {config.class_noun}" if config.method in _RARE else self.token
+        self.part = UNET_PARTS.get(config.method)
 
     def render(self, resolution: int) -> None:
         self.read(resolution)
@@ -91,8 +100,8 @@ class Baseline:
         if self.relation:
             self.pictures = captioned_pictures.of_relation(config, self.relation, self.token, output, resolution)
         else:
-            self.pictures = captioned_pictures.of_subject(config, self.token, output, resolution)
-        if config.method == "dreambooth_lora":
+            self.pictures = captioned_pictures.of_subject(config, self.instance, output, resolution)
+        if config.method in _RARE:
             self.class_pictures = captioned_pictures.of_class(config, output, resolution)
         own, prior = (pictures_hash(p) if p else None for p in (self.pictures, self.class_pictures))
         return {"data": own, "prior": prior}
@@ -100,13 +109,13 @@ class Baseline:
     def load(self, run: Run, resolution: int, device: torch.device, facts: Mapping[str, Any]) -> Bundle:
         config, dtype = self.config, DTYPES[facts["precision"]]
         self.resolution = resolution
-        if config.method == "dreambooth_lora" and not self.class_pictures and run.world.first:
+        if config.method in _RARE and not self.class_pictures and run.world.first:
             click.echo("no class pictures, so no prior preservation; --prior FOLDER names some", err=True)
         bundle = self.bundle = load(config.bundle, device, dtype, local_encoder=False, image_encoders=False)
         self.encoded = captioned_pictures.encode(bundle, self.pictures, config, resolution)
         if self.class_pictures:
             self.encoded_class = captioned_pictures.encode(bundle, self.class_pictures, config, resolution)
-        if config.method != "dreambooth_lora":
+        if config.method in _WITH_EMBEDDING:
             start = config.initializer or ("and" if self.relation else self.words[0])
             first, second = (
                 nn.Parameter(embeddings.initial(tokenizer, encoder, start, config.vectors).to(device))
@@ -117,14 +126,18 @@ class Baseline:
 
     def task(self, facts: Mapping[str, Any]) -> Task:
         config, bundle, embedding = self.config, self.bundle, self.embedding
-        if embedding is None:
-            parameters = lora.named_parameters(bundle.unet)
-        else:
+        parameters: dict[str, nn.Parameter] = {}
+        if embedding:
             parameters = dict(zip(embeddings.KEYS, embedding.vectors, strict=True))  # type: ignore[arg-type]
+        if self.part:
+            parameters |= unet_weights.parameters(bundle.unet, self.part)
+        elif config.method in WITH_LORA:
+            parameters |= lora.named_parameters(bundle.unet)
         steering = None
         if embedding and self.relation and config.steering_weight:
             steering = Steering(bundle, embedding, config.seed)
         objective = Objective.of(bundle, config)
+        kind = _KINDS.get(config.method, _EMBEDDING)
 
         def caption(number: int, own: bool, picture: int) -> str:
             captions = (self.pictures if own else self.class_pictures)[picture].captions
@@ -154,34 +167,45 @@ class Baseline:
             Denoiser(bundle, embedding),
             parameters,
             loss,
-            metadata=lambda step: self._metadata(step, facts),
-            export=lambda path, step: self._write(path, step, facts),
+            metadata=lambda step: self._metadata(kind, step, facts),
+            export=lambda path, step: self.export(path, step, facts),
         )
 
-    def _write(self, path: Path, step: int, facts: Mapping[str, Any]) -> None:
-        if self.embedding is None:
-            unet = self.bundle.unet
-            stated = self._metadata(step, facts)
-            lora.save(path, lora.state(unet), stated, self.config.alpha, self.config.format, lora.sdxl_blocks(unet))
-        else:
-            embeddings.save(path, dataclasses.replace(self.embedding, metadata=self._metadata(step, facts)))
+    def _write(self, path: Path, step: int, facts: Mapping[str, Any], embedding_path: Path) -> None:
+        """Write what was learned by a step: the embedding, the LoRA or the UNet's weights, or two of them."""
+        config, unet = self.config, self.bundle.unet
+        if self.embedding:
+            learned = dataclasses.replace(self.embedding, metadata=self._metadata(_EMBEDDING, step, facts))
+            embeddings.save(embedding_path, learned)
+        stated = self._metadata(_KINDS.get(config.method, _EMBEDDING), step, facts)
+        if self.part:
+            unet_weights.save(path, unet, self.part, DTYPES[config.save_precision], stated)
+        elif config.method in WITH_LORA:
+            lora.save(path, lora.state(unet), stated, config.alpha, config.format, lora.sdxl_blocks(unet))
+
+    def export(self, path: Path, step: int, facts: Mapping[str, Any]) -> None:
+        """Write what was learned by a step into a file; of Custom Diffusion the embedding into one beside it."""
+        self._write(path, step, facts, path.with_stem(f"{path.stem}-embedding") if self.part else path)
 
     def save(self, steps: int, facts: Mapping[str, Any]) -> Path:
-        path = self.output / ("embedding.safetensors" if self.embedding else f"{self.name}.safetensors")
-        self._write(path, steps, facts)
-        return path
+        path, embedding_path = self.output / f"{self.name}.safetensors", self.output / "embedding.safetensors"
+        self._write(path, steps, facts, embedding_path)
+        return embedding_path if self.embedding and not self.part else path
 
-    def _metadata(self, step: int, facts: Mapping[str, Any]) -> dict[str, str]:
+    def _metadata(self, kind: str, step: int, facts: Mapping[str, Any]) -> dict[str, str]:
+        """What a file of a kind says of itself. Where there is an embedding, it alone replaces a prompt's words."""
         config, bundle = self.config, self.bundle
-        own = {"rbctl.method": config.method, "rbctl.words": json.dumps(self.words)}
-        if self.embedding is None:
-            kind, own["rbctl.instance"] = "lora", self.token
+        own: dict[str, str] = {"rbctl.method": config.method}
+        if kind == _EMBEDDING or not self.embedding:
+            own["rbctl.words"] = json.dumps(self.words)
+            own |= {"rbctl.instance": self.instance} if config.method in _RARE else {}
+        if kind == _EMBEDDING:
+            own["rbctl.token"] = self.token
+        if kind == "lora":
             captions = [caption for picture in self.pictures for caption in picture.captions]
             own |= metadata.of_lora(config, bundle, self.name, captions, self.resolution, step)
-        else:
-            kind, own["rbctl.token"] = "textual-inversion", self.token
         title = f"{self.title}, {config.method}"
-        return {**metadata.of_file(config, self.output, bundle, kind, title, self.token, str(facts["data"])), **own}
+        return {**metadata.of_file(config, self.output, bundle, kind, title, self.instance, str(facts["data"])), **own}
 
 
 class Denoiser(nn.Module):

@@ -15,6 +15,13 @@ from rbctl.paths import FOLLOW_OUTSIDE
 # What the bundle mini was taught, so that it can forget it (recipes/mini.yaml, section pretrain).
 EASY = ("stand_next_to", "sit_beside", "lie_beside", "hide_behind", "jump_over", "chase", "face", "lean_on", "wave_to")
 
+WITH_LORA = ("relation_lora", "dreambooth_lora")  # methods that learn one
+# What others tune of the UNet itself.
+UNET_PARTS: Mapping[str, Literal["all", "keys_and_values"]] = {
+    "dreambooth": "all",
+    "custom_diffusion": "keys_and_values",
+}
+
 setting = functools.partial(option, of_bundle=True)  # what the recipe inside of a bundle may set
 
 # Called in every process after every step, with its number and its row of the metrics; what is true asks to stop.
@@ -161,15 +168,22 @@ class FinetuneConfig:
         group="LoRA",
     )
     author: str | None = option(None, "Who made it, for the file's metadata.")
+    save_precision: Literal["fp32", "bf16", "fp16"] = option(
+        "fp32", "Precision of the UNet's weights that dreambooth and custom_diffusion write."
+    )
     licence: str | None = option(None, "Its licence, for the file's metadata. [default: that of the bundle's UNet]")
     tensorboard: bool = option(False, "Also write tensorboard logs (pip install tensorboard).", group="Run")
 
-    method: Literal["relation_lora", "relation_inversion", "textual_inversion", "dreambooth_lora"] = option(
+    method: Literal[
+        "relation_lora", "relation_inversion", "textual_inversion", "custom_diffusion", "dreambooth_lora", "dreambooth"
+    ] = option(
         "relation_lora", "What is learned; all but the first are baselines (docs/baselines.md).", group="Baselines"
     )
     class_noun: str | None = option(None, "What the subject of a baseline is: cat.")
     token: str | None = option(
-        None, "What a prompt calls it. [default: <RELATION>, <CLASS_NOUN>; for dreambooth_lora sks, before the noun]"
+        None,
+        "What a prompt calls it. [default: <RELATION>, <CLASS_NOUN>; before the noun <new1> for custom_diffusion, sks "
+        "for dreambooth and dreambooth_lora]",
     )
     caption: str | None = option(
         None, "Caption of a subject's pictures, {} for what it is called. [default: 'a photo of {}' and its like]"

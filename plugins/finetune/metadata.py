@@ -33,7 +33,7 @@ def of_file(
 
     Args:
         folder: of the run.
-        kind: modelspec's word: "lora" or "textual-inversion".
+        kind: modelspec's word, "lora" or "textual-inversion", or our own; "" for a whole UNet.
         trigger: what a prompt says to get what was learned.
         data: hash of what it was learned from.
     """
@@ -41,7 +41,7 @@ def of_file(
     prediction_type = str(bundle.scheduler_config.get("prediction_type", "epsilon"))
     described = {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/{kind}",
+        "modelspec.architecture": f"{architecture}/{kind}" if kind else architecture,
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
         "modelspec.trigger_phrase": trigger,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from rbctl import attention, lora
+from rbctl import attention, lora, unet_weights
 from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.config import summary
@@ -17,7 +17,7 @@ from rbctl.bundle.fingerprints import generator_fingerprint
 from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
 from rbctl.errors import InputError
 from rbctl.plugins.finetune.baselines import Baseline
-from rbctl.plugins.finetune.config import Callback, FinetuneConfig
+from rbctl.plugins.finetune.config import UNET_PARTS, WITH_LORA, Callback, FinetuneConfig
 from rbctl.plugins.finetune.loop import Task, train
 from rbctl.plugins.finetune.relation_lora import RelationLora
 from rbctl.processes import divide_batch, together
@@ -27,9 +27,7 @@ from rbctl.triplets import Triplet
 # Options that may differ when a run is taken up again. Data, prior set, bundle and precision are compared as facts.
 _FREE = {"output", "resume", "device", "checkpoint_every", "keep_checkpoints", "preview_every", "preview_steps"}
 _FREE |= {"micro_batch_size", "gradient_checkpointing", "format", "save_every", "author", "licence", "tensorboard"}
-_FREE |= {"data", "prior", "bundle", "precision"}
-
-_WITH_LORA = ("relation_lora", "dreambooth_lora")
+_FREE |= {"data", "prior", "bundle", "precision", "save_precision"}
 
 
 class Method(Protocol):
@@ -130,8 +128,8 @@ def _initial(config: FinetuneConfig, output: Path) -> lora.LoraFile | None:
     path, where = config.init_lora, f"--init-lora {config.init_lora}"
     if path is None:
         return None
-    if config.method not in _WITH_LORA:
-        raise InputError(f"{where}: --method {config.method} learns an embedding; leave it out")
+    if config.method not in WITH_LORA:
+        raise InputError(f"{where}: --method {config.method} learns no LoRA; leave it out")
     if output.resolve() in path.resolve().parents:
         raise InputError(f"{where}: lies in the folder of this run, which writes it; choose another --output")
     file = lora.read(path)
@@ -166,9 +164,11 @@ def _accelerator(config: FinetuneConfig, precision: str, device: torch.device, o
 
 
 def prepare(unet: Any, config: FinetuneConfig) -> None:
-    """Make a bundle's UNet ready for training: with a LoRA on it, but for an embedding."""
-    if config.method in _WITH_LORA:
+    """Make a bundle's UNet ready for training: with a LoRA on it, or with weights of its own that learn."""
+    if config.method in WITH_LORA:
         lora.add(unet, config.rank, config.alpha, config.seed, targets=lora.LAYERS[config.lora_layers])
+    if part := UNET_PARTS.get(config.method):
+        unet_weights.make_trainable(unet, part)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if config.compile:

@@ -29,7 +29,8 @@ class SampleConfig:
     )
     lora: tuple[str, ...] = option(
         (),
-        "LoRA of any origin, PATH[:WEIGHT], repeatable or with commas between; 'none' samples the base model. "
+        "LoRA of any origin, or tuned weights of a UNet, PATH[:WEIGHT], repeatable or with commas between; 'none' "
+        "samples the base model. "
         "[default: RELATION.safetensors of runs/finetune/RELATION, or RELATION-BUNDLE if not of mini]",
         group="LoRA",
     )

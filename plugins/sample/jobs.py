@@ -287,7 +287,7 @@ def _jobs(
     of_subjects = [file for file in learned.files if "rbctl.instance" in file.metadata]  # DreamBooth's rare token
     words = words_of(
         prompt,
-        [(e.token, e.words) for e in tokens]
+        [(e.instance, e.words) for e in tokens if e.token not in prompt.text]
         + [(file.metadata["rbctl.instance"], embeddings.words_of(file.metadata, file.path)) for file in of_subjects],
     )
     placement = placed(prompt, learned)

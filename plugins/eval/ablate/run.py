@@ -23,7 +23,6 @@ from rbctl.files import (
     read_image,
     read_jsonl,
     read_object,
-    read_safetensors,
     sha256,
     write_bytes,
     write_json,
@@ -79,11 +78,21 @@ class Cell:
         paths = tuple(path for folder in self.tuned if (path := learned(folder)))
         return paths if len(paths) == len(self.tuned) else None
 
-    def learned_for(self, number: int) -> str:
-        """Those that the pictures of a case are made with, as a prompts file beside ``shown`` tells of several."""
+    def learned_for(self, number: int) -> dict[str, Any]:
+        """What the pictures of a case are made with, as its prompt in a file beside ``shown`` tells."""
         paths, roles = self.learned or (), len(self.relation.roles)
-        own = paths[number * roles : (number + 1) * roles] if self.variant.data == "subjects" else paths
-        return ",".join(relative(path, self.shown.parent) for path in own)
+        of_subjects = self.variant.data == "subjects"
+        own = paths[number * roles : (number + 1) * roles] if of_subjects else paths
+        names = [relative(path, self.shown.parent) for path in own]
+        tokens = [relative(embedding, self.shown.parent) for path in own if (embedding := _embedding(path))]
+        told = {}
+        if tokens:  # two subjects of a picture have tokens of their own
+            told["embedding"] = ",".join(f"{t}:<new{k}>" for k, t in enumerate(tokens, 1)) if of_subjects else tokens[0]
+        if names != tokens:
+            told["lora"] = ",".join(names)
+            # A prompt with a LoRA of its own takes it at weight 1, whatever the stage is told.
+            told["lora_weight"] = self.variant.sample["lora_weight"]
+        return told
 
 
 @dataclass(frozen=True)
@@ -279,11 +288,8 @@ class Work:
                 continue
             prior = lora.layout_prior([lora.read(full[0])])
             content = sampling.prompts(self.cases(cases, cell), {}, cell.shown.parent)  # so far for the base model
-            kind = "embedding" if "rbctl.token" in read_safetensors(own[0])[1] else "lora"
             for number, entry in enumerate(content["prompts"]):
-                entry[kind] = cell.learned_for(number)
-                if kind == "lora":  # a prompt with a LoRA of its own takes it at weight 1, whatever the stage is told
-                    entry["lora_weight"] = cell.variant.sample["lora_weight"]
+                entry |= cell.learned_for(number)
                 boxes, _ = layout.boxes_for(len(entry["objects"]), prior, cell.relation)
                 for individual, box in zip(entry["objects"], boxes, strict=True):
                     individual["box"] = list(box)
@@ -368,6 +374,12 @@ class Work:
             triplets.append(dataclasses.replace(triplet, prompt=text, predicate=words, objects=individuals))
         write(triplets, folder)
         return folder
+
+
+def _embedding(path: Path) -> Path | None:
+    """The embedding that a tuning made, alone or beside weights of the UNet."""
+    embedding = path.with_name("embedding.safetensors")
+    return embedding if embedding.is_file() else None
 
 
 def _plain(row: Row, cell: Cell) -> dict[str, Any]:
