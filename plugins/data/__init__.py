@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rbctl.errors import InputError, nearest
+from rbctl.errors import InputError, nearest, shortlist
 from rbctl.paths import FOLLOW_OUTSIDE
 
 if TYPE_CHECKING:
@@ -156,6 +156,40 @@ def fix(ctx: click.Context, folder: Path, dest: Path | None, follow_outside: boo
     _tell(problems, err=True)
     if any(problem.level == "error" for problem in problems):
         ctx.exit(2)
+
+
+@command.command()
+@click.argument("prompts", type=_FOLDER)
+@click.argument("dest", type=_FOLDER)
+@click.option(
+    "--for", "method", required=True, help="anydoor, blip_diffusion, cones2, elite, lambda_eclipse or ssr_encoder."
+)
+def export(prompts: Path, dest: Path, method: str) -> None:
+    """Write PROMPTS, a prompts file, to DEST in the input format of another method, for its authors' code.
+
+    docs/baselines.md says how each is run. DEST/metadata.csv names the pictures that it makes, and by that they are
+    scored. Prompts of a benchmark are in the folder samples/ of 'rbctl eval'.
+
+    \b
+      rbctl data export runs/eval/b/samples/base.yaml theirs --for anydoor
+      rbctl eval --bench relationbench --data downloads/relationbench --run anydoor=theirs
+    """
+    from rbctl.plugins.data.export import METHODS
+    from rbctl.plugins.data.export import export as write_inputs
+    from rbctl.prompts import read_prompts
+    from rbctl.runs import claim
+
+    if method not in METHODS:
+        raise InputError(f"--for {method}: unknown{nearest(method, METHODS) or '; known are ' + ', '.join(METHODS)}")
+    listed = read_prompts(prompts)
+    with claim(dest):
+        whole = write_inputs(listed, method, dest)
+    if whole:
+        what = (
+            f"{len(whole)} pictures are opaque everywhere, so all of each counts as the individual; cut it out, as in"
+        )
+        click.echo(f"{prompts}: {what} a PNG with alpha: {shortlist(dict.fromkeys(whole))}", err=True)
+    click.echo(dest)
 
 
 def _tell(problems: Iterable[Problem], err: bool = False) -> None:
