@@ -62,7 +62,9 @@ def test_sd_parsers_reads_prompt_sampler_seed_and_loras(tmp_path: Path) -> None:
 
 
 def test_sd_prompt_reader_reads_prompt_sampler_seed_and_loras(tmp_path: Path) -> None:
-    reader = pytest.importorskip("sd_prompt_reader.image_data_reader", reason="sd-prompt-reader is not installed")
+    # It pins an old Pillow and click, so it is no test requirement; it reads with ours too.
+    why = "needs pip install --no-deps sd-prompt-reader piexif defusedxml"
+    reader = pytest.importorskip("sd_prompt_reader.image_data_reader", reason=why)
     with readable(tmp_path / "a.png").open("rb") as opened:
         read = reader.ImageDataReader(opened)
     assert read.positive == 'A "cat", (is) riding: 猫 <lora:ride-v2:0.8> <lora:film:-0.5>'
