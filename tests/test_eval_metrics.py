@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,6 +204,20 @@ def test_features_are_kept_by_what_a_picture_holds(
     monkeypatch.setattr(FeatureStore, "_encode_images", None)  # nothing may be encoded now
     again = FeatureStore(tmp_path / "kept", dino, Digests()).images([(moved, None), (drawn[0], None)])
     np.testing.assert_array_equal(np.stack(again), np.stack(before[::-1]))
+
+
+def test_what_a_killed_evaluation_left_half_written_goes_when_nobody_writes_it(
+    dino: Encoder, drawn: list[Path], tmp_path: Path
+) -> None:
+    place = tmp_path / dino.hash[:20]
+    place.mkdir()
+    stale, fresh = place / ".a.safetensors.01.partial", place / ".b.safetensors.02.partial"
+    for path in (stale, fresh):
+        path.write_bytes(b"half")
+    os.utime(stale, (0, 0))
+    FeatureStore(tmp_path, dino, Digests()).images([(drawn[0], None)])
+    assert not stale.exists()
+    assert fresh.exists()
 
 
 def test_unreadable_pictures_are_told_together(dino: Encoder, drawn: list[Path], tmp_path: Path) -> None:

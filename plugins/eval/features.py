@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +16,14 @@ from PIL import Image
 
 from rbctl import kept
 from rbctl.errors import InputError
-from rbctl.files import read_image, sha256
+from rbctl.files import PARTIAL, read_image, sha256
 from rbctl.plugins.eval.case import Part
 from rbctl.plugins.eval.encoders import Encoder, as_array
 from rbctl.processes import World
 from rbctl.progress import progress
 from rbctl.relations import Box
 
+_STALE = 600.0  # seconds after which nobody writes a partial file any more: evaluations share the folder
 _KEPT_EVERY = 512  # items between two files: what an interrupted run may lose
 Item = tuple[Path, Part | None]  # a picture, or a part of it
 
@@ -91,6 +94,10 @@ class FeatureStore:
         return {"encoder": self.encoder.hash}
 
     def _load(self) -> None:
+        for partial in self._place.glob(f".*{PARTIAL}"):
+            with contextlib.suppress(OSError):  # another process may have been quicker
+                if time.time() - partial.stat().st_mtime > _STALE:
+                    partial.unlink()
         for path in sorted(self._place.glob("*.safetensors")):
             if path not in self._read:
                 self._read.add(path)

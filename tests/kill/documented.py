@@ -25,5 +25,8 @@ DOCUMENTED: Sequence[Difference] = (
     Difference(
         "*metrics.jsonl", ("seconds", "images_per_second", "samples_per_second"), "how long a step took, on a clock"
     ),
+    Difference(
+        "*features/*.partial", (), "a kill leaves one; evaluations share the folder, and a later one removes it"
+    ),
     Difference("*responses/*.json", (), "an answer whose picture a kill lost is asked for and paid again"),
 )
