@@ -41,6 +41,7 @@ setup(
             "generate/*.txt",
             "menagerie/*.yaml",
             "relations/*.yaml",
+            "tables/*.yaml",
             "examples/*.txt",
             "examples/*.yaml",
             "examples/pictures/*.png",

@@ -7,10 +7,12 @@ real work. The pictures are small, and noise: nothing here tells of quality.
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +70,11 @@ def rehearse(
         bundle = (folder if keep else work) / "bundle"
         if not (bundle / MANIFEST).is_file():  # the last file that is written
             _check_room(sizes, folder, place)
-            with measured("write random weights", work / "written.jsonl"):
-                write_random(bundle, sizes, torch.Generator(place).manual_seed(0), DTYPES[PRECISION])
-            add("rehearse", read_measurements(work / "written.jsonl"))
+            file = work / "written.jsonl"
+            # In a process of its own: what Python's allocator keeps of it would be lacking to the commands.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as writer:
+                writer.submit(_write, bundle, sizes, place, file).result()
+            add("rehearse", read_measurements(file))
         common = ["--bundle", str(bundle), "--relation", RELATION, "--precision", PRECISION, "--device", place.type]
         common += ["--steps", str(STEPS)]
         tuned, sampled, prompts = work / "finetune", work / "sample", work / "prompts.yaml"
@@ -92,6 +96,11 @@ def rehearse(
             "lora_parameters": sum(tensor.numel() for tensor in learned.values()),
             "picture": list(read_image(sampled / record["file_name"]).size),
         }
+
+
+def _write(bundle: Path, sizes: Architecture, place: torch.device, file: Path) -> None:
+    with measured("write random weights", file):
+        write_random(bundle, sizes, torch.Generator(place).manual_seed(0), DTYPES[PRECISION])
 
 
 def _check_room(sizes: Architecture, folder: Path, place: torch.device) -> None:

@@ -28,13 +28,16 @@ from rbctl.errors import InputError
 from rbctl.files import read_json, read_jsonl
 from rbctl.image_prompt import ImagePromptEncoder
 from rbctl.menagerie.triplets import draw_triplets
-from rbctl.plugins.eval.ablate import run, tables
+from rbctl.options import find_recipe
+from rbctl.plugins.eval.ablate import cost, run, tables
 from rbctl.plugins.eval.ablate.recipe import Ablation, Recipe, Table, read
 from rbctl.plugins.eval.stages import Stages, Step, run_steps
 from rbctl.relations import load_relation
 from rbctl.triplets import data_hash, load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+HUG = Path(__file__).resolve().parents[2] / "shared" / "data" / "dreamrelation" / "hug"
 
 TINY: dict[str, Any] = {
     "relations": ["ride"],
@@ -126,17 +129,21 @@ def test_methods_of_subjects_learn_each_subject_of_each_case(tmp_path: Path) -> 
     assert "to do: 0 of 3 finetunings, 0 of 3 pictures, 0 of 3 scorings" in plan
 
 
-@pytest.mark.slow
+def draw_benchmark(folder: Path) -> Path:
+    """A folder as RelationBench's, of one prompt and two plain pictures."""
+    for number, name in enumerate(("cat_0", "dog_8")):
+        (folder / "benchmark" / name).mkdir(parents=True)
+        Image.new("RGB", (64, 64), (90 * number, 60, 30)).save(folder / "benchmark" / name / "0.png")
+    prompts = [{"sub1": "benchmark/dog_8", "prompt": "A dog is hugging a cat in front of the mountain."}]
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+    return folder
+
+
 @pytest.mark.slow
 def test_real_triplets_on_a_benchmark_of_pictures(tiny_bundle: Path, tmp_path: Path) -> None:
     """Triplets of a folder, RelationBench's cases, and encoders that are told."""
     draw_triplets(load_relation("hug"), 2, 0, tmp_path / "hug")
-    for number, name in enumerate(("cat_0", "dog_8")):
-        folder = tmp_path / "pictures" / "benchmark" / name
-        folder.mkdir(parents=True)
-        Image.new("RGB", (64, 64), (90 * number, 60, 30)).save(folder / "0.png")
-    prompts = [{"sub1": "benchmark/dog_8", "prompt": "A dog is hugging a cat in front of the mountain."}]
-    (tmp_path / "pictures" / "prompts.json").write_text(json.dumps(prompts))
+    pictures = draw_benchmark(tmp_path / "pictures")
     rows = {"full": {}, "without KML": {"finetune": {"kml_weight": 0}}}
     weights = {"lambda 1e-3": {}, "lambda 1e-2": {"finetune": {"kml_weight": 0.01}}}
     recipe = write(
@@ -150,7 +157,7 @@ def test_real_triplets_on_a_benchmark_of_pictures(tiny_bundle: Path, tmp_path: P
         tables=[{"name": "Table 4", "rows": rows}, {"name": "Table 6", "rows": weights}],
     )
     mini = resolve("mini")
-    told = ["--data", tmp_path / "pictures", "--clip", mini, "--dino", mini / "dino", "--bundle", tiny_bundle]
+    told = ["--data", pictures, "--clip", mini, "--dino", mini / "dino", "--bundle", tiny_bundle]
     result = ablate(recipe, *told, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     content = read_json(tmp_path / "out" / "tables.json")
@@ -168,6 +175,38 @@ def test_real_triplets_on_a_benchmark_of_pictures(tiny_bundle: Path, tmp_path: P
     assert "to do: 3 of 3 finetunings" in plan.stdout
     again = ablate(recipe, *told, "--output", tmp_path / "out", "--dry-run")
     assert "to do: 0 of 3 finetunings" in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HUG.is_dir(), reason="the authors' triplets are not beside this checkout")
+def test_the_papers_tables_4_and_6_on_the_authors_triplets(tiny_bundle: Path, tmp_path: Path) -> None:
+    """The shipped recipe with a step for each training; then the paper's tables with its figures beside ours."""
+    recipe = yaml.safe_load(find_recipe("sdxl-paper", "ablations").read_text())
+    recipe["finetune"] |= {"steps": 1, "batch_size": 1, "micro_batch_size": 1, "resolution": 128}
+    recipe["sample"] |= {"steps": 1}
+    for table in recipe["tables"]:
+        for row in table["rows"].values():
+            row.get("finetune", {}).pop("steps", None)
+    path, output = tmp_path / "sdxl-paper.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    mini = resolve("mini")
+    told = ["--triplets", f"hug={HUG}", "--data", draw_benchmark(tmp_path / "pictures"), "--bundle", tiny_bundle]
+    told += ["--clip", mini, "--dino", mini / "dino", "--tables", "Table 4", "--tables", "Table 6"]
+    result = ablate(path, *told, "--output", output)
+    assert result.exit_code == 0, result.output
+    shown = CliRunner().invoke(main, ["eval", "tables", str(output), "--json"], catch_exceptions=False)
+    tables = {table["name"]: table["rows"] for table in json.loads(shown.stdout)["tables"]}
+    measured = {name: [row["row"] for row in rows if row["measured"]] for name, rows in tables.items()}
+    assert measured["Table 4"] == [
+        "full",
+        "R* on the targets, blank image prompts",
+        "without local tokens",
+        "without KML",
+    ]
+    assert measured["Table 6"] == ["lambda 1e-2", "lambda 1e-3", "lambda 1e-4"]
+    assert not any(rows for name, rows in measured.items() if name not in ("Table 4", "Table 6"))
+    for row in (*tables["Table 4"], *tables["Table 6"]):
+        assert not row["measured"] or row["measured"].keys() == {"CLIP-T", "CLIP-R", "CLIP-I", "DINO"}
 
 
 @pytest.mark.slow
@@ -361,6 +400,45 @@ def test_means_and_differences() -> None:
     assert cells["by_seed"] == {"0": pytest.approx(2 / 3, abs=1e-5), "1": 1.0}
     difference = found["variants"]["other"]["minus_full"]["m"]
     assert (difference["difference"], difference["cases"], difference["p"]) == (-0.75, 2, 0.5)
+
+
+FULL_SIZE: dict[str, Any] = {
+    "device": "some GPU",
+    "sizes": "full",
+    "sections": {
+        "finetune": [
+            {"what": "encoding 6 triplets, once a run", "s": 2.5},
+            {"what": "8 micro-batches of 1, triton", "s for 500 steps": 400.0},
+            {"what": "2 micro-batches of 4, triton", "s for 500 steps": 360.0},
+            {"what": "1 micro-batches of 8, triton", "failed": "OutOfMemoryError: no memory"},
+        ],
+        "sampling": [
+            {"what": "batch 1, ours, triton", "s/image": 1.0},
+            {"what": "batch 1, rbctl sample itself, triton", "s/image": 6.0},
+        ],
+    },
+}
+
+
+def test_gpu_hours_rest_on_the_best_figures_of_full_size(tmp_path: Path) -> None:
+    path = tmp_path / "fullsize.json"
+    path.write_text(json.dumps(FULL_SIZE))
+    figures = cost.read_figures(path)
+    tunings = [{"steps": 500, "batch_size": 8}] * 9 + [{"steps": 1000, "batch_size": 4}]  # as ten of 500 steps
+    told = cost.told(tunings, [{"steps": 30}] * 600, figures)
+    assert told.startswith("cost: 5,500 finetuning steps, 18,000 denoising steps; about 2.0 GPU hours by ")
+    assert "fullsize.json (some GPU: 360 s for 500 steps, 2 micro-batches of 4, triton; 6.00 s a picture" in told
+    path.write_text(json.dumps({**FULL_SIZE, "sizes": "small: no figure of these means anything"}))
+    with pytest.raises(InputError, match="measured at small sizes"):
+        cost.read_figures(path)
+    path.write_text(json.dumps({**FULL_SIZE, "sections": {"finetune": FULL_SIZE["sections"]["finetune"]}}))
+    with pytest.raises(InputError, match="holds no 's/image'; run bench/fullsize"):
+        cost.read_figures(path)
+
+
+def test_a_plan_tells_its_steps_and_why_it_has_no_gpu_hours(tmp_path: Path) -> None:
+    plan = run.Work(read(str(write(tmp_path)), {}), Stages(tmp_path / "out", "mini")).plan()
+    assert "cost: 4 finetuning steps, 4 denoising steps; GPU hours are not known: full size is measured at 1024" in plan
 
 
 def test_a_folder_named_ablate_is_still_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -426,6 +426,12 @@ def test_relationbench_of_drawn_pictures_ends_in_groups_and_published_rows(tmp_p
     assert re.search(r"DreamRelation \(published\) +28\.9 +20\.4 +75\.4 +62\.1", multi)
     for report in ("report.md", "report.html"):
         assert "without KML (published)" in (tmp_path / "out" / report).read_text()
+    tables = json.loads(rbctl("eval", "tables", tmp_path / "out", "--tables", "Table 1", "--json").stdout)["tables"]
+    for table, name in zip(tables, ("single", "multi"), strict=True):
+        *_, ours = table["rows"]
+        means = {mean["mean"] for mean in ours["measured"].values()}
+        assert means == {mean["mean"] for c, mean in content["numbers"][name]["base"].items() if "relationbench" in c}
+        assert ours["row"] == "base"
     # of several individuals alone, there is still a table to compare with
     result = rbctl("eval", *common, "--relations", "kiss", "--output", tmp_path / "kiss")
     assert result.exit_code == 0, result.output

@@ -9,11 +9,13 @@ from rbctl.options import StageCommand, config_options
 from rbctl.plugins.eval.ablate import command as ablate
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.gates import command as gates
+from rbctl.plugins.eval.paper import command as tables
 
 FORMATS = {  # that people write: their JSON Schemas
     "benchmark": "rbctl.plugins.eval.kinds:KINDS",
     "ablation": "rbctl.plugins.eval.ablate.recipe:Recipe",
     "gates": "rbctl.plugins.eval.gates.recipe:Gates",
+    "tables": "rbctl.plugins.eval.paper.recipe:PaperTables",
 }
 
 
@@ -78,3 +80,4 @@ def command(config: EvalConfig) -> None:
 
 command.add_command(ablate)
 command.add_command(gates)
+command.add_command(tables)

@@ -14,7 +14,7 @@ from rbctl.errors import InputError, abridged, nearest, shortlist
 from rbctl.files import read_yaml
 from rbctl.paths import shipped_yaml
 from rbctl.plugins.eval.case import Case, Number, Wanted
-from rbctl.plugins.eval.kinds import KINDS
+from rbctl.plugins.eval.kinds import KINDS, Kind
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,26 @@ def find_benchmark(name: str) -> Path:
     return paths[name]
 
 
+def read_benchmark(name: str) -> Kind:
+    """What a benchmark's YAML says; none of its pictures or lists is looked at.
+
+    Raises:
+        InputError: the YAML is not there, or wrong.
+    """
+    path = find_benchmark(name)
+    kind = read_yaml(path).get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise InputError(f"{path}: kind: {abridged(kind)}; one of {', '.join(KINDS)}")
+    return formats.read_yaml(KINDS[kind], path)
+
+
 def load_benchmark(name: str, wanted: Wanted) -> Benchmark:
     """All cases that are wanted, with their pictures checked.
 
     Raises:
         InputError: the YAML or its lists are wrong, or pictures are missing; how many, and the first are told.
     """
-    path = find_benchmark(name)
-    kind = read_yaml(path).get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise InputError(f"{path}: kind: {abridged(kind)}; one of {', '.join(KINDS)}")
-    listed = formats.read_yaml(KINDS[kind], path)
+    path, listed = find_benchmark(name), read_benchmark(name)
     cases = listed.load(path, wanted)
     pictures = dict.fromkeys(individual.image for case in cases for individual in case.objects)
     missing = dict.fromkeys(picture for picture in pictures if not os.path.isfile(picture))

@@ -12,9 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbctl.bundle.catalogue import MANIFEST, contents, record
-from rbctl.bundle.convert import adapter_shapes, attention_layers, default_adapter_config, default_open_clip_config
+from rbctl.bundle.convert import (
+    adapter_shapes,
+    attention_layers,
+    default_adapter_config,
+    default_open_clip_config,
+    save,
+)
 from rbctl.bundle.tokenizer import write_tokenizer
-from rbctl.files import read_object, write_json, write_safetensors
+from rbctl.files import read_object, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -160,7 +166,7 @@ def write_random(folder: Path, sizes: Architecture, generator: torch.Generator, 
     for part, (path, shapes, gain) in _weights(sizes).items():
         if part != "adapter":
             write_json(folder / _FILES[part], getattr(sizes, part))
-        write_safetensors(folder / path, _draw(shapes, gain, generator, dtype), {"format": "pt"})
+        save(folder / path, _draw(shapes, gain, generator, dtype), folder / path)
     index = {str(i): name for i, (name, _) in enumerate(attention_layers(sizes.unet))}
     write_json(folder / _FILES["adapter"], {**sizes.adapter, "adapter_index_to_layer": index})
     write_tokenizer(folder / "tokenizer", "<|endoftext|>")

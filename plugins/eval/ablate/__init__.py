@@ -45,6 +45,11 @@ from rbctl.errors import InputError
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to run."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path),
+    help="fullsize.json of bench/fullsize.py, for the GPU hours of --dry-run. [default: bench/out/fullsize.json]",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be done and what is there already, and stop.")
 def command(
     recipe: str,
@@ -61,6 +66,7 @@ def command(
     jobs: int,
     device: Literal["auto", "cpu", "cuda"],
     as_json: bool,
+    figures: Path | None,
     dry_run: bool,
 ) -> None:
     """Train, sample and score the variants of RECIPE, a YAML file or the name of a shipped one.
@@ -91,4 +97,4 @@ def command(
 
     place = output or run.ABLATIONS / ablation.path.stem
     work = run.Work(ablation, Stages(place, ablation.recipe.bundle, device, jobs), data, clip, dino)
-    click.echo(work.plan() if dry_run else work.run(as_json))
+    click.echo(work.plan(figures) if dry_run else work.run(as_json))

@@ -17,6 +17,7 @@ from PIL import Image
 
 from rbctl import formats, layout, lora
 from rbctl.bundle.catalogue import resolve
+from rbctl.bundle.config import summary
 from rbctl.bundle.fingerprints import fingerprint
 from rbctl.errors import InputError
 from rbctl.files import (
@@ -32,7 +33,7 @@ from rbctl.menagerie.triplets import draw_scenes, spoken
 from rbctl.paths import relative
 from rbctl.pictures import grid, save_png
 from rbctl.plugins.eval import inputs, sampling
-from rbctl.plugins.eval.ablate import tables
+from rbctl.plugins.eval.ablate import cost, tables
 from rbctl.plugins.eval.ablate.recipe import Ablation, Variant
 from rbctl.plugins.eval.benchmarks import Benchmark, find_benchmark, load_benchmark, of_relations, seeded
 from rbctl.plugins.eval.case import Case, Wanted
@@ -200,8 +201,12 @@ class Work:
         wanted = Wanted(self.data, recipe.relations, recipe.cases, drawn=self.output / "bench")
         return load_benchmark(recipe.bench, wanted)
 
-    def plan(self) -> str:
-        """What there is and what is to be done."""
+    def plan(self, figures: Path | None = None) -> str:
+        """What there is, what is to be done, and what that costs.
+
+        Args:
+            figures: file of bench/fullsize.py; None for the one in its place, if there is one.
+        """
         ablation, recipe = self.ablation, self.ablation.recipe
         find_benchmark(recipe.bench)
         rows = [["variant", "tuned", "sampled", "scored", "changes"]]
@@ -214,9 +219,9 @@ class Work:
             )
             changes = yaml.safe_dump(variant.changes, default_flow_style=True, width=1000).strip()
             rows.append([variant.name, *(f"{n} of {len(cells)}" for n in done), changes if variant.changes else "none"])
-        tuned = {folder: learned(folder) for cell in self.cells for folder in cell.tuned}
-        to_tune = sum(path is None for path in tuned.values())
-        to_sample = sum(not self.sampled(cell) for cell in self.cells)
+        tuned = {folder: cell.variant.finetune for cell in self.cells for folder in cell.tuned}
+        to_tune = [options for folder, options in tuned.items() if learned(folder) is None]
+        to_sample = [cell.variant.sample for cell in self.cells if not self.sampled(cell)]
         to_score = sum(self.scored(cell) is None for cell in self.cells)
         return "\n".join(
             [
@@ -226,11 +231,21 @@ class Work:
                 "",
                 aligned(rows),
                 "",
-                f"to do: {to_tune} of {len(tuned)} finetunings, {to_sample * recipe.cases} of "
+                f"to do: {len(to_tune)} of {len(tuned)} finetunings, {len(to_sample) * recipe.cases} of "
                 f"{len(self.cells) * recipe.cases} pictures, {to_score} of {len(self.cells)} scorings",
+                cost.told(to_tune, to_sample * recipe.cases, self._figures(figures)),
                 f"tables: {self.output / 'tables.md'}",
             ]
         )
+
+    def _figures(self, path: Path | None) -> cost.Figures | str:
+        """What GPU hours rest on, or why they cannot be told."""
+        resolution = summary(resolve(self.stages.bundle)).resolution
+        if resolution != cost.RESOLUTION:
+            return f"full size is measured at {cost.RESOLUTION} pixels, and the bundle has {resolution}"
+        if path is None and not cost.FIGURES.is_file():
+            return f"'python bench/fullsize.py' measures what they rest on into {cost.FIGURES}; or give --figures"
+        return cost.read_figures(path or cost.FIGURES)
 
     def run(self, as_json: bool = False) -> str:
         """Do what is missing; returns the tables as the terminal shows them."""
