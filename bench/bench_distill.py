@@ -30,7 +30,7 @@ def setting() -> tuple[Student, Any, Cut]:
     config = DistillConfig(model="mini", image_size=SIDE, micro_batch_size=BATCH)
     tower = find_tower(config)
     weights = read_weights(tower, 0)
-    student, teacher = (build_teacher(tower, weights, CPU, "fp32") for _ in range(2))
+    student, teacher = (build_teacher(tower, weights, CPU, "fp32").clip for _ in range(2))
     cuts = []
     for number in range(BATCH):
         noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -43,7 +43,7 @@ def setting() -> tuple[Student, Any, Cut]:
 
 def step(student: Student, teacher: Any, batch: Cut) -> float:
     wanted = crop_embeddings(teacher, normalised(batch.crops, CPU, torch.float32))
-    regions = student(normalised(batch.pixels, CPU, torch.float32), batch.boxes)
+    regions, _ = student(normalised(batch.pixels, CPU, torch.float32), batch.boxes)
     loss = clipself_loss(regions, wanted, len(wanted))
     loss.backward()
     return float(loss.detach())
@@ -53,7 +53,7 @@ def plain_step(student: Student, teacher: Any, batch: Cut) -> float:
     """The same numbers: teacher crop by crop, each region by a mask over the whole dense map."""
     crops = normalised(batch.crops, CPU, torch.float32)
     wanted = torch.cat([crop_embeddings(teacher, crop[None]) for crop in crops])
-    features = student(normalised(batch.pixels, CPU, torch.float32))
+    features, _ = student(normalised(batch.pixels, CPU, torch.float32))
     h, w = features.shape[-2:]
     cells = torch.eye(h * w).unflatten(1, (h, w))[None]
     regions = []

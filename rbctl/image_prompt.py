@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from rbctl.local_encoder import local_tokens
+from rbctl.local_encoder import LocalEncoder, local_tokens
 from rbctl.resampler import Resampler
 
 LocalTokens = Literal["own", "first_image", "none"]
@@ -35,7 +35,7 @@ def clip_pixels(images: Sequence[Image.Image], size: int) -> torch.Tensor:
 
 def picture_tokens(
     image_encoder: Any,
-    local_encoder: nn.Module | None,
+    local_encoder: LocalEncoder | None,
     pixels: torch.Tensor,
     local_pixels: torch.Tensor | None,
     mode: LocalTokens,
@@ -77,14 +77,14 @@ class ImagePromptEncoder(nn.Module):
 
     Args:
         image_encoder: transformers ``CLIPVisionModelWithProjection`` (CLIP-bigG in SDXL's bundle).
-        local_encoder: visual tower of an open_clip ViT distilled by CLIPSelf, or None.
+        local_encoder: distilled by CLIPSelf, or None.
         dummy_image_tokens: (4, D), learned.
     """
 
     def __init__(
         self,
         image_encoder: Any,
-        local_encoder: nn.Module | None,
+        local_encoder: LocalEncoder | None,
         resampler: Resampler,
         dummy_image_tokens: torch.Tensor,
         local_splits: int = 4,

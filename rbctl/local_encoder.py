@@ -64,6 +64,11 @@ class TowerParts:
     project: Callable[[torch.Tensor], torch.Tensor]
     direct: tuple[torch.Tensor, ...]
 
+    @property
+    def width(self) -> int:
+        """C."""
+        return self.class_token.shape[-1]
+
 
 def tower_parts(visual: Any) -> TowerParts:
     """The parts of an open_clip image tower.
@@ -234,14 +239,40 @@ def pool_regions(features: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Ten
     return roi_align(wide, cells, (1, 1), 1.0, -1, True)[..., 0, 0].to(features.dtype)
 
 
-def local_tokens(visual: Any, pixels: torch.Tensor, splits: int = 4, first_image: bool = False) -> torch.Tensor:
+class LocalEncoder(nn.Module):
+    """What a bundle reads local tokens with: pictures -> dense features as wide as its adapter takes.
+
+    Args:
+        visual: image tower of open_clip.
+        to_adapter: the linear map to the adapter's width, where the tower has another.
+    """
+
+    def __init__(self, visual: Any, to_adapter: nn.Module | None = None) -> None:
+        super().__init__()
+        self.visual = visual
+        self.to_adapter = to_adapter or nn.Identity()
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 3, H, W), normalised for CLIP -> (B, C, h, w), L2-normalised over C."""
+        tokens, grid = dense_tokens(self.visual, pixels)
+        return feature_map(self.to_adapter(tokens), grid)
+
+    def picture_size(self, wanted: int) -> int:
+        """The side in pixels nearest to ``wanted`` that its patches tile."""
+        patch = tower_parts(self.visual).patch_size
+        return max(1, round(wanted / patch)) * patch
+
+
+def local_tokens(
+    encoder: LocalEncoder, pixels: torch.Tensor, splits: int = 4, first_image: bool = False
+) -> torch.Tensor:
     """Local tokens of R image prompts, (R, 3, H, W) -> (R, splits**2, C).
 
     Args:
         first_image: do as the official code does: it hands RoIAlign all boxes as those of one picture, so that the
             tokens of every object come from the first one.
     """
-    features = dense_features(visual, pixels, project=False)
+    features = encoder(pixels)
     if first_image:
         features = features[:1].expand_as(features)
     grid = local_grid(splits).to(pixels.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from rbctl.bundle.load import load as load_bundle
 from rbctl.errors import InputError
 from rbctl.files import write_json, write_safetensors
 from rbctl.image_prompt import CLIP_MEAN, CLIP_STD
+from rbctl.local_encoder import LocalEncoder, pool_regions
 from rbctl.plugins.distill import grid, pictures
 from rbctl.plugins.distill.batches import cell_count, cut, normalised, numbers
 from rbctl.plugins.distill.config import DistillConfig
+from rbctl.plugins.distill.engine import build_student, build_teacher
 from rbctl.plugins.distill.estimate import Sizes, measure, memory, table
 from rbctl.plugins.distill.evaluation import pca_pictures, text_embeddings
 from rbctl.plugins.distill.objective import clipself_loss, crop_embeddings, learning_rate
@@ -82,7 +85,8 @@ def loss_golden(request: pytest.FixtureRequest) -> tuple[dict[str, Any], dict[st
 
 def golden_tower(facts: dict[str, Any]) -> Tower:
     config = {"embed_dim": facts["config"]["embed_dim"], "vision_cfg": facts["config"]["vision"]}
-    return Tower("golden", config, None, facts["config"]["teacher_crop_size"], facts["config"]["vision"]["patch_size"])
+    vision = facts["config"]["vision"]
+    return Tower("golden", config, None, facts["config"]["teacher_crop_size"], vision["patch_size"], vision["width"])
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -100,7 +104,7 @@ def test_loss_and_gradients_are_the_official_ones(loss_golden: Any, parts: int) 
     wanted = crop_embeddings(networks["teacher"], t["loss.in.crops_valid"])
     counts, total = [len(b) for b in boxes], 0.0
     torch.testing.assert_close(
-        student(t["loss.in.images"], boxes), t["loss.mid.student_roi_features"], rtol=1e-4, atol=2e-5
+        student(t["loss.in.images"], boxes)[0], t["loss.mid.student_roi_features"], rtol=1e-4, atol=2e-5
     )
     if parts == 1:
         pieces = [(t["loss.in.images"], boxes, wanted)]
@@ -110,7 +114,7 @@ def test_loss_and_gradients_are_the_official_ones(loss_golden: Any, parts: int) 
             for image, own, crops in zip(t["loss.in.images"], boxes, wanted.split(counts), strict=True)
         ]
     for pixels, own, crops in pieces:
-        loss = clipself_loss(student(pixels, own), crops, sum(counts))
+        loss = clipself_loss(student(pixels, own)[0], crops, sum(counts))
         loss.backward()
         total += float(loss.detach())
     tolerance = facts["tolerance"]["loss"]
@@ -348,6 +352,59 @@ def test_a_wrong_tower_is_one_line(options: dict[str, Any], said: str) -> None:
         find_tower(DistillConfig(**options))
 
 
+def test_a_map_is_learnt_only_where_widths_differ(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    def find(model: object, bundle: object) -> Tower:
+        return find_tower(DistillConfig(model=str(model), bundle=str(bundle), image_size=64))
+
+    assert find("mini", "mini").adapter is None
+    adapter = find(clip, "mini").adapter
+    assert adapter is not None
+    assert (adapter.bundle.name, adapter.width, adapter.image_size) == ("mini", 128, 128)
+    bare = shutil.copytree(tiny_bundle, tmp_path / "bare", ignore=shutil.ignore_patterns("clipself"))
+    with pytest.raises(InputError, match=r"--bundle .*: has no local encoder, whose tokens the linear map learns"):
+        find("mini", bare)
+    with pytest.raises(InputError, match="minni"):
+        find(clip, "minni")
+
+
+def test_the_map_gets_what_a_bundle_reads_and_sends_the_tower_no_gradient(clip: Path) -> None:
+    config = DistillConfig(model=str(clip), bundle="mini", image_size=64)
+    tower = find_tower(config)
+    weights = read_weights(tower, 0)
+    student = build_student(tower, weights, trained_names(tower, 0), config, {})
+    pixels, boxes = torch.randn(2, 3, 64, 64), [torch.tensor([[0.0, 0.0, 0.5, 1.0]])] * 2
+    bundles_own = LocalEncoder(student.visual, student.to_adapter)
+    torch.testing.assert_close(student(pixels)[1], bundles_own(pixels))
+    _, local = student(pixels, boxes)
+    assert local.shape == (2, 128)
+    local.sum().backward()
+    assert {name for name, p in student.named_parameters() if p.grad is not None} == {"to_adapter.weight"}
+    wanted = build_teacher(tower, weights, torch.device("cpu"), "fp32").of_regions(pixels, boxes)
+    minis = load_bundle("mini", torch.device("cpu"), torch.float32).image_prompt_encoder.local_encoder
+    larger = torch.nn.functional.interpolate(pixels, size=(128, 128), mode="bilinear")
+    torch.testing.assert_close(wanted, pool_regions(minis(larger), boxes))
+
+
+@pytest.mark.parametrize("by", ["model", "weights"])
+def test_a_clip_of_otherwise_normalised_pictures_is_one_line(clip: Path, tmp_path: Path, by: str) -> None:
+    """As laion's ViT-L-14 is."""
+    folder = shutil.copytree(clip, tmp_path / "laion")
+    write_json(folder / "open_clip_config.json", {"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}})
+    model = {"model": str(folder)} if by == "model" else {"model": str(clip), "weights": folder / "model.safetensors"}
+    with pytest.raises(InputError, match=r"laion/open_clip_config\.json: preprocess_cfg: mean: \[0\.5, 0\.5, 0\.5\]"):
+        find_tower(DistillConfig(**model, image_size=64))
+
+
+@pytest.mark.parametrize("shape", [(128, 47), (128,)])
+def test_a_map_of_another_tower_is_one_line(clip: Path, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    from rbctl.bundle.load import load_local_encoder
+
+    folder = shutil.copytree(clip, tmp_path / "clipself")
+    write_safetensors(folder / "adapter_map.safetensors", {"weight": torch.zeros(shape)}, {})
+    with pytest.raises(InputError, match=r"adapter_map\.safetensors: holds .* not a weight with 48 columns"):
+        load_local_encoder(folder)
+
+
 def test_weights_of_another_architecture_are_one_line(clip: Path, tmp_path: Path) -> None:
     other = {**TINY, "vision_cfg": {**TINY["vision_cfg"], "layers": 2}}
     write_json(tmp_path / "open_clip_config.json", other)
@@ -364,7 +421,7 @@ def test_what_is_written_is_read_by_bundles_and_as_the_official_file(clip: Path,
     tensors = read_weights(tower, 0)
     whole = whole_clip(tower, tensors)
     folder = write_weights(tmp_path / "clipself", whole, tower.config, {"rbctl.steps": "3"})
-    visual = load_local_encoder(folder)
+    visual = load_local_encoder(folder).visual
     assert all(torch.equal(tensors[name], value) for name, value in visual.state_dict().items())
     official = tmp_path / "epoch_6.pt"
     write_official(official, whole, "tiny", 6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -222,6 +223,101 @@ def test_weights_learnt_in_bf16_are_written_finer(road: Road, stage: int) -> Non
     assert road(f"bf16-{stage}", **chosen) == [0], road.said()
     learnt = road.weights(f"bf16-{stage}")["visual.transformer.resblocks.2.mlp.c_fc.weight"]
     assert not learnt.bfloat16().float().equal(learnt)
+
+
+@pytest.mark.slow
+def test_a_linear_map_learns_beside_the_tower(road: Road) -> None:
+    """The tower (48 wide) learns as without a map to mini's adapter (128 wide), however the run is made."""
+    options: dict[str, Any] = {"bundle": "mini", "map_learning_rate": 1e-2}
+    assert road("mapped", **options) == [0], road.said()
+    cosines = [row["map_cosine"] for row in road.rows("mapped", "evaluation")]
+    assert cosines[-1] > cosines[0] + 0.2
+    road.same("straight", "mapped")
+    assert road.kill("mapped-torn", 1, [0], 5, **options) == [-signal.SIGKILL]
+    assert road("mapped-torn", **options) == [0], road.said()
+    road.same("mapped", "mapped-torn")
+    assert road("mapped-two", 2, **options, zero_stage=3) == [0, 0], road.said()
+    road.same("mapped", "mapped-two", 1e-4)
+    for other, tolerance in (("mapped-torn", 0.0), ("mapped-two", 1e-3)):
+        ours, theirs = (load_file(road.folder / o / "clipself/adapter_map.safetensors") for o in ("mapped", other))
+        assert ours["weight"].shape == (128, 48)
+        assert float((ours["weight"] - theirs["weight"]).abs().max()) <= tolerance
+    assert road("mapped") == [2]
+    assert "holds a run with bundle 'mini', not None" in road.said().splitlines()[-1]
+
+
+def run(arguments: list[Any], code: int = 0) -> str:
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "recipes" / "examples"
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
+OTHERS: dict[str, dict[str, Any]] = {
+    "ViT-L": {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 28, "layers": 3, "width": 96, "head_width": 24, "patch_size": 14},
+        "text_cfg": TEXT,
+    },
+    "EVA": {
+        "embed_dim": 24,
+        "vision_cfg": {
+            "image_size": 224,
+            "timm_model_name": "eva02_tiny_patch14_224",
+            "timm_pool": "token",
+            "timm_proj": None,
+        },
+        "text_cfg": TEXT,
+        "custom_text": True,
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OTHERS)
+def test_an_encoder_of_another_kind_is_distilled_imported_and_sampled_with(
+    kind: str, photographs: Path, tmp_path: Path
+) -> None:
+    """It is written by open_clip as for the hub, and its patches do not tile the pictures of the bundle."""
+    import open_clip
+    import torch
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    from rbctl.bundle.catalogue import place
+    from rbctl.files import write_json, write_safetensors
+
+    config = OTHERS[kind]
+    torch.manual_seed(0)
+    towers = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}
+    whole = (CustomTextCLIP if "custom_text" in config else CLIP)(**towers)
+    write_json(tmp_path / kind / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": {}})
+    write_safetensors(tmp_path / kind / "open_clip_model.safetensors", whole.state_dict(), {"format": "pt"})
+    made = Road(tmp_path / kind, photographs, tmp_path)
+    sizes: dict[str, Any] = {"image_size": 56, "steps": 2, "batch_size": 2, "max_split": 2, "held_out": 2}
+    assert made("run", **sizes, bundle="mini", evaluate_every=0) == [0], made.said()
+    clipself = tmp_path / "run" / "clipself"
+    loaded = open_clip.create_model(f"local-dir:{clipself}")
+    text = {name: tensor for name, tensor in whole.state_dict().items() if not name.startswith("visual.")}
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in text.items())
+
+    bundle = shutil.copytree(place("mini"), tmp_path / "bundle")
+    run(["models", "import", bundle, "--local-encoder", clipself])
+    shutil.copytree(EXAMPLES / "pictures", tmp_path / "pictures")
+    prompt = "A {fox: pictures/white-fox.png} is riding a {pig: pictures/gray-pig.png} --d 7"
+    (tmp_path / "prompts.txt").write_text(prompt)
+    own = ["--relation", "ride", "--lora", "none", "--steps", "2"]
+    pictures = []
+    for output, base in (("theirs", bundle), ("mini", "mini")):
+        run(["sample", tmp_path / "prompts.txt", "--bundle", base, *own, "--output", tmp_path / output])
+        pictures += [np.asarray(Image.open(path)) for path in (tmp_path / output).glob("a-fox*.png")]
+    theirs, minis = pictures
+    assert theirs.shape == minis.shape
+    assert (theirs != minis).any()
+
+    (clipself / "adapter_map.safetensors").unlink()
+    said = run(["models", "import", bundle, "--local-encoder", clipself], 2)
+    assert "wide, the adapter takes 128; they do not fit; 'rbctl distill --bundle' trains a linear map" in said
 
 
 def test_another_recipe_is_refused(road: Road) -> None:

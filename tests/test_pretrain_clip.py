@@ -255,13 +255,13 @@ def test_open_clip_reads_the_same_weights_the_same_way(act: str, tmp_path: Path)
     write_json(tmp_path / "open_clip_config.json", {**CLIPSELF, "quick_gelu": act == "quick_gelu"})
     weights = {name: tensor.contiguous() for name, tensor in open_clip_names(vision.state_dict()).items()}
     write_safetensors(tmp_path / "model.safetensors", weights, {"format": "pt"})
-    visual = load_local_encoder(tmp_path).eval()
+    encoder = load_local_encoder(tmp_path).eval()
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        ours, theirs = vision(pixels).image_embeds, visual(pixels)
+        ours, theirs = vision(pixels).image_embeds, encoder.visual(pixels)
         assert torch.allclose(ours, theirs, atol=1e-4)
         assert torch.allclose(clip.thinned_embedding(vision, pixels, None), ours, atol=1e-5)
-        assert local_tokens(visual, torch.randn(2, 3, 128, 128)).shape == (2, 16, 128)
+        assert local_tokens(encoder, torch.randn(2, 3, 128, 128)).shape == (2, 16, 128)
         ours = vision.vision_model(torch.randn(1, 3, 128, 128), interpolate_pos_encoding=True).last_hidden_state
     assert ours.shape == (1, 257, 128)
 
@@ -314,7 +314,7 @@ def test_encoders_learn_and_are_written_as_a_bundle_has_them(config: PretrainCon
         assert torch.allclose(embeds, together, atol=5e-3)  # the files hold halves
         assert torch.equal(first(tokens).last_hidden_state, second(tokens).last_hidden_state)
     vision = CLIPVisionModelWithProjection.from_pretrained(folder / "clip_vision", dtype=torch.float32).eval()
-    visual = load_local_encoder(folder / "clipself").float().eval()
+    visual = load_local_encoder(folder / "clipself").float().eval().visual
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(vision(pixels).image_embeds, visual(pixels), atol=1e-4)

@@ -14,12 +14,13 @@ def command(config: DistillConfig) -> None:
     It needs a CLIP of open_clip and pictures: a folder, COCO (folder and json), or WebDataset shards. Captions are not
     needed. The result is runs/distill/MODEL/clipself/, which a bundle takes as its local encoder. Metrics, evaluation,
     a picture of the features and checkpoints are beside it. The same command again resumes where it stopped, also with
-    another number of processes.
+    another number of processes. A CLIP of another width than the bundle's needs --bundle.
 
     \b
       rbctl distill --recipe mini --data photographs
       deepspeed --num_gpus 8 --module rbctl distill --recipe bigG-coco \\
         --weights open_clip_model.safetensors --data coco/train2017 --evaluation-data coco/val2017
+      rbctl distill --model EVA02-L-14 --weights open_clip_model.safetensors --bundle sdxl --data photographs
       rbctl distill --recipe bigG-coco --estimate
     """
     if config.estimate:

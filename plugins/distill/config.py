@@ -25,6 +25,11 @@ class DistillConfig:
         "[default: those in the --model folder]",
     )
     random_weights: bool = option(False, "Start from random weights, to try and to time; teaches nothing.")
+    bundle: str | None = option(
+        None,
+        "Bundle that the encoder is for. Where its adapter is of another width, a linear map to that is trained too, "
+        "towards the tokens of the bundle's own local encoder.",
+    )
     data: str | None = option(
         None,
         "Pictures: a folder; or WebDataset shards (a folder of .tar, or a pattern as 'shards/{000..099}.tar').",
@@ -67,6 +72,7 @@ class DistillConfig:
         2, "Pictures that a process takes at a time, at most; the rest is gradient accumulation.", min=1, max=4096
     )
     learning_rate: float = option(1e-5, "AdamW's learning rate.", min=0.0, max=1.0)
+    map_learning_rate: float = option(1e-3, "AdamW's learning rate of the linear map.", min=0.0, max=1.0)
     weight_decay: float = option(
         0.1, "AdamW's weight decay, not on norms, biases and other vectors.", min=0.0, max=100.0
     )

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from rbctl.bundle.load import load_local_encoder
 from rbctl.bundle.towers import fill_visual
 from rbctl.device import DTYPES
 from rbctl.errors import InputError, reason
 from rbctl.plugins.distill.config import DistillConfig
-from rbctl.plugins.distill.tower import Student, Tower
+from rbctl.plugins.distill.objective import Teacher
+from rbctl.plugins.distill.tower import Student, Tower, initial_map
 from rbctl.processes import World, divide_batch
 
 
@@ -62,9 +64,15 @@ def deepspeed_config(config: DistillConfig, processes: int, precision: str, univ
     }
 
 
-def build_teacher(tower: Tower, weights: Mapping[str, torch.Tensor], device: torch.device, precision: str) -> Any:
-    """The frozen CLIP, whole on every device, outside of ZeRO."""
-    return _filled(tower, {k: v.to(device, DTYPES[precision], copy=True) for k, v in weights.items()}).eval()
+def build_teacher(tower: Tower, weights: Mapping[str, torch.Tensor], device: torch.device, precision: str) -> Teacher:
+    """The frozen networks, whole on every device, outside of ZeRO."""
+    dtype = DTYPES[precision]
+    clip = _filled(tower, {k: v.to(device, dtype, copy=True) for k, v in weights.items()}).eval()
+    if tower.adapter is None:
+        return Teacher(clip)
+    replaced = load_local_encoder(tower.adapter.bundle / "clipself").to(device, dtype)
+    image_size = replaced.picture_size(tower.adapter.image_size)
+    return Teacher(clip, replaced.requires_grad_(False).eval(), image_size)
 
 
 def _filled(tower: Tower, weights: Mapping[str, torch.Tensor]) -> Any:
@@ -85,15 +93,19 @@ def build_student(
         import deepspeed
 
         with deepspeed.zero.Init(config_dict_or_path=settings):
-            visual = tower.build()
-        for name, parameter in visual.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                parameter.data.copy_(weights[name])
+            visual, to_adapter = tower.build(), tower.build_map()
+        for module, tensors in ((visual, weights), (to_adapter, initial_map(tower, config.seed))):
+            for name, parameter in module.named_parameters() if module else ():
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                    parameter.data.copy_(tensors[name])
     else:
         visual = _filled(tower, {name: tensor.clone() for name, tensor in weights.items()})
+        to_adapter = tower.build_map()
+        if to_adapter:
+            to_adapter.load_state_dict(initial_map(tower, config.seed))
     for name, parameter in visual.named_parameters():
         parameter.requires_grad_(name in trained)
-    student = Student(visual, config.gradient_checkpointing)
+    student = Student(visual, to_adapter, config.gradient_checkpointing)
     if config.zero_stage == 3:
         student.register_external()
     return student.train()
@@ -121,6 +133,8 @@ def start_engine(student: Student, tower: Tower, config: DistillConfig, settings
         {"params": groups[True], "weight_decay": config.weight_decay},
         {"params": groups[False], "weight_decay": 0.0},
     ]
+    if tower.adapter:
+        parameters.append({"params": list(student.to_adapter.parameters()), "weight_decay": 0.0})
     try:
         optimizer = kind(parameters, lr=config.learning_rate)
         return deepspeed.initialize(model=student, optimizer=optimizer, config=settings)[0]
@@ -128,8 +142,8 @@ def start_engine(student: Student, tower: Tower, config: DistillConfig, settings
         raise InputError(f"--zero-stage {config.zero_stage}: DeepSpeed refuses it here ({reason(error)})") from error
 
 
-def consolidated(engine: Any, world: World) -> dict[str, torch.Tensor]:
-    """The student's weights by name, float32 on the CPU; empty on all processes but the first.
+def consolidated(engine: Any, module: Any, world: World) -> dict[str, torch.Tensor]:
+    """Weights of a part of the student by name, float32 on the CPU; empty on all processes but the first.
 
     Gathered one by one, so that no device ever holds them all.
     """
@@ -141,7 +155,7 @@ def consolidated(engine: Any, world: World) -> dict[str, torch.Tensor]:
     pairs = zip(*(getattr(engine.optimizer, name, ()) for name in names), strict=True)
     copies = {id(p): own for low, high in pairs for p, own in zip(low, high, strict=True)}
     tensors: dict[str, torch.Tensor] = {}
-    for name, parameter in engine.module.visual.named_parameters():
+    for name, parameter in module.named_parameters():
         divided = hasattr(parameter, "ds_id")
         with deepspeed.zero.GatheredParameters([parameter]) if divided else contextlib.nullcontext():
             value = parameter.data

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from rbctl.bundle.convert import local_encoder_config
+from rbctl.bundle.towers import build_visual
 from rbctl.device import DTYPES
 from rbctl.plugins.distill.config import DistillConfig
 from rbctl.plugins.distill.grid import grids
@@ -17,12 +19,17 @@ from rbctl.plugins.distill.tower import Student, Tower, find_tower, trained_name
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the memory depends on: numbers of parameters, bytes of each, and bytes that a micro-step keeps."""
+    """What the memory depends on: numbers of parameters, bytes of each, and bytes that a micro-step keeps.
+
+    Attributes:
+        replaced: parameters of the bundle's local encoder, whose tokens a linear map learns.
+    """
 
     parameters: int
     trained: int
     bytes_each: int
     activations: int
+    replaced: int = 0
 
 
 def memory(sizes: Sizes, stage: int, processes: int) -> dict[str, float]:
@@ -34,7 +41,7 @@ def memory(sizes: Sizes, stage: int, processes: int) -> dict[str, float]:
     """
     return {
         "student": sizes.parameters * sizes.bytes_each / (processes if stage == 3 else 1),
-        "teacher": sizes.parameters * sizes.bytes_each,
+        "teacher": (sizes.parameters + sizes.replaced) * sizes.bytes_each,
         "gradients": sizes.trained * sizes.bytes_each / (processes if stage >= 2 else 1),
         "optimizer": sizes.trained * 12 / (processes if stage >= 1 else 1),
         "activations": sizes.activations,
@@ -46,11 +53,19 @@ def measure(config: DistillConfig, tower: Tower, precision: str) -> Sizes:
     shapes, trained = tower.shapes(), trained_names(tower, config.train_blocks)
     counts = {name: math.prod(shape) for name, shape in shapes.items()}
     dtype = DTYPES[precision]
+    of_map = replaced = 0
+    if tower.adapter:
+        of_map = tower.width * tower.adapter.width
+        folder = tower.adapter.bundle / "clipself"
+        with torch.device("meta"):
+            encoder = build_visual(local_encoder_config(folder), folder)
+        replaced = sum(parameter.numel() for parameter in encoder.parameters())
     return Sizes(
-        parameters=sum(counts.values()),
-        trained=sum(counts[name] for name in trained),
+        parameters=sum(counts.values()) + of_map,
+        trained=sum(counts[name] for name in trained) + of_map,
         bytes_each=dtype.itemsize,
         activations=_activations(config, tower, trained, dtype),
+        replaced=replaced,
     )
 
 
@@ -60,7 +75,7 @@ def _activations(config: DistillConfig, tower: Tower, trained: frozenset[str], d
         visual = tower.build().to(dtype)
     for name, parameter in visual.named_parameters():
         parameter.requires_grad_(name in trained)
-    student = Student(visual, config.gradient_checkpointing).train()
+    student = Student(visual, gradient_checkpointing=config.gradient_checkpointing).train()
     weights = {id(p) for p in visual.parameters()}
     saved: dict[int, int] = {}
     alive: list[Any] = []  # so that no id is given twice

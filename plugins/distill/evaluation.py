@@ -20,7 +20,7 @@ from rbctl.pictures import grid
 from rbctl.plugins.distill.batches import Cut, cut, normalised, together
 from rbctl.plugins.distill.config import DistillConfig
 from rbctl.plugins.distill.grid import fit, in_square
-from rbctl.plugins.distill.objective import crop_embeddings, region_cosines
+from rbctl.plugins.distill.objective import Teacher, region_cosines
 from rbctl.plugins.distill.pictures import Pictures, Regions
 from rbctl.plugins.distill.tower import Tower
 from rbctl.processes import World
@@ -36,6 +36,7 @@ class Held:
 
     Attributes:
         wanted: (K, C), what the teacher says of the crops.
+        wanted_local: (K, C of the adapter), local features that the linear map learns; None without one.
         regions: per picture (R_b, 4), boxes with labels.
         labels: (sum of R_b,).
         counted: whether they count, or only keep this process in step with the others.
@@ -43,6 +44,7 @@ class Held:
 
     cut: Cut
     wanted: torch.Tensor
+    wanted_local: torch.Tensor | None
     regions: list[torch.Tensor]
     labels: torch.Tensor
     counted: bool
@@ -63,7 +65,7 @@ class HeldOut:
         self,
         pictures: Pictures,
         indices: Sequence[int],
-        teacher: Any,
+        teacher: Teacher,
         texts: torch.Tensor | None,
         config: DistillConfig,
         crop_size: int,
@@ -82,7 +84,7 @@ class HeldOut:
         if not world.anywhere(any(batch.counted for batch in self.held), device):
             raise InputError(f"{pictures.folder}: none of the {len(self.indices)} held-out pictures can be read")
 
-    def _hold(self, indices: Sequence[int], counted: bool, teacher: Any, crop_size: int) -> Held:
+    def _hold(self, indices: Sequence[int], counted: bool, teacher: Teacher, crop_size: int) -> Held:
         cuts: list[Cut] = []
         boxes: list[torch.Tensor] = []
         labels: list[int] = []
@@ -102,37 +104,45 @@ class HeldOut:
             boxes = [torch.zeros(0, 4)]
         batch = together(cuts)
         assert isinstance(batch, Cut)
-        dtype = next(teacher.parameters()).dtype
-        wanted = crop_embeddings(teacher, normalised(batch.crops, self.device, dtype))
-        return Held(batch, wanted, boxes, torch.tensor(labels, dtype=torch.long, device=self.device), counted)
+        pixels, crops = (normalised(each, self.device, teacher.dtype) for each in (batch.pixels, batch.crops))
+        wanted = teacher.of_crops(crops)
+        wanted_local = teacher.of_regions(pixels, [each.to(self.device) for each in batch.boxes])
+        named = torch.tensor(labels, dtype=torch.long, device=self.device)
+        return Held(batch, wanted, wanted_local, boxes, named, counted)
 
     @torch.no_grad()
     def measure(self, student: Any, dtype: torch.dtype) -> dict[str, float]:
-        """Mean cosine over all regions; and where there are labels, their accuracy, mean over the labels that occur.
+        """Mean cosine over all regions; likewise of the linear map's features, where there is one; and where there are
+        labels, their accuracy, mean over the labels that occur.
 
         Args:
             student: the engine, or anything called like :class:`~rbctl.plugins.distill.tower.Student`.
         """
-        summed = torch.zeros(2, dtype=torch.float64, device=self.device)
+        summed = torch.zeros(3, dtype=torch.float64, device=self.device)
         labels = 0 if self.texts is None else len(self.texts)
         right, seen = (torch.zeros(labels, dtype=torch.float64, device=self.device) for _ in range(2))
         for batch in self.held:
             boxes = [torch.cat(pair) for pair in zip(batch.cut.boxes, batch.regions, strict=True)]
             pixels = normalised(batch.cut.pixels, self.device, dtype)
-            features = student(pixels, [part.to(self.device) for part in boxes])
+            features, local = student(pixels, [part.to(self.device) for part in boxes])
             if not batch.counted:
                 continue
             of_cells = torch.cat(
                 [torch.arange(len(both)) < len(cells) for both, cells in zip(boxes, batch.cut.boxes, strict=True)]
             ).to(self.device)
             cosines = region_cosines(features[of_cells], batch.wanted)
-            summed += torch.stack([cosines.double().sum(), torch.tensor(float(len(cosines)), device=self.device)])
+            summed[0] += cosines.double().sum()
+            summed[1] += len(cosines)
+            if batch.wanted_local is not None:
+                summed[2] += region_cosines(local[of_cells], batch.wanted_local).double().sum()
             if self.texts is not None and len(batch.labels):
                 read = (normalize(features[~of_cells].float(), dim=-1) @ self.texts.T).argmax(-1)
                 right += torch.bincount(batch.labels[read == batch.labels], minlength=labels)
                 seen += torch.bincount(batch.labels, minlength=labels)
         torch.distributed.all_reduce(summed)
         scores = {"region_cosine": float(summed[0] / summed[1])}
+        if self.held[0].wanted_local is not None:
+            scores["map_cosine"] = float(summed[2] / summed[1])
         if self.texts is not None:
             both = torch.stack([right, seen])
             torch.distributed.all_reduce(both)
@@ -141,7 +151,7 @@ class HeldOut:
                 scores["region_accuracy"] = float((right[seen > 0] / seen[seen > 0]).mean())
         return scores
 
-    def write_sheet(self, student: Any, teacher: Any, dtype: torch.dtype, path: Path, write: bool) -> None:
+    def write_sheet(self, student: Any, teacher: Teacher, dtype: torch.dtype, path: Path, write: bool) -> None:
         """Show the local tokens of some held-out pictures before (the teacher's) and after (the student's).
 
         All processes call it; ``write`` on one of them.
@@ -158,10 +168,10 @@ class HeldOut:
                 continue
             square = fit(image, self.config.image_size, centred=False)[None]
             with torch.no_grad():
-                own = next(teacher.parameters()).dtype
+                before_pixels = normalised(square, self.device, teacher.dtype)
                 maps = [
-                    dense_features(teacher, normalised(square, self.device, own), project=False)[0],
-                    student(normalised(square, self.device, dtype), None, False)[0],
+                    dense_features(teacher.clip, before_pixels, project=False)[0],
+                    student(normalised(square, self.device, dtype))[1][0],
                 ]
             rows, columns = (math.ceil(s / max(image.size) * maps[0].shape[-1]) for s in (image.height, image.width))
             shown.append(image)

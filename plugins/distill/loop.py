@@ -21,7 +21,7 @@ from rbctl.plugins.distill.batches import Cut, cell_count, loader, normalised
 from rbctl.plugins.distill.engine import build_student, deepspeed_config, start_engine
 from rbctl.plugins.distill.evaluation import HeldOut
 from rbctl.plugins.distill.grid import random_size
-from rbctl.plugins.distill.objective import clipself_loss, crop_embeddings, learning_rate, resized
+from rbctl.plugins.distill.objective import Teacher, clipself_loss, learning_rate, resized
 from rbctl.plugins.distill.pictures import Order
 from rbctl.plugins.distill.tower import Tower
 from rbctl.processes import divide_batch
@@ -54,7 +54,7 @@ class Distillation:
     def dtype(self) -> torch.dtype:
         return DTYPES[self.precision]
 
-    def train(self, weights: dict[str, torch.Tensor], teacher: Any, held_out: HeldOut) -> Any:
+    def train(self, weights: dict[str, torch.Tensor], teacher: Teacher, held_out: HeldOut) -> Any:
         """The training loop, from the last checkpoint on; returns DeepSpeed's engine with the student."""
         run, config, world, steps = self.run, self.run.config, self.run.world, self.steps
         engine, start = self._engine(weights)
@@ -71,20 +71,23 @@ class Distillation:
             batches = loader(self.order, config, self.tower.crop_size, world, range(start, steps), pin)
             for step in range(start, steps):
                 begun, done = time.perf_counter(), step + 1
-                rate = learning_rate(step, steps, config.learning_rate, config.warmup_steps, config.lr_scheduler)
-                for group in engine.optimizer.param_groups:
-                    group["lr"] = rate
+                # Matrices and vectors of the tower, and the linear map where there is one.
+                peaks = (config.learning_rate, config.learning_rate, config.map_learning_rate)
+                for group, peak in zip(engine.optimizer.param_groups, peaks, strict=False):
+                    group["lr"] = learning_rate(step, steps, peak, config.warmup_steps, config.lr_scheduler)
                 part, skipped = self._step(engine, teacher, batches, step)
                 fresh = {name: why for name, why in skipped.items() if name not in unreadable}
                 # A signal may reach one process alone; all have to stop at the same step.
-                sums = torch.stack([part.double(), *torch.tensor([stop.requested, len(fresh)]).to(self.device)])
+                sums = torch.cat([part.double(), torch.tensor([stop.requested, len(fresh)]).to(self.device)])
                 distributed.all_reduce(sums)
-                loss, stopping = float(sums[0]), bool(sums[1])
-                if sums[2]:
+                loss, map_loss, stopping = float(sums[0]), float(sums[1]), bool(sums[2])
+                if sums[3]:
                     self._skip(fresh, unreadable, done)
-                if not math.isfinite(loss):
-                    raise InputError(f"{run.folder}: the loss became {loss} at step {done}; lower --learning-rate")
-                run.log(done, self._row(loss, rate, engine, time.perf_counter() - begun))
+                if not math.isfinite(loss + map_loss):
+                    what = f"the loss became {loss + map_loss} at step {done}"
+                    raise InputError(f"{run.folder}: {what}; lower --learning-rate")
+                losses = {"loss": loss} | ({"map_loss": map_loss} if self.tower.adapter else {})
+                run.log(done, self._row(losses, engine, time.perf_counter() - begun))
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 bar.update()
                 due = config.checkpoint_every and done % config.checkpoint_every == 0
@@ -115,30 +118,33 @@ class Distillation:
         return engine, last.step
 
     def _step(
-        self, engine: Any, teacher: Any, batches: Iterator[Cut], step: int
+        self, engine: Any, teacher: Teacher, batches: Iterator[Cut], step: int
     ) -> tuple[torch.Tensor, dict[str, str]]:
-        """One optimizer step; this process's part of the loss, and what it could not read."""
+        """One optimizer step; this process's part of the losses of tower and map, and what it could not read."""
         config, size = self.run.config, self.run.world.size
         _, micros = divide_batch(config.batch_size, config.micro_batch_size, size)
         regions = cell_count(config, step)
         side = random_size(config.seed, step, config.multiscale_sizes, config.image_size)
-        part, skipped = torch.zeros((), device=self.device), dict[str, str]()
+        part, skipped = torch.zeros(2, device=self.device), dict[str, str]()
         engine.train()
         for _ in range(micros):
             batch = next(batches)
             skipped |= dict(batch.unreadable)
-            wanted = crop_embeddings(teacher, normalised(batch.crops, self.device, self.dtype))
-            pixels = resized(normalised(batch.pixels, self.device, self.dtype), side)
-            student = engine(pixels, [boxes.to(self.device) for boxes in batch.boxes])
-            loss = clipself_loss(student, wanted, regions)
+            wanted = teacher.of_crops(normalised(batch.crops, self.device, self.dtype))
+            whole = normalised(batch.pixels, self.device, self.dtype)
+            boxes = [each.to(self.device) for each in batch.boxes]
+            student, local = engine(resized(whole, side), boxes)
+            losses = [clipself_loss(student, wanted, regions)]
+            if (wanted_local := teacher.of_regions(whole, boxes)) is not None:
+                losses.append(clipself_loss(local, wanted_local, regions))
             # DeepSpeed takes the mean over micro-steps and processes, and these are parts of a sum.
-            engine.backward(loss * (micros * size))
+            engine.backward(sum(losses) * (micros * size))
             engine.step()
-            part += loss.detach()
+            part[: len(losses)] += torch.stack(losses).detach()
         return part, skipped
 
-    def _row(self, loss: float, rate: float, engine: Any, seconds: float) -> dict[str, float]:
-        row = {"loss": loss, "lr": rate, "seconds": round(seconds, 4)}
+    def _row(self, losses: dict[str, float], engine: Any, seconds: float) -> dict[str, float]:
+        row = {**losses, "lr": engine.optimizer.param_groups[0]["lr"], "seconds": round(seconds, 4)}
         row["images_per_second"] = round(self.run.config.batch_size / seconds, 3)
         norm = engine.get_global_grad_norm()
         if norm is not None:

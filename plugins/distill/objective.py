@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import cosine_similarity, interpolate, normalize
+
+from rbctl.local_encoder import LocalEncoder, pool_regions
 
 
 def region_cosines(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -26,6 +29,37 @@ def clipself_loss(student: torch.Tensor, teacher: torch.Tensor, total: int) -> t
 def crop_embeddings(teacher: Any, crops: torch.Tensor) -> torch.Tensor:
     """What the frozen CLIP says of crops (K, 3, c, c), all in one batch: (K, C) of unit length."""
     return normalize(teacher(crops), dim=-1)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The frozen networks that the student learns from.
+
+    Attributes:
+        clip: the image tower that it began as.
+        replaced: the local encoder of a bundle, whose tokens the student's linear map learns; None without a map.
+        image_size: at which that sees pictures, in pixels.
+    """
+
+    clip: Any
+    replaced: LocalEncoder | None = None
+    image_size: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which all of them compute."""
+        return next(self.clip.parameters()).dtype
+
+    def of_crops(self, crops: torch.Tensor) -> torch.Tensor:
+        """See :func:`crop_embeddings`."""
+        return crop_embeddings(self.clip, crops)
+
+    @torch.no_grad()
+    def of_regions(self, pixels: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor | None:
+        """Local features of the regions of whole pictures (B, 3, S, S): (sum of K_b, C of the adapter)."""
+        if self.replaced is None:
+            return None
+        return pool_regions(self.replaced(resized(pixels, self.image_size)), boxes)
 
 
 def resized(pixels: torch.Tensor, size: int) -> torch.Tensor:

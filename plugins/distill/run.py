@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from rbctl.bundle.fingerprints import local_encoder_hash
 from rbctl.device import pick_device, pick_precision
 from rbctl.errors import InputError
 from rbctl.files import sha256
@@ -106,6 +107,8 @@ def run(config: DistillConfig) -> Path | None:
                 "evaluation": data.held_out.fingerprint(),
                 "precision": precision,
             }
+            if tower.adapter:
+                facts["replaces"] = local_encoder_hash(tower.adapter.bundle)
             if config.lr_scheduler != "constant":  # the rate of a step depends on how many there are
                 facts["total_steps"] = data.steps
             run.check(facts)
@@ -132,7 +135,8 @@ def run(config: DistillConfig) -> Path | None:
             if config.pca_pictures:
                 engine.eval()
                 held_out.write_sheet(engine, teacher, work.dtype, run.folder / _PCA, world.first)
-            tensors = consolidated(engine, world)
+            tensors = consolidated(engine, engine.module.visual, world)
+            adapter_map = consolidated(engine, engine.module.to_adapter, world)
             world.wait()
             if not world.first:
                 return None
@@ -142,4 +146,4 @@ def run(config: DistillConfig) -> Path | None:
             if config.official_checkpoint:
                 write_official(run.folder / f"epoch_{config.epochs}.pt", clip, tower.name, config.epochs)
             metadata = {"rbctl.steps": str(data.steps), "rbctl.weights": facts["weights"]}
-            return write_weights(run.folder / _RESULT, clip, tower.config, metadata)
+            return write_weights(run.folder / _RESULT, clip, tower.config, metadata, adapter_map)

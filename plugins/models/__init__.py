@@ -126,7 +126,7 @@ def verify_(name_or_folder: str) -> None:
 @click.option(
     "--local-encoder",
     type=_PATH,
-    help="CLIPSelf's epoch_6.pt, .safetensors, or the folder that rbctl distill wrote.",
+    help="CLIPSelf's epoch_6.pt, .safetensors, or the folder that rbctl distill wrote, with its linear map.",
 )
 @click.option(
     "--prediction-type",

@@ -11,10 +11,18 @@ from typing import Any
 
 from rbctl.bundle.catalogue import contents, missing_parts, record
 from rbctl.bundle.config import check_objective
-from rbctl.bundle.convert import convert_adapter, convert_image_encoder, convert_local_encoder, read_open_clip_config
+from rbctl.bundle.convert import (
+    convert_adapter,
+    convert_image_encoder,
+    convert_local_encoder,
+    read_local_config,
+    read_open_clip_config,
+    save,
+)
 from rbctl.bundle.single_file import SDXL, ZERO_SNR, write_base, write_vae
+from rbctl.bundle.towers import ADAPTER_MAP, read_adapter_map, tower_width
 from rbctl.errors import InputError
-from rbctl.files import atomic_write, read_json, read_network_config, read_object, staging, write_json
+from rbctl.files import atomic_write, read_json, read_network_config, read_object, read_shapes, staging, write_json
 from rbctl.pretrained import shards
 from rbctl.runs import claim
 
@@ -127,13 +135,24 @@ def check_widths(*folders: Path) -> None:
         return content
 
     wanted = value("ms_adapter_config.json", "resampler", "embedding_dim")
-    widths = {
-        "clip_vision/config.json": value("clip_vision/config.json", "hidden_size"),
-        "clipself/open_clip_config.json": value("clipself/open_clip_config.json", "vision_cfg", "width"),
-    }
-    for name, width in widths.items():
+    local = next((path for f in folders if (path := f / "clipself/open_clip_config.json").is_file()), None)
+    map_it = "they do not fit; 'rbctl distill --bundle' trains a linear map between them"
+    for name, width, mend in (
+        ("clip_vision/config.json", value("clip_vision/config.json", "hidden_size"), "they do not fit"),
+        ("clipself/open_clip_config.json", _token_width(local) if local else None, map_it),
+    ):
         if wanted and width and width != wanted:
-            raise InputError(f"{name}: the encoder is {width} wide, the adapter takes {wanted}; they do not fit")
+            raise InputError(f"{name}: the encoder is {width} wide, the adapter takes {wanted}; {mend}")
+
+
+def _token_width(config: Path) -> Any:
+    """Width of what a local encoder gives the adapter: its map's, or else its tower's."""
+    if (path := config.with_name(ADAPTER_MAP)).is_file():
+        return read_shapes(path)["weight"][0]
+    model = read_open_clip_config(config)
+    vision = model.get("vision_cfg")
+    plain = vision.get("width") if isinstance(vision, dict) else None
+    return plain or tower_width(model, config)
 
 
 @contextlib.contextmanager
@@ -170,7 +189,7 @@ def import_bundle(
         adapter: ms_adapter.bin or .safetensors; its ms_adapter_config.json is looked for beside it.
         image_encoder: folder of CLIP bigG in transformers' layout.
         local_encoder: epoch_6.pt of CLIPSelf or .safetensors, or the folder of its model.safetensors, as
-            ``rbctl distill`` writes one; its open_clip_config.json is looked for beside it.
+            ``rbctl distill`` writes one; its open_clip_config.json and adapter_map.safetensors lie beside it.
         adapter_config, local_config: those two configurations, where they lie elsewhere.
         vae: a VAE in place of the base's: a file, or a folder in diffusers' layout.
         base_config: folder whose configurations fit ``base`` where that is one file. [default: SDXL's]
@@ -226,9 +245,12 @@ def import_bundle(
                 note(adapter)
             if local_encoder:
                 path = local_config or local_encoder.parent / "open_clip_config.json"
-                own = read_open_clip_config(path) if local_config or path.is_file() else None
+                own = read_local_config(path) if local_config or path.is_file() else None
                 config = convert_local_encoder(local_encoder, staged / "clipself" / "model.safetensors", own)
                 write_json(staged / "clipself" / "open_clip_config.json", config)
+                if (path := local_encoder.parent / ADAPTER_MAP).is_file():
+                    tensors = read_adapter_map(path, tower_width(config, local_encoder))
+                    save(staged / "clipself" / ADAPTER_MAP, tensors, path)
                 note(local_encoder)
             check_widths(staged, dest)
             if base and (scheduler := staged / "scheduler" / "scheduler_config.json").is_file():

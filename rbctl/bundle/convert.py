@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rbctl import formats
 from rbctl.bundle.towers import clip_shapes
-from rbctl.errors import InputError, reason
+from rbctl.errors import InputError, abridged, reason
 from rbctl.files import atomic_write, read_network_config, read_safetensors, read_torch, write_json
 from rbctl.kept import not_finite
 
@@ -235,6 +235,28 @@ def read_open_clip_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{path}: model_cfg must be a JSON object")
     return config
+
+
+def read_local_config(path: Path) -> dict[str, Any]:
+    """open_clip's model configuration of a CLIP that sees pictures as local encoders are shown them.
+
+    Raises:
+        InputError: it was trained on pictures that are normalised otherwise; or as ``read_open_clip_config`` does.
+    """
+    from rbctl.image_prompt import CLIP_MEAN, CLIP_STD
+
+    preprocess = read_network_config(path).get("preprocess_cfg")
+    for name, own in (("mean", CLIP_MEAN), ("std", CLIP_STD)) if isinstance(preprocess, dict) else ():
+        if (given := preprocess.get(name)) not in (None, list(own)):
+            what = f"{abridged(given)}, local encoders are shown pictures with {list(own)}"
+            raise InputError(f"{path}: preprocess_cfg: {name}: {what}; take a CLIP that was trained so")
+    return read_open_clip_config(path)
+
+
+def local_encoder_config(folder: Path) -> dict[str, Any]:
+    """open_clip's model configuration of a local encoder's folder; ViT-bigG-14's where it brings none."""
+    path = folder / "open_clip_config.json"
+    return read_local_config(path) if path.is_file() else default_open_clip_config()
 
 
 def read_local_encoder(source: Path) -> dict[str, torch.Tensor]:

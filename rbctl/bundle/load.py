@@ -14,17 +14,17 @@ from rbctl.bundle.catalogue import has_local_encoder, resolve
 from rbctl.bundle.config import adapter_config, summary, text_positions
 from rbctl.bundle.convert import (
     check_tensors,
-    default_open_clip_config,
+    local_encoder_config,
     read_adapter,
     read_local_encoder,
-    read_open_clip_config,
 )
 from rbctl.bundle.other_vae import load_vae
-from rbctl.bundle.towers import build_visual, fill_visual
+from rbctl.bundle.towers import ADAPTER_MAP, build_visual, fill_visual, read_adapter_map
 from rbctl.conditioning import DUMMY_TOKENS
 from rbctl.errors import InputError, abridged
 from rbctl.files import read_network_config, read_object
 from rbctl.image_prompt import ImagePromptEncoder
+from rbctl.local_encoder import LocalEncoder, tower_parts
 from rbctl.measurements import measured
 from rbctl.pretrained import from_pretrained, loading, network
 from rbctl.resampler import Resampler
@@ -80,10 +80,11 @@ def load(
     with loading(folder / "ms_adapter_config.json"), torch.device("meta"):
         resampler = Resampler(config.resampler)
     dummies = _load_adapter(folder, unet, resampler)
-    encoder = None
+    encoder, local_size = None, config.local_image_size
     if encoders and image_encoders:
         image_encoder = part(CLIPVisionModelWithProjection, "clip_vision")
         local = load_local_encoder(folder / "clipself") if local_encoder else None
+        local_size = local.picture_size(local_size) if local else local_size
         encoder = ImagePromptEncoder(image_encoder, local, resampler, dummies, config.num_patches).to(dtype)
     bundle = Bundle(
         folder=folder,
@@ -99,7 +100,7 @@ def load(
         image_prompt_encoder=encoder,
         gamma=config.scale,
         clip_image_size=config.clip_image_size,
-        local_image_size=config.local_image_size,
+        local_image_size=local_size,
         lowvram=lowvram,
     )
     bundle.scheduler()  # told now, not when the sampling begins
@@ -152,14 +153,21 @@ def _load_adapter(folder: Path, unet: Any, resampler: Resampler) -> torch.Tensor
     return tensors["dummy_image_tokens"][0]
 
 
-def load_local_encoder(folder: Path) -> nn.Module:
-    """Visual tower of the CLIPSelf encoder, from safetensors or the official epoch_6.pt, in open_clip naming."""
-    path, weights = folder / "open_clip_config.json", folder / "model.safetensors"
+def load_local_encoder(folder: Path) -> LocalEncoder:
+    """The CLIPSelf encoder: its visual tower, from safetensors or the official epoch_6.pt, in open_clip naming; and
+    the map to the adapter's width beside it, where there is one.
+    """
+    weights = folder / "model.safetensors"
     if not weights.is_file():
         weights = folder / "epoch_6.pt"
-    config = read_open_clip_config(path) if path.is_file() else default_open_clip_config()
     with torch.device("meta"):  # names and shapes; the file's own tensors become the weights
-        visual = build_visual(config, path)
+        visual = build_visual(local_encoder_config(folder), folder / "open_clip_config.json")
     tensors = {k.removeprefix("visual."): v for k, v in read_local_encoder(weights).items() if k.startswith("visual.")}
     check_tensors(weights, tensors, {name: tuple(tensor.shape) for name, tensor in visual.state_dict().items()})
-    return fill_visual(visual, tensors)
+    to_adapter = None
+    if (path := folder / ADAPTER_MAP).is_file():
+        weight = read_adapter_map(path, tower_parts(visual).width)["weight"]
+        rows, columns = weight.shape
+        to_adapter = nn.Linear(columns, rows, bias=False, device="meta")
+        to_adapter.load_state_dict({"weight": weight}, assign=True)
+    return LocalEncoder(fill_visual(visual, tensors), to_adapter)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbctl.errors import InputError, abridged, reason
+from rbctl.files import read_safetensors
 
 if TYPE_CHECKING:
     import torch
+
+ADAPTER_MAP = "adapter_map.safetensors"  # beside the tower's weights: its tokens -> the adapter's width
 
 # Weights come from our files alone, and no two passes over a picture differ.
 _FIXED = {"timm_model_pretrained": False, "timm_drop": 0.0, "timm_drop_path": None}
@@ -31,6 +35,33 @@ def build_visual(config: Mapping[str, Any], where: object) -> Any:
         vision = CLIPVisionCfg(**_at_hand(config, where)["vision_cfg"])
         visual = _build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
     return _dense(visual, where)
+
+
+def tower_width(config: Mapping[str, Any], where: object) -> int:
+    """Width of the dense features of an open_clip model.
+
+    Raises:
+        InputError: as :func:`build_visual` does.
+    """
+    import torch
+
+    from rbctl.local_encoder import tower_parts
+
+    with torch.device("meta"):
+        return tower_parts(build_visual(config, where)).width
+
+
+def read_adapter_map(path: Path, width: int) -> dict[str, torch.Tensor]:
+    """The linear map from a tower's width to an adapter's: weight (C of the adapter, C of the tower).
+
+    Raises:
+        InputError: it is no such map, or of another tower.
+    """
+    tensors = read_safetensors(path)[0]
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if list(shapes) != ["weight"] or len(shapes["weight"]) != 2 or shapes["weight"][1] != width:
+        raise InputError(f"{path}: holds {abridged(shapes)}, not a weight with {width} columns, as its tower is wide")
+    return tensors
 
 
 def clip_shapes(config: Mapping[str, Any], where: object) -> dict[str, tuple[int, ...]]:

@@ -64,12 +64,13 @@ class Adapter:
         if not name.strip():
             raise InputError("Individual: name: it is empty; write the individual's words of the prompt")
         parts, device = _ready(self.encoders)
-        local_encoder = parts["local_encoder"] if local_tokens and "local_encoder" in parts else None
+        local_encoder: Any = parts["local_encoder"] if local_tokens and "local_encoder" in parts else None
         if local_tokens and local_encoder is None:
             raise InputError(f"{self.folder}: the bundle has no local encoder; add one, or switch local_tokens off")
+        local_size = self.config.local_image_size
+        local_size = local_encoder.picture_size(local_size) if local_encoder else local_size
         pixels, local_pixels = (
-            clip_pixels([picture], size).to(device, self.dtype)
-            for size in (self.config.clip_image_size, self.config.local_image_size)
+            clip_pixels([picture], size).to(device, self.dtype) for size in (self.config.clip_image_size, local_size)
         )
         tokens = picture_tokens(
             parts["image_encoder"],

@@ -178,9 +178,10 @@ def test_dense_features(golden: Any, name: str) -> None:
     free = [t[f"in.free_boxes.{i}"] for i in range(batch)]
     g.close(local_encoder.pool_regions(dense, free), "out.roi_free_boxes")
     if not project:
-        own = local_encoder.local_tokens(visual, t["in.image_large"])
+        encoder = local_encoder.LocalEncoder(visual)
+        own = local_encoder.local_tokens(encoder, t["in.image_large"])
         g.close(own.flatten(0, 1), "out.roi_grid4_per_image")
-        first = local_encoder.local_tokens(visual, t["in.image_large"], first_image=True)
+        first = local_encoder.local_tokens(encoder, t["in.image_large"], first_image=True)
         g.close(first.flatten(0, 1), "out.roi_grid4_single_list_as_in_image_encoder")
     g.close(visual(t["in.image_native"]), "out.image_embed_native")
 
