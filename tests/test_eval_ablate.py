@@ -23,9 +23,10 @@ from safetensors import safe_open
 from torch import nn
 
 from rbctl.bundle.catalogue import resolve
+from rbctl.bundle.fingerprints import local_encoder_hash
 from rbctl.cli import main
 from rbctl.errors import InputError
-from rbctl.files import read_json, read_jsonl
+from rbctl.files import read_json, read_jsonl, write_json, write_safetensors
 from rbctl.image_prompt import ImagePromptEncoder
 from rbctl.menagerie.triplets import draw_triplets
 from rbctl.options import find_recipe
@@ -175,6 +176,61 @@ def test_real_triplets_on_a_benchmark_of_pictures(tiny_bundle: Path, tmp_path: P
     assert "to do: 3 of 3 finetunings" in plan.stdout
     again = ablate(recipe, *told, "--output", tmp_path / "out", "--dry-run")
     assert "to do: 0 of 3 finetunings" in again.stdout
+
+
+def write_local_encoder(folder: Path, width: int) -> Path:
+    """As ``rbctl distill --bundle`` writes one: a narrow tower and a map to mini's adapter, both random."""
+    from open_clip.model import CLIP
+
+    vision = {"image_size": 32, "layers": 2, "width": 48, "head_width": 12, "patch_size": 16}
+    text = {"context_length": 16, "vocab_size": 64, "width": 8, "heads": 2, "layers": 1}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    torch.manual_seed(0)
+    write_json(folder / "open_clip_config.json", {"model_cfg": config})
+    write_safetensors(folder / "model.safetensors", CLIP(**config).state_dict(), {})
+    write_safetensors(folder / "adapter_map.safetensors", {"weight": torch.randn(width, 48)}, {})
+    return folder
+
+
+@pytest.mark.slow
+def test_a_row_may_have_another_local_encoder(tmp_path: Path) -> None:
+    """Table 5: the bundle with that encoder is tuned and sampled; the bundle itself scores."""
+    recipe = write(tmp_path, tables=[{"rows": {"own": {}, "narrow": {"local_encoder": "narrow"}}}])
+    left_out = ablate(recipe, "--output", tmp_path / "out", "--dry-run")
+    assert "Table 1: without 'narrow', whose encoder is not named; --local-encoder narrow=FOLDER" in left_out.stderr
+    assert "to do: 1 of 1 finetunings" in left_out.stdout
+    told = [
+        "--local-encoder",
+        f"narrow={write_local_encoder(tmp_path / 'clipself', 128)}",
+        "--output",
+        tmp_path / "out",
+    ]
+    assert "to do: 2 of 2 finetunings, 2 of 2 pictures" in ablate(recipe, *told, "--dry-run").stdout
+    assert not (tmp_path / "out").exists()
+    result = ablate(recipe, *told)
+    assert result.exit_code == 0, result.output
+    variants = read_json(tmp_path / "out" / "tables.json")["variants"]
+    assert list(variants) == ["full", "narrow"]
+    hashes, pictures = [], []
+    for variant in variants.values():
+        with safe_open(tmp_path / "out" / variant["learned"][0], framework="pt") as file:
+            hashes.append(file.metadata()["rbctl.local_encoder_hash"])
+        (path,) = (tmp_path / "out" / variant["pictures"][0]).glob("a-*.png")
+        pictures.append(path.read_bytes())
+    (bundle,) = (tmp_path / "out" / "bundles").iterdir()
+    assert hashes == [local_encoder_hash(resolve("mini")), local_encoder_hash(bundle)]
+    assert (bundle / "unet").resolve() == resolve("mini") / "unet"
+    assert pictures[0] != pictures[1]
+    assert "to do: 0 of 2 finetunings, 0 of 2 pictures, 0 of 2 scorings" in ablate(recipe, *told, "--dry-run").stdout
+
+
+def test_a_local_encoder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    table = {"name": "Table 5", "rows": {"narrow": {"local_encoder": "narrow"}}}
+    recipe = write(tmp_path, tables=[table], local_encoders={"narrow": "nowhere"})
+    with pytest.raises(
+        InputError, match=r"Table 5: narrow: local_encoder: .*nowhere holds none; 'rbctl distill' writes"
+    ):
+        read(str(recipe), {})
 
 
 @pytest.mark.slow

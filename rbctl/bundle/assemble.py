@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rbctl.bundle.catalogue import contents, missing_parts, record
+from rbctl.bundle.catalogue import MANIFEST, contents, has_local_encoder, missing_parts, record
 from rbctl.bundle.config import check_objective
 from rbctl.bundle.convert import (
     convert_adapter,
@@ -165,6 +165,28 @@ def _claimed(dest: Path) -> Iterator[None]:
         finally:
             if new and [path.name for path in dest.iterdir()] == [".lock"]:
                 shutil.rmtree(dest, ignore_errors=True)
+
+
+def with_local_encoder(base: Path, local_encoder: Path, dest: Path) -> None:
+    """Make a bundle that is another's but for its local encoder; all else is linked to it.
+
+    Args:
+        base: the other bundle.
+        local_encoder: as :func:`import_bundle` takes it.
+
+    Raises:
+        InputError: the encoder does not fit; or as :func:`import_bundle` does.
+    """
+    dest.mkdir(parents=True, exist_ok=True)
+    for part in base.resolve().iterdir():
+        if (
+            part.name not in ("clipself", MANIFEST)
+            and not part.name.startswith(".")
+            and not (dest / part.name).exists()
+        ):
+            (dest / part.name).symlink_to(part)
+    if not has_local_encoder(dest):
+        import_bundle(dest, local_encoder=local_encoder)
 
 
 def import_bundle(

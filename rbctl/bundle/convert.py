@@ -246,8 +246,9 @@ def read_local_config(path: Path) -> dict[str, Any]:
     from rbctl.image_prompt import CLIP_MEAN, CLIP_STD
 
     preprocess = read_network_config(path).get("preprocess_cfg")
-    for name, own in (("mean", CLIP_MEAN), ("std", CLIP_STD)) if isinstance(preprocess, dict) else ():
-        if (given := preprocess.get(name)) not in (None, list(own)):
+    said = preprocess if isinstance(preprocess, dict) else {}
+    for name, own in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
+        if (given := said.get(name)) not in (None, list(own)):
             what = f"{abridged(given)}, local encoders are shown pictures with {list(own)}"
             raise InputError(f"{path}: preprocess_cfg: {name}: {what}; take a CLIP that was trained so")
     return read_open_clip_config(path)

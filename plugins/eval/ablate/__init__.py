@@ -26,6 +26,12 @@ from rbctl.errors import InputError
     help="RELATION=FOLDER: triplets that it is tuned on, instead of the recipe's; repeatable.",
 )
 @click.option(
+    "--local-encoder",
+    "local_encoders",
+    multiple=True,
+    help="NAME=FOLDER: a local encoder of rbctl distill that rows name, instead of the recipe's; repeatable.",
+)
+@click.option(
     "--data",
     type=click.Path(path_type=Path),
     help="Folder of the benchmark's pictures. [default: what its YAML says]",
@@ -60,6 +66,7 @@ def command(
     cases: int | None,
     bundle: str | None,
     triplets: tuple[str, ...],
+    local_encoders: tuple[str, ...],
     data: Path | None,
     clip: Path | None,
     dino: Path | None,
@@ -81,16 +88,18 @@ def command(
       rbctl eval ablate paper --tables "Table 4"
       rbctl eval ablate mine.yaml --relations ride --seeds 0 --seeds 1 --cases 8
       rbctl eval ablate sdxl-paper --triplets hug=triplets/hug --relations hug --data downloads/relationbench
+      rbctl eval ablate sdxl-paper --tables "Table 5" --local-encoder ViT-L-14=runs/distill/ViT-L-14/clipself ...
     """
     from rbctl.plugins.eval.ablate.recipe import read
 
-    folders = {}
-    for assignment in triplets:
-        name, equals, folder = assignment.partition("=")
-        if not (name and equals and Path(folder).is_dir()):
-            raise InputError(f"--triplets {assignment}: write RELATION=FOLDER, a folder that is there")
-        folders[name] = str(Path(folder).resolve())
-    changes = {"relations": relations, "seeds": seeds, "cases": cases, "bundle": bundle, "data": folders}
+    changes = {
+        "relations": relations,
+        "seeds": seeds,
+        "cases": cases,
+        "bundle": bundle,
+        "data": _folders("--triplets", "RELATION", triplets),
+        "local_encoders": _folders("--local-encoder", "NAME", local_encoders),
+    }
     ablation = read(recipe, {key: value for key, value in changes.items() if value}, tables)
     from rbctl.plugins.eval.ablate import run  # heavy: a wrong recipe is told before it is loaded
     from rbctl.plugins.eval.stages import Stages
@@ -98,3 +107,14 @@ def command(
     place = output or run.ABLATIONS / ablation.path.stem
     work = run.Work(ablation, Stages(place, ablation.recipe.bundle, device, jobs), data, clip, dino)
     click.echo(work.plan(figures) if dry_run else work.run(as_json))
+
+
+def _folders(flag: str, what: str, assignments: tuple[str, ...]) -> dict[str, str]:
+    """Absolute folders by name, of a flag's NAME=FOLDER."""
+    folders = {}
+    for assignment in assignments:
+        name, equals, folder = assignment.partition("=")
+        if not (name and equals and Path(folder).is_dir()):
+            raise InputError(f"{flag} {assignment}: write {what}=FOLDER, a folder that is there")
+        folders[name] = str(Path(folder).resolve())
+    return folders

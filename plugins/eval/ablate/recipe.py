@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import click
 from annotated_types import Interval, MinLen
 
 from rbctl import formats
@@ -33,15 +34,17 @@ class Row:
     Attributes:
         data: "relation": triplets that show it; "unrelated": triplets that say it but show something else; "subjects":
             the pictures of each subject of each case, for methods that learn subjects.
+        local_encoder: in the place of the bundle's own, by its name in ``Recipe.local_encoders``.
     """
 
     finetune: Options = field(default_factory=dict)
     sample: Options = field(default_factory=dict)
     data: Literal["relation", "unrelated", "subjects"] = "relation"
+    local_encoder: str = ""
 
     def changes(self) -> Options:
         """As plain data, without what it leaves as it is."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if value not in ({}, "relation")}
+        return {key: value for key, value in dataclasses.asdict(self).items() if value not in ({}, "relation", "")}
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Recipe:
         relations: names, or paths of relations' YAML files.
         cases: of each relation, at most.
         data: folder of triplets of a relation, from the recipe on; those of others are drawn.
+        local_encoders: folders by name, as ``rbctl distill`` writes them, from the recipe on; rows whose encoder has
+            none are left out.
         finetune, sample: options of the full method, and so of all variants.
     """
 
@@ -72,6 +77,7 @@ class Recipe:
     bundle: str = BUNDLE
     cases: Annotated[int, Interval(ge=1, le=100_000)] = 24
     data: dict[str, str] = field(default_factory=dict)
+    local_encoders: dict[str, str] = field(default_factory=dict)
     finetune: Options = field(default_factory=dict)
     sample: Options = field(default_factory=dict)
 
@@ -85,6 +91,7 @@ class Variant:
         changes: what it says differently from the full method, as written.
         finetune, sample: every option of the two stages, resolved.
         data: as in ``Row``.
+        local_encoder: its folder; None for the bundle's own.
     """
 
     name: str
@@ -92,11 +99,13 @@ class Variant:
     finetune: Options
     sample: Options
     data: str
+    local_encoder: Path | None = None
 
     @property
     def key(self) -> str:
         """Variants of one key are the same, whatever they are called."""
-        return digest([self.finetune, self.sample, self.data])
+        encoder = [str(self.local_encoder)] if self.local_encoder else []
+        return digest([self.finetune, self.sample, self.data, *encoder])
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,10 @@ def read(name: str, changes: Mapping[str, Any], chosen: Sequence[str] = ()) -> A
 
     def variant(where: str, label: str, row: Row) -> Variant:
         finetune, sample = completed(where, "finetune", row), completed(where, "sample", row)
-        return Variant(label, row.changes(), finetune, sample, row.data)
+        folder = path.parent / recipe.local_encoders[row.local_encoder] if row.local_encoder else None
+        if folder and not (folder / "model.safetensors").is_file():
+            raise InputError(f"{where}: local_encoder: {folder} holds none; 'rbctl distill' writes such a folder")
+        return Variant(label, row.changes(), finetune, sample, row.data, folder)
 
     full = variant(f"{path}: the full method", FULL, Row())
     variants, tables = {full.key: full}, list[Table]()
@@ -176,9 +188,14 @@ def read(name: str, changes: Mapping[str, Any], chosen: Sequence[str] = ()) -> A
             continue
         rows = {}
         for label, row in table.rows.items():
+            if row and row.local_encoder not in ("", *recipe.local_encoders):
+                named = f"--local-encoder {row.local_encoder}=FOLDER"
+                click.echo(f"{title}: without {label!r}, whose encoder is not named; {named}", err=True)
+                continue
             own = variant(f"{path}: {title}: {label}", label, row or Row())
             if own.data == "unrelated" and recipe.data:
                 raise InputError(f"{path}: {title}: {label}: unrelated triplets are drawn, but 'data' names pictures")
             rows[label] = variants.setdefault(own.key, own).key
-        tables.append(Table(title, " ".join(table.title.split()), " ".join(table.note.split()), rows))
+        if rows:
+            tables.append(Table(title, " ".join(table.title.split()), " ".join(table.note.split()), rows))
     return Ablation(path, recipe, variants, tuple(tables))

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from rbctl import formats, layout, lora
+from rbctl.bundle.assemble import with_local_encoder
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.config import summary
 from rbctl.bundle.fingerprints import fingerprint
@@ -122,10 +123,9 @@ class Work:
         recipe, cells = self.ablation.recipe, []
         for variant, given, seed in itertools.product(self.ablation.variants.values(), recipe.relations, recipe.seeds):
             relation = load_relation(given)
+            data = [self.hashes[given]] if given in self.hashes else []
             tuned, full = (
-                self.stages.tuning_key(
-                    relation, seed, v.finetune, v.data, *([self.hashes[given]] if given in self.hashes else [])
-                )
+                self.stages.tuning_key(relation, seed, v.finetune, v.data, *data, *self.encoder_hash(v))
                 for v in (variant, self.ablation.full)
             )
             shown = digest([tuned, full, variant.sample, recipe.bench])
@@ -137,6 +137,18 @@ class Work:
                 folders = tuple(group / f"{case:03d}-{role}" for case, role in numbers)
             cells.append(Cell(variant, relation, given, seed, folders, self.output / "pictures" / f"{name}-{shown}"))
         return tuple(cells)
+
+    def encoder_hash(self, variant: Variant) -> list[str]:
+        """Of the local encoder that a variant has in the place of the bundle's own; empty for that."""
+        return [fingerprint(variant.local_encoder)] if variant.local_encoder else []
+
+    def stages_of(self, variant: Variant) -> Stages:
+        """The stages on the bundle, or on one that has the variant's local encoder and is made for it."""
+        if variant.local_encoder is None:
+            return self.stages
+        folder = self.output / "bundles" / digest([self.stages.fingerprint, *self.encoder_hash(variant)])
+        with_local_encoder(resolve(self.stages.bundle), variant.local_encoder, folder)
+        return dataclasses.replace(self.stages, bundle=str(folder))
 
     def triplets(self, given: str) -> Path | None:
         """The triplets of a relation, as the recipe names it; None where they are drawn."""
@@ -291,7 +303,7 @@ class Work:
                         arguments += ["--data", str(folder_of)]
                 if cell.variant.data == "unrelated":
                     arguments += ["--data", str(self._unrelated(cell))]
-                steps[folder] = self.stages.finetune(folder, cell.variant.finetune, *arguments)
+                steps[folder] = self.stages_of(cell.variant).finetune(folder, cell.variant.finetune, *arguments)
         run_steps(steps.values(), self.stages.jobs, "finetune")
 
     def sample(self, cases: Sequence[Case]) -> None:
@@ -309,7 +321,7 @@ class Work:
                 for individual, box in zip(entry["objects"], boxes, strict=True):
                     individual["box"] = list(box)
             done = functools.partial(write_json, cell.shown / _MADE, self.depends(cell))
-            steps.append(self.stages.sample(cell.shown, content, cell.variant.sample, done))
+            steps.append(self.stages_of(cell.variant).sample(cell.shown, content, cell.variant.sample, done))
         run_steps(steps, self.stages.jobs, "sample")
 
     def score(self, cases: Sequence[Case]) -> None:
