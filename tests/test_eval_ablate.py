@@ -111,9 +111,11 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
 def test_methods_of_subjects_learn_each_subject_of_each_case(tmp_path: Path) -> None:
     learns = {"steps": 1, "method": "textual_inversion", "prior": "none"}
     row = {"data": "subjects", "finetune": learns, "sample": {"scale": 0}}
-    recipe = write(tmp_path, tables=[{"rows": {"base": {"sample": {"lora_weight": 0}}, "inversion": row}}])
+    custom = {**row, "finetune": {**learns, "method": "custom_diffusion"}, "sample": {"scale": 0, "lora_weight": 0.5}}
+    rows = {"base": {"sample": {"lora_weight": 0}}, "inversion": row, "custom": custom}
+    recipe = write(tmp_path, tables=[{"rows": rows}])
     plan = ablate(recipe, "--output", tmp_path / "out", "--dry-run").stdout
-    assert "to do: 3 of 3 finetunings, 3 of 3 pictures, 3 of 3 scorings" in plan
+    assert "to do: 5 of 5 finetunings, 4 of 4 pictures, 4 of 4 scorings" in plan
     result = ablate(recipe, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     variants = read_json(tmp_path / "out" / "tables.json")["variants"]
@@ -124,10 +126,13 @@ def test_methods_of_subjects_learn_each_subject_of_each_case(tmp_path: Path) -> 
     (row,) = read_jsonl(tmp_path / "out" / told["pictures"][0] / "metadata.jsonl")
     classes = [thing["name"] for thing in row["objects"]]
     assert [words in row["words"] for words in (f"<{classes[0]}>", f"<{classes[1]}>")] == [True, True]
+    (both,) = read_jsonl(tmp_path / "out" / variants["custom"]["pictures"][0] / "metadata.jsonl")
+    assert [words in both["words"] for words in (f"<new1> {classes[0]}", f"<new2> {classes[1]}")] == [True, True]
+    assert (both["lora_weight"], len(both["lora"].split(","))) == (0.5, 2)
     shown = {path.name for path in (tmp_path / "out" / "subjects" / "ride-000-0").iterdir()}
     assert any(Path(row["objects"][0]["image"]).stem.startswith(Path(name).stem) for name in shown)
     plan = ablate(recipe, "--output", tmp_path / "out", "--dry-run").stdout
-    assert "to do: 0 of 3 finetunings, 0 of 3 pictures, 0 of 3 scorings" in plan
+    assert "to do: 0 of 5 finetunings, 0 of 4 pictures, 0 of 4 scorings" in plan
 
 
 def draw_benchmark(folder: Path) -> Path:

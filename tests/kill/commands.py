@@ -66,6 +66,10 @@ COMMANDS: Mapping[str, Command] = {
         f"finetune --method dreambooth_lora --class-noun cat --triplets 3 --prior drawn --prior-count 3 {_BASELINE}",
         needs=("tiny",),
     ),
+    "finetune-custom-diffusion": Command(
+        f"finetune --method custom_diffusion --class-noun cat --triplets 3 --prior drawn --prior-count 3 {_BASELINE}",
+        needs=("tiny",),
+    ),
     "finetune-relation-inversion": Command(
         f"finetune --method relation_inversion --relation hug --data ../inputs/hug {_BASELINE}", needs=("tiny", "hug")
     ),

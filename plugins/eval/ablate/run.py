@@ -87,13 +87,12 @@ class Cell:
         own = paths[number * roles : (number + 1) * roles] if of_subjects else paths
         names = [relative(path, self.shown.parent) for path in own]
         tokens = [relative(embedding, self.shown.parent) for path in own if (embedding := _embedding(path))]
-        told = {}
-        if tokens:  # two subjects of a picture have tokens of their own
-            told["embedding"] = ",".join(f"{t}:<new{k}>" for k, t in enumerate(tokens, 1)) if of_subjects else tokens[0]
-        if names != tokens:
-            told["lora"] = ",".join(names)
-            # A prompt with a LoRA of its own takes it at weight 1, whatever the stage is told.
-            told["lora_weight"] = self.variant.sample["lora_weight"]
+        if names == tokens:
+            return {"embedding": ",".join(tokens)}
+        # A prompt with a LoRA of its own takes it at weight 1, whatever the stage is told.
+        told = {"lora": ",".join(names), "lora_weight": self.variant.sample["lora_weight"]}
+        if tokens:  # of Custom Diffusion: all are called <new1>, but those of one picture need names of their own
+            told["embedding"] = ",".join(f"{token}:<new{number}>" for number, token in enumerate(tokens, 1))
         return told
 
 
