@@ -6,13 +6,14 @@ What does not fit is never taken up: not of other data or options, changed since
 from __future__ import annotations
 
 import hashlib
+import os.path
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 from rbctl.files import content_hash, read_json, read_safetensors, sha256, write_json, write_safetensors
 
 if TYPE_CHECKING:
@@ -106,8 +107,8 @@ def compare_files(folder: Path, files: object) -> None:
     if not isinstance(files, dict) or not files:
         raise InputError(f"{folder}: does not tell the hashes of its files")
     for name, digest in files.items():
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: no such file")
+        if not os.path.isfile(folder / name):  # Path.is_file fails where the name is too long
+            raise InputError(f"{folder}: has no file {abridged(name)}")
         if sha256(folder / name) != digest:
             raise InputError(f"{folder / name}: was changed since it was written")
 

@@ -270,6 +270,9 @@ def test_an_oracle_is_the_same_from_its_files(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"relations": ["ride"], "symmetric": []})
     with pytest.raises(InputError, match="does not fit its weights"):
         load_oracle(tmp_path)
+    write_json(tmp_path / "config.json", {"relations": ["ride"], "symmetric": [], "added": ["x"] * 100_000})
+    with pytest.raises(InputError, match="100000 added relations, weights of 0"):
+        load_oracle(tmp_path)
     write_json(tmp_path / "config.json", {})
     with pytest.raises(InputError, match="not the configuration of an oracle"):
         load_oracle(tmp_path)

@@ -407,8 +407,13 @@ def load_oracle(folder: Path, device: torch.device | str = "cpu") -> Oracle:
         name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name in names
     }
     try:
-        oracle = Oracle(OracleConfig(**values))
-        oracle.load_state_dict({name: t.float() for name, t in read_safetensors(path.with_name(_WEIGHTS))[0].items()})
+        config = OracleConfig(**values)
+        tensors = {name: t.float() for name, t in read_safetensors(path.with_name(_WEIGHTS))[0].items()}
+        copies = len({name.split(".")[1] for name in tensors if name.startswith("extensions.")})
+        if len(config.added) != copies:  # before each is built
+            raise ValueError(f"{len(config.added)} added relations, weights of {copies}")
+        oracle = Oracle(config)
+        oracle.load_state_dict(tensors)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise InputError(f"{path}: does not fit its weights ({str(error).splitlines()[0]})") from error
     return oracle.requires_grad_(False).eval().to(device)

@@ -25,6 +25,8 @@ DOCUMENTED: Sequence[Difference] = (
     Difference(
         "*metrics.jsonl", ("seconds", "images_per_second", "samples_per_second"), "how long a step took, on a clock"
     ),
+    Difference("*made.json", ("seconds",), "how long a stage took, on a clock"),
+    Difference("*log.txt", (), "what a stage printed, with how fast it was"),
     Difference(
         "*features/*.partial", (), "a kill leaves one; evaluations share the folder, and a later one removes it"
     ),
