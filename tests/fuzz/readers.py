@@ -53,6 +53,7 @@ from rbctl.plugins.annotate.steps import misfit
 from rbctl.plugins.distill import checkpoint as distill_checkpoint
 from rbctl.plugins.distill.pictures import find_pictures
 from rbctl.plugins.eval import inputs
+from rbctl.plugins.eval.ablate import cost
 from rbctl.plugins.eval.ablate import recipe as ablations
 from rbctl.plugins.eval.benchmarks import load_benchmark
 from rbctl.plugins.eval.case import Wanted
@@ -60,6 +61,7 @@ from rbctl.plugins.eval.encoders import Encoder
 from rbctl.plugins.eval.features import Digests, FeatureStore
 from rbctl.plugins.eval.gates import recipe as gates
 from rbctl.plugins.eval.gates import run as gates_run
+from rbctl.plugins.eval.paper import recipe as papers
 from rbctl.plugins.eval.stages import learned
 from rbctl.plugins.finetune import checkpoint as finetune_checkpoint
 from rbctl.plugins.finetune import command as finetune
@@ -905,6 +907,48 @@ def benchmarks(folder: Path) -> Reader:
     def read(place: Path) -> Any:
         wanted = Wanted(partial=True)
         return [load_benchmark(str(place / d.path), wanted) for d in documents if d.path.endswith(".yaml")]
+
+    return Reader(documents, read)
+
+
+@reader
+def tables_of_papers(folder: Path) -> Reader:
+    tables = [
+        {
+            "name": "Table 1",
+            "title": "of two",
+            "rows": {"ours": "a", "theirs": None},
+            "published": {"a": {"CLIP-T": 28.9}},
+        },
+        {"name": "Table 4", "title": "parts", "rows": {"full": None}, "ablation": True, "note": "n"},
+    ]
+    content = {"source": "a paper", "columns": ["CLIP-T", "DINO"], "tables": tables}
+    row = {"what": "rbctl sample itself", "s/image": 3.5}
+    sections = {"finetune": [{"what": "x", "s for 500 steps": 600.0}], "sampling": [row]}
+    documents = (
+        mutations.yaml_file("tables.yaml", content),
+        mutations.json_file("fullsize.json", {"device": "x", "sizes": "full", "sections": sections}),
+    )
+
+    def read(place: Path) -> Any:
+        return papers.read(str(place / "tables.yaml")), cost.read_figures(place / "fullsize.json")
+
+    return Reader(documents, read)
+
+
+@reader
+def tuned_weights_of_unets(folder: Path) -> Reader:
+    attention = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
+    custom = {f"{attention}.processor.to_{k}_custom_diffusion.weight": _random(8, 8) for k in "kv"}
+    whole = {"conv_in.weight": _random(8, 4, 3, 3), f"{attention}.to_k.weight": _random(8, 8)}
+    documents = (
+        mutations.safetensors("custom.safetensors", custom, {"rbctl.instance": "<new1> cat", "rbctl.words": '["cat"]'}),
+        mutations.safetensors("whole.safetensors", whole, {"rbctl.instance": "sks cat", "rbctl.words": '["cat"]'}),
+    )
+
+    def read(place: Path) -> Any:
+        files = [any_lora.read(place / document.path) for document in documents]
+        return files, [embeddings.words_of(file.metadata, file.path) for file in files]
 
     return Reader(documents, read)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,8 @@ def read_figures(path: Path) -> Figures:
 
 
 def _least(path: Path, rows: Sequence[Row], column: str, words: str = "") -> Row:
-    known = [row for row in rows if isinstance(row.get(column), int | float) and words in str(row.get("what"))]
+    named = [row for row in rows if isinstance(row.get("what"), str) and words in row["what"]]
+    known = [row for row in named if isinstance(row.get(column), int | float) and 0 < row[column] < math.inf]
     if not known:
         raise InputError(f"{path}: holds no {column!r}; run bench/fullsize.py --only finetune,sampling on a GPU")
     return min(known, key=lambda row: float(row[column]))
