@@ -44,7 +44,7 @@ bench: $(STAMP)
 gates: $(STAMP)
 	$(BIN)/rbctl eval gates mini --keep docs/mini-gates.json $(GATES)
 
-# The table in docs/clients.md, about ten minutes; a program that is not given is skipped.
+# The table in docs/clients.md, about a quarter of an hour; a program that is not given is skipped.
 # COMFYUI=CHECKOUT SD_SCRIPTS=CHECKOUT INVOKEAI=PYTHON COMFYUI_PYTHON=PYTHON SD_SCRIPTS_PYTHON=PYTHON
 clients: $(STAMP)
 	$(BIN)/python tests/clients/table.py
