@@ -145,11 +145,15 @@ def test_gradients_reach_all_but_queries_and_keys_of_the_last_block(kind: str) -
         ({"timm_pool": "avg"}, "a ViT or EVA with a class token is needed"),
         ({"timm_model_name": "vit_tiny_patch16_rope_mixed_224"}, "lacks or garbles"),
         ({"timm_model_name": "hf-hub:someone/something"}, "timm_model_name: .* would be downloaded"),
+        ({"hf_model_name": "someone/something"}, "hf_model_name: .* would be downloaded"),
         ({"timm_model_name": "resnet18"}, "a ViT or EVA with a class token is needed|lacks or garbles"),
     ],
 )
 def test_a_tower_without_dense_features_is_one_line(change: dict[str, Any], said: str) -> None:
     config = clip_config("rbctl_eva01")
-    config["vision_cfg"] |= change
+    if "hf_model_name" in change:
+        config["text_cfg"] = change
+    else:
+        config["vision_cfg"] |= change
     with pytest.raises(InputError, match=f"^here: .*{said}"):
         build_visual(config, "here")

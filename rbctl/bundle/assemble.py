@@ -136,13 +136,16 @@ def check_widths(*folders: Path) -> None:
 
     wanted = value("ms_adapter_config.json", "resampler", "embedding_dim")
     local = next((path for f in folders if (path := f / "clipself/open_clip_config.json").is_file()), None)
-    map_it = "they do not fit; 'rbctl distill --bundle' trains a linear map between them"
     for name, width, mend in (
-        ("clip_vision/config.json", value("clip_vision/config.json", "hidden_size"), "they do not fit"),
-        ("clipself/open_clip_config.json", _token_width(local) if local else None, map_it),
+        ("clip_vision/config.json", value("clip_vision/config.json", "hidden_size"), ""),
+        (
+            "clipself/open_clip_config.json",
+            _token_width(local) if local else None,
+            "; 'rbctl distill --bundle' trains a linear map between them",
+        ),
     ):
         if wanted and width and width != wanted:
-            raise InputError(f"{name}: the encoder is {width} wide, the adapter takes {wanted}; {mend}")
+            raise InputError(f"{name}: the encoder is {width} wide, the adapter takes {wanted}; they do not fit{mend}")
 
 
 def _token_width(config: Path) -> Any:
