@@ -97,7 +97,10 @@ def read(path: Path) -> AnyLora:
 def tensors_hash(file: AnyLora) -> str:
     """SHA-256 of the tensors alone, as the trainer noted it, else of what stands behind the file's header."""
     noted = file.metadata.get("sshs_model_hash", "")
-    return noted if re.fullmatch("[0-9a-f]{64}", noted) else lora.autov3(file.path)
+    return noted if re.fullmatch("[0-9a-f]{64}", noted) else _autov3(file.path)
+
+
+_autov3 = functools.cache(lora.autov3)  # a whole UNet is large, and every picture asks for it
 
 
 def _counted(left_out: Mapping[str, int]) -> str:

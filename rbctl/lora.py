@@ -198,8 +198,12 @@ def hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> 
 
 def autov3(path: Path) -> str:
     """SHA-256 of all that stands behind a file's header; its first 12 digits are Civitai's AutoV3."""
-    content = path.read_bytes()
-    return hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read(path: Path) -> LoraFile:

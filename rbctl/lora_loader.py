@@ -34,7 +34,8 @@ class LoraLoader:
         self._adapters: dict[int, tuple[AnyLora, str]] = {}
         self._loaded: dict[str, AnyLora] = {}  # by the names that the user knows
         self._weights: dict[str, float] = {}  # of those in use
-        self._base: dict[str, torch.Tensor] = {}  # the base model's values of what tuned weights replaced
+        self._whole: list[tuple[UNetWeights, float]] = []  # the tuned weights that the UNet has now
+        self._base: dict[str, torch.Tensor] = {}  # the base model's values of what they replaced
 
     def load_relation(self, paths: Path | str | Sequence[Path | str], weight: float = 1.0) -> None:
         """Sample with a relation LoRA from now on, or with several at the same weight. The last call counts.
@@ -111,7 +112,9 @@ class LoraLoader:
         low_rank = [(file, weight) for file, weight in loras if not isinstance(file, UNetWeights)]
         any_lora.use(self.bundle, {self._adapters[id(file)][1]: weight for file, weight in low_rank})
         whole = [(file, weight) for file, weight in loras if isinstance(file, UNetWeights)]
-        unet_weights.use(self.bundle.unet, whole, self._base)
+        if whole != self._whole:
+            unet_weights.use(self.bundle.unet, whole, self._base)
+            self._whole = whole
         self.loras = tuple(file for file, _ in loras)
 
     def attach(self, file: AnyLora) -> None:
