@@ -199,7 +199,7 @@ def doctor(rehearse: bool, folder: Path, keep: bool, device: str, as_json: bool)
 
     --rehearse shows what SDXL needs here, before anything is downloaded. It writes a bundle of random weights (16 GB),
     runs 'rbctl finetune' for two steps at 256 pixels in bf16 and 'rbctl sample' for two steps with its LoRA, and prints
-    seconds and the most memory of each part. On a CPU that takes half an hour and 24 GB of memory.
+    seconds and the most memory of each part.
     """
     import json
 

@@ -108,7 +108,8 @@ def _check_room(sizes: Architecture, folder: Path, place: torch.device) -> None:
     if free < needed:
         need = f"the random weights need {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} are free"
         raise InputError(f"{folder}: {need}; choose another --folder")
-    memory.require(needed, place, "--rehearse", "take a machine with more")
+    if place.type == "cuda":  # a CPU reads the weights in place from their files
+        memory.require(needed, place, "--rehearse", "take a larger GPU, or --device cpu")
 
 
 def _write_prompt(path: Path, folder: Path) -> None:
