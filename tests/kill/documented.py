@@ -25,6 +25,7 @@ DOCUMENTED: Sequence[Difference] = (
     Difference(
         "*metrics.jsonl", ("seconds", "images_per_second", "samples_per_second"), "how long a step took, on a clock"
     ),
+    Difference("*gates*.json", ("date", "seconds"), "when a section was measured, and how long its LoRAs took"),
     Difference("*made.json", ("seconds",), "how long a stage took, on a clock"),
     Difference("*log.txt", (), "what a stage printed, with how fast it was"),
     Difference(
