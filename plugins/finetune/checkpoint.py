@@ -92,18 +92,16 @@ def _fits(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.nn
     shapes = {key: tensor.shape for key, tensor in tensors.items() if not key.startswith("scaler.")}
     if needed.keys() - shapes.keys() or any((needed | moments).get(key) != shape for key, shape in shapes.items()):
         return False
-    for name in parameters:
+    for name, parameter in parameters.items():
         own = [tensors.get(f"optimizer.{part}.{name}") for part in _MOMENTS]
-        steps, _, squares = own
+        steps, means, squares = own
         if any(part is None for part in own) and any(part is not None for part in own):
             return False
-        if steps is None or squares is None:
+        if steps is None or means is None or squares is None:
             continue
-        if not (
-            steps >= 1
-            and bool((squares >= 0).all())
-            and all(part.is_floating_point() for part in own if part is not None)
-        ):
+        if not (steps >= 1 and steps.is_floating_point() and bool((squares >= 0).all())):
+            return False
+        if not means.dtype == squares.dtype == parameter.dtype:
             return False
     scales = [tensor for key, tensor in tensors.items() if key.startswith("scaler.")]
     return int(tensors["step"]) >= 0 and all(scale.numel() == 1 and scale >= 0 for scale in scales)
