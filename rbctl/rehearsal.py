@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -99,8 +100,15 @@ def rehearse(
 
 
 def _write(bundle: Path, sizes: Architecture, place: torch.device, file: Path) -> None:
+    threading.Thread(target=_end_with_the_rehearsal, daemon=True).start()
     with measured("write random weights", file):
         write_random(bundle, sizes, torch.Generator(place).manual_seed(0), DTYPES[PRECISION])
+
+
+def _end_with_the_rehearsal() -> None:
+    if rehearsal := multiprocessing.parent_process():
+        rehearsal.join()
+        os._exit(1)
 
 
 def _check_room(sizes: Architecture, folder: Path, place: torch.device) -> None:
