@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from rbctl.plugins.eval.stages import Options
 
 FIGURES = Path("bench/out/fullsize.json")
 RESOLUTION = 1024  # pixels, at which full size is measured
+_MOST = 1e9  # seconds
 _STEPS, _BATCH, _DENOISING = 500, 8, 30  # of its finetuning, and of its pictures: bench/full/sizes.py
 
 Row = dict[str, Any]
@@ -69,7 +69,7 @@ def read_figures(path: Path) -> Figures:
 
 def _least(path: Path, rows: Sequence[Row], column: str, words: str = "") -> Row:
     named = [row for row in rows if isinstance(row.get("what"), str) and words in row["what"]]
-    known = [row for row in named if isinstance(row.get(column), int | float) and 0 < row[column] < math.inf]
+    known = [row for row in named if isinstance(row.get(column), int | float) and 0 < row[column] < _MOST]
     if not known:
         raise InputError(f"{path}: holds no {column!r}; run bench/fullsize.py --only finetune,sampling on a GPU")
     return min(known, key=lambda row: float(row[column]))
