@@ -39,6 +39,10 @@ def _in_one_line() -> Iterator[None]:
         raise _Shown(_printable(shortened(" ".join(error.format_message().split())))) from error
     except InputError as error:
         raise _Shown(_printable(str(error))) from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise _Shown(f"{abridged(error.filename)}: the name is too long for a file; give a shorter one") from error
 
 
 def _printable(text: str) -> str:

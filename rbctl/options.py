@@ -308,7 +308,7 @@ def _of_the_bundle(ctx: click.Context, bundle: str) -> dict[str, Any]:
     from rbctl.bundle.catalogue import place
 
     path = place(bundle) / BUNDLE_RECIPE
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file fails where a name is too long
         return {}
     recipe = _section(ctx, path, read_yaml(path))
     settable = {p.name for p in ctx.command.params if isinstance(p, _Field) and p.of_bundle}
