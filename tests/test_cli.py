@@ -106,7 +106,7 @@ def test_both_doors_are_the_same() -> None:
         (["doctor", "--jsn"], "--json"),
         (["doctor", "extra"], "unexpected extra argument"),
         (["data", "check", "x" * 300], "the name is too long for a file"),
-        (["finetune", "--relation", "ride", "--bundle", "x" * 300, "--dry-run"], "no such bundle"),
+        (["finetune", "--relation", "ride", "--bundle", "x" * 300], "no such bundle"),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(arguments: list[str], said: str) -> None:
