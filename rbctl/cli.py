@@ -215,8 +215,8 @@ def doctor(rehearse: bool, folder: Path, keep: bool, device: str, as_json: bool)
             click.echo(rehearsal.line(*row), err=as_json)
 
         click.echo(rehearsal.HEADER, err=as_json)
-        found = rehearsal.rehearse(full_size(), 256, folder, device, keep, show)
-        click.echo(json.dumps(found, indent=2) if as_json else rehearsal.summary(found))
+        content = rehearsal.rehearse(full_size(), 256, folder, device, keep, show)
+        click.echo(json.dumps(content, indent=2) if as_json else rehearsal.summary(content))
         return
     from rbctl.doctor import examine, table
 

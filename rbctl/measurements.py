@@ -81,6 +81,6 @@ def _append(path: Path, row: Measurement) -> None:
 
 def _peak() -> int | None:
     with contextlib.suppress(OSError):
-        if found := re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text()):
-            return int(found[1]) * 1024
+        if peak := re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text()):
+            return int(peak[1]) * 1024
     return None

@@ -486,7 +486,7 @@ def test_gpu_hours_rest_on_the_best_figures_of_full_size(tmp_path: Path) -> None
     path.write_text(json.dumps(FULL_SIZE))
     figures = cost.read_figures(path)
     tunings = [{"steps": 500, "batch_size": 8}] * 9 + [{"steps": 1000, "batch_size": 4}]  # as ten of 500 steps
-    told = cost.told(tunings, [{"steps": 30}] * 600, figures)
+    told = cost.summary(tunings, [{"steps": 30}] * 600, figures)
     assert told.startswith("cost: 5,500 finetuning steps, 18,000 denoising steps; about 2.0 GPU hours by ")
     assert "fullsize.json (some GPU: 360 s for 500 steps, 2 micro-batches of 4, triton; 6.00 s a picture" in told
     path.write_text(json.dumps({**FULL_SIZE, "sizes": "small: no figure of these means anything"}))

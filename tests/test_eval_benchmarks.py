@@ -17,7 +17,7 @@ from rbctl.errors import InputError
 from rbctl.plugins.eval.benchmarks import find_benchmark, load_benchmark, seeded
 from rbctl.plugins.eval.case import Case, CaseObject, Picture, Wanted
 from rbctl.plugins.eval.config import EvalConfig
-from rbctl.plugins.eval.kinds import read_dreambench_lists
+from rbctl.plugins.eval.kinds.dreambench import read_dreambench_lists
 from rbctl.plugins.eval.report import number_tables
 from rbctl.plugins.eval.rows import Column, Row
 from rbctl.plugins.eval.sampling import prompts

@@ -25,7 +25,8 @@ from rbctl.pictures import read_record
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.sample import run as stage
 from rbctl.plugins.sample.config import SampleConfig
-from rbctl.plugins.sample.jobs import Job, described, plan, read_learned
+from rbctl.plugins.sample.jobs import Job, described, plan
+from rbctl.plugins.sample.learned import read_learned
 from rbctl.prompts import parse_line, read_prompts
 from rbctl.relations import load_relation
 from rbctl.runs import tuned

@@ -14,7 +14,8 @@ from rbctl.errors import InputError, abridged, nearest, shortlist
 from rbctl.files import read_yaml
 from rbctl.paths import shipped_yaml
 from rbctl.plugins.eval.case import Case, Number, Wanted
-from rbctl.plugins.eval.kinds import KINDS, Kind
+from rbctl.plugins.eval.kinds import KINDS
+from rbctl.plugins.eval.kinds.kind import Kind
 
 
 @dataclass(frozen=True)

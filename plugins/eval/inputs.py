@@ -17,7 +17,7 @@ from rbctl.files import read_jsonl, read_text
 from rbctl.paths import inside
 from rbctl.plugins.eval.case import Case, CaseObject, Part, Picture
 from rbctl.plugins.eval.features import Digests
-from rbctl.plugins.eval.kinds import pictures_in
+from rbctl.plugins.eval.kinds.kind import pictures_in
 from rbctl.prompts.weights import read_weights
 from rbctl.relations import check_box
 

@@ -22,7 +22,8 @@ from rbctl.files import read_image, read_object, write_bytes, write_jsonl
 from rbctl.phrases import unread
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.sample.config import SampleConfig
-from rbctl.plugins.sample.jobs import Job, described, plan, read_learned
+from rbctl.plugins.sample.jobs import Job, described, plan
+from rbctl.plugins.sample.learned import read_learned
 from rbctl.progress import progress
 from rbctl.prompts import Prompt, check_pictures, read_official_config, read_prompts
 from rbctl.provenance import SHEET, check_signer

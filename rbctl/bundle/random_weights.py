@@ -120,8 +120,8 @@ def _weights(sizes: Architecture) -> dict[str, tuple[str, dict[str, tuple[int, .
     import torch
     import transformers
     from diffusers import UNet2DConditionModel
-    from open_clip.model import CLIP
 
+    from rbctl.bundle.towers import clip_shapes
     from rbctl.bundle.vae import vae_class
 
     with torch.device("meta"):  # names and shapes only; the weights are drawn
@@ -129,8 +129,8 @@ def _weights(sizes: Architecture) -> dict[str, tuple[str, dict[str, tuple[int, .
         text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**sizes.text_encoder))
         text_2 = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**sizes.text_encoder_2))
         vision = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**sizes.clip_vision))
-        local = CLIP(**sizes.clipself)
-    visual = {name: shape for name, shape in _shapes(local).items() if name.startswith("visual.")}
+    local = clip_shapes(sizes.clipself, "clipself")
+    visual = {name: shape for name, shape in local.items() if name.startswith("visual.")}
     return {
         "unet": ("unet/diffusion_pytorch_model.safetensors", _shapes(unet), 1.0),
         "vae": ("vae/diffusion_pytorch_model.safetensors", _shapes(vae), 1.0),

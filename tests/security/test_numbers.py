@@ -190,7 +190,7 @@ def test_long_texts_take_no_time_out_of_proportion(tmp_path: Path) -> None:
             parse_line(f"A cat. --{option}", tmp_path, "p.txt:1")
     lists = tmp_path / "prompts_and_classes.txt"
     lists.write_text(f"subject_name,class\na,b\nObject Prompts{chr(10) * 100_000}Live Subject Prompts")
-    from rbctl.plugins.eval.kinds import read_dreambench_lists
+    from rbctl.plugins.eval.kinds.dreambench import read_dreambench_lists
 
     with pytest.raises(InputError):
         read_dreambench_lists(lists)

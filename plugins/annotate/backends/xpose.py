@@ -157,8 +157,8 @@ def of_boxes(poses: Poses, boxes: np.ndarray) -> np.ndarray:
         boxes: (K, 4) relative xyxy. A box that nothing lies in gets keypoints of no confidence.
     """
     scores = poses.scores.amax(-1).cpu()
-    found = box_convert(poses.boxes.cpu(), "cxcywh", "xyxy")
-    fit = box_iou(torch.from_numpy(boxes).float(), found) * scores
+    detected = box_convert(poses.boxes.cpu(), "cxcywh", "xyxy")
+    fit = box_iou(torch.from_numpy(boxes).float(), detected) * scores
     rows, columns = linear_sum_assignment(fit.numpy(), maximize=True)
     keypoints = np.zeros((len(boxes), len(KEYPOINTS), 3), np.float32)
     keypoints[rows, :, :2] = poses.keypoints.cpu().numpy()[columns]

@@ -75,7 +75,7 @@ def _least(path: Path, rows: Sequence[Row], column: str, words: str = "") -> Row
     return min(known, key=lambda row: float(row[column]))
 
 
-def told(tunings: Sequence[Options], pictures: Sequence[Options], figures: Figures | str) -> str:
+def summary(tunings: Sequence[Options], pictures: Sequence[Options], figures: Figures | str) -> str:
     """What is left to do, in a line.
 
     Args:

@@ -90,10 +90,10 @@ class Cell:
         if names == tokens:
             return {"embedding": ",".join(tokens)}
         # A prompt with a LoRA of its own takes it at weight 1, whatever the stage is told.
-        told = {"lora": ",".join(names), "lora_weight": self.variant.sample["lora_weight"]}
+        learned = {"lora": ",".join(names), "lora_weight": self.variant.sample["lora_weight"]}
         if tokens:  # of Custom Diffusion: all are called <new1>, but those of one picture need names of their own
-            told["embedding"] = ",".join(f"{token}:<new{number}>" for number, token in enumerate(tokens, 1))
-        return told
+            learned["embedding"] = ",".join(f"{token}:<new{number}>" for number, token in enumerate(tokens, 1))
+        return learned
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ class Work:
                 "",
                 f"to do: {len(to_tune)} of {len(tuned)} finetunings, {len(to_sample) * recipe.cases} of "
                 f"{len(self.cells) * recipe.cases} pictures, {to_score} of {len(self.cells)} scorings",
-                cost.told(to_tune, to_sample * recipe.cases, self._figures(figures)),
+                cost.summary(to_tune, to_sample * recipe.cases, self._figures(figures)),
                 f"tables: {self.output / 'tables.md'}",
             ]
         )

@@ -26,7 +26,7 @@ from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.eval import sampling
 from rbctl.plugins.eval.gates.figures import Scores, scores
 from rbctl.plugins.eval.gates.recipe import Gates
-from rbctl.plugins.eval.kinds import of_world
+from rbctl.plugins.eval.kinds.menagerie import of_world
 from rbctl.plugins.eval.stages import Stages, Step, complete, digest, learned, run_steps, tuning
 from rbctl.relations import Box, load_relation
 
