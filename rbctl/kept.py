@@ -49,7 +49,7 @@ def read(path: Path, made_from: Facts) -> dict[str, torch.Tensor]:
     _compare(path, metadata.get("made_from"), made_from)
     if metadata.get("content") != digest_of(tensors):
         raise InputError(f"{path}: was changed since it was written")
-    if name := not_finite(tensors):
+    if (name := not_finite(tensors)) is not None:
         raise InputError(f"{path}: {name} holds NaN or infinite numbers")
     return tensors
 

@@ -164,14 +164,14 @@ def load_relation(name_or_path: str | Path) -> Relation:
     Raises:
         InputError: there is no such relation or file, or the file does not describe one; the key is named.
     """
-    if os.path.isfile(name_or_path):
-        return _read(Path(name_or_path))
     spelling, paths = str(name_or_path), shipped_yaml("relations")
+    if spelling.endswith((".yaml", ".yml")):  # no other file is opened: a prompts file may be a stranger's
+        if os.path.isfile(spelling):
+            return _read(Path(spelling))
+        raise InputError(f"{spelling}: no such relation file")
     name = _plain(spelling).replace(" ", "_")
     if name in paths:
         return _read_shipped(paths[name])
-    if spelling.endswith((".yaml", ".yml")):
-        raise InputError(f"{spelling}: no such relation file")
     everyone = [_read_shipped(path) for path in paths.values()]
     meant = [r.name for r in everyone if _plain(spelling) in map(_plain, (r.predicate, *r.forms))]
     hint = f"; did you mean {meant[0]!r}?" if meant else nearest(name, paths)

@@ -24,6 +24,14 @@ roles:
 """
 
 
+def test_no_other_file_is_opened_as_a_relation(tmp_path: Path) -> None:
+    path = tmp_path / "hug"
+    path.write_text("secret")
+    with pytest.raises(InputError, match="no such relation") as caught:
+        load_relation(str(path))
+    assert "secret" not in str(caught.value)
+
+
 def test_the_shipped_relations_are_complete() -> None:
     wanted = {"ride", "hug", "shake_hands", "kiss", "carry", "hold", "high_five", "fight", "dance_with", "lift"}
     wanted |= {"feed", "chase", "sit_on", "whisper_to", "back_to_back", "follow", "push", "pull"}

@@ -143,7 +143,7 @@ def encode(
     encoded = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
     embeds, pooled = bundle.encode_prompts([""])
     encoded |= {"empty_prompt_embeds": embeds[0].cpu(), "empty_pooled_prompt_embeds": pooled[0].cpu()}
-    if name := not_finite(encoded):  # a damaged bundle, or fp16 overflow
+    if (name := not_finite(encoded)) is not None:  # a damaged bundle, or fp16 overflow
         raise InputError(f"{bundle.folder}: the frozen networks gave NaN in {name}; try --precision bf16 or fp32")
     return encoded
 

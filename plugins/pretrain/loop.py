@@ -252,7 +252,7 @@ def _train(part: Part, config: PretrainConfig, world: World) -> None:
     run.cut(start)
 
     def save() -> None:
-        if kept.not_finite(state.tensors()):
+        if kept.not_finite(state.tensors()) is not None:
             raise InputError(
                 f"{run.folder}: the weights became NaN or infinite by step {state.done} and are not saved; lower its "
                 f"learning rate (--{part.name}-learning-rate)"

@@ -156,7 +156,7 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], source: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    if name := not_finite(tensors):
+    if (name := not_finite(tensors)) is not None:
         raise InputError(f"{source}: {name} holds NaN or infinite numbers; bring the original again")
     with atomic_write(path) as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {"format": "pt"})

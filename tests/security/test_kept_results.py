@@ -63,13 +63,14 @@ def test_a_kept_file_that_does_not_fit_is_told_and_not_taken_up(
     assert line.endswith("made anew")
 
 
-def test_no_kept_file_holds_nan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["w", ""])
+def test_no_kept_file_holds_nan(tmp_path: Path, name: str) -> None:
     path = tmp_path / "kept.safetensors"
     with pytest.raises(InputError, match="NaN"):
-        kept.save(path, {"w": torch.tensor([math.nan])}, FACTS)
-    content = {"w": torch.tensor([math.nan])}
+        kept.save(path, {name: torch.tensor([math.nan])}, FACTS)
+    content = {name: torch.tensor([math.nan])}
     save_file(content, path, {"made_from": content_hash(FACTS), "content": kept.digest_of(content)})
-    with pytest.raises(InputError, match="w holds NaN"):
+    with pytest.raises(InputError, match=f"{name} holds NaN"):
         kept.read(path, FACTS)
 
 
