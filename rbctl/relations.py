@@ -10,7 +10,7 @@ import itertools
 import os.path
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,6 +80,19 @@ class Role:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Questions:
+    """How a judge is asked, where the first prompt does not make a good question.
+
+    Attributes:
+        relation: names every role, as prompts do: "Is the {rider} on the back of the {mount}?".
+        contact: of two that should touch, {subject} and {object}: "Does the {subject} hold the hand of the {object}?".
+    """
+
+    relation: str = ""
+    contact: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Relation:
     """A relation between the objects of a picture.
 
@@ -93,6 +106,7 @@ class Relation:
         symmetric: all roles may change places.
         alike: names of the roles that may change places, where others may not: the two that carry a third.
         inverse: name of the relation that says the same with the two roles turned: "is chasing" of "is fleeing from".
+        questions: of a judge; the first prompt and the scene's contacts make those that are not given.
         scene: pose rules by which the embedded world draws it (rbctl.menagerie.scenes reads them); None where nobody
             wrote any.
     """
@@ -105,6 +119,7 @@ class Relation:
     symmetric: bool = False
     alike: tuple[_Words, ...] = ()
     inverse: Annotated[str, formats.Check(_check_name, schema={"pattern": f"^{_NAME}$"})] | None = None
+    questions: Questions = field(default_factory=Questions)
     scene: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -114,18 +129,24 @@ class Relation:
             if name not in {role.name for role in self.roles}:
                 raise ValueError(f"alike: no role {abridged(name)}")
         numbers = self._places()
+        shown = [f"{{{place}}}" for place in (*_PLACES, *map(_place, self.roles[2:]))][: len(self.roles)]
         for template in self.prompts:
-            try:
-                named = places(template)
-            except ValueError as error:
-                raise ValueError(f"prompts: {abridged(template)}: {error}") from error
-            if not set(named) <= numbers.keys() or {numbers[place] for place in named} != set(numbers.values()):
-                shown = [f"{{{place}}}" for place in (*_PLACES, *map(_place, self.roles[2:]))][: len(self.roles)]
+            if {numbers.get(place) for place in _named("prompts", template)} != set(numbers.values()):
                 raise ValueError(f"prompts: {abridged(template)} must hold {' and '.join(shown)}")
+        asked = self.questions
+        if asked.relation and {numbers.get(place) for place in _named("questions", asked.relation)} != {
+            *numbers.values()
+        }:
+            raise ValueError(f"questions: relation: {abridged(asked.relation)} must hold {' and '.join(shown)}")
+        if asked.contact and set(_named("questions", asked.contact)) != set(_PLACES):
+            raise ValueError(f"questions: contact: {abridged(asked.contact)} must hold {{subject}} and {{object}}")
 
     def prompt(self, names: Sequence[str], number: int = 0) -> str:
         """Template ``number`` (counted round) with the objects' names in it; "a" becomes "an" where it must."""
-        template = self.prompts[number % len(self.prompts)]
+        return self.filled(self.prompts[number % len(self.prompts)], names)
+
+    def filled(self, template: str, names: Sequence[str]) -> str:
+        """A template of this relation's places with the objects' names in it, as in :meth:`prompt`."""
         words = {place: names[role] for place, role in self._places().items() if role < len(names)}
         for place, name in words.items():
             article = r"\1n " if name[:1].lower() in tuple("aeiou") else r"\1 "
@@ -146,6 +167,13 @@ class Relation:
         """The names that a template may have in braces -> the role's number."""
         own = {_place(role): number for number, role in enumerate(self.roles)}
         return own | dict(zip(_PLACES[: len(self.roles)], range(len(_PLACES)), strict=False))
+
+
+def _named(where: str, template: str) -> list[str]:
+    try:
+        return places(template)
+    except ValueError as error:
+        raise ValueError(f"{where}: {abridged(template)}: {error}") from error
 
 
 def _place(role: Role) -> str:
