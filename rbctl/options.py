@@ -28,7 +28,7 @@ from rbctl.paths import near, relative, shipped_yaml
 Config = TypeVar("Config")
 
 _PLAIN_TYPES: dict[Any, Any] = {bool: click.BOOL, str: click.STRING, Path: click.Path(path_type=Path)}
-_LAST_GROUPS = ("Run", "Hardware", "General")  # the others come before, in the configuration's order
+_LAST_GROUPS = ("Judges", "Run", "Hardware", "General")  # the others come before, in the configuration's order
 _SEPARATORS = ("/", os.sep)
 BUNDLE_RECIPE = "recipe.yaml"  # in a bundle's folder: what suits it better than the defaults
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from rbctl.options import option
 from rbctl.paths import FOLLOW_OUTSIDE
+from rbctl.plugins.eval.judges.config import JudgeOptions
 
 Profile = Literal["cc101", "dreambench", "dreambench++", "relationbench", "crops"]
 
@@ -16,7 +17,7 @@ _NAME = re.compile(r"[\w.+-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
+class EvalConfig(JudgeOptions):
     """What to score, against what, and by which encoders."""
 
     runs: tuple[Path, ...] = option(
@@ -67,6 +68,7 @@ class EvalConfig:
     json: bool = option(False, "Print JSON for a program to read.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.bench and not self.runs:
             raise ValueError("give a folder of pictures, or --bench NAME")
         if not self.bench:

@@ -1,0 +1,48 @@
+"""Options of judges, shared by the commands that ask them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from rbctl.options import option
+
+JudgeKind = Literal["vlm", "server", "grounding-dino", "owlv2", "boxes", "oracle", "clip"]
+_NEEDS = {"vlm": "FOLDER", "server": "MODEL", "grounding-dino": "FOLDER", "owlv2": "FOLDER"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """Which judges, and what they need."""
+
+    judge: tuple[str, ...] = option(
+        (),
+        "Who answers questions of every picture: vlm=FOLDER, server=MODEL, grounding-dino=FOLDER, owlv2=FOLDER, boxes, "
+        "oracle[=FOLDER], clip[=FOLDER]; repeatable.",
+        group="Judges",
+    )
+    answers: Path | None = option(None, "Where answers of judges are kept. [default: runs/eval/answers]")
+
+    def __post_init__(self) -> None:
+        for spec in self.judge:
+            read_spec(spec)
+        if len(set(self.judge)) < len(self.judge):
+            raise ValueError(f"--judge {' '.join(self.judge)}: one stands there twice")
+
+
+def read_spec(spec: str) -> tuple[JudgeKind, str]:
+    """The kind of judge and what stands behind the ``=``, "" for nothing.
+
+    Raises:
+        ValueError: there is no such kind, or it needs a folder or a model that is not given.
+    """
+    name, equals, what = spec.partition("=")
+    for kind in get_args(JudgeKind):
+        if name == kind:
+            if kind in _NEEDS and not what:
+                raise ValueError(f"--judge {spec}: write {kind}={_NEEDS[kind]}")
+            if kind == "boxes" and equals:
+                raise ValueError(f"--judge {spec}: write boxes alone; it takes those of the pictures' own list")
+            return kind, what
+    raise ValueError(f"--judge {spec}: no such judge; one of {', '.join(get_args(JudgeKind))}")
