@@ -122,11 +122,10 @@ class AnswerStore:
 
     def _key(self, picture: Picture, question: Question) -> str:
         """Of all that an answer depends on besides the picture's pixels."""
-        individuals = [picture.case.objects[k] for k in question.individuals]
         facts = {
             "question": question.text,
             "kind": question.kind,
-            "images": [self.digests(individual.image) for individual in individuals] if question.beside else [],
+            "second": question.second and self.digests(question.second),
             "boxes": [
                 part if part is None or isinstance(part, tuple) else self.digests(part) for part in picture.boxes or ()
             ],

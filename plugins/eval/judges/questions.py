@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from rbctl.errors import InputError
 from rbctl.plugins.eval.case import Case
-from rbctl.relations import Relation, load_relation
+from rbctl.relations import Relation, load_relation, shipped
+from rbctl.roles import find_relation, read_roles
 from rbctl.templates import fill
 
 Kind = Literal["present", "once", "relation", "exchanged", "contact", "bodies", "same", "copied"]
@@ -34,17 +37,14 @@ class Question:
         text: as a person or a model is asked.
         individuals: numbers of the case's objects that it is about.
         wanted: the answer of a picture without fault.
+        second: shown beside the picture: the individual's image prompt, or another result of the case.
     """
 
-    kind: Kind
+    kind: Kind | Literal["preferred"]
     text: str
     individuals: tuple[int, ...]
     wanted: bool = True
-
-    @property
-    def beside(self) -> bool:
-        """Whether the individual's image prompt is shown as a second picture."""
-        return self.kind in ("same", "copied")
+    second: Path | None = None
 
     @property
     def id(self) -> str:
@@ -56,7 +56,6 @@ def questions(case: Case) -> tuple[Question, ...]:
     """All questions of a case, by kind in the order of ``KINDS``."""
     names = [individual.name for individual in case.objects]
     everybody = tuple(range(len(names)))
-    relation = relation_of(case)
     asked = [Question("present", f"Is there any {name} in the picture?", (k,)) for k, name in enumerate(names)]
     for k, name in enumerate(names):
         count = names.count(name)
@@ -64,45 +63,73 @@ def questions(case: Case) -> tuple[Question, ...]:
             words = f"exactly one {name}, and no second one" if count == 1 else f"exactly {count} of these: {name}"
             own = tuple(n for n in everybody if names[n] == name)
             asked.append(Question("once", f"Does the picture show {words}?", own))
-    asked.append(Question("relation", _whether(relation, names, case.text), everybody))
-    if relation is not None and len(relation.roles) == len(names):
-        if pair := _exchangeable(relation, names):
-            turned = list(names)
-            turned[pair[0]], turned[pair[1]] = names[pair[1]], names[pair[0]]
-            asked.append(Question("exchanged", _whether(relation, turned), pair, wanted=False))
-        words = relation.questions.contact or "Do the {subject} and the {object} touch each other?"
-        for a, b in _touching(relation):
-            asked.append(Question("contact", fill(words, subject=names[a], object=names[b]), (a, b)))
+    asked += _of_relation(case, names)
     if len(names) > 1:
         listed = " and ".join((", ".join(f"the {name}" for name in names[:-1]), f"the {names[-1]}"))
         words = f"Do {listed} have a whole body each, separate and not grown together?"
         asked.append(Question("bodies", words, everybody))
     for k, name in enumerate(names):
-        asked.append(Question("same", f"Is the {name} of the first picture the very one of the second picture?", (k,)))
+        words = f"Is the {name} of the first picture the very one of the second picture?"
+        asked.append(Question("same", words, (k,), second=case.objects[k].image))
     for k, name in enumerate(names):
         words = f"Has the {name} of the first picture the same pose as the one of the second picture?"
-        asked.append(Question("copied", words, (k,), wanted=False))
+        asked.append(Question("copied", words, (k,), wanted=False, second=case.objects[k].image))
     return tuple(asked)
 
 
+def preferred(case: Case, second: Path) -> Question:
+    """Whether a picture shows a case better than another one does; asked in both orders by who compares."""
+    words = f'Does the first picture show this better than the second one does? "{case.text}"'
+    return Question("preferred", words, tuple(range(len(case.objects))), second=second)
+
+
 def relation_of(case: Case) -> Relation | None:
-    """The relation of a case as data; None where rbctl has none of that name."""
+    """The relation of a case as data: by its name, else by the words of its text; None where rbctl has none of it."""
     if case.truth is not None:
         return case.truth.relation
-    name = case.spoken_to or case.relation
-    try:
-        return load_relation(name) if name else None
-    except InputError:  # of a benchmark or a folder with words of its own
-        return None
+    if case.spoken_to:
+        return load_relation(case.spoken_to)
+    with contextlib.suppress(InputError):  # a benchmark or a folder may have words of its own
+        if case.relation:
+            return load_relation(case.relation)
+    return find_relation(case.text, map(load_relation, shipped()), [individual.name for individual in case.objects])
 
 
-def _whether(relation: Relation | None, names: Sequence[str], text: str = "") -> str:
-    """Asks for the relation between individuals, or for a text where that says nothing of it."""
-    if relation is not None and len(relation.roles) == len(names):
-        if relation.questions.relation:
-            return relation.filled(relation.questions.relation, names)
-        text = relation.prompt(names)
-    return f'Is this sentence true of the picture? "{text}"'
+def cast(case: Case, relation: Relation) -> tuple[int, ...]:
+    """By role the number of its individual: as the case says, else as its text does, else in their order."""
+    roles, named = [role.name for role in relation.roles], [individual.role for individual in case.objects]
+    if sorted(roles) == sorted(named):
+        return tuple(named.index(role) for role in roles)
+    names = [individual.name for individual in case.objects]
+    return read_roles(case.text, names, relation).individuals or tuple(range(len(names)))
+
+
+def _of_relation(case: Case, names: Sequence[str]) -> list[Question]:
+    """Whether the relation holds, with its roles exchanged too, and who touches whom."""
+    everybody, relation = tuple(range(len(names))), relation_of(case)
+    if relation is None or len(relation.roles) != len(names):
+        return [Question("relation", _whether(case.text), everybody)]
+    roles = cast(case, relation)
+    players = [names[k] for k in roles]
+    own = relation.questions.relation
+
+    def holds(players: Sequence[str]) -> str:
+        return relation.filled(own, players) if own else _whether(relation.prompt(players))
+
+    asked = [Question("relation", holds(players), everybody)]
+    if pair := _exchangeable(relation, players):
+        a, b = pair
+        turned = [players[{a: b, b: a}.get(k, k)] for k in everybody]
+        asked.append(Question("exchanged", holds(turned), (roles[a], roles[b]), wanted=False))
+    words = relation.questions.contact or "Do the {subject} and the {object} touch each other?"
+    for a, b in _touching(relation):
+        text = fill(words, subject=players[a], object=players[b])
+        asked.append(Question("contact", text, (roles[a], roles[b])))
+    return asked
+
+
+def _whether(sentence: str) -> str:
+    return f'Is this sentence true of the picture? "{sentence}"'
 
 
 def _exchangeable(relation: Relation, names: Sequence[str]) -> tuple[int, int] | None:
