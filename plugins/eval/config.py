@@ -23,6 +23,9 @@ class EvalConfig(JudgeOptions):
     runs: tuple[Path, ...] = option(
         (), "Folders of pictures (metadata.jsonl, metadata.csv or names).", group="Pictures", argument=True
     )
+    pairs: Path | None = option(
+        None, "CSV that lists the pictures of every folder in RUNS, for folders without a list of their own."
+    )
     bench: str | None = option(None, "Benchmark: a name of recipes/benchmarks, or a YAML file.", group="Benchmark")
     data: Path | None = option(None, "Folder of the benchmark's pictures. [default: what its YAML says]")
     run: tuple[str, ...] = option(
@@ -75,6 +78,10 @@ class EvalConfig(JudgeOptions):
             for name in ("lora", "run", "relations", "cases", "data"):
                 if getattr(self, name):
                     raise ValueError(f"--{name}: needs --bench")
+        elif self.pairs:
+            raise ValueError(
+                f"--pairs {self.pairs}: lists pictures of RUNS; with --bench the cases are the benchmark's"
+            )
         elif self.runs:
             raise ValueError(f"{self.runs[0]}: with --bench name it as --run NAME={self.runs[0]}")
         for assignment in self.run:

@@ -1,4 +1,4 @@
-"""What is wrong with a picture, by name: from the oracle in the embedded world, else from features in boxes."""
+"""What is wrong with a picture, by name: from the oracle in the embedded world, from features in boxes, from judges."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from rbctl.menagerie.judge import Verdict
+from rbctl.plugins.eval.judges.judge import Answer
+from rbctl.plugins.eval.judges.questions import Kind, Question
 from rbctl.plugins.eval.metrics import Features, cosine
 
 MISSING, DUPLICATE, SWAP = "missing object", "duplicate", "identity swap"
@@ -57,6 +59,27 @@ def of_crops(crops: Sequence[Features | None], prompts: Sequence[Features], dete
     if detected:
         failures[DUPLICATE] = len(set(nearest.tolist())) < len(nearest)
     failures[SWAP] = best_match(table) != tuple(range(len(table)))
+    return failures
+
+
+def of_answers(answers: Sequence[tuple[Question, Answer]]) -> Found:
+    """Failures by what a judge answers; a type is known where all that was asked of it is."""
+    failures: Found = dict.fromkeys(TYPES)
+    kinds: dict[str, Kind] = {
+        MISSING: "present",
+        DUPLICATE: "once",
+        MERGED: "bodies",
+        RELATION: "relation",
+        DIRECTION: "exchanged",
+        CONTACT: "contact",
+        COPY: "copied",
+    }
+    for name, kind in kinds.items():
+        wrong = [None if answer.yes is None else answer.says != q.wanted for q, answer in answers if q.kind == kind]
+        if wrong and None not in wrong:
+            failures[name] = any(wrong)
+    if failures[MISSING] and failures[DUPLICATE]:  # "not exactly one" is no second one where there is none
+        failures[DUPLICATE] = None
     return failures
 
 

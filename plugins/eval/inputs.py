@@ -58,11 +58,13 @@ class Row:
     seed: int | None = None
 
 
-def read_rows(folder: Path, follow_outside: bool = False) -> list[Row]:
+def read_rows(folder: Path, follow_outside: bool = False, pairs: Path | None = None) -> list[Row]:
     """The pictures of a folder (metadata.jsonl, metadata.csv, else by name) or of a CSV file; all of them are there.
 
     Args:
         follow_outside: the list may name pictures outside of its own folder. The report shows them, and it is shared.
+        pairs: a CSV that lists the pictures of any such folder, instead of the folder's own list. ``file_name`` is
+            relative to the folder, all else to the CSV.
 
     Raises:
         InputError: there is neither list nor picture, a line is wrong or names a picture outside, or pictures are
@@ -70,7 +72,9 @@ def read_rows(folder: Path, follow_outside: bool = False) -> list[Row]:
     """
     table = folder if folder.suffix.lower() == ".csv" else folder / "metadata.csv"
     listed = folder / "metadata.jsonl"
-    if listed.is_file():
+    if pairs is not None:
+        rows = _from_csv(pairs, follow_outside, folder)
+    elif listed.is_file():
         rows = [_from_record(listed, number, row, follow_outside) for number, row in enumerate(read_jsonl(listed), 1)]
     elif table.is_file():
         rows = _from_csv(table, follow_outside)
@@ -135,7 +139,7 @@ def _near(folder: Path, name: str, where: str, follow_outside: bool) -> Path:
     return Path(name) if follow_outside and os.path.isfile(name) and not os.path.isfile(path) else path
 
 
-def _from_csv(path: Path, follow_outside: bool) -> list[Row]:
+def _from_csv(path: Path, follow_outside: bool, pictures: Path | None = None) -> list[Row]:
     reader = csv.DictReader(io.StringIO(read_text(path)), restkey="", restval="")
     names = [_SAME.get(name.strip(), name.strip()) for name in reader.fieldnames or ()]
     for name in names:
@@ -164,7 +168,7 @@ def _from_csv(path: Path, follow_outside: bool) -> list[Row]:
             raise InputError(f"{where}: seed: {abridged(seed)} is not a whole number")
         rows.append(
             Row(
-                file=inside(path.parent, row["file_name"].strip(), f"{where}: file_name", follow_outside),
+                file=inside(pictures or path.parent, row["file_name"].strip(), f"{where}: file_name", follow_outside),
                 text=row["text"].strip(),
                 objects=tuple((n, near(image, "image_prompts")) for n, image in zip(called, images, strict=True)),
                 boxes=masks or boxes,

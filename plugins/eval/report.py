@@ -17,7 +17,7 @@ from rbctl.files import read_image
 from rbctl.pages import render
 from rbctl.plugins.eval.failures import TYPES
 from rbctl.plugins.eval.rows import TRUTH, Row, by_case
-from rbctl.plugins.eval.tables import aligned, cell, column_table, inert, markdown_table, number
+from rbctl.plugins.eval.tables import aligned, cell, column_table, inert, markdown_table, number, win_table
 
 _THUMBNAIL = 144  # pixels, longer side
 _COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#8e5aa8", "#b08900", "#4d4d4d")
@@ -41,14 +41,16 @@ def table(
     part: dict[str, Any] | None = None,
     bounds: bool = True,
     published: Mapping[str, Mapping[str, float]] | None = None,
+    judge: str = "",
 ) -> list[list[str]]:
     """Header and rows of the metric table: runs, published numbers, then floors and ceilings.
 
     Args:
         part: the cells of one group instead of all.
         published: rows of a paper on the same cases, in the profile of the benchmark.
+        judge: the columns of this judge instead of those of no judge.
     """
-    columns = content["columns"]
+    columns = {name: facts for name, facts in content["columns"].items() if facts["judge"] == judge}
     rows = [["run", "n", *_heads(columns)]]
     for run, cells in (part or content["table"]).items():
         marks = [_mark(content, run, column) if part is None else "" for column in columns]
@@ -96,6 +98,23 @@ def case_table(content: dict[str, Any], rows: Sequence[Row]) -> list[list[str]]:
     return table
 
 
+def judge_tables(content: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """By judge: the share of its answers that pictures without fault would have, and which run wins how often."""
+    tables = {}
+    for judge in content["judges"].get("judges", ()):
+        tables[f"Judge {judge}"] = table(content, bounds=False, judge=judge)
+        if standing := content["wins"].get(judge):
+            tables[f"Judge {judge}: who wins"] = win_table(standing)
+    if agreement := content["judges"].get("agreement"):
+        rows = [["judges", "question", "n", "alike", "kappa"]]
+        rows += [
+            [f"{row['a']}, {row['b']}", row["kind"], str(row["n"]), number(row["alike"]), number(row["kappa"])]
+            for row in agreement
+        ]
+        tables["Agreement of judges"] = rows
+    return tables
+
+
 def failure_table(content: dict[str, Any]) -> list[list[str]]:
     """Header and rows: by run, how many pictures fail in which way, of those where it is known."""
     rows = [["run", *TYPES]]
@@ -131,9 +150,11 @@ def terminal(content: dict[str, Any], folder: Path) -> str:
         for name, facts in content["encoders"].items()
     )
     numbers = [f"{name}\n{aligned(rows)}" for name, rows in number_tables(content).items()]
+    judges = [f"{name}\n{aligned(rows)}" for name, rows in judge_tables(content).items()]
     parts = [
         aligned(table(content)),
         *numbers,
+        *judges,
         aligned(failure_table(content)),
         rank_line(content),
         _LEGEND,
@@ -157,6 +178,8 @@ def markdown(content: dict[str, Any], rows: Sequence[Row]) -> str:
     parts += [markdown_table(table(content)), _LEGEND, inert(rank_line(content))]
     for name, own in number_tables(content).items():
         parts += [f"## {name}", markdown_table(own)]
+    for name, own in judge_tables(content).items():
+        parts += [f"## {inert(name)}", markdown_table(own)]
     for group, cells in content["groups"].items():
         parts += [f"## {inert(group)}", markdown_table(table(content, cells, bounds=False))]
     parts += ["## Failures", markdown_table(failure_table(content))]
@@ -309,7 +332,7 @@ def html(content: dict[str, Any], rows: Sequence[Row], show: int) -> str:
         title=_title(content),
         content=content,
         table=table(content),
-        numbers=number_tables(content),
+        numbers=number_tables(content) | judge_tables(content),
         groups={group: table(content, cells, bounds=False) for group, cells in content["groups"].items()},
         failures=failure_table(content),
         rank=rank_line(content),

@@ -15,6 +15,8 @@ from rbctl.menagerie.judge import Verdict
 from rbctl.paths import relative
 from rbctl.plugins.eval import failures
 from rbctl.plugins.eval.case import Picture
+from rbctl.plugins.eval.judges.judge import Answer
+from rbctl.plugins.eval.judges.questions import Question
 from rbctl.plugins.eval.metrics import Metric
 
 TRUTH = "truth"  # the run of the world's own drawings: a ceiling, not a method
@@ -25,8 +27,9 @@ class Column:
     """One number a picture.
 
     Attributes:
-        metric: None for what the oracle says.
-        hash: of the encoder or oracle.
+        metric: None for what the oracle or a judge says.
+        hash: of the encoder, oracle or judge.
+        judge: whose answers it counts; "" for none.
     """
 
     id: str
@@ -35,10 +38,11 @@ class Column:
     definition: str
     hash: str
     metric: Metric | None = None
+    judge: str = ""
 
     def facts(self) -> dict[str, str]:
         """What a report says of it."""
-        return {name: getattr(self, name) for name in ("profile", "name", "definition", "hash")}
+        return {name: getattr(self, name) for name in ("profile", "name", "definition", "hash", "judge")}
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Row:
     failures: failures.Found = field(default_factory=dict)
     predicate: str = ""
     source: str = "none"
+    answers: dict[str, list[tuple[Question, Answer]]] = field(default_factory=dict)  # by judge
 
     def facts(self, folder: Path) -> dict[str, Any]:
         """As a line of pictures.jsonl, which lies in ``folder``."""
@@ -67,6 +72,10 @@ class Row:
             "seed": self.picture.seed,
             "scores": {name: rounded(value) for name, value in self.scores.items()},
             "oracle": None if self.verdict is None else dataclasses.asdict(self.verdict),
+            "answers": {
+                judge: {question.id: dataclasses.asdict(answer) for question, answer in own}
+                for judge, own in self.answers.items()
+            },
             "failures": self.failures,
         }
 

@@ -28,6 +28,9 @@ from rbctl.plugins.eval.case import Case, Picture, Wanted
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.encoders import Encoder, load_clip, load_dino
 from rbctl.plugins.eval.features import Digests, FeatureStore
+from rbctl.plugins.eval.judges.judge import AnswerStore
+from rbctl.plugins.eval.judges.kinds import Surroundings, open_judge
+from rbctl.plugins.eval.judges.summary import agreements, counts
 from rbctl.plugins.eval.metrics import PROFILES
 from rbctl.plugins.eval.predicates import lacking
 from rbctl.plugins.eval.rows import TRUTH, Row
@@ -160,7 +163,7 @@ def _given(config: EvalConfig, digests: Digests) -> list[Picture]:
     return [
         picture
         for name, folder in zip(_run_names(config.runs), config.runs, strict=True)
-        for picture in inputs.as_cases(name, inputs.read_rows(folder, config.follow_outside), digests)
+        for picture in inputs.as_cases(name, inputs.read_rows(folder, config.follow_outside, config.pairs), digests)
     ]
 
 
@@ -180,18 +183,28 @@ def open_scorer(
     device = world.device(pick_device(config.device))
     profiles = config.profile or (bench.profiles if bench else ("relationbench",))
     needed = {metric.encoder for profile in profiles for metric in PROFILES[profile]} | {"dino"}
+    encoders = _encoders(config, device)
     stores = {
         name: FeatureStore(_cache(config), encoder, digests, config.batch_size, world)
-        for name, encoder in _encoders(config, device).items()
+        for name, encoder in encoders.items()
         if name in needed
     }
     judge, digest = None, ""
     if any(picture.case.truth for picture in pictures):
-        folder = config.oracle or resolve(config.bundle) / "oracle"
-        if not folder.is_dir() and config.oracle is None:
-            folder = resolve(BUNDLE) / "oracle"
+        folder = _oracle(config)
         judge, digest = Judge(load_oracle(folder, device)), fingerprint(folder)
-    return Scorer(stores, profiles, judge, digest)
+    answers = config.answers or RUNS / "eval" / "answers"
+    at_hand = Surroundings(config, encoders["clip"], _oracle(config), device, answers)
+    judges = [
+        AnswerStore(answers, open_judge(spec, at_hand), digests, config.batch_size, world) for spec in config.judge
+    ]
+    return Scorer(stores, profiles, judge, digest, judges)
+
+
+def _oracle(config: EvalConfig) -> Path:
+    """Folder of ``--oracle``, else the bundle's, else that of the bundle that comes with rbctl."""
+    own = config.oracle or resolve(config.bundle) / "oracle"
+    return own if config.oracle or own.is_dir() else resolve(BUNDLE) / "oracle"
 
 
 def _encoders(config: EvalConfig, device: torch.device) -> dict[str, Encoder]:
@@ -224,6 +237,8 @@ def _content(
     cases: dict[str, Case] = {row.picture.case.id: row.picture.case for row in rows}
     columns, lacking_columns = scorer.columns()
     content = summary(rows, runs, columns, scorer.stores, config.seed, apart=bool(bench and bench.published))
+    content["judges"] = _judges(scorer, rows, runs)
+    content["wins"] = scorer.wins(rows, runs, config.pairwise)
     content["left_out"] = lacking_columns + content["left_out"]
     content["left_out"] += [f"{run}: {count} cases have no picture" for run, count in left_out.items()]
     if bench and bench.left_out:
@@ -250,6 +265,20 @@ def _content(
         "recipe": as_plain(config, output),
         "versions": versions(),
     }
+
+
+def _judges(scorer: Scorer, rows: Sequence[Row], runs: Sequence[str]) -> dict[str, Any]:
+    """What judges said: by name with the answers counted by run, and how far every two agree."""
+    judges = [store.judge for store in scorer.judges]
+    named = {
+        judge.name: {
+            "hash": judge.hash,
+            "runs": {run: counts([row.answers[judge.name] for row in rows if row.picture.run == run]) for run in runs},
+        }
+        for judge in judges
+    }
+    answers = {judge.name: [row.answers[judge.name] for row in rows if row.picture.run != TRUTH] for judge in judges}
+    return {"judges": named, "agreement": agreements(answers)} if named else {}
 
 
 def _of_other_worlds(config: EvalConfig, runs: dict[str, Any]) -> list[str]:

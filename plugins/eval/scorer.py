@@ -15,6 +15,10 @@ from rbctl.plugins.eval import failures
 from rbctl.plugins.eval.bounds import between
 from rbctl.plugins.eval.case import CaseObject, Part, Picture
 from rbctl.plugins.eval.features import FeatureStore
+from rbctl.plugins.eval.judges import comparing
+from rbctl.plugins.eval.judges.judge import AnswerStore
+from rbctl.plugins.eval.judges.questions import KINDS, WORDS, questions
+from rbctl.plugins.eval.judges.summary import share_right
 from rbctl.plugins.eval.metrics import PROFILES, Metric, crop_alignment, image_alignment, text_alignment
 from rbctl.plugins.eval.predicates import predicate
 from rbctl.plugins.eval.rows import TRUTH, Column, Row
@@ -39,18 +43,25 @@ class Scorer:
         profiles: in the order of the columns.
         judge: of the embedded world; None without.
         oracle_hash: names its oracle.
+        judges: what answers questions of every picture, with the answers that are kept.
     """
 
     stores: Mapping[str, FeatureStore]
     profiles: Sequence[str]
     judge: Judge | None = None
     oracle_hash: str = ""
+    judges: Sequence[AnswerStore] = ()
 
     def columns(self) -> tuple[list[Column], list[str]]:
         """The columns that can be had, and in words those that cannot."""
         columns, lacking = [], []
         if self.judge:
             columns = [Column(f"oracle {n}", "oracle", n, _ORACLE_SAYS[n], self.oracle_hash) for n in ORACLE]
+        for judge in (store.judge for store in self.judges):
+            columns += [
+                Column(f"{judge.name} {kind}", f"judge {judge.name}", kind, WORDS[kind], judge.hash, judge=judge.name)
+                for kind in KINDS
+            ]
         for profile in self.profiles:
             for metric in PROFILES[profile]:
                 name = f"{profile} {metric.name}"
@@ -68,12 +79,32 @@ class Scorer:
         self._encode(rows)
         if self.judge:
             self._verdicts(rows)
+        for store in self.judges:
+            self._ask(rows, store)
         for column in self.columns()[0]:
-            values = self._oracle(rows, column.name) if column.metric is None else self._metric(rows, column.metric)
+            values = self._values(rows, column)
             for row, value in zip(rows, values, strict=True):
                 row.scores[column.id] = value
         self._failures(rows)
         return rows
+
+    def _values(self, rows: Sequence[Row], column: Column) -> Sequence[float | None]:
+        if column.metric is not None:
+            return self._metric(rows, column.metric)
+        if column.judge:
+            return [share_right(row.answers[column.judge], column.name) for row in rows]
+        return self._oracle(rows, column.name)
+
+    def _ask(self, rows: Sequence[Row], store: AnswerStore) -> None:
+        asked = {row.picture.case.id: questions(row.picture.case) for row in rows}
+        items = [(row.picture, question) for row in rows for question in asked[row.picture.case.id]]
+        answers = iter(store(items))
+        for row in rows:
+            row.answers[store.judge.name] = [(question, next(answers)) for question in asked[row.picture.case.id]]
+
+    def wins(self, rows: Sequence[Row], runs: Sequence[str], pairwise: bool) -> dict[str, Any]:
+        """By judge which run wins how often, and the runs' strengths (``judges.comparing``)."""
+        return {store.judge.name: comparing.wins(rows, runs, store, pairwise) for store in self.judges}
 
     def _encode(self, rows: Sequence[Row]) -> None:
         """Everything that is scored whole, in one go an encoder: what comes later finds it at hand."""
@@ -175,6 +206,9 @@ class Scorer:
         limits = self._copy_limits(rows, likeness)
         for row, value, limit in zip(rows, likeness, limits, strict=True):
             row.failures[failures.COPY] = None if value is None or limit is None else value > limit
+            for answers in row.answers.values():
+                of_judge = failures.of_answers(answers)
+                row.failures = {k: of_judge[k] if there is None else there for k, there in row.failures.items()}
 
     def _copy_limits(self, rows: Sequence[Row], likeness: Sequence[float | None]) -> list[float | None]:
         """Per picture, the likeness to an image prompt beyond which it is a copy.

@@ -36,7 +36,7 @@ def summary(
         apart: cases of one individual and of several have their tables even where all are alike.
     """
     shown = [c for c in columns if any(row.scores[c.id] is not None for row in rows)]
-    left_out = [f"{c.id}: no picture has what it needs" for c in columns if c not in shown]
+    left_out = [f"{c.id}: no picture has what it needs" for c in columns if c not in shown and not c.judge]
     if any(c.metric and c.metric.kind == "crop" for c in shown):
         asked = [r.picture for r in rows if r.verdict is None and r.picture.boxes and not r.picture.detected]
         named = dict.fromkeys(picture.run for picture in asked)

@@ -30,6 +30,17 @@ def column_table(columns: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
     return rows + [[c["name"], c["profile"], c["definition"], c["hash"][:16]] for c in columns.values()]
 
 
+def win_table(standing: Mapping[str, Any]) -> list[list[str]]:
+    """Header and rows: strengths with intervals, the strongest run first, and how often it beats every other."""
+    runs, strengths = standing["runs"], standing["strengths"]
+    order = sorted(range(len(runs)), key=lambda k: -strengths[runs[k]]["mean"])
+    rows = [["run", "cases", "strength", *(f"beats {runs[k]}" for k in order)]]
+    for k in order:
+        rates = ["" if k == other else number(standing["rates"][k][other]) for other in order]
+        rows.append([runs[k], str(standing["cases"]), cell(strengths[runs[k]]), *rates])
+    return rows
+
+
 def aligned(rows: Rows) -> str:
     """Plain text, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -22,6 +22,9 @@ class JudgeOptions:
         "oracle[=FOLDER], clip[=FOLDER]; repeatable.",
         group="Judges",
     )
+    pairwise: bool = option(
+        False, "Show judges the results of every two runs side by side too, in both orders, and ask which is better."
+    )
     answers: Path | None = option(None, "Where answers of judges are kept. [default: runs/eval/answers]")
 
     def __post_init__(self) -> None:

@@ -30,6 +30,11 @@ class Answer:
     yes: float | None
     text: str = ""
 
+    @property
+    def says(self) -> bool | None:
+        """Yes from a half on; None: not known."""
+        return None if self.yes is None else self.yes >= 0.5
+
 
 Item = tuple[Picture, Question]
 

@@ -21,14 +21,14 @@ class Surroundings:
         clip: of ``--clip``, else the bundle's.
         oracle: folder of ``--oracle``, else the bundle's.
         device: where networks run.
-        output: folder of the command; a paid judge counts there what it cost.
+        answers: folder where answers are kept; a paid judge counts there what they cost.
     """
 
     options: JudgeOptions
     clip: Encoder
     oracle: Path
     device: torch.device
-    output: Path
+    answers: Path
 
 
 def open_judge(spec: str, at_hand: Surroundings) -> PictureJudge:

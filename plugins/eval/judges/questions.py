@@ -56,6 +56,8 @@ def questions(case: Case) -> tuple[Question, ...]:
     """All questions of a case, by kind in the order of ``KINDS``."""
     names = [individual.name for individual in case.objects]
     everybody = tuple(range(len(names)))
+    if not all(names):  # a list may leave them out; then only the text says what there is
+        return (Question("relation", _whether(case.text), everybody),)
     asked = [Question("present", f"Is there any {name} in the picture?", (k,)) for k, name in enumerate(names)]
     for k, name in enumerate(names):
         count = names.count(name)

@@ -208,5 +208,5 @@ def markdown(content: Mapping[str, Any]) -> str:
 def html(content: Mapping[str, Any]) -> str:
     """The tables as one page."""
     tables = [(_title(table), _cells(content, table), table["note"]) for table in content["tables"]]
-    template = Path(__file__).parents[1] / "paper.html.jinja"
-    return render(template, tables=tables, sources=_sources(content))
+    template = Path(__file__).parents[1] / "tables.html.jinja"
+    return render(template, title="The paper's tables", tables=tables, sources=_sources(content))
