@@ -77,9 +77,10 @@ def run(config: EvalConfig) -> str:
                 world.wait()
             scorer = open_scorer(config, bench, digests, pictures, world)
             rows = scorer.rows(pictures)
+            wins = scorer.wins(rows, config.pairwise)  # a judge may be asked, by all processes
             if not world.first:
                 return ""
-            content = _content(config, output, bench, scorer, rows, left_out)
+            content = _content(config, output, bench, scorer, rows, left_out) | {"wins": wins}
             work.begin({"encoders": content["encoders"]})
             write_json(output / "scores.json", content)
             write_jsonl(output / "pictures.jsonl", [row.facts(output) for row in rows])
@@ -238,7 +239,6 @@ def _content(
     columns, lacking_columns = scorer.columns()
     content = summary(rows, runs, columns, scorer.stores, config.seed, apart=bool(bench and bench.published))
     content["judges"] = _judges(scorer, rows, runs)
-    content["wins"] = scorer.wins(rows, runs, config.pairwise)
     content["left_out"] = lacking_columns + content["left_out"]
     content["left_out"] += [f"{run}: {count} cases have no picture" for run, count in left_out.items()]
     if bench and bench.left_out:

@@ -102,9 +102,9 @@ class Scorer:
         for row in rows:
             row.answers[store.judge.name] = [(question, next(answers)) for question in asked[row.picture.case.id]]
 
-    def wins(self, rows: Sequence[Row], runs: Sequence[str], pairwise: bool) -> dict[str, Any]:
+    def wins(self, rows: Sequence[Row], pairwise: bool) -> dict[str, Any]:
         """By judge which run wins how often, and the runs' strengths (``judges.comparing``)."""
-        return {store.judge.name: comparing.wins(rows, runs, store, pairwise) for store in self.judges}
+        return {store.judge.name: comparing.wins(rows, store, pairwise) for store in self.judges}
 
     def _encode(self, rows: Sequence[Row]) -> None:
         """Everything that is scored whole, in one go an encoder: what comes later finds it at hand."""

@@ -19,7 +19,7 @@ from rbctl.plugins.eval.rows import TRUTH, Row
 Comparison = tuple[str, int, int, float]  # a case, two runs, and what of the win is the first one's: 1, 0, or half
 
 
-def wins(rows: Sequence[Row], runs: Sequence[str], store: AnswerStore, pairwise: bool, seed: int = 0) -> dict[str, Any]:
+def wins(rows: Sequence[Row], store: AnswerStore, pairwise: bool, seed: int = 0) -> dict[str, Any]:
     """Win rates and strengths of runs by one judge.
 
     Args:
@@ -30,7 +30,7 @@ def wins(rows: Sequence[Row], runs: Sequence[str], store: AnswerStore, pairwise:
         ``runs`` in order, ``rates`` of row against column, ``strengths`` with intervals, ``cases``; empty where
         nothing could be compared. The world's own drawings do not take part.
     """
-    shown = [run for run in runs if run != TRUTH]
+    shown = list(dict.fromkeys(row.picture.run for row in rows if row.picture.run != TRUTH))
     by_case: dict[str, list[list[Row]]] = {}
     for row in rows:
         if row.picture.run in shown:
