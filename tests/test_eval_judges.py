@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from rbctl.bundle.catalogue import resolve
 from rbctl.files import read_jsonl, write_png
+from rbctl.plugins.eval.case import Case, CaseObject, Picture
+from rbctl.plugins.eval.encoders import load_clip
+from rbctl.plugins.eval.judges.clip import ClipJudge
 from rbctl.plugins.eval.judges.judge import Answer, Item
+from rbctl.plugins.eval.judges.questions import questions
 from tests.commands import call as rbctl
 
 
@@ -159,3 +165,18 @@ def test_a_leaderboard_of_several_evaluations(given: Path, tmp_path: Path) -> No
 def test_a_judge_that_is_none(given: Path, spec: str, told: str) -> None:
     result = rbctl("eval", given / "ours", "--judge", spec)
     assert (result.exit_code, told in " ".join(result.output.split())) == (2, True), result.output
+
+
+def test_clip_as_a_judge_prefers_the_statement_that_is_nearer(given: Path) -> None:
+    """What it answers turns round where the two statements change places."""
+    encoder = load_clip(resolve("mini"), torch.device("cpu"))
+    case = Case("c", "A cat is riding a dog.", tuple(CaseObject(n, given / f"{n}.png") for n in ("cat", "dog")))
+    picture = Picture("run", given / "ours" / "0.png", case)
+    asked = {question.id: question for question in questions(case)}
+    answers = list(ClipJudge(encoder)([(picture, question) for question in asked.values()]))
+    said = dict(zip(asked, (answer.yes for answer in answers), strict=True))
+    assert said["relation 0 1"] == pytest.approx(1 - said["exchanged 0 1"], abs=1e-6)
+    assert 0 < said["present 0"] < 1
+    assert [name for name, yes in said.items() if yes is None] == [
+        "once 0", "once 1", "contact 0 1", "bodies 0 1", "same 0", "same 1", "copied 0", "copied 1",
+    ]  # fmt: skip

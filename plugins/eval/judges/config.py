@@ -11,6 +11,8 @@ from rbctl.options import option
 JudgeKind = Literal["vlm", "server", "grounding-dino", "owlv2", "boxes", "oracle", "clip"]
 _NEEDS = {"vlm": "FOLDER", "server": "MODEL", "grounding-dino": "FOLDER", "owlv2": "FOLDER"}
 
+_ALONE = {"boxes": "those of the pictures' own list", "clip": "the CLIP of --clip, else the bundle's"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
@@ -19,7 +21,7 @@ class JudgeOptions:
     judge: tuple[str, ...] = option(
         (),
         "Who answers questions of every picture: vlm=FOLDER, server=MODEL, grounding-dino=FOLDER, owlv2=FOLDER, boxes, "
-        "oracle[=FOLDER], clip[=FOLDER]; repeatable.",
+        "oracle[=FOLDER], clip; repeatable.",
         group="Judges",
     )
     pairwise: bool = option(
@@ -45,7 +47,7 @@ def read_spec(spec: str) -> tuple[JudgeKind, str]:
         if name == kind:
             if kind in _NEEDS and not what:
                 raise ValueError(f"--judge {spec}: write {kind}={_NEEDS[kind]}")
-            if kind == "boxes" and equals:
-                raise ValueError(f"--judge {spec}: write boxes alone; it takes those of the pictures' own list")
+            if kind in _ALONE and equals:
+                raise ValueError(f"--judge {spec}: write {kind} alone; it takes {_ALONE[kind]}")
             return kind, what
     raise ValueError(f"--judge {spec}: no such judge; one of {', '.join(get_args(JudgeKind))}")

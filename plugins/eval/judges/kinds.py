@@ -38,4 +38,8 @@ def open_judge(spec: str, at_hand: Surroundings) -> PictureJudge:
         InputError: its folder is not there or damaged, or its server has no key.
     """
     kind, what = read_spec(spec)
+    if kind == "clip":
+        from rbctl.plugins.eval.judges.clip import ClipJudge
+
+        return ClipJudge(at_hand.clip)
     raise NotImplementedError(f"{kind} {what} {at_hand}")  # each judge adds its branch

@@ -38,6 +38,8 @@ class Question:
         individuals: numbers of the case's objects that it is about.
         wanted: the answer of a picture without fault.
         second: shown beside the picture: the individual's image prompt, or another result of the case.
+        statement, against: for what reads no questions: the words that are true where the answer is yes, and others
+            that are true where it is no; "" for none.
     """
 
     kind: Kind | Literal["preferred"]
@@ -45,6 +47,8 @@ class Question:
     individuals: tuple[int, ...]
     wanted: bool = True
     second: Path | None = None
+    statement: str = ""
+    against: str = ""
 
     @property
     def id(self) -> str:
@@ -58,7 +62,10 @@ def questions(case: Case) -> tuple[Question, ...]:
     everybody = tuple(range(len(names)))
     if not all(names):  # a list may leave them out; then only the text says what there is
         return (Question("relation", _whether(case.text), everybody),)
-    asked = [Question("present", f"Is there any {name} in the picture?", (k,)) for k, name in enumerate(names)]
+    asked = [
+        Question("present", f"Is there any {name} in the picture?", (k,), statement=name)
+        for k, name in enumerate(names)
+    ]
     for k, name in enumerate(names):
         count = names.count(name)
         if names.index(name) == k:  # two of one name are counted together
@@ -110,7 +117,7 @@ def _of_relation(case: Case, names: Sequence[str]) -> list[Question]:
     """Whether the relation holds, with its roles exchanged too, and who touches whom."""
     everybody, relation = tuple(range(len(names))), relation_of(case)
     if relation is None or len(relation.roles) != len(names):
-        return [Question("relation", _whether(case.text), everybody)]
+        return [Question("relation", _whether(case.text), everybody, statement=case.text)]
     roles = cast(case, relation)
     players = [names[k] for k in roles]
     own = relation.questions.relation
@@ -118,11 +125,15 @@ def _of_relation(case: Case, names: Sequence[str]) -> list[Question]:
     def holds(players: Sequence[str]) -> str:
         return relation.filled(own, players) if own else _whether(relation.prompt(players))
 
-    asked = [Question("relation", holds(players), everybody)]
+    right, wrong = relation.prompt(players), " and ".join(players)
     if pair := _exchangeable(relation, players):
-        a, b = pair
-        turned = [players[{a: b, b: a}.get(k, k)] for k in everybody]
-        asked.append(Question("exchanged", holds(turned), (roles[a], roles[b]), wanted=False))
+        turned = list(players)
+        turned[pair[0]], turned[pair[1]] = players[pair[1]], players[pair[0]]
+        wrong = relation.prompt(turned)
+    asked = [Question("relation", holds(players), everybody, statement=right, against=wrong)]
+    if pair:
+        either = (roles[pair[0]], roles[pair[1]])
+        asked.append(Question("exchanged", holds(turned), either, wanted=False, statement=wrong, against=right))
     words = relation.questions.contact or "Do the {subject} and the {object} touch each other?"
     for a, b in _touching(relation):
         text = fill(words, subject=players[a], object=players[b])
