@@ -50,7 +50,7 @@ class Grumbler(Colour):
 @pytest.fixture(autouse=True)
 def judges(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: dict[str, Any] = {"boxes": Colour(), "oracle": Grumbler()}
-    monkeypatch.setattr("rbctl.plugins.eval.run.open_judge", lambda spec, at_hand: opened[spec])
+    monkeypatch.setattr("rbctl.plugins.eval.judges.kinds.open_judge", lambda spec, *_: opened[spec])
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_one_that_always_prefers_the_first_says_nothing(given: Path) -> None:
             yield from (Answer(0.9) for _ in items)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("rbctl.plugins.eval.run.open_judge", lambda spec, at_hand: First())
+        patched.setattr("rbctl.plugins.eval.judges.kinds.open_judge", lambda spec, *_: First())
         standing = content(given, "--judge", "boxes", "--pairwise")["wins"]["colour"]
     assert standing["rates"][0][1] == 0.5
 

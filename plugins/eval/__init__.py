@@ -9,6 +9,7 @@ from rbctl.options import StageCommand, config_options
 from rbctl.plugins.eval.ablate import command as ablate
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.gates import command as gates
+from rbctl.plugins.eval.judge_check import command as judge_check
 from rbctl.plugins.eval.leaderboard import command as leaderboard
 from rbctl.plugins.eval.paper import command as tables
 
@@ -81,5 +82,6 @@ def command(config: EvalConfig) -> None:
 
 command.add_command(ablate)
 command.add_command(gates)
+command.add_command(judge_check)
 command.add_command(leaderboard)
 command.add_command(tables)

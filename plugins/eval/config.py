@@ -43,16 +43,21 @@ class EvalConfig(JudgeOptions):
     )
     partial: bool = option(False, "Leave out cases whose pictures are not there, and count them.")
     follow_outside: bool = option(False, FOLLOW_OUTSIDE, group="Run")
-    bundle: str = option(
-        "mini", "What is sampled with, and whose encoders score: a name or a folder.", group="Encoders"
+    pairwise: bool = option(
+        False,
+        "Show judges the results of every two runs side by side too, in both orders, and ask which is better.",
+        group="Judges",
     )
-    clip: Path | None = option(None, "CLIP that scores: folder of transformers or open_clip. [default: the bundle's]")
+    judge_check: Path | None = option(
+        None, "check.json of 'rbctl eval judge-check', which corrects what judges say. [default: its own place]"
+    )
     dino: Path | None = option(
-        None, "DINO that scores: folder of transformers. [default: with the bundle's CLIP, its own]"
+        None,
+        "DINO that scores: folder of transformers. [default: with the bundle's CLIP, its own]",
+        group="Encoders",
     )
     dinov2: Path | None = option(None, "DINOv2 that scores: folder of transformers.")
     profile: tuple[Profile, ...] = option((), "Metrics; repeatable. [default: the benchmark's, else relationbench]")
-    oracle: Path | None = option(None, "Oracle of the embedded world. [default: the bundle's, else that of mini]")
     output: Path | None = option(None, "Where report and samples go. [default: runs/eval/NAME]", group="Run")
     cache: Path | None = option(None, "Where features are kept. [default: runs/eval/features]")
     images: int = option(
@@ -62,11 +67,7 @@ class EvalConfig(JudgeOptions):
     sample_recipe: str | None = option(
         None, "Recipe whose section 'sample' the samples are made with: lowvram, local_tokens, scale ..."
     )
-    batch_size: int = option(
-        16, "Pictures encoded at once; changes nothing but speed and memory.", group="Hardware", min=1, max=4096
-    )
     seed: int = option(0, "Random seed for bootstrap intervals and tests.", group="Run", min=0, max=2**63 - 1)
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.", group="Hardware")
     show: int = option(24, "Cases whose pictures the report shows.", group="Run", min=0, max=100_000)
     json: bool = option(False, "Print JSON for a program to read.")
 

@@ -108,8 +108,10 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> float | None:
     """Spearman's rho, ties by their mean rank; None where either does not vary or there are under three pairs."""
     pairs = np.stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)])
     pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
+    if pairs.shape[1] < 3:
+        return None
     rho = _spearman(*pairs)
-    return None if pairs.shape[1] < 3 or np.isnan(rho) else float(rho)
+    return None if np.isnan(rho) else float(rho)
 
 
 def _spearman(x: Values, y: Values) -> Values:

@@ -103,6 +103,7 @@ def judge_tables(content: dict[str, Any]) -> dict[str, list[list[str]]]:
     tables = {}
     for judge in content["judges"].get("judges", ()):
         tables[f"Judge {judge}"] = table(content, bounds=False, judge=judge)
+        tables[f"Judge {judge}: share of yes, and its measured error"] = _yes_table(content["judges"]["judges"][judge])
         if standing := content["wins"].get(judge):
             tables[f"Judge {judge}: who wins"] = win_table(standing)
     if agreement := content["judges"].get("agreement"):
@@ -113,6 +114,25 @@ def judge_tables(content: dict[str, Any]) -> dict[str, list[list[str]]]:
         ]
         tables["Agreement of judges"] = rows
     return tables
+
+
+def _yes_table(said: dict[str, Any]) -> list[list[str]]:
+    """Header and rows: by kind of question the judge's error, and by run the share of yes, as said and corrected."""
+    runs = said["runs"]
+    rows = [
+        ["question", "sensitivity", "specificity", *(f"{run}{what}" for run in runs for what in ("", " corrected"))]
+    ]
+    for kind in dict.fromkeys(kind for counted in runs.values() for kind in counted):
+        error = said["error"].get(kind)
+        row = [kind, *(cell(error[name]) if error else "not measured" for name in ("sensitivity", "specificity"))]
+        for counted in runs.values():
+            own = counted.get(kind, {"asked": 0, "not_known": 0, "yes": 0})
+            known = own["asked"] - own["not_known"]
+            unknown = f", {own['not_known']} not known" if own["not_known"] else ""
+            row.append(f"{own['yes']}/{known}{unknown}")
+            row.append("worthless" if error and known and own["corrected"] is None else cell(own.get("corrected")))
+        rows.append(row)
+    return rows
 
 
 def failure_table(content: dict[str, Any]) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ import torch
 from rbctl import any_lora
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.fingerprints import fingerprint
-from rbctl.defaults import BUNDLE
 from rbctl.device import pick_device
 from rbctl.errors import InputError
 from rbctl.files import check_writable, read_jsonl, write_json, write_jsonl, write_text
@@ -28,8 +28,8 @@ from rbctl.plugins.eval.case import Case, Picture, Wanted
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.encoders import Encoder, load_clip, load_dino
 from rbctl.plugins.eval.features import Digests, FeatureStore
-from rbctl.plugins.eval.judges.judge import AnswerStore
-from rbctl.plugins.eval.judges.kinds import Surroundings, open_judge
+from rbctl.plugins.eval.judges.check_file import CHECK, OUTPUT, read_check
+from rbctl.plugins.eval.judges.kinds import answer_stores, oracle_folder
 from rbctl.plugins.eval.judges.summary import agreements, counts
 from rbctl.plugins.eval.metrics import PROFILES
 from rbctl.plugins.eval.predicates import lacking
@@ -192,20 +192,10 @@ def open_scorer(
     }
     judge, digest = None, ""
     if any(picture.case.truth for picture in pictures):
-        folder = _oracle(config)
+        folder = oracle_folder(config)
         judge, digest = Judge(load_oracle(folder, device)), fingerprint(folder)
-    answers = config.answers or RUNS / "eval" / "answers"
-    at_hand = Surroundings(config, encoders["clip"], _oracle(config), device, answers)
-    judges = [
-        AnswerStore(answers, open_judge(spec, at_hand), digests, config.batch_size, world) for spec in config.judge
-    ]
+    judges = answer_stores(config, digests, world, encoders["clip"])
     return Scorer(stores, profiles, judge, digest, judges)
-
-
-def _oracle(config: EvalConfig) -> Path:
-    """Folder of ``--oracle``, else the bundle's, else that of the bundle that comes with rbctl."""
-    own = config.oracle or resolve(config.bundle) / "oracle"
-    return own if config.oracle or own.is_dir() else resolve(BUNDLE) / "oracle"
 
 
 def _encoders(config: EvalConfig, device: torch.device) -> dict[str, Encoder]:
@@ -238,7 +228,7 @@ def _content(
     cases: dict[str, Case] = {row.picture.case.id: row.picture.case for row in rows}
     columns, lacking_columns = scorer.columns()
     content = summary(rows, runs, columns, scorer.stores, config.seed, apart=bool(bench and bench.published))
-    content["judges"] = _judges(scorer, rows, runs)
+    content["judges"] = _judges(config, scorer, rows, runs)
     content["left_out"] = lacking_columns + content["left_out"]
     content["left_out"] += [f"{run}: {count} cases have no picture" for run, count in left_out.items()]
     if bench and bench.left_out:
@@ -267,16 +257,23 @@ def _content(
     }
 
 
-def _judges(scorer: Scorer, rows: Sequence[Row], runs: Sequence[str]) -> dict[str, Any]:
-    """What judges said: by name with the answers counted by run, and how far every two agree."""
+def _judges(config: EvalConfig, scorer: Scorer, rows: Sequence[Row], runs: Sequence[str]) -> dict[str, Any]:
+    """What judges said: by name their measured error and the answers counted by run, and how far every two agree."""
     judges = [store.judge for store in scorer.judges]
-    named = {
-        judge.name: {
-            "hash": judge.hash,
-            "runs": {run: counts([row.answers[judge.name] for row in rows if row.picture.run == run]) for run in runs},
+    path = config.judge_check or OUTPUT / CHECK
+    checked = read_check(path) if judges and (config.judge_check or path.is_file()) else None
+    named = {}
+    for judge in judges:
+        errors = checked.of(judge.hash) if checked else {}
+        if config.judge_check and not errors:
+            raise InputError(
+                f"--judge-check {path}: has nothing of this {judge.name}; run rbctl eval judge-check with it"
+            )
+        of_runs = {
+            run: counts([row.answers[judge.name] for row in rows if row.picture.run == run], errors) for run in runs
         }
-        for judge in judges
-    }
+        error = {kind: dataclasses.asdict(own) | own.shares() for kind, own in errors.items()}
+        named[judge.name] = {"hash": judge.hash, "error": error, "runs": of_runs}
     answers = {judge.name: [row.answers[judge.name] for row in rows if row.picture.run != TRUTH] for judge in judges}
     return {"judges": named, "agreement": agreements(answers)} if named else {}
 

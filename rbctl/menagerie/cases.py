@@ -49,6 +49,7 @@ class DrawnCase:
         portraits: per individual its real pictures; the first is the image prompt.
         seed: of the sampled picture.
         lineup: seed of the candidates that its individuals must be told from.
+        faces: per individual what its image prompt shows.
     """
 
     id: str
@@ -58,6 +59,7 @@ class DrawnCase:
     portraits: tuple[tuple[Path, ...], ...]
     seed: int
     lineup: tuple[int, ...]
+    faces: tuple[Scene, ...] = field(default=(), compare=False)
 
     @property
     def individuals(self) -> tuple[Individual, ...]:
@@ -85,9 +87,9 @@ def draw_cases(relations: Sequence[Relation], count: int, folder: Path, stream: 
             faces = [[portrait(individual, rng) for _ in range(stream.portraits)] for individual in group]
             scene = compose(relation, group, rng)
             name, seed = f"{relation.name}-{number:03}", _FIRST_SEED + number
-            picture = _file(folder / "truth", name, scene)
+            picture = file_of(folder / "truth", name, scene)
             paths = tuple(
-                tuple(_file(folder / "portraits", f"{name}-{role}-{k}", face) for k, face in enumerate(own))
+                tuple(file_of(folder / "portraits", f"{name}-{role}-{k}", face) for k, face in enumerate(own))
                 for role, own in enumerate(faces)
             )
             drawings[picture] = scene
@@ -95,7 +97,8 @@ def draw_cases(relations: Sequence[Relation], count: int, folder: Path, stream: 
                 drawings.update(zip(own_paths, own, strict=True))
             # As each stream has always drawn them; other candidates would give other figures.
             lineup = (zlib.crc32(name.encode()),) if stream.seeds else (code, seed)
-            cases.append(DrawnCase(name, relation, scene, picture, paths, seed, (stream.number, *lineup)))
+            shown = tuple(own[0] for own in faces)
+            cases.append(DrawnCase(name, relation, scene, picture, paths, seed, (stream.number, *lineup), shown))
     _render(drawings)
     rows = [{"file_name": case.picture.name, "text": case.scene.caption, "case": case.id} for case in cases]
     write_jsonl(folder / "truth" / "metadata.jsonl", rows)
@@ -129,7 +132,8 @@ def candidates(case: DrawnCase, role: int, count: int = CANDIDATES) -> tuple[lis
     return [*listed[:place], own, *listed[place:]], place
 
 
-def _file(folder: Path, name: str, scene: Scene) -> Path:
+def file_of(folder: Path, name: str, scene: Scene) -> Path:
+    """Where a drawing of a scene lies; its name holds a hash of what it shows."""
     facts = [
         [individual.to_json() for individual in scene.individuals],
         scene.background,

@@ -42,6 +42,7 @@ class Verdict:
         touching: that is as near as in 95 of 100 true scenes; None likewise.
         identity: share of the individuals told from 15 others, wherever they stand.
         role_identity: the same, in the role that was asked for.
+        identified: per individual, whether it is told from 15 others, wherever it stands.
         species, coat, second, pattern: share of the individuals that have the right one, wherever they stand.
         missing: per individual, whether no body looks more like it than like another one.
         duplicate: two bodies look like the same individual.
@@ -59,6 +60,7 @@ class Verdict:
     touching: bool | None
     identity: float
     role_identity: float
+    identified: tuple[bool, ...]
     species: float
     coat: float
     second: float
@@ -117,6 +119,7 @@ class Judge:
                 touching=None if score.contact[k].isnan() else float(score.contact[k]) <= limit,
                 identity=float(identity[k].mean()),
                 role_identity=float(role_identity[k].mean()),
+                identified=tuple(bool(right) for right in identity[k]),
                 species=float(score.species[k].float().mean()),
                 coat=float(score.coat[k].float().mean()),
                 second=float(score.second[k].float().mean()),

@@ -1,4 +1,4 @@
-"""Options of judges, shared by the commands that ask them."""
+"""Options of judges and of the models that they need, shared by the commands that ask them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,21 @@ class JudgeOptions:
         "oracle[=FOLDER], clip; repeatable.",
         group="Judges",
     )
-    pairwise: bool = option(
-        False, "Show judges the results of every two runs side by side too, in both orders, and ask which is better."
-    )
     answers: Path | None = option(None, "Where answers of judges are kept. [default: runs/eval/answers]")
+
+    bundle: str = option(
+        "mini", "What is sampled with, and whose encoders score: a name or a folder.", group="Encoders"
+    )
+    clip: Path | None = option(None, "CLIP that scores: folder of transformers or open_clip. [default: the bundle's]")
+    oracle: Path | None = option(None, "Oracle of the embedded world. [default: the bundle's, else that of mini]")
+    batch_size: int = option(
+        16,
+        "Pictures encoded, or questions asked, at once; changes nothing but speed and memory.",
+        group="Hardware",
+        min=1,
+        max=4096,
+    )
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
 
     def __post_init__(self) -> None:
         for spec in self.judge:

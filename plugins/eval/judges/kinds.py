@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from rbctl.plugins.eval.encoders import Encoder
+from rbctl.bundle.catalogue import resolve
+from rbctl.defaults import BUNDLE
+from rbctl.device import pick_device
+from rbctl.plugins.eval.encoders import Encoder, load_clip
+from rbctl.plugins.eval.features import Digests
 from rbctl.plugins.eval.judges.config import JudgeOptions, read_spec
-from rbctl.plugins.eval.judges.judge import PictureJudge
+from rbctl.plugins.eval.judges.judge import AnswerStore, PictureJudge
+from rbctl.processes import World
+from rbctl.runs import RUNS
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What a command has at hand for its judges.
+def answer_stores(
+    options: JudgeOptions, digests: Digests, world: World, clip: Encoder | None = None
+) -> list[AnswerStore]:
+    """Every judge that is asked for, loaded, with the answers that are kept.
 
-    Attributes:
-        options: of judges.
-        clip: of ``--clip``, else the bundle's.
-        oracle: folder of ``--oracle``, else the bundle's.
-        device: where networks run.
-        answers: folder where answers are kept; a paid judge counts there what they cost.
+    Args:
+        clip: of these options, where it is loaded already.
+
+    Raises:
+        InputError: see :func:`open_judge`.
     """
-
-    options: JudgeOptions
-    clip: Encoder
-    oracle: Path
-    device: torch.device
-    answers: Path
+    judges = [open_judge(spec, options, world, clip) for spec in options.judge]
+    return [AnswerStore(answers(options), judge, digests, options.batch_size, world) for judge in judges]
 
 
-def open_judge(spec: str, at_hand: Surroundings) -> PictureJudge:
+def answers(options: JudgeOptions) -> Path:
+    """Folder of kept answers; a paid judge counts there what they cost."""
+    return options.answers or RUNS / "eval" / "answers"
+
+
+def oracle_folder(options: JudgeOptions) -> Path:
+    """``--oracle``, else the bundle's, else that of the bundle that comes with rbctl."""
+    own = options.oracle or resolve(options.bundle) / "oracle"
+    return own if options.oracle or own.is_dir() else resolve(BUNDLE) / "oracle"
+
+
+def open_judge(spec: str, options: JudgeOptions, world: World, clip: Encoder | None = None) -> PictureJudge:
     """The judge of ``--judge KIND[=WHAT]``, loaded.
 
     Raises:
         InputError: its folder is not there or damaged, or its server has no key.
     """
     kind, what = read_spec(spec)
+    device = world.device(pick_device(options.device))
     if kind == "clip":
         from rbctl.plugins.eval.judges.clip import ClipJudge
 
-        return ClipJudge(at_hand.clip)
-    raise NotImplementedError(f"{kind} {what} {at_hand}")  # each judge adds its branch
+        return ClipJudge(clip or load_clip(options.clip or resolve(options.bundle), device))
+    if kind == "oracle":
+        from rbctl.plugins.eval.judges.oracle import OracleJudge
+
+        return OracleJudge(Path(what) if what else oracle_folder(options), device)
+    raise NotImplementedError(spec)

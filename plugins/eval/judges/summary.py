@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rbctl.plugins.eval.judges.agreement import agreement
+from rbctl.plugins.eval.judges.error import KindError, corrected
 from rbctl.plugins.eval.judges.judge import Answer
 from rbctl.plugins.eval.judges.questions import KINDS, Question
 
@@ -33,14 +35,21 @@ def score(answers: Answers) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def counts(pictures: Sequence[Answers]) -> dict[str, dict[str, int]]:
-    """By kind how many questions were asked, how many answers are not known, and how many of the others are yes."""
-    counted: dict[str, dict[str, int]] = {}
+def counts(pictures: Sequence[Answers], errors: Mapping[str, KindError]) -> dict[str, dict[str, Any]]:
+    """By kind how many questions were asked, how many answers are not known, and how many of the others are yes.
+
+    Args:
+        errors: of the judge by kind; where one is known, ``corrected`` is the share of yes behind the answers.
+    """
+    counted: dict[str, dict[str, Any]] = {}
     for kind in KINDS:
         own = [answer for answers in pictures for question, answer in answers if question.kind == kind]
         if own:
-            yes = sum(answer.says is True for answer in own)
-            counted[kind] = {"asked": len(own), "not_known": sum(a.yes is None for a in own), "yes": yes}
+            yes, unknown = sum(answer.says is True for answer in own), sum(answer.yes is None for answer in own)
+            counted[kind] = {"asked": len(own), "not_known": unknown, "yes": yes}
+            if kind in errors:
+                share = corrected(yes, len(own) - unknown, errors[kind])
+                counted[kind]["corrected"] = share and dataclasses.asdict(share)
     return counted
 
 
