@@ -31,6 +31,7 @@ setup(
         ],
         "rbctl.plugins.annotate": ["*.jinja", "*.css", "*.js"],
         "rbctl.plugins.eval": ["*.jinja", "*.css"],
+        "rbctl.plugins.eval.judge_check": ["*.jinja", "*.css", "*.js"],
         "rbctl.plugins.pretrain": ["*.jinja", "*.yaml"],
         "rbctl.recipes": [
             "*.yaml",

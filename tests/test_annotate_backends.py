@@ -519,7 +519,7 @@ def test_llava_says_a_sentence(llava: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def generate(self, input_ids, pixel_values, **_):
         assert (input_ids == 4).sum() == 4  # the picture's patches
         assert pixel_values.shape == (1, 3, 32, 32)
-        words = [backend.processor.tokenizer.convert_tokens_to_ids(w) for w in SENTENCE.split()]
+        words = [backend.speaker.processor.tokenizer.convert_tokens_to_ids(w) for w in SENTENCE.split()]
         return torch.cat((input_ids, torch.tensor([words])), dim=1)
 
     monkeypatch.setattr(LlavaForConditionalGeneration, "generate", generate)
@@ -538,9 +538,9 @@ def test_a_model_is_asked_in_its_own_form_of_a_dialogue(llava: Path, tmp_path: P
     backend = Captions(folder, config(), CPU)
     image = rectangles((128, 96))[0]
     asked = {}
-    backend.model.generate = lambda **inputs: asked.update(inputs) or inputs["input_ids"]
+    backend.speaker.model.generate = lambda **inputs: asked.update(inputs) or inputs["input_ids"]
     assert backend([image], [("blue bear", "red cat")]) == [""]
-    words = backend.processor.tokenizer.decode(asked["input_ids"][0])
+    words = backend.speaker.processor.tokenizer.decode(asked["input_ids"][0])
     assert words.count("<image>") == 4  # the picture's patches
     assert words.endswith("a red")
     assert "USER" not in words

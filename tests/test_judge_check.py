@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
+import html
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -252,3 +257,41 @@ def test_a_folder_without_answers_says_how_to_make_them(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     refused(call("eval", "judge-check", tmp_path, "--judge", "clip", "--output", tmp_path / "c"), "answers.csv")
     refused(call("eval", "judge-check", "--output", tmp_path / "c"), "give --judge")
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+_PLAYED = """
+for (const key of ["y", "n", " ", "y", "Backspace", "n"]) document.dispatchEvent(new KeyboardEvent("keydown", {key}));
+document.querySelector('nav [data-key="y"]').click();
+const done = document.createElement("pre");
+done.textContent = "<<" + table() + ">>";
+document.body.append(done);
+"""
+
+
+@pytest.mark.usefixtures("guess")
+def test_a_person_answers_on_a_page(tmp_path: Path) -> None:
+    check(tmp_path, "--judge", "boxes", "--relations", "ride", "--cases", 1)
+    folder = tmp_path / "check"
+    result = call("eval", "judge-page", folder, "--count", 16)
+    assert result.exit_code == 0, result.output
+    page = (folder / "questions.html").read_text()
+    assert page.count("<article") == 16
+    assert page.count('alt="the second picture"') == 4  # two of each of eight kinds
+    if (chromium := shutil.which("chromium")) is None:
+        pytest.skip("the rest needs Chromium")
+    played = folder / "played.html"
+    allowed = f"script-src 'sha256-{base64.b64encode(hashlib.sha256(_PLAYED.encode()).digest()).decode()}'"
+    played.write_text(page.replace("script-src", allowed).replace("</html>", f"<script>{_PLAYED}</script></html>"))
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --dump-dom"
+    command = [chromium, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", played.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    table = html.unescape(dom.split("&lt;&lt;")[1].split("&gt;&gt;")[0])
+    rows = list(csv.DictReader(table.splitlines()))
+    assert [row["answer"] for row in rows] == ["yes", "no", "no", "yes"]  # the third was skipped, the fourth taken back
+    (folder / "answers.csv").write_text(table)
+    assert (
+        sum(kind["asked"] for kind in check(tmp_path, folder, "--judge", "boxes")["judges"]["guess"]["kinds"].values())
+        == 4
+    )

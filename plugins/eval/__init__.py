@@ -9,7 +9,8 @@ from rbctl.options import StageCommand, config_options
 from rbctl.plugins.eval.ablate import command as ablate
 from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.gates import command as gates
-from rbctl.plugins.eval.judge_check import command as judge_check
+from rbctl.plugins.eval.judge_check import check as judge_check
+from rbctl.plugins.eval.judge_check import page as judge_page
 from rbctl.plugins.eval.leaderboard import command as leaderboard
 from rbctl.plugins.eval.paper import command as tables
 
@@ -83,5 +84,6 @@ def command(config: EvalConfig) -> None:
 command.add_command(ablate)
 command.add_command(gates)
 command.add_command(judge_check)
+command.add_command(judge_page)
 command.add_command(leaderboard)
 command.add_command(tables)

@@ -57,4 +57,8 @@ def open_judge(spec: str, options: JudgeOptions, world: World, clip: Encoder | N
         from rbctl.plugins.eval.judges.oracle import OracleJudge
 
         return OracleJudge(Path(what) if what else oracle_folder(options), device)
+    if kind == "vlm":
+        from rbctl.plugins.eval.judges.vision_language import VisionLanguageJudge
+
+        return VisionLanguageJudge(Path(what), device)
     raise NotImplementedError(spec)
