@@ -179,7 +179,9 @@ def test_grounding_dino_gives_boxes_back(models: Path, monkeypatch: pytest.Monke
         for number, (pixels, mask) in enumerate(zip(pixel_values, pixel_mask, strict=True)):
             high, wide = int(mask[:, 0].sum()), int(mask[0].sum())
             boxes[number, [3, 7]] = seen_boxes(pixels[:, :high, :wide])
-            logits[number, [3, 7], 1] = torch.tensor([2.0, 1.0])
+            logits[number, [3, 7], [1, 2]] = torch.tensor([2.0, 1.0])
+            if len(pixel_values) == 1:  # the second phrase begins behind the first one's full stop
+                logits[number, 7, 5] = 1.5
         return SimpleNamespace(logits=logits, pred_boxes=boxes)
 
     monkeypatch.setattr(GroundingDinoForObjectDetection, "forward", forward)
@@ -188,7 +190,12 @@ def test_grounding_dino_gives_boxes_back(models: Path, monkeypatch: pytest.Monke
         image = ImageOps.mirror(image)
         true[:, [0, 2]] = size[0] - true[:, [2, 0]]
     backend = GroundingDino(models / "grounding-dino", config(), CPU)
+    (named,) = backend([image], [("red cat", "blue bear")])
+    assert named.names is not None
+    assert named.names.tolist() == [0, 1]
     for found in backend([image, image], [("red cat", "blue bear"), ("red cat",)]):
+        assert found.names is not None
+        assert found.names.tolist() == [0, 0]
         assert found.scores == pytest.approx(torch.tensor([2.0, 1.0]).sigmoid().numpy())
         assert np.abs(found.boxes * (*size, *size) - true).max() <= max(size) / 64 + 0.51
 
@@ -210,6 +217,8 @@ def test_owlv2_gives_boxes_back_from_its_padded_square(models: Path, monkeypatch
     (found,) = Owlv2(models / "owlv2", config(), CPU)([image], [("red cat", "blue bear")])
     assert np.abs(found.boxes * (*size, *size) - true).max() <= max(size) / 64 + 0.51
     assert found.scores == pytest.approx([0.7311, 0.8808], abs=1e-3)
+    assert found.names is not None
+    assert found.names.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(("name", "folder"), [("GroundingDino", "grounding-dino"), ("Owlv2", "owlv2")])

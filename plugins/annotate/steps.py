@@ -20,28 +20,14 @@ taken as occluded, as visible), ``min_similarity`` (identity: from which two pic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torchvision.ops import nms
 
+from rbctl.detectors import Detections as Detections  # backends of other packages import it from here
 from rbctl.triplets.keypoints import KEYPOINTS
-
-
-@dataclass(frozen=True, eq=False)
-class Detections:
-    """Boxes of K individuals in a picture, in any order.
-
-    Attributes:
-        boxes: (K, 4) relative xyxy.
-        scores: (K,) in [0, 1].
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-
 
 # The arrays that a step's result is kept as, and their types.
 FIELDS: Mapping[str, Mapping[str, type]] = {

@@ -133,8 +133,7 @@ def choose(config: AnnotateConfig, step: str, origin: str) -> Backend | None:
     else:
         place = name if ":" in name else _offered(step, name, where)
     factory = _imported(place, where)
-    source = inspect.getsourcefile(inspect.unwrap(factory))
-    code = sha256(Path(source)) if source else ""
+    code = " ".join(map(sha256, _sources(inspect.unwrap(factory))))
     return Backend(step, name, factory, model, f"{place} {code} {facts}")
 
 
@@ -159,6 +158,13 @@ def _imported(place: str, where: str) -> Any:
     if not callable(factory):
         raise InputError(f"{where}: is not callable")
     return factory
+
+
+def _sources(factory: Any) -> list[Path]:
+    """The files of its code; of a class, those of our classes that it extends too."""
+    extended = factory.__mro__[1:] if inspect.isclass(factory) else ()
+    parts = [factory, *(part for part in extended if part.__module__.startswith("rbctl."))]
+    return [Path(source) for source in dict.fromkeys(map(inspect.getsourcefile, parts)) if source]
 
 
 def _model_folder(config: AnnotateConfig, name: str, shipped: _Shipped, origin: str) -> Path:
