@@ -56,7 +56,7 @@ class VisionLanguage:
             words = self._words(tokens)
             yes, no = float(row[self._yes].sum()), float(row[self._no].sum())
             sure = bool(self._yes and self._no) and yes + no >= _LEAST
-            answers.append((yes / (yes + no) if sure else _by_words(words), words))
+            answers.append((yes / (yes + no) if sure else by_words(words), words))
         return answers
 
     def _generate(self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str], **options: Any) -> Any:
@@ -95,6 +95,7 @@ class VisionLanguage:
         return sorted({ids[0] for ids in spellings if len(ids) == 1 and ids[0] != tokenizer.unk_token_id})
 
 
-def _by_words(words: str) -> float | None:
+def by_words(words: str) -> float | None:
+    """1 or 0 by the first word of an answer, None where that is neither yes nor no."""
     first = words.split()[0].strip(".,;:!\"'*").lower() if words.split() else ""
     return {"yes": 1.0, "no": 0.0}.get(first)

@@ -491,7 +491,8 @@ def test_no_usable_key(api: API, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_without_the_package(api: API, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    monkeypatch.delitem(sys.modules, "rbctl.plugins.generate.openai_images", raising=False)
+    for name in ("rbctl.plugins.generate.openai_images", "rbctl.openai_server"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     assert "needs the package openai; pip install 'rbctl[openai]'" in ask(tmp_path / "set", code=2).stderr
 
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from rbctl.errors import InputError
 from rbctl.files import write_png
 from rbctl.plugins.eval.case import Case, CaseObject, Picture
-from rbctl.plugins.eval.judges.judge import Item
+from rbctl.plugins.eval.features import Digests
+from rbctl.plugins.eval.judges.config import JudgeOptions
+from rbctl.plugins.eval.judges.judge import AnswerStore, Item
 from rbctl.plugins.eval.judges.questions import preferred, questions
+from rbctl.plugins.eval.judges.server import ServerJudge
 from rbctl.plugins.eval.judges.vision_language import VisionLanguageJudge
 from rbctl.vision_language import VisionLanguage
 from tests.commands import call, refused
@@ -112,3 +125,170 @@ def test_a_tiny_random_model_is_told_to_be_worthless(llava: Path, tmp_path: Path
 def test_a_folder_that_holds_no_model_is_one_line(tmp_path: Path) -> None:
     refused(call("eval", "judge-check", "--judge", f"vlm={tmp_path}", "--output", tmp_path / "out"), str(tmp_path))
     refused(call("eval", "judge-check", "--judge", f"vlm={tmp_path / 'none'}", "--output", tmp_path / "out"), "none")
+
+
+# --- a server -------------------------------------------------------------------------------------------------------
+
+KEY = "sk-test-THISMUSTNEVERBESEEN1234567890"
+Act = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
+
+
+@dataclass
+class API:
+    """A server that answers like chat completions; ``script`` holds what it does first, then ``then``."""
+
+    then: Act
+    script: list[Act] = field(default_factory=list)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    paid: int = 0  # answers that were sent whole
+
+
+def reply(handler: BaseHTTPRequestHandler, status: int, content: object) -> None:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    handler.send_response(status)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def says(text: str, logprobs: dict[str, float] | None = None, **changes: Any) -> Act:
+    def act(handler: BaseHTTPRequestHandler, asked: dict[str, Any]) -> None:
+        top = [{"token": token, "logprob": math.log(p)} for token, p in (logprobs or {}).items()]
+        told = {"content": [{"token": text, "top_logprobs": top}]} if logprobs and asked.get("logprobs") else None
+        choice = {"message": {"content": text, **changes}, "logprobs": told, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 1000, "completion_tokens": 10}
+        handler.api.paid += 1  # type: ignore[attr-defined]
+        reply(handler, 200, {"choices": [choice], "usage": usage})
+
+    return act
+
+
+def fails(status: int, code: str = "", message: str = "no") -> Act:
+    return lambda handler, _: reply(handler, status, {"error": {"message": message, "code": code}})
+
+
+def half(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
+    reply(handler, 200, b'{"choices": [{"mess')
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    api: API
+
+    def do_POST(self) -> None:
+        assert self.headers["Authorization"] == f"Bearer {KEY}"
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.api.asked.append(asked)
+        (self.api.script.pop(0) if self.api.script else self.api.then)(self, asked)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[API]:
+    """The server, running; at the end the key must stand in no file."""
+    served = API(says("Yes", {"Yes": 0.6, " yes": 0.2, "No": 0.1, "Maybe": 0.1}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"api": served}))
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.02)
+    yield served
+    server.shutdown()
+    server.server_close()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+def store(tmp_path: Path, **options: Any) -> AnswerStore:
+    judge = ServerJudge("gpt", JudgeOptions(judge_price="2,10", **options), tmp_path / "answers")
+    return AnswerStore(tmp_path / "answers", judge, Digests())
+
+
+def test_the_probability_is_that_of_the_first_token(api: API, items: list[Item], tmp_path: Path) -> None:
+    answers = store(tmp_path)(items)
+    assert [answer.yes for answer in answers] == pytest.approx([0.8 / 0.9] * len(items))
+    assert len(api.asked) == len(items)
+    pictures = [part for part in api.asked[0]["messages"][0]["content"] if part["type"] == "image_url"]
+    sent = Image.open(io.BytesIO(base64.b64decode(pictures[0]["image_url"]["url"].partition(",")[2])), formats=["JPEG"])
+    assert sent.size == (32, 32)
+    beside = [sum(part["type"] == "image_url" for part in asked["messages"][0]["content"]) for asked in api.asked]
+    assert sorted(set(beside)) == [1, 2]
+    assert store(tmp_path)(items) == answers
+    assert len(api.asked) == len(items)  # nothing is asked twice
+
+
+def test_a_server_without_probabilities_is_asked_several_times(api: API, items: list[Item], tmp_path: Path) -> None:
+    words = iter(["Yes.", "no", "Yes", "I cannot tell"] * 99)
+    api.script = [fails(400, message="logprobs are not supported")]
+    api.then = lambda handler, asked: says(next(words))(handler, asked)
+    (answer,) = store(tmp_path, judge_samples=4)(items[:1])
+    assert answer.yes == pytest.approx(2 / 3)  # what cannot be read is not known, and no half point
+    assert ["logprobs" in asked for asked in api.asked] == [True, False, False, False, False]
+
+
+def test_refusals_and_words_that_are_neither_are_not_known(api: API, items: list[Item], tmp_path: Path) -> None:
+    api.script = [
+        says("", refusal="I cannot look at this."),
+        fails(400, "content_filter", "blocked"),
+        says("It depends."),
+    ]
+    first, second, third = store(tmp_path)(items[:3])
+    assert (first.yes, first.text) == (None, "refused: I cannot look at this.")
+    assert (second.yes, second.text) == (None, "refused: blocked")
+    assert (third.yes, third.text) == (None, "It depends.")
+    assert store(tmp_path)(items[:3]) == [first, second, third]  # a refusal is an answer too
+    assert len(api.asked) == 3
+
+
+def test_limits_and_broken_answers_are_borne(api: API, items: list[Item], tmp_path: Path) -> None:
+    api.script = [fails(429), fails(500), half, lambda h, _: reply(h, 200, {"choices": []}), says("no")]
+    assert [answer.yes for answer in store(tmp_path)(items[:1])] == [0.0]
+    assert len(api.asked) == 5
+
+
+@pytest.mark.parametrize(
+    ("act", "told"),
+    [
+        (fails(503), "no answer after 5 tries"),
+        (fails(401, message=f"wrong key {KEY}"), "OPENAI_API_KEY: 127.0.0.1 refuses it"),
+        (fails(404, message="no such model"), "no such model (HTTP 404)"),
+        (fails(429, "insufficient_quota", "pay"), "the quota has ended (pay)"),
+        (half, "5 answers could not be read, the last one: no JSON"),
+    ],
+)
+def test_an_end_keeps_what_was_paid(api: API, items: list[Item], tmp_path: Path, act: Act, told: str) -> None:
+    then, api.script, api.then = api.then, [api.then] * 5, act
+    with pytest.raises(InputError) as caught:
+        store(tmp_path)(items)
+    assert told in str(caught.value)
+    assert KEY not in str(caught.value)
+    assert api.paid == 5
+    api.then = then
+    assert None not in [answer.yes for answer in store(tmp_path)(items)]
+    assert api.paid == len(items)  # nothing was paid twice
+
+
+def test_the_budget_ends_it_and_a_larger_one_goes_on(api: API, items: list[Item], tmp_path: Path) -> None:
+    each = (1000 * 2 + 10 * 10) / 1e6
+    with pytest.raises(InputError, match="--judge-budget"):
+        store(tmp_path, judge_budget=each * 4.5)(items)
+    assert api.paid == 4
+    with pytest.raises(InputError, match="spent on 4 answers"):
+        store(tmp_path, judge_budget=each * 4.5)(items)
+    assert api.paid == 4
+    assert len(store(tmp_path)(items)) == len(items)
+    assert api.paid == len(items)
+
+
+@pytest.mark.usefixtures("api")
+def test_what_a_server_wants_is_said_before_it_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    flags = ["eval", "judge-check", "--judge", "server=gpt", "--output", tmp_path / "out"]
+    refused(call(*flags, "--judge-price", "3"), "--judge-price 3: write IN,OUT")
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://api.openai.com/v1")
+    refused(call(*flags), "wants money; give IN,OUT")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    refused(call(*flags), "OPENAI_API_KEY: is not set")

@@ -12,10 +12,8 @@ import base64
 import binascii
 import io
 import json
-import math
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +21,12 @@ from PIL import Image
 
 from rbctl.errors import InputError, abridged, reason
 from rbctl.files import read_image
+from rbctl.openai_server import KEPT, OpenAIError, Server, one_line, parsed
 from rbctl.plugins.generate.config import GenerateConfig
 from rbctl.plugins.generate.costs import Account, ahead, billed
 from rbctl.plugins.generate.painting import Refused
 
-try:
-    import openai
-except ImportError as error:
-    raise InputError("--engine openai: needs the package openai; pip install 'rbctl[openai]'") from error
-
-KEY = "OPENAI_API_KEY"
-
-_REFUSED = {"moderation_blocked", "content_policy_violation", "content_filter", "safety_violation"}
-_NO_CREDIT = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds, as the client's own
-_LONGEST_ANSWER = 64 << 20  # bytes; a picture of 16 million pixels takes no more
 _LONGEST_NOTE = 100_000  # characters of an answer, without its picture, that are kept
 
 
@@ -53,16 +42,7 @@ class OpenAIImages:
         self._config = config
         self.sees_references = config.references == "earlier"
         self.account = Account(folder, config.budget, config.max_pictures)
-        self._key = _key()
-        self._http = openai.DefaultHttpxClient(event_hooks={"response": [self._bound]}, timeout=config.timeout)
-        self._client = openai.OpenAI(
-            api_key=self._key,
-            max_retries=config.retries,
-            timeout=config.timeout,
-            default_headers={"Accept-Encoding": "identity"},
-            http_client=self._http,
-        )
-        self._host = self._client.base_url.host
+        self._server = Server(config.retries, config.timeout)
         self.name = f"openai {config.openai['model']}"
 
     def paint(self, prompt: str, references: Sequence[Path], candidate: int, index: int) -> Image.Image:
@@ -87,19 +67,19 @@ class OpenAIImages:
                 "response": _noted(answer),
             }
             text = json.dumps(response, ensure_ascii=False).encode(errors="replace").decode()  # half a character
-            self.account.keep(picture, self._without_key(text), cost)
+            self.account.keep(picture, self._server.without_key(text), cost)
             if image is not None:
                 return image
             if elsewhere:  # it will be there the next time too
                 break
         raise InputError(
-            f"{self._host}: {attempt + 1} answers for picture {picture} could not be used, the last one: "
-            f"{trouble}; what exists is kept, the same command goes on"
+            f"{self._server.host}: {attempt + 1} answers for picture {picture} could not be used, the last one: "
+            f"{trouble}; {KEPT}"
         )
 
     def _ask(self, prompt: str, references: Sequence[Path]) -> tuple[Any, str | None]:
         """One request: the answer's JSON, None where it is none, and the server's name for the request."""
-        images = self._client.images.with_raw_response
+        images = self._server.client.images.with_raw_response
         options: dict[str, Any] = {"prompt": prompt, "n": 1, "output_format": "png", **self._config.openai}
         try:
             if references:
@@ -109,54 +89,12 @@ class OpenAIImages:
                 raw = images.edit(image=[(p.name, p.read_bytes(), "image/png") for p in references], **options)
             else:
                 raw = images.generate(**options)
-        except openai.OpenAIError as error:
-            raise self._told(error) from error
-        return _parsed(raw.content), raw.request_id
-
-    def _bound(self, response: Any) -> None:
-        """Cut an answer, of whatever status, off after so many bytes and so much time, as the client begins to read it.
-
-        It is read as it was sent, for compressed bytes can stand for any number, and as UTF-8, whatever it names.
-        """
-        response.headers.pop("content-encoding", None)
-        response.encoding = "utf-8"
-        read, end = response.iter_raw, time.monotonic() + self._config.timeout
-
-        def parts(chunk_size: int | None = None) -> Iterator[bytes]:
-            for part in read(chunk_size):
-                yield part
-                if response.num_bytes_downloaded > _LONGEST_ANSWER or time.monotonic() > end:
-                    return
-
-        response.iter_raw = parts
-
-    def _told(self, error: openai.OpenAIError) -> Exception:
-        """A refusal of the prompt, or what ends the run in one line."""
-        body, code = getattr(error, "body", None), getattr(error, "code", None)
-        message = body.get("message") if isinstance(body, dict) else None
-        message = _one_line(self._without_key(message if message and isinstance(message, str) else str(error)))
-        kept = "what exists is kept, the same command goes on"
-        if isinstance(code, str) and code in _REFUSED:
-            return Refused(code, message)
-        if isinstance(code, str) and code in _NO_CREDIT:
-            return InputError(f"{self._host}: the quota has ended ({message}); {kept} once there is credit")
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            return InputError(f"{KEY}: {self._host} refuses it ({message}); {kept} with a valid one")
-        if isinstance(error, openai.APIStatusError) and error.status_code < 500 and error.status_code not in (408, 429):
-            endpoint = error.request.url.path
-            what = f"{self._said(error) or 'no reason given'} (HTTP {error.status_code}) from {endpoint}"
-            see = "see --references none" if endpoint.endswith("/edits") else "see --model, --size and --quality"
-            return InputError(f"{self._host}: {what}; {see}; {kept}")
-        return InputError(f"{self._host}: no answer after {self._config.retries + 1} tries ({message}); {kept}")
-
-    def _said(self, error: openai.APIStatusError) -> str:
-        """What an error's body says, whatever its form."""
-        body = error.body.get("message", error.body) if isinstance(error.body, dict) else error.body
-        try:
-            text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False) if body else ""
-        except RecursionError:
-            text = ""
-        return _one_line(self._without_key(text or error.response.text))
+        except OpenAIError as error:
+            if refusal := self._server.refusal(error):
+                raise Refused(*refusal) from error
+            mend = "see --references none" if references else "see --model, --size and --quality"
+            raise self._server.ended(error, mend) from error
+        return parsed(raw.content), raw.request_id
 
     def _elsewhere(self, answer: Any) -> str:
         """Why the address of a picture is not asked; empty where it is, or where there is none."""
@@ -164,7 +102,7 @@ class OpenAIImages:
         if not address or address.startswith("data:"):
             return ""
         try:
-            own, url = self._client.base_url, self._client.base_url.join(address)
+            own, url = self._server.client.base_url, self._server.client.base_url.join(address)
         except Exception as error:  # of the HTTP library, whichever the client builds on
             return f"the address of its picture is none ({reason(error)})"
         if (url.scheme, url.host, url.port) == (own.scheme, own.host, own.port):
@@ -194,44 +132,18 @@ class OpenAIImages:
         Raises:
             InputError: nothing does.
         """
-        own = {"Authorization": f"Bearer {self._key}", "Accept-Encoding": "identity"}
+        own = {"Authorization": f"Bearer {self._server.key}", "Accept-Encoding": "identity"}
         try:
-            response = self._http.get(self._client.base_url.join(address), headers=own, follow_redirects=False)
+            response = self._server.http.get(
+                self._server.client.base_url.join(address), headers=own, follow_redirects=False
+            )
         except Exception as error:  # of the HTTP library, whichever the client builds on
-            raise InputError(f"its picture cannot be fetched ({_one_line(self._without_key(str(error)))})") from error
+            raise InputError(
+                f"its picture cannot be fetched ({one_line(self._server.without_key(str(error)))})"
+            ) from error
         if response.status_code != 200:
             raise InputError(f"its picture cannot be fetched (HTTP {response.status_code})")
         return bytes(response.content)
-
-    def _without_key(self, text: str) -> str:
-        """Servers have been seen to repeat the key in what they say."""
-        return text.replace(self._key, f"[{KEY}]")
-
-
-def _key() -> str:
-    key = os.environ.get(KEY, "").strip()
-    if not key:
-        raise InputError(f"{KEY}: is not set; export the key of your account, it is read from nowhere else")
-    if not key.isascii() or not key.isprintable() or any(mark in key for mark in " \"'\\"):
-        raise InputError(f"{KEY}: holds characters that no key has; export it again")
-    return key
-
-
-def _parsed(content: bytes) -> Any:
-    """The JSON of an answer, None where it is none. A picture is paid for: numbers that are none become null."""
-
-    def finite(text: str) -> float | None:
-        return float(text) if math.isfinite(float(text)) else None
-
-    try:
-        return json.loads(content, parse_float=finite, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _one_line(text: str) -> str:
-    """A server's words, of bearable length and without what a terminal would obey."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text[:1000]).split())[:200]
 
 
 def _address(answer: Any) -> str:

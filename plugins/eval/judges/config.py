@@ -11,6 +11,7 @@ from rbctl.options import option
 JudgeKind = Literal["vlm", "server", "grounding-dino", "owlv2", "boxes", "oracle", "clip"]
 _NEEDS = {"vlm": "FOLDER", "server": "MODEL", "grounding-dino": "FOLDER", "owlv2": "FOLDER"}
 
+_MOST_DOLLARS = 10_000.0
 _ALONE = {"boxes": "those of the pictures' own list", "clip": "the CLIP of --clip, else the bundle's"}
 
 
@@ -26,6 +27,13 @@ class JudgeOptions:
     )
     answers: Path | None = option(None, "Where answers of judges are kept. [default: runs/eval/answers]")
 
+    judge_price: str | None = option(
+        None, "IN,OUT: dollars that a server's model takes for a million tokens. [default: 0,0 but at OpenAI's own]"
+    )
+    judge_budget: float = option(5.0, "Dollars that servers' answers may cost in all.", min=0, max=1_000_000)
+    judge_samples: int = option(
+        1, "Answers of a server that tells no probabilities: the share of yes is taken for one.", min=1, max=100
+    )
     bundle: str = option(
         "mini", "What is sampled with, and whose encoders score: a name or a folder.", group="Encoders"
     )
@@ -41,10 +49,27 @@ class JudgeOptions:
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
 
     def __post_init__(self) -> None:
+        self.prices()
         for spec in self.judge:
             read_spec(spec)
         if len(set(self.judge)) < len(self.judge):
             raise ValueError(f"--judge {' '.join(self.judge)}: one stands there twice")
+
+    def prices(self) -> tuple[float, float] | None:
+        """Dollars of a million tokens that are asked and answered; None where none are given.
+
+        Raises:
+            ValueError: they are no two numbers.
+        """
+        if self.judge_price is None:
+            return None
+        try:
+            asked, answered = (float(part) for part in self.judge_price.split(","))
+        except ValueError:
+            asked = answered = -1.0
+        if not (0 <= asked <= _MOST_DOLLARS and 0 <= answered <= _MOST_DOLLARS):
+            raise ValueError(f"--judge-price {self.judge_price}: write IN,OUT in dollars of a million tokens, 2.5,10")
+        return asked, answered
 
 
 def read_spec(spec: str) -> tuple[JudgeKind, str]:

@@ -61,4 +61,8 @@ def open_judge(spec: str, options: JudgeOptions, world: World, clip: Encoder | N
         from rbctl.plugins.eval.judges.vision_language import VisionLanguageJudge
 
         return VisionLanguageJudge(Path(what), device)
+    if kind == "server":
+        from rbctl.plugins.eval.judges.server import ServerJudge
+
+        return ServerJudge(what, options, answers(options), world.rank)
     raise NotImplementedError(spec)

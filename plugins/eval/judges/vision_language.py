@@ -11,15 +11,9 @@ from PIL import Image
 from rbctl.bundle.fingerprints import fingerprint
 from rbctl.files import content_hash, read_image
 from rbctl.plugins.eval.judges.judge import Answer, Item
-from rbctl.plugins.eval.judges.questions import Question
 from rbctl.vision_language import VisionLanguage
 
-_FORM = "{question} Answer with yes or no."
-
-
-def worded(question: Question) -> str:
-    """A question as a model is asked that sees its picture, and the second picture after it."""
-    return _FORM.format(question=question.text)
+FORM = "{question} Answer with yes or no."  # of a model that sees the picture, and the second one after it
 
 
 class VisionLanguageJudge:
@@ -29,7 +23,7 @@ class VisionLanguageJudge:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.name = folder.resolve().name
-        self.hash = content_hash([fingerprint(folder), _FORM])
+        self.hash = content_hash([fingerprint(folder), FORM])
         self._model = VisionLanguage(folder, device)
 
     def __call__(self, items: Sequence[Item]) -> Iterator[Answer]:
@@ -38,7 +32,7 @@ class VisionLanguageJudge:
             numbers = [k for k, (_, question) in enumerate(items) if (question.second is None) is alone]
             if numbers:
                 shown = [_pictures(items[k]) for k in numbers]
-                said = self._model.yes(shown, [worded(items[k][1]) for k in numbers])
+                said = self._model.yes(shown, [FORM.format(question=items[k][1].text) for k in numbers])
                 answers.update((k, Answer(*answer)) for k, answer in zip(numbers, said, strict=True))
         yield from (answers[k] for k in range(len(items)))
 
