@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from PIL import Image
@@ -14,16 +12,6 @@ from rbctl.menagerie.figure import LAYERS
 
 SIZE = 128
 HEAD = [LAYERS.index(name) for name in ("crown", "head")]
-
-
-def merged(scene: Scene) -> Scene:
-    """The second figure's trunk drawn on the first one's; their heads look to different sides."""
-    one = copy.deepcopy(scene)
-    first, second = one.figures[:2]
-    if first.facing == second.facing:
-        second.mirror()
-    second.move(first.point("middle") - second.point("middle"))
-    return one
 
 
 def with_second_head(scene: Scene) -> Image.Image:

@@ -13,12 +13,13 @@ import torch
 from rbctl.bundle.catalogue import resolve
 from rbctl.menagerie import COATS, PATTERNS, SPECIES, Individual, compose
 from rbctl.menagerie.cases import DrawnCase
+from rbctl.menagerie.faults import merged
 from rbctl.menagerie.judge import Judge, Verdict
 from rbctl.menagerie.oracle import ATTRIBUTES, Reading, load_oracle, look
 from rbctl.menagerie.triplets import draw_group, pictures
 from rbctl.plugins.eval import failures
 from rbctl.relations import load_relation
-from tests.planted_faults import left_out, merged, with_second_head
+from tests.planted_faults import left_out, with_second_head
 
 CAT = Individual("cat", "orange", "blue", "stripes")
 FOX = Individual("fox", "red", "red", "plain")
