@@ -65,4 +65,6 @@ def open_judge(spec: str, options: JudgeOptions, world: World, clip: Encoder | N
         from rbctl.plugins.eval.judges.server import ServerJudge
 
         return ServerJudge(what, options, answers(options), world.rank)
-    raise NotImplementedError(spec)
+    from rbctl.plugins.eval.judges.geometry import DetectorJudge, GeometryJudge
+
+    return DetectorJudge(kind, Path(what), device) if what else GeometryJudge()
