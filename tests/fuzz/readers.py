@@ -56,11 +56,18 @@ from rbctl.plugins.eval import inputs
 from rbctl.plugins.eval.ablate import cost
 from rbctl.plugins.eval.ablate import recipe as ablations
 from rbctl.plugins.eval.benchmarks import load_benchmark
-from rbctl.plugins.eval.case import Wanted
+from rbctl.plugins.eval.case import Case, CaseObject, Picture, Wanted
 from rbctl.plugins.eval.encoders import Encoder
 from rbctl.plugins.eval.features import Digests, FeatureStore
 from rbctl.plugins.eval.gates import recipe as gates
 from rbctl.plugins.eval.gates import run as gates_run
+from rbctl.plugins.eval.judges import check_file
+from rbctl.plugins.eval.judges.answers_file import read_answers
+from rbctl.plugins.eval.judges.error import corrected
+from rbctl.plugins.eval.judges.judge import Answer, AnswerStore
+from rbctl.plugins.eval.judges.questions import questions
+from rbctl.plugins.eval.judges.server import Paid
+from rbctl.plugins.eval.leaderboard import run as leaderboard
 from rbctl.plugins.eval.paper import recipe as papers
 from rbctl.plugins.eval.stages import learned
 from rbctl.plugins.finetune import checkpoint as finetune_checkpoint
@@ -872,6 +879,51 @@ def pictures_to_score(folder: Path) -> Reader:
         return rows, inputs.as_cases("run", rows, Digests())
 
     return Reader(documents, read)
+
+
+@reader
+def judges(folder: Path) -> Reader:
+    """Errors of judges, answers of a person, answers that are kept, costs, and finished evaluations."""
+    _pictures(folder, "0.png", "cat.png", "dog.png")
+    error = {"asked": 9, "not_known": 1, "yes": 4, "yes_right": 3, "no": 4, "no_right": 4, "rank_correlation": 0.5}
+    error["calibration"] = [{"count": 8, "probability": 0.5, "truth": 0.5}]
+    check = {"source": "faults", "pictures": 3, "judges": {"a": {"hash": "h", "kinds": {"relation": error}}}}
+    columns = {"a relation": {"hash": "h", "judge": "a"}, "CLIP-T": {"hash": "c"}}
+    scored = [
+        {"run": run, "case": "c", "scores": {"a relation": score, "CLIP-T": 9.5}}
+        for run, score in (("x", 1.0), ("y", 0.0))
+    ]
+    objects = tuple(CaseObject(name, folder / f"{name}.png") for name in ("cat", "dog"))
+    case = Case("c", "A cat is riding a dog.", objects)
+    item = Picture("x", folder / "0.png", case), questions(case)[0]
+    AnswerStore(folder, _Yes(), Digests())([item])
+    (answers,) = (folder / "judge").iterdir()
+    documents = (
+        mutations.json_file("check.json", check),
+        mutations.text("answers.csv", "file_name,question,answer\n0.png,relation 0 1,yes\n0.png,present 0,no\n"),
+        mutations.json_file(str(answers.relative_to(folder)), read_json(answers)),
+        mutations.json_file("costs.json", {"dollars": 1.5, "answers": 3}),
+        mutations.json_file("scores.json", {"columns": columns}),
+        mutations.jsonl("pictures.jsonl", scored),
+    )
+
+    def read(place: Path) -> Any:
+        checked = check_file.read_check(place / "check.json")
+        shares = [corrected(3, 8, own) for own in checked.of("h").values()]
+        truth = read_answers(place / "answers.csv", {"0.png": [question.id for question in questions(case)]})
+        kept_answers = AnswerStore(place, _Yes(), Digests())([item])
+        assert all(answer.yes is None or 0 <= answer.yes <= 1 for answer in kept_answers)
+        paid = formats.read(Paid, read_object(place / "costs.json"), "costs.json")
+        return checked, shares, truth, kept_answers, paid, leaderboard.content([place], None)
+
+    return Reader(documents, read)
+
+
+class _Yes:
+    name, hash, paid = "judge", "judge", False
+
+    def __call__(self, items: Sequence[Any]) -> Any:
+        return iter([Answer(0.5, "yes") for _ in items])
 
 
 @reader

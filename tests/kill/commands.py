@@ -85,6 +85,9 @@ COMMANDS: Mapping[str, Command] = {
     "eval": Command("eval ../inputs/sampled --bundle mini", needs=("sampled",)),
     "eval-bench": Command("eval --bench relationbench-mini --relations ride --cases 2 --steps 2"),
     "eval-ablate": Command("eval ablate ../inputs/ablation/small.yaml --output out", needs=("ablation",)),
+    "eval-judge-check": Command(
+        "eval judge-check --judge clip --relations ride --cases 2 --output out --answers answers"
+    ),
     "eval-gates": Command("eval gates --quick --only oracle,vae,base,lora --relations ride --output out"),
     "distill": Command(
         "distill --model ../inputs/clip --data ../inputs/photographs --image-size 64 --train-blocks 2 --batch-size 4 "

@@ -61,6 +61,11 @@ class KindError:
     calibration: tuple[Bin, ...] = ()
     rank_correlation: float | None = None
 
+    def __post_init__(self) -> None:
+        counts = (self.asked, self.not_known, self.yes, self.yes_right, self.no, self.no_right)
+        if min(counts) < 0 or self.yes_right > self.yes or self.no_right > self.no:
+            raise ValueError("counts: more are right than there are, or one is negative")
+
     @property
     def sensitivity(self) -> Share | None:
         """None without a true yes."""

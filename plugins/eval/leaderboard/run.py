@@ -70,6 +70,8 @@ def content(folders: Sequence[Path], by: str | None) -> dict[str, Any]:
             if scored.run != TRUTH:
                 label = names.setdefault(scored.run, f"{folder}/{scored.run}" if scored.run in runs else scored.run)
                 runs.setdefault(label, []).append(scored)
+    if not columns:
+        raise InputError(f"{folders[0] / 'scores.json'}: columns: none; evaluate anew")
     decisive = by or _decisive(columns)
     if decisive not in columns:
         raise InputError(
@@ -87,7 +89,10 @@ def content(folders: Sequence[Path], by: str | None) -> dict[str, Any]:
         if (share := compare(first[case], second[case])) is not None
     ]
     if not done:
-        raise InputError(f"{decisive}: no two runs share a case; give evaluations of the same benchmark")
+        where = ", ".join(map(str, folders))
+        raise InputError(
+            f"{where}: no two runs have a case with {decisive} in common; give evaluations of one benchmark"
+        )
     return {
         "by": decisive,
         "folders": [str(folder) for folder in folders],
