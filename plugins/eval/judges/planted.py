@@ -163,7 +163,7 @@ def resample(planted: Sequence[Planted], pipeline: RelationPipeline, folder: Pat
         for own in planted:
             path = folder / own.picture.path.name
             if not path.is_file():
-                write_png(path, _resampled(own.picture, pipeline))
+                write_png(path, _resampled(own, pipeline))
             made.append(Planted(_at(own.picture, path), own.fault, own.truth))
             bar.update()
     return made
@@ -173,7 +173,8 @@ def _at(picture: Picture, path: Path) -> Picture:
     return Picture(picture.run, path, picture.case, picture.boxes, picture.detected)
 
 
-def _resampled(picture: Picture, pipeline: RelationPipeline) -> Image.Image:
+def _resampled(planted: Planted, pipeline: RelationPipeline) -> Image.Image:
+    picture = planted.picture
     boxes = {k: box for k, box in enumerate(picture.boxes or ()) if isinstance(box, tuple)}
     people = [picture.case.objects[k] for k in boxes]
     pixels = torch.from_numpy(np.array(read_image(picture.path))).permute(2, 0, 1)[None] / 127.5 - 1
@@ -192,6 +193,7 @@ def _resampled(picture: Picture, pipeline: RelationPipeline) -> Image.Image:
         {individual.name: individual.image for individual in people},
         {individual.name: box for individual, box in zip(people, boxes.values(), strict=True)},
         num_inference_steps=_STEPS,
+        image_scale=0.0 if planted.fault == "stranger" else None,  # the image prompts would bring back who was meant
         generator=torch.Generator().manual_seed(picture.case.seed),
         callback_on_step_end=renoised,
     ).images[0]
