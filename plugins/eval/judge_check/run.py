@@ -123,7 +123,7 @@ def table(check: Check) -> list[list[str]]:
         "balanced accuracy",
         "calibration",
         "rho",
-        "",
+        "note",
     ]
     rows = [head]
     for judge, checked in check.judges.items():
