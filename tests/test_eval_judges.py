@@ -180,3 +180,10 @@ def test_clip_as_a_judge_prefers_the_statement_that_is_nearer(given: Path) -> No
     assert [name for name, yes in said.items() if yes is None] == [
         "once 0", "once 1", "contact 0 1", "bodies 0 1", "same 0", "same 1", "copied 0", "copied 1",
     ]  # fmt: skip
+
+
+def test_two_judges_of_one_name_cannot_be_told_apart(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rbctl.plugins.eval.judges.kinds.open_judge", lambda *_: Colour())
+    flags = ("--pairs", given / "pairs.csv", "--output", given / "out", "--cache", given / "features")
+    result = rbctl("eval", given / "ours", "--judge", "boxes", "--judge", "clip", *flags)
+    assert (result.exit_code, "two are called colour" in result.output) == (2, True), result.output

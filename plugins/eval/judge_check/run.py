@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rbctl.bundle.catalogue import resolve
+from rbctl.bundle.fingerprints import BASE, fingerprint
 from rbctl.device import pick_device
 from rbctl.errors import InputError
 from rbctl.files import write_json, write_text
+from rbctl.paths import relative
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.eval.benchmarks import load_benchmark
 from rbctl.plugins.eval.case import Picture, Wanted
@@ -73,25 +75,25 @@ def _planted(config: JudgeCheckConfig, output: Path) -> tuple[list[Item], list[b
     if config.sampled:
         pipeline = RelationPipeline.from_pretrained(config.bundle, device=config.device)
         pipeline.set_progress_bar_config(disable=True)
-        planted = resample(planted, pipeline, output / "sampled")
+        made_by = fingerprint(resolve(config.bundle), BASE)[:8]
+        planted = resample(planted, pipeline, output / f"sampled-{made_by}")
     write_set(planted, output)
     return _items([(own.picture, own.truth) for own in planted])
 
 
 def _given(config: JudgeCheckConfig, folder: Path, digests: Digests) -> tuple[list[Item], list[bool]]:
     pictures = as_cases(folder.name, read_rows(folder, config.follow_outside), digests)
-    names = {picture.path: picture.path.relative_to(folder).as_posix() for picture in pictures}
+    names = {picture.path: relative(picture.path, folder) for picture in pictures}
     ids = {names[picture.path]: [question.id for question in questions(picture.case)] for picture in pictures}
     answers = read_answers(folder / ANSWERS_FILE, ids)
     if not answers:
         raise InputError(
             f"{folder / ANSWERS_FILE}: no answers; rbctl eval judge-page {folder} makes a page that asks you"
         )
-    truths = [
-        (p, {question: answer for (name, question), answer in answers.items() if name == names[p.path]})
-        for p in pictures
-    ]
-    return _items(truths)
+    truths: dict[str, dict[str, bool]] = {name: {} for name in ids}
+    for (name, question), answer in answers.items():
+        truths[name][question] = answer
+    return _items([(picture, truths[names[picture.path]]) for picture in pictures])
 
 
 def _items(truths: Sequence[tuple[Picture, dict[str, bool]]]) -> tuple[list[Item], list[bool]]:

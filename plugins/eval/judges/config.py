@@ -26,7 +26,6 @@ class JudgeOptions:
         group="Judges",
     )
     answers: Path | None = option(None, "Where answers of judges are kept. [default: runs/eval/answers]")
-
     judge_price: str | None = option(
         None, "IN,OUT: dollars that a server's model takes for a million tokens. [default: 0,0 but at OpenAI's own]"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from rbctl.bundle.catalogue import resolve
 from rbctl.defaults import BUNDLE
 from rbctl.device import pick_device
+from rbctl.errors import InputError
 from rbctl.plugins.eval.encoders import Encoder, load_clip
 from rbctl.plugins.eval.features import Digests
 from rbctl.plugins.eval.judges.config import JudgeOptions, read_spec
@@ -24,9 +25,12 @@ def answer_stores(
         clip: of these options, where it is loaded already.
 
     Raises:
-        InputError: see :func:`open_judge`.
+        InputError: see :func:`open_judge`; or two have the same name, so that no table could tell them apart.
     """
     judges = [open_judge(spec, options, world, clip) for spec in options.judge]
+    for judge in judges:
+        if [other.name for other in judges].count(judge.name) > 1:
+            raise InputError(f"--judge {' '.join(options.judge)}: two are called {judge.name}; ask one at a time")
     return [AnswerStore(answers(options), judge, digests, options.batch_size, world) for judge in judges]
 
 
