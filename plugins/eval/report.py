@@ -102,7 +102,7 @@ def judge_tables(content: dict[str, Any]) -> dict[str, list[list[str]]]:
     """By judge: the share of its answers that pictures without fault would have, and which run wins how often."""
     tables = {}
     for judge in content["judges"].get("judges", ()):
-        tables[f"Judge {judge}"] = table(content, bounds=False, judge=judge)
+        tables[f"Judge {judge}: share answered as of a faultless picture"] = table(content, bounds=False, judge=judge)
         tables[f"Judge {judge}: share of yes, and its measured error"] = _yes_table(content["judges"]["judges"][judge])
         if standing := content["wins"].get(judge):
             tables[f"Judge {judge}: who wins"] = win_table(standing)
