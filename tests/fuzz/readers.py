@@ -885,7 +885,8 @@ def pictures_to_score(folder: Path) -> Reader:
 def judges(folder: Path) -> Reader:
     """Errors of judges, answers of a person, answers that are kept, costs, and finished evaluations."""
     _pictures(folder, "0.png", "cat.png", "dog.png")
-    error = {"asked": 9, "not_known": 1, "yes": 4, "yes_right": 3, "no": 4, "no_right": 4, "rank_correlation": 0.5}
+    error = {"asked": 9, "not_known": 1, "yes": 4, "yes_right": 3, "no": 4, "no_right": 4}
+    error["rank_correlation"] = {"mean": 0.5, "low": 0.1, "high": 0.8}
     error["calibration"] = [{"count": 8, "probability": 0.5, "truth": 0.5}]
     check = {"source": "faults", "pictures": 3, "judges": {"a": {"hash": "h", "kinds": {"relation": error}}}}
     columns = {"a relation": {"hash": "h", "judge": "a"}, "CLIP-T": {"hash": "c"}}

@@ -54,7 +54,11 @@ def run(config: JudgeCheckConfig) -> str:
                 for kind in KINDS:
                     own = [k for k, (_, question) in enumerate(items) if question.kind == kind]
                     if own:
-                        kinds[kind] = measure([said[k].yes for k in own], [truth[k] for k in own])
+                        kinds[kind] = measure(
+                            [said[k].yes for k in own],
+                            [truth[k] for k in own],
+                            [str(items[k][0].path) for k in own],
+                        )
                 checks[store.judge.name] = Checked(store.judge.hash, kinds)
             if not world.first:
                 return ""
@@ -138,7 +142,7 @@ def _cells(error: KindError) -> list[str]:
     shares = [_shown(s) for s in (error.sensitivity, error.specificity, error.balanced_accuracy)]
     answered = error.asked > error.not_known
     worthless = "worthless" if answered and error.worthless else ""
-    calibration, rho = number(error.calibration_error), number(error.rank_correlation)
+    calibration, rho = number(error.calibration_error), _shown(error.rank_correlation)
     return [str(error.asked), str(error.not_known), *shares, calibration, rho, worthless]
 
 

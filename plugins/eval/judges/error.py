@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from rbctl.plugins.eval.intervals import rank_correlation
+from rbctl.plugins.eval.intervals import rank_interval
 
 _Z = float(stats.norm.ppf(0.975))
 _BINS = 10
@@ -59,7 +59,7 @@ class KindError:
     no: int
     no_right: int
     calibration: tuple[Bin, ...] = ()
-    rank_correlation: float | None = None
+    rank_correlation: Share | None = None
 
     def __post_init__(self) -> None:
         counts = (self.asked, self.not_known, self.yes, self.yes_right, self.no, self.no_right)
@@ -109,18 +109,23 @@ class KindError:
         return gaps / count if count else None
 
 
-def measure(probabilities: Sequence[float | None], truth: Sequence[bool]) -> KindError:
+def measure(
+    probabilities: Sequence[float | None], truth: Sequence[bool], pictures: Sequence[str] | None = None
+) -> KindError:
     """The error of a judge.
 
     Args:
         probabilities: (n,) of yes; None: not known. From a half on it is a yes.
         truth: (n,).
+        pictures: (n,) whose questions these are; the interval of the rank correlation draws pictures again. [default:
+            each is of another picture]
     """
-    known = [(p, true) for p, true in zip(probabilities, truth, strict=True) if p is not None]
-    yes = [p >= 0.5 for p, true in known if true]
-    no = [p < 0.5 for p, true in known if not true]
+    names = pictures or [str(k) for k in range(len(truth))]
+    known = [(p, true, name) for p, true, name in zip(probabilities, truth, names, strict=True) if p is not None]
+    yes = [p >= 0.5 for p, true, _ in known if true]
+    no = [p < 0.5 for p, true, _ in known if not true]
     parts: dict[int, list[tuple[float, bool]]] = {}
-    for p, true in known:
+    for p, true, _ in known:
         parts.setdefault(min(int(p * _BINS), _BINS - 1), []).append((p, true))
     bins = [np.array(parts[k], dtype=float) for k in sorted(parts)]
     return KindError(
@@ -131,8 +136,14 @@ def measure(probabilities: Sequence[float | None], truth: Sequence[bool]) -> Kin
         no=len(no),
         no_right=sum(no),
         calibration=tuple(Bin(len(part), *(round(float(v), 5) for v in part.mean(0))) for part in bins),
-        rank_correlation=rank_correlation([p for p, _ in known], [float(true) for _, true in known]),
+        rank_correlation=_rank([p for p, *_ in known], [true for _, true, _ in known], [name for *_, name in known]),
     )
+
+
+def _rank(probabilities: Sequence[float], truth: Sequence[bool], pictures: Sequence[str]) -> Share | None:
+    rho = rank_interval(probabilities, [float(true) for true in truth], pictures)
+    values = [rho[name] for name in ("rho", "low", "high")]
+    return None if None in values or not np.isfinite(values).all() else Share(*(round(float(v), 5) for v in values))
 
 
 def wilson(count: int, of: int) -> Share | None:
