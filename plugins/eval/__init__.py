@@ -13,6 +13,7 @@ from rbctl.plugins.eval.judge_check import check as judge_check
 from rbctl.plugins.eval.judge_check import page as judge_page
 from rbctl.plugins.eval.leaderboard import command as leaderboard
 from rbctl.plugins.eval.paper import command as tables
+from rbctl.plugins.eval.plant import command as plant
 
 FORMATS = {  # that people write: their JSON Schemas
     "benchmark": "rbctl.plugins.eval.kinds:KINDS",
@@ -86,4 +87,5 @@ command.add_command(gates)
 command.add_command(judge_check)
 command.add_command(judge_page)
 command.add_command(leaderboard)
+command.add_command(plant)
 command.add_command(tables)

@@ -23,7 +23,7 @@ from rbctl.paths import relative
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.eval.case import Case, Picture
 from rbctl.plugins.eval.judges.answers_file import ANSWERS, ANSWERS_FILE
-from rbctl.plugins.eval.judges.questions import questions
+from rbctl.plugins.eval.judges.questions import Question, questions
 from rbctl.progress import progress
 from rbctl.relations import check_box, load_relation
 
@@ -81,15 +81,66 @@ def plant(cases: Sequence[Case], folder: Path) -> list[Planted]:
 
 
 def _with(case: Case, fault: Fault, rng: np.random.Generator) -> tuple[Scene, list[int], Truth] | None:
-    """A scene with a fault, whom of the case its figures show, and the truth; None where the case cannot have it.
-
-    Questions that a fault leaves open have no truth: whether merged bodies ride each other, say.
-    """
+    """A scene with a fault, whom of the case its figures show, and the truth; None where the case cannot have it."""
     assert case.truth is not None
     scene, relation = case.truth.scene, case.truth.relation
     everybody = list(range(len(case.objects)))
     who = int(rng.integers(len(everybody)))
-    asked = questions(case)
+    asked, inverse = questions(case), False
+    if not possible(asked, fault):
+        return None
+    match fault:
+        case "exchanged":
+            a, b = next(question.individuals for question in asked if question.kind == "exchanged")
+            scene = faults.exchanged(scene, relation, (a, b), rng)
+        case "missing":
+            scene = faults.left_out(scene, who)
+            everybody.remove(who)
+        case "twice":
+            scene = faults.twice(scene, who)
+            everybody.append(who)
+        case "merged":
+            scene = faults.merged(scene)
+        case "no contact":
+            scene = faults.parted(scene)
+        case "other relation":
+            other = load_relation(_OTHER.get(relation.name, _BESIDE[len(everybody)]))
+            if other.name == relation.name:
+                return None
+            scene = faults.of_relation(scene, other, rng)
+            inverse = relation.name == other.inverse or other.name == relation.inverse
+        case "stranger":
+            scene = faults.stranger(scene, who, rng)
+        case "copied pose":
+            scene = faults.posed_as(scene, who, case.truth.faces[who])
+    return scene, everybody, truth_of(asked, fault, who, inverse)
+
+
+def possible(asked: Sequence[Question], fault: Fault) -> bool:
+    """Whether a case with these questions can have a fault."""
+    kinds = [question.kind for question in asked]
+    match fault:
+        case "exchanged":
+            return "exchanged" in kinds
+        case "missing":
+            return kinds.count("present") > 1
+        case "merged":
+            return kinds.count("present") == 2
+        case "no contact":
+            return "contact" in kinds
+        case _:
+            return True
+
+
+def truth_of(asked: Sequence[Question], fault: Fault, who: int, inverse: bool = False) -> Truth:
+    """The true answers where a fault was planted.
+
+    Questions that a fault leaves open have no truth: whether merged bodies ride each other, say.
+
+    Args:
+        who: number of the individual that has the fault, where one alone has it.
+        inverse: another relation says the same with the roles exchanged.
+    """
     truth = {question.id: question.wanted for question in asked}
 
     def says(answer: bool | None, *kinds: str, of: int | None = None) -> None:
@@ -103,54 +154,33 @@ def _with(case: Case, fault: Fault, rng: np.random.Generator) -> tuple[Scene, li
 
     match fault:
         case "exchanged":
-            if (turned := next((q.individuals for q in asked if q.kind == "exchanged"), None)) is None:
-                return None
-            scene = faults.exchanged(scene, relation, (turned[0], turned[1]), rng)
             says(False, "relation")
             says(True, "exchanged")
             says(None, "copied")
         case "missing":
-            if len(everybody) < 2:
-                return None
-            scene = faults.left_out(scene, who)
-            everybody.remove(who)
             says(False, "present", "once", "contact", of=who)
             says(False, "relation", "exchanged")
             says(None, "same", "copied", of=who)
             says(None, "bodies")
         case "twice":
-            scene = faults.twice(scene, who)
-            everybody.append(who)
             says(False, "once", of=who)
             says(None, "relation", "exchanged", "contact", "bodies", "same", "copied")  # of which of the two?
         case "merged":
-            if len(everybody) != 2:
-                return None
-            scene = faults.merged(scene)
             says(False, "bodies")
             says(None, "relation", "exchanged", "contact", "same", "copied", "once")
         case "no contact":
-            if not any(question.kind == "contact" for question in asked):
-                return None
-            scene = faults.parted(scene)
             says(False, "contact", "relation", "exchanged")
         case "other relation":
-            other = load_relation(_OTHER.get(relation.name, _BESIDE[len(everybody)]))
-            if other.name == relation.name:
-                return None
-            scene = faults.of_relation(scene, other, rng)
             says(False, "relation")
-            says(relation.name == other.inverse or other.name == relation.inverse, "exchanged")
+            says(inverse, "exchanged")
             says(None, "contact", "copied")
         case "stranger":
-            scene = faults.stranger(scene, who, rng)
             says(False, "same", of=who)
             says(None, "copied", of=who)
         case "copied pose":
-            scene = faults.posed_as(scene, who, case.truth.faces[who])
             says(True, "copied", of=who)
             says(None, "relation", "exchanged", "contact", "bodies")
-    return scene, everybody, truth
+    return truth
 
 
 def resample(planted: Sequence[Planted], pipeline: RelationPipeline, folder: Path) -> list[Planted]:
@@ -203,14 +233,18 @@ def write_set(planted: Sequence[Planted], folder: Path) -> None:
     """``metadata.csv`` and ``answers.csv`` beside the pictures: what any judge, or a person, can be held against."""
     listed, answers = io.StringIO(), io.StringIO()
     pictures, truths = csv.writer(listed, lineterminator="\n"), csv.writer(answers, lineterminator="\n")
-    pictures.writerow(["file_name", "text", "image_prompts", "names", "boxes", "relation", "case"])
+    pictures.writerow(["file_name", "text", "image_prompts", "names", "boxes", "masks", "relation", "case"])
     truths.writerow(ANSWERS)
     for own in planted:
         case, name = own.picture.case, relative(own.picture.path, folder)
         images = ";".join(relative(individual.image, folder) for individual in case.objects)
-        boxes = ";".join(" ".join(map(str, box)) if isinstance(box, tuple) else "-" for box in own.picture.boxes or ())
+        parts = own.picture.boxes or ()
+        boxes = ";".join(" ".join(map(str, part)) if isinstance(part, tuple) else "-" for part in parts)
+        masks = ";".join(relative(part, folder) if isinstance(part, Path) else "-" for part in parts)
         names = ";".join(individual.name for individual in case.objects)
-        pictures.writerow([name, case.text, images, names, boxes, case.relation, case.id])
+        by_mask = any(isinstance(part, Path) for part in parts)
+        where = ("", masks) if by_mask else (boxes, "")
+        pictures.writerow([name, case.text, images, names, *where, case.relation, case.id])
         truths.writerows([name, question, "yes" if answer else "no"] for question, answer in own.truth.items())
     write_text(folder / "metadata.csv", listed.getvalue())
     write_text(folder / ANSWERS_FILE, answers.getvalue())
