@@ -29,6 +29,7 @@ from rbctl.triplets import load
 from rbctl.triplets.check import check
 from rbctl.triplets.keypoints import KEYPOINTS
 from rbctl.triplets.masks import box_of
+from tests.tiny_models import tiny_llava, tiny_owlv2
 
 CPU = torch.device("cpu")
 SIZES = [(128, 96), (96, 128), (200, 60), (64, 64), (61, 173)]
@@ -120,18 +121,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hf.VitPoseForPoseEstimation(hf.VitPoseConfig(backbone_config=body, num_labels=17)).save_pretrained(folder)
         hf.VitPoseImageProcessor(size={"height": 64, "width": 48}).save_pretrained(folder)
 
-    owl = root / "owlv2"
-    owl.mkdir()
-    letters = [f"{letter}{end}" for end in ("", "</w>") for letter in "abcdefghijklmnopqrstuvwxyz"]
-    tokens = [*letters, "<|startoftext|>", "<|endoftext|>"]
-    (owl / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
-    (owl / "merges.txt").write_text("#version: 0.2\n")
-    towers = {"hidden_size": 16, "intermediate_size": 16, **small}
-    words = {**towers, "vocab_size": len(tokens), "max_position_embeddings": 32, "eos_token_id": 53, "bos_token_id": 52}
-    config = hf.Owlv2Config(text_config=words, vision_config={**towers, **grid}, projection_dim=16)
-    hf.Owlv2ForObjectDetection(config).save_pretrained(owl)
-    tokenizer = hf.CLIPTokenizer(str(owl / "vocab.json"), str(owl / "merges.txt"), model_max_length=32)
-    hf.Owlv2Processor(hf.Owlv2ImageProcessor(size=square), tokenizer).save_pretrained(owl)
+    tiny_owlv2(root / "owlv2")
     return root
 
 
@@ -483,35 +473,7 @@ def test_a_pose_is_the_same_wherever_it_is() -> None:
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny LLaVA of random weights that knows a few words."""
-    import transformers as hf
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    folder = tmp_path_factory.mktemp("models") / "llava"
-    torch.manual_seed(0)
-    words = ["<unk>", "<s>", "</s>", "<pad>", "<image>", *SENTENCE.split(), "."]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = hf.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        additional_special_tokens=["<image>"],
-    )
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = hf.LlavaConfig(
-        vision_config=hf.CLIPVisionConfig(**sizes, image_size=32, patch_size=16),
-        text_config=hf.LlamaConfig(**sizes, vocab_size=len(words), max_position_embeddings=256),
-        image_token_index=4,
-        vision_feature_layer=-1,
-    )
-    hf.LlavaForConditionalGeneration(config).save_pretrained(folder)
-    images = hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    strategy = {"patch_size": 16, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    hf.LlavaProcessor(images, fast, **strategy).save_pretrained(folder)
-    return folder
+    return tiny_llava(tmp_path_factory.mktemp("models") / "llava", *SENTENCE.split(), ".")
 
 
 def test_llava_says_a_sentence(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:

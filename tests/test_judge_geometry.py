@@ -18,6 +18,8 @@ from rbctl.plugins.eval.judges import geometry
 from rbctl.plugins.eval.judges.geometry import DetectorJudge, GeometryJudge, likelihood, tells
 from rbctl.plugins.eval.judges.questions import questions
 from rbctl.relations import load_relation
+from tests.commands import call
+from tests.tiny_models import tiny_owlv2
 
 ABOVE, BELOW, ASIDE = (0.3, 0.1, 0.6, 0.5), (0.2, 0.4, 0.8, 0.9), (0.82, 0.4, 0.98, 0.9)
 
@@ -143,3 +145,13 @@ def test_a_score_at_the_threshold_is_as_likely_as_not() -> None:
     assert likelihood(0.3) == pytest.approx(0.5)
     assert 0 <= likelihood(0.0) < 0.01
     assert 0.99 < likelihood(1.0) <= 1
+
+
+def test_a_tiny_random_detector_is_told_to_be_worthless(tmp_path: Path) -> None:
+    detector = tiny_owlv2(tmp_path / "owlv2")
+    flags = ["--relations", "ride", "--cases", 3, "--output", tmp_path / "check", "--answers", tmp_path / "answers"]
+    result = call("eval", "judge-check", "--judge", f"owlv2={detector}", *flags)
+    assert result.exit_code == 0, result.output
+    rows = {line.split()[1]: line for line in result.stdout.splitlines() if line.startswith("owlv2 ")}
+    answered = ("present", "once", "relation", "exchanged", "contact")
+    assert [kind for kind in answered if not rows[kind].endswith("worthless")] == []

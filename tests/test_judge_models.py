@@ -29,38 +29,15 @@ from rbctl.plugins.eval.judges.server import ServerJudge
 from rbctl.plugins.eval.judges.vision_language import VisionLanguageJudge
 from rbctl.vision_language import VisionLanguage
 from tests.commands import call, refused
+from tests.tiny_models import tiny_llava
 
 CPU = torch.device("cpu")
-
-
-def tiny_llava(folder: Path, *words: str) -> Path:
-    """A LLaVA of random weights that knows a few words."""
-    import transformers as hf
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    torch.manual_seed(0)
-    known = ["<unk>", "<s>", "</s>", "<pad>", "<image>", "Is", "the", "cat", "dog", "picture", ".", "?", *words]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(known)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    fast = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=["<image>"], **special)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = hf.LlavaConfig(
-        vision_config=hf.CLIPVisionConfig(**sizes, image_size=32, patch_size=16),
-        text_config=hf.LlamaConfig(**sizes, vocab_size=len(known), max_position_embeddings=256),
-        image_token_index=4,
-        vision_feature_layer=-1,
-    )
-    hf.LlavaForConditionalGeneration(config).save_pretrained(folder)
-    images = hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    strategy = {"patch_size": 16, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    hf.LlavaProcessor(images, fast, **strategy).save_pretrained(folder)
-    return folder
+WORDS = ("Is", "the", "cat", "dog", "picture", ".", "?")
 
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llava(tmp_path_factory.mktemp("models") / "llava", "yes", "no", "Yes", "No")
+    return tiny_llava(tmp_path_factory.mktemp("models") / "llava", *WORDS, "yes", "no", "Yes", "No")
 
 
 @pytest.fixture
@@ -108,7 +85,7 @@ def test_yes_and_no_share_the_probability(llava: Path) -> None:
 def test_a_model_without_such_tokens_is_taken_by_its_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, yes: float | None
 ) -> None:
-    model = VisionLanguage(tiny_llava(tmp_path / "silent"), CPU)
+    model = VisionLanguage(tiny_llava(tmp_path / "silent", *WORDS), CPU)
     monkeypatch.setattr(model, "_words", lambda _: words)
     assert model.yes([[Image.new("RGB", (32, 32))]], ["Is the cat ?"]) == [(yes, words)]
 
