@@ -142,7 +142,7 @@ def test_a_server_does_not_choose_an_endless_pause(api, tmp_path: Path, pause: s
 
 
 def test_an_answer_without_end_is_cut_off(api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    monkeypatch.setattr("rbctl.plugins.generate.openai_images._LONGEST_ANSWER", 1 << 20)
+    monkeypatch.setattr("rbctl.openai_server._LONGEST_ANSWER", 1 << 20)
     sent: dict[int, int] = {}
 
     def pour(status: int) -> Act:
@@ -261,9 +261,9 @@ def test_a_picture_is_fetched_from_the_same_server_alone(
     address: str,
     told: str,
 ) -> None:
-    from rbctl.plugins.generate import openai_images
+    from rbctl import openai_server
 
-    monkeypatch.setattr(openai_images, "_LONGEST_ANSWER", 100_000)
+    monkeypatch.setattr(openai_server, "_LONGEST_ANSWER", 100_000)
     api.pictures = {
         "/pictures/redirect": reply(302, b"", Location="http://127.0.0.1:1/secret"),
         "/pictures/none": reply(404, b"gone"),
