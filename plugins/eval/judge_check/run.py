@@ -13,6 +13,7 @@ from rbctl.device import pick_device
 from rbctl.errors import InputError
 from rbctl.files import write_json, write_text
 from rbctl.paths import relative
+from rbctl.pictures import save_png
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.eval.benchmarks import load_benchmark
 from rbctl.plugins.eval.case import Picture, Wanted
@@ -24,10 +25,11 @@ from rbctl.plugins.eval.judges.check_file import CHECK, OUTPUT, Check, Checked
 from rbctl.plugins.eval.judges.error import KindError, Share, measure
 from rbctl.plugins.eval.judges.judge import Item
 from rbctl.plugins.eval.judges.kinds import answer_stores
-from rbctl.plugins.eval.judges.planted import plant, resample, write_set
+from rbctl.plugins.eval.judges.planted import plant, resample, sheet, write_set
 from rbctl.plugins.eval.judges.questions import KINDS, questions
 from rbctl.plugins.eval.tables import aligned, markdown_table, number
 from rbctl.processes import together
+from rbctl.provenance import DRAWN, SHEET
 from rbctl.runs import Run
 
 _BENCH = "relationbench-mini"
@@ -82,6 +84,7 @@ def _planted(config: JudgeCheckConfig, output: Path) -> tuple[list[Item], list[b
         made_by = fingerprint(resolve(config.bundle), BASE)[:8]
         planted = resample(planted, pipeline, output / f"sampled-{made_by}")
     write_set(planted, output)
+    save_png(sheet(planted), output / "sheet.png", source_type=SHEET if config.sampled else DRAWN)
     return _items([(own.picture, own.truth) for own in planted])
 
 

@@ -20,6 +20,7 @@ from rbctl.menagerie.cases import SIZE, file_of
 from rbctl.menagerie.drawing import render
 from rbctl.menagerie.scenes import Scene
 from rbctl.paths import relative
+from rbctl.pictures import grid
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.eval.case import Case, Picture
 from rbctl.plugins.eval.judges.answers_file import ANSWERS, ANSWERS_FILE
@@ -227,6 +228,20 @@ def _resampled(planted: Planted, pipeline: RelationPipeline) -> Image.Image:
         generator=torch.Generator().manual_seed(picture.case.seed),
         callback_on_step_end=renoised,
     ).images[0]
+
+
+def sheet(planted: Sequence[Planted]) -> Image.Image:
+    """The first scene of each relation, a row each, with all its faults; a white cell where it cannot have one."""
+    rows: dict[str, dict[str, Planted]] = {}
+    firsts: dict[str, str] = {}
+    for own in planted:
+        case = own.picture.case
+        if firsts.setdefault(case.relation, case.id) == case.id:
+            rows.setdefault(case.id, {})[own.fault] = own
+    cells = [row.get(fault) for row in rows.values() for fault in FAULTS]
+    images = [Image.new("RGB", (1, 1), "white") if own is None else read_image(own.picture.path) for own in cells]
+    captions = ["" if own is None else own.fault for own in cells]
+    return grid(images, len(FAULTS), captions)
 
 
 def write_set(planted: Sequence[Planted], folder: Path) -> None:
