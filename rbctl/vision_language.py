@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from rbctl.errors import InputError, reason
 from rbctl.pretrained import from_pretrained, network
 
 _YES, _NO = (("yes", "Yes", "YES"), ("no", "No", "NO"))
@@ -30,6 +31,7 @@ class VisionLanguage:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # 7 billion weights: 14 GB in half
         self.model = network(AutoModelForImageTextToText, folder, dtype, use_safetensors=True).to(device)
         self.processor = from_pretrained(AutoProcessor, folder)
+        self._folder = folder
         self._yes, self._no = self._tokens(_YES), self._tokens(_NO)
 
     def say(self, images: Sequence[Image.Image], question: str, most_tokens: int) -> str:
@@ -46,9 +48,20 @@ class VisionLanguage:
         Returns:
             Per question the probability of yes against no at the first token. Where the model would say neither, or
             its tokenizer has no such token, 1 or 0 by the first word, and None where that is neither.
+
+        Raises:
+            InputError: the model takes no such question; some take one picture alone.
         """
-        options = {"max_new_tokens": _ANSWER, "output_logits": True, "return_dict_in_generate": True}
-        output = self._generate(images, questions, **options)
+        options = {"max_new_tokens": _ANSWER, "output_logits": True, "return_dict_in_generate": True, "num_beams": 1}
+        try:
+            output = self._generate(images, questions, **options)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if len(questions) == 1:
+                raise InputError(
+                    f"{self._folder}: cannot be asked with {len(images[0])} pictures ({reason(error)})"
+                ) from error
+            # Not every processor takes several: it has no token to pad with, or no place for pictures of other sizes.
+            return [self.yes([shown], [question])[0] for shown, question in zip(images, questions, strict=True)]
         first = output.logits[0].float().softmax(-1)
         width = output.sequences.shape[1] - len(output.logits)
         answers = []

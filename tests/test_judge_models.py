@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -99,6 +101,28 @@ def test_a_tiny_random_model_is_told_to_be_worthless(llava: Path, tmp_path: Path
     assert sum(row.endswith("worthless") for row in rows) >= 7
 
 
+def test_a_processor_that_takes_no_batch_is_asked_one_by_one(llava: Path) -> None:
+    model, images = VisionLanguage(llava, CPU), [[Image.new("RGB", (32, 32), color)] for color in ("red", "blue")]
+    asked = ["Is the cat ?", "Is the dog the cat ?"]
+    together = [yes for yes, _ in model.yes(images, asked)]
+    model.processor.tokenizer.pad_token = None
+    assert [yes for yes, _ in model.yes(images, asked)] == pytest.approx(together, abs=1e-5)
+
+
+def test_beams_of_a_folder_are_left_out(llava: Path) -> None:
+    model, asked = VisionLanguage(llava, CPU), ([[Image.new("RGB", (32, 32))]] * 2, ["Is the cat ?"] * 2)
+    before = model.yes(*asked)
+    model.model.generation_config.num_beams = 3
+    assert model.yes(*asked) == before
+
+
+def test_a_question_that_a_model_cannot_take_is_one_line(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = VisionLanguage(llava, CPU)
+    monkeypatch.setattr(model.processor, "image_token", "")  # as one that has no place for a picture
+    with pytest.raises(InputError, match=r"llava: cannot be asked with 2 pictures \("):
+        model.yes([[Image.new("RGB", (32, 32))] * 2], ["Is the cat ?"])
+
+
 def test_a_folder_that_holds_no_model_is_one_line(tmp_path: Path) -> None:
     refused(call("eval", "judge-check", "--judge", f"vlm={tmp_path}", "--output", tmp_path / "out"), str(tmp_path))
     refused(call("eval", "judge-check", "--judge", f"vlm={tmp_path / 'none'}", "--output", tmp_path / "out"), "none")
@@ -147,6 +171,31 @@ def fails(status: int, code: str = "", message: str = "no") -> Act:
 
 def half(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
     reply(handler, 200, b'{"choices": [{"mess')
+
+
+def choice(**parts: Any) -> Act:
+    """An answer that is paid for, with parts of its choice as some server has them."""
+
+    def act(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
+        handler.api.paid += 1  # type: ignore[attr-defined]
+        reply(handler, 200, {"choices": [{"message": {"content": "Yes"}, "finish_reason": "stop", **parts}]})
+
+    return act
+
+
+def cut(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
+    """The connection ends before the answer does."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices"')
+    handler.close_connection = True
+
+
+def slow(handler: BaseHTTPRequestHandler, asked: dict[str, Any]) -> None:
+    time.sleep(1.5)
+    with contextlib.suppress(OSError):
+        half(handler, asked)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -228,6 +277,72 @@ def test_limits_and_broken_answers_are_borne(api: API, items: list[Item], tmp_pa
 
 
 @pytest.mark.parametrize(
+    "broken",
+    [
+        cut,
+        slow,
+        lambda h, _: reply(h, 200, b"[" * 100_000),
+        lambda h, _: reply(h, 200, b'{"choices": "' + b"x" * 300_000 + b'"}'),
+        lambda h, _: reply(h, 200, b"\xff\x00 no JSON"),
+        lambda h, _: reply(h, 200, {"choices": [{"message": "Yes"}]}),
+        lambda h, _: reply(h, 200, {"choices": [{"message": {"content": [1]}}]}),
+        fails(408),
+        fails(503),
+    ],
+)
+def test_what_breaks_an_answer_is_asked_again(
+    api: API, items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Act
+) -> None:
+    monkeypatch.setattr("rbctl.openai_server._LONGEST_ANSWER", 200_000)
+    monkeypatch.setattr("rbctl.plugins.eval.judges.server._TIMEOUT", 0.5)
+    api.script = [broken, api.then]
+    assert [answer.yes for answer in store(tmp_path)(items[:1])] == pytest.approx([0.8 / 0.9])
+    assert (len(api.asked), api.paid) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        {"content": None},
+        {"content": []},
+        {"tokens": ["Yes"], "token_logprobs": [-0.1]},
+        {"content": [{"token": "Yes", "logprob": -0.1}]},
+        {"content": [{"top_logprobs": [{"token": "Yes", "logprob": None}]}]},
+        {"content": [{"top_logprobs": [{"token": "Yes", "logprob": -(10**400)}]}]},
+        [1],
+        "Yes",
+    ],
+)
+def test_probabilities_in_another_form_leave_the_words(
+    api: API, items: list[Item], tmp_path: Path, logprobs: object
+) -> None:
+    api.then = choice(logprobs=logprobs)
+    assert [answer.yes for answer in store(tmp_path)(items[:1])] == [1.0]
+    assert api.paid == 1
+
+
+def test_an_answer_of_thoughts_alone_is_not_known(api: API, items: list[Item], tmp_path: Path) -> None:
+    api.then = choice(message={"content": None, "reasoning_content": "Well,"}, finish_reason="length")
+    (answer,) = store(tmp_path)(items[:1])
+    assert (answer.yes, answer.text) == (None, "no words (length)")
+    assert api.paid == 1
+
+
+def test_samples_are_paid_once(api: API, items: list[Item], tmp_path: Path) -> None:
+    words = iter(["I cannot tell", "Yes", "no", "Yes"])
+    api.script = [lambda h, asked: says(next(words))(h, asked) for _ in range(3)]
+    api.then = fails(503)
+    with pytest.raises(InputError, match="no answer"):
+        store(tmp_path, judge_samples=4)(items[:1])
+    assert api.paid == 3
+    api.then = lambda h, asked: says(next(words))(h, asked)
+    (answer,) = store(tmp_path, judge_samples=4)(items[:1])
+    assert answer.yes == pytest.approx(2 / 3)  # also when the first sample is neither yes nor no
+    assert api.paid == 4
+    assert not [*(tmp_path / "answers").rglob("drawn/*")]
+
+
+@pytest.mark.parametrize(
     ("act", "told"),
     [
         (fails(503), "no answer after 5 tries"),
@@ -261,11 +376,35 @@ def test_the_budget_ends_it_and_a_larger_one_goes_on(api: API, items: list[Item]
     assert api.paid == len(items)
 
 
+def test_answers_that_do_not_say_what_they_took_count_too(api: API, items: list[Item], tmp_path: Path) -> None:
+    api.then = choice()
+    with pytest.raises(InputError, match=r"--judge-budget 0\.02: \$0\.0190 spent on 2 answers"):
+        store(tmp_path, judge_budget=0.02)(items)
+    assert api.paid == 2
+    with pytest.raises(InputError, match="--judge-budget 0"):
+        store(tmp_path / "other", judge_budget=0)(items)
+    assert api.paid == 2
+
+
+def test_all_servers_and_processes_have_one_budget(api: API, items: list[Item], tmp_path: Path) -> None:
+    options = JudgeOptions(judge_price="2,10", judge_budget=4.5 * 0.0021)
+    judges = [ServerJudge(model, options, tmp_path, rank) for model, rank in (("gpt", 0), ("gpt", 1), ("other", 0))]
+    for _ in range(2):
+        with contextlib.suppress(InputError):
+            for asked in zip(*(judge(items) for judge in judges), strict=True):
+                assert len(asked) == 3
+    assert api.paid == 4
+
+
 @pytest.mark.usefixtures("api")
 def test_what_a_server_wants_is_said_before_it_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     flags = ["eval", "judge-check", "--judge", "server=gpt", "--output", tmp_path / "out"]
     refused(call(*flags, "--judge-price", "3"), "--judge-price 3: write IN,OUT")
-    monkeypatch.setenv("OPENAI_BASE_URL", "https://api.openai.com/v1")
-    refused(call(*flags), "wants money; give IN,OUT")
+    for address in ("https://api.openai.com/v1", "https://example.openai.azure.com/v1", "http://8.8.8.8/v1"):
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+        refused(call(*flags), "may want money; give IN,OUT")
+    for address in ("http://localhost/v1", "http://[::1]:80/v1", "http://10.0.0.7/v1", "http://gpu.local/v1"):
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+        ServerJudge("gpt", JudgeOptions(), tmp_path)
     monkeypatch.delenv("OPENAI_API_KEY")
     refused(call(*flags), "OPENAI_API_KEY: is not set")

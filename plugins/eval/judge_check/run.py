@@ -44,13 +44,14 @@ def run(config: JudgeCheckConfig) -> str:
     with together() as world:
         work = Run(output, "eval", config, world=world)
         with work.claimed():
+            stores = answer_stores(config, digests, world)  # before minutes of drawing: a key may be missing
             if not world.first:
                 world.wait()  # until the first one has drawn what is missing
             items, truth = _planted(config, output) if config.folder is None else _given(config, config.folder, digests)
             if world.first:
                 world.wait()
             checks: dict[str, Checked] = {}
-            for store in answer_stores(config, digests, world):
+            for store in stores:
                 said = store(items)
                 kinds: dict[str, KindError] = {}
                 for kind in KINDS:

@@ -27,9 +27,14 @@ class JudgeOptions:
     )
     answers: Path | None = option(None, "Where answers of judges are kept. [default: runs/eval/answers]")
     judge_price: str | None = option(
-        None, "IN,OUT: dollars that a server's model takes for a million tokens. [default: 0,0 but at OpenAI's own]"
+        None, "IN,OUT: dollars that a server's model takes for a million tokens. [default: 0,0 on your own network]"
     )
-    judge_budget: float = option(5.0, "Dollars that servers' answers may cost in all.", min=0, max=1_000_000)
+    judge_budget: float = option(
+        5.0,
+        "Dollars that servers' answers may cost in all; all runs with the same --answers count.",
+        min=0,
+        max=1_000_000,
+    )
     judge_samples: int = option(
         1, "Answers of a server that tells no probabilities: the share of yes is taken for one.", min=1, max=100
     )

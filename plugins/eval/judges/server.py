@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import ipaddress
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from annotated_types import Interval
 
 from rbctl import formats
 from rbctl.errors import InputError
-from rbctl.files import content_hash, read_image, read_object, write_json
+from rbctl.files import content_hash, read_image, read_json, read_object, write_json
 from rbctl.openai_server import KEPT, OpenAIError, Server, one_line, parsed
 from rbctl.plugins.eval.judges.config import JudgeOptions
 from rbctl.plugins.eval.judges.judge import Answer, Item
@@ -27,6 +28,9 @@ _LONGEST_SIDE, _QUALITY = 768, 90  # pixels of a picture that is sent, as JPEG
 _MOST_TOKENS = 512  # of an answer: a word, unless the model thinks before
 _LEAST = 0.01  # of the probability that yes and no have together
 _COSTS = "costs-{}.json"  # of each process
+_DRAWN = "drawn"  # folder of samples whose answer is not whole yet
+_PICTURE_TOKENS, _TEXT_TOKENS = 2000, 200  # of a question, where an answer does not tell what it took
+_AT_HOME = (".local", ".internal", ".lan", ".home.arpa")
 _MILLION = 1e6
 
 
@@ -42,7 +46,7 @@ class ServerJudge:
     """Asks a server, a question a request; what answers cost is counted over all runs.
 
     The probability is that of the first token, where the server tells it. Else ``--judge-samples`` answers are drawn,
-    and the share of yes counts. A refusal is not known.
+    each kept as it comes, and the share of yes counts. A refusal is not known.
     """
 
     paid = True
@@ -59,41 +63,45 @@ class ServerJudge:
         """
         self._server = Server(_RETRIES, _TIMEOUT)
         price = options.prices()
-        if price is None and self._server.host.endswith("openai.com"):
+        if price is None and not _at_home(self._server.host):
             raise InputError(
-                f"--judge-price: {self._server.host} wants money; give IN,OUT in dollars of a million tokens"
+                f"--judge-price: {self._server.host} may want money; give IN,OUT in dollars of a million tokens, or 0,0"
             )
         self.name, self._price, self._budget = model, price or (0.0, 0.0), options.judge_budget
         self._samples, self._tells = options.judge_samples, True
         self.hash = content_hash([model, str(self._server.client.base_url), FORM, self._samples])
-        self._costs = answers / self.hash[:20] / _COSTS.format(rank)
-        self._own = Paid(0.0, 0)
-        self._spent, self._asked = self._counted()
+        self._answers, self._folder = answers, answers / self.hash[:20]
+        self._costs = self._folder / _COSTS.format(rank)
+        self._own = _paid(self._costs) if self._costs.is_file() else Paid(0.0, 0)
 
     def __call__(self, items: Sequence[Item]) -> Iterator[Answer]:
-        for item in items:
-            yield self._answer(item)
+        for picture, question in items:
+            content: list[dict[str, Any]] = [
+                {"type": "image_url", "image_url": {"url": _sent(path)}}
+                for path in (picture.path, question.second)
+                if path is not None
+            ]
+            content.append({"type": "text", "text": FORM.format(question=question.text)})
+            drawn = self._folder / _DRAWN / f"{content_hash(content)[:32]}.json"
+            yield self._answer(content, drawn)
+            drawn.unlink(missing_ok=True)  # the answer is kept by now
 
-    def _answer(self, item: Item) -> Answer:
-        said = [self._ask(item)]
-        if said[0].yes in (0.0, 1.0) and not self._tells:
-            said += [self._ask(item) for _ in range(self._samples - 1)]
+    def _answer(self, content: list[dict[str, Any]], drawn: Path) -> Answer:
+        said = _kept(drawn)
+        self._tells = self._tells and not said
+        while len(said) < (1 if self._tells else self._samples):
+            said.append(self._ask(content))
+            if self._samples > 1 and not self._tells:
+                write_json(drawn, [dataclasses.asdict(answer) for answer in said])
         known = [answer.yes for answer in said if answer.yes is not None]
         return Answer(sum(known) / len(known) if known else None, said[0].text)
 
-    def _ask(self, item: Item) -> Answer:
+    def _ask(self, content: list[dict[str, Any]]) -> Answer:
         """One answer that can be read, or a refusal.
 
         Raises:
             InputError: the server is down, takes no such request, or the budget has ended.
         """
-        picture, question = item
-        content: list[dict[str, Any]] = [
-            {"type": "image_url", "image_url": {"url": _sent(path)}}
-            for path in (picture.path, question.second)
-            if path is not None
-        ]
-        content.append({"type": "text", "text": FORM.format(question=question.text)})
         trouble = ""
         for _ in range(_RETRIES + 1):
             self._check_budget()
@@ -120,77 +128,111 @@ class ServerJudge:
         completions = self._server.client.chat.completions.with_raw_response
         if self._tells:
             try:
-                return self._count(completions.create(**options, logprobs=True, top_logprobs=20))
+                return self._count(completions.create(**options, logprobs=True, top_logprobs=20), len(content) - 1)
             except OpenAIError as error:
                 if getattr(error, "status_code", None) not in (400, 422) or self._server.refusal(error):
                     raise
                 self._tells = False
-        return self._count(completions.create(**options))
+        return self._count(completions.create(**options), len(content) - 1)
 
-    def _count(self, raw: Any) -> Any:
+    def _count(self, raw: Any, pictures: int) -> Any:
+        """Write down what an answer cost: a broken one, and one that does not say, about what it may have."""
         reply = parsed(raw.content)
         usage = reply.get("usage") if isinstance(reply, dict) else None
-        tokens = [_tokens(usage, name) for name in ("prompt_tokens", "completion_tokens")]
+        most = (_TEXT_TOKENS + pictures * _PICTURE_TOKENS, _MOST_TOKENS)
+        told = [_tokens(usage, name) for name in ("prompt_tokens", "completion_tokens")]
+        tokens = [count or guess for count, guess in zip(told, most, strict=True)]
         cost = sum(count * price for count, price in zip(tokens, self._price, strict=True)) / _MILLION
-        self._spent, self._asked = self._spent + cost, self._asked + 1
         self._own = Paid(self._own.dollars + cost, self._own.answers + 1)
         write_json(self._costs, dataclasses.asdict(self._own))
         return reply
 
     def _check_budget(self) -> None:
-        ahead = self._spent / self._asked if self._asked else 0.0
-        if self._spent + ahead > self._budget:
-            raise InputError(
-                f"--judge-budget {self._budget:g}: ${self._spent:.4f} spent on {self._asked} answers; {KEPT}; raise it"
-            )
+        """Whether one more answer may be paid for, beside those of all processes, runs and servers.
 
-    def _counted(self) -> tuple[float, int]:
-        """Dollars and answers so far, of every process."""
-        spent, asked = 0.0, 0
-        for path in sorted(self._costs.parent.glob(_COSTS.format("*"))):
-            paid = formats.read(Paid, read_object(path), str(path))
-            if path == self._costs:
-                self._own = paid
-            spent, asked = spent + paid.dollars, asked + paid.answers
-        return spent, asked
+        Raises:
+            InputError: it may not, or a kept cost is none.
+        """
+        if not any(self._price):
+            return
+        paid = {path: _paid(path) for path in sorted(self._answers.glob(f"*/{_COSTS.format('*')}"))}
+        spent, count = sum(own.dollars for own in paid.values()), sum(own.answers for own in paid.values())
+        own = [own for path, own in paid.items() if path.parent == self._folder]
+        answers = sum(one.answers for one in own)
+        ahead = sum(one.dollars for one in own) / answers if answers else 0.0
+        if spent + ahead > self._budget or spent >= self._budget:
+            raise InputError(
+                f"--judge-budget {self._budget:g}: ${spent:.4f} spent on {count} answers; {KEPT}; raise it"
+            )
 
     def _read(self, reply: Any) -> tuple[Answer | None, str]:
         """The answer of a reply, or what is wrong with it."""
         try:
             choice = reply["choices"][0]
-            message = choice["message"]
+            message, end = choice["message"], choice.get("finish_reason")
             refusal, text = message.get("refusal"), message.get("content")
-            if choice.get("finish_reason") == "content_filter" or refusal:
-                return Answer(None, self._words(f"refused: {refusal or 'content filter'}")), ""
-            if not isinstance(text, str):
-                return None, "no text in it"
-            yes = _probability(choice.get("logprobs"))
         except (TypeError, KeyError, IndexError, AttributeError):
             return None, "no JSON" if reply is None else "no choice in it"
+        if end == "content_filter" or refusal:
+            why = refusal if refusal and isinstance(refusal, str) else "content filter"
+            return Answer(None, self._words(f"refused: {why}")), ""
+        if text is None and end in ("stop", "length"):  # all its tokens were thoughts; it would be so again
+            return Answer(None, f"no words ({end})"), ""
+        if not isinstance(text, str):
+            return None, "no text in it"
+        yes = _probability(choice.get("logprobs"))
         if yes is None and self._tells:
-            self._tells = choice.get("logprobs") is not None
+            self._tells = _first(choice.get("logprobs")) is not None
         return Answer(by_words(text) if yes is None else yes, self._words(text)), ""
 
     def _words(self, text: str) -> str:
         return one_line(self._server.without_key(text))
 
 
+def _first(logprobs: Any) -> dict[str, float] | None:
+    """Probability of every likely first token, without space around it and in small letters; None: it is not told."""
+    likely: dict[str, float] = {}
+    try:
+        for token in logprobs["content"][0]["top_logprobs"]:
+            word = token["token"].strip().lower()
+            likely[word] = likely.get(word, 0.0) + math.exp(min(float(token["logprob"]), 0.0))
+    except (TypeError, LookupError, AttributeError, ValueError, OverflowError):
+        return None
+    return likely or None
+
+
 def _probability(logprobs: Any) -> float | None:
     """Of yes against no at the first token; None where the server does not tell, or both are unlikely."""
-    if not logprobs:
-        return None
-    likely = {"yes": 0.0, "no": 0.0}
-    for token in logprobs["content"][0]["top_logprobs"]:
-        word = token["token"].strip().lower()
-        if word in likely:
-            likely[word] += math.exp(min(float(token["logprob"]), 0.0))
-    both = sum(likely.values())
-    return likely["yes"] / both if both >= _LEAST else None
+    likely = _first(logprobs) or {}
+    yes, no = likely.get("yes", 0.0), likely.get("no", 0.0)
+    return yes / (yes + no) if yes + no >= _LEAST else None
 
 
-def _tokens(usage: Any, name: str) -> int:
+def _tokens(usage: Any, name: str) -> int | None:
+    """Tokens as an answer counts them; None where that is no possible number."""
     count = usage.get(name) if isinstance(usage, dict) else None
-    return count if type(count) is int and 0 <= count <= 10_000_000 else 0
+    return count if type(count) is int and 0 < count <= 10_000_000 else None
+
+
+def _paid(path: Path) -> Paid:
+    return formats.read(Paid, read_object(path), str(path))
+
+
+def _kept(path: Path) -> list[Answer]:
+    """Samples of an earlier run; none where there are none that can be read."""
+    try:
+        rows: Any = read_json(path)
+        return [Answer({None: None, 0.0: 0.0, 1.0: 1.0}[row["yes"]], str(row["text"])) for row in rows]
+    except (InputError, TypeError, KeyError):
+        return []
+
+
+def _at_home(host: str) -> bool:
+    """Whether a server is of this machine or network, so that nobody is paid."""
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:  # a name
+        return "." not in host or host.endswith(_AT_HOME)
 
 
 def _sent(path: Path) -> str:
