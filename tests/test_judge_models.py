@@ -7,6 +7,8 @@ import contextlib
 import io
 import json
 import math
+import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 import torch
 from PIL import Image
@@ -25,8 +28,9 @@ from rbctl.files import write_png
 from rbctl.plugins.eval.case import Case, CaseObject, Picture
 from rbctl.plugins.eval.features import Digests
 from rbctl.plugins.eval.judges.config import JudgeOptions
+from rbctl.plugins.eval.judges.error import corrected, measure
 from rbctl.plugins.eval.judges.judge import AnswerStore, Item
-from rbctl.plugins.eval.judges.questions import preferred, questions
+from rbctl.plugins.eval.judges.questions import Question, preferred, questions
 from rbctl.plugins.eval.judges.server import ServerJudge
 from rbctl.plugins.eval.judges.vision_language import VisionLanguageJudge
 from rbctl.vision_language import VisionLanguage
@@ -408,3 +412,41 @@ def test_what_a_server_wants_is_said_before_it_is_asked(monkeypatch: pytest.Monk
         ServerJudge("gpt", JudgeOptions(), tmp_path)
     monkeypatch.delenv("OPENAI_API_KEY")
     refused(call(*flags), "OPENAI_API_KEY: is not set")
+
+
+@pytest.mark.slow
+def test_the_correction_recovers_the_truth_behind_a_server_that_errs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server answers right with probability 0.8; 100 runs, each with its own check of 100 and 50 new pictures."""
+    chance = random.Random(0)
+    base = next(kind for kind in openai.DefaultHttpxClient.__mro__ if not kind.__module__.startswith("openai"))
+    httpx = sys.modules[base.__module__.partition(".")[0]]  # the one that this openai builds on
+
+    def answers(request: Any) -> Any:
+        asked = json.loads(request.content)["messages"][0]["content"][-1]["text"]
+        right = chance.random() < 0.8
+        text = "yes" if ("true" in asked) is right else "no"
+        return httpx.Response(200, json={"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})
+
+    client = openai.DefaultHttpxClient
+    monkeypatch.setattr(
+        "openai.DefaultHttpxClient", lambda **own: client(transport=httpx.MockTransport(answers), **own)
+    )
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1/v1")
+    write_png(tmp_path / "a.png", Image.new("RGB", (4, 4)))
+    picture = Picture("run", tmp_path / "a.png", Case("c", "A cat."))
+    judge = ServerJudge("gpt", JudgeOptions(), tmp_path / "answers")
+
+    def said(truth: list[bool]) -> list[float | None]:
+        asked = [Question("relation", f"Is this {str(true).lower()}?", ()) for true in truth]
+        return [answer.yes for answer in judge([(picture, question) for question in asked])]
+
+    held = 0
+    for _ in range(100):
+        known, truth = [chance.random() < 0.5 for _ in range(100)], [chance.random() < 0.6 for _ in range(50)]
+        error = measure(said(known), known)
+        share = corrected(sum(yes == 1 for yes in said(truth)), len(truth), error)
+        held += share is not None and share.low <= 0.6 <= share.high
+    assert held >= 95
