@@ -5,6 +5,7 @@ Records name files relative to their own folder (:func:`relative`), so that both
 
 from __future__ import annotations
 
+import functools
 import os
 import unicodedata
 from importlib.resources import files as package_files
@@ -15,6 +16,7 @@ from rbctl.errors import InputError, abridged
 FOLLOW_OUTSIDE = "Also read files that the data names outside of its own folder, and follow its links."
 
 
+@functools.cache  # every sentence that is read asks for all relations
 def shipped_yaml(folder: str = "") -> dict[str, Path]:
     """The YAML files of ``recipes/FOLDER`` that come with rbctl, by name; none where there is no such folder."""
     place = Path(str(package_files("rbctl.recipes"))) / folder

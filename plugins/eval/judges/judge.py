@@ -108,8 +108,9 @@ class AnswerStore:
                         if self.judge.paid:
                             self._write(name, fresh[name])
                 finally:
-                    for name, own in fresh.items():
-                        self._write(name, own)
+                    if not self.judge.paid:
+                        for name, own in fresh.items():
+                            self._write(name, own)
 
     def _batches(self, waiting: dict[str, list[str]]) -> Iterator[list[tuple[str, str]]]:
         """Whole pictures together, up to ``batch_size`` questions or one picture."""
