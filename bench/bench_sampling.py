@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from bench.conftest import peak_mb
 from bench.official import official_conditioning, processors
+from rbctl import RelationPipeline
 from rbctl.attention import project_once
 from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.load import load
@@ -79,6 +82,19 @@ def test_sampling(compare: Callable[..., Any], sides: tuple[Side, Side]) -> None
         rounds=3,
         memory=(peak_mb(lambda: ours.sample(2)), peak_mb(lambda: baseline.sample(2))),
     )
+
+
+def test_quality(compare: Callable[..., Any]) -> None:
+    """A picture as ``rbctl sample`` makes it by default, encoders and VAE included; the baseline leaves nothing out."""
+    pipe = RelationPipeline.from_pretrained("mini", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    images = {"cat": Image.new("RGB", (128, 128), "orange"), "bear": Image.new("RGB", (128, 128), "brown")}
+
+    def draw(**quality: Any) -> None:
+        pipe.encoder.forget()
+        pipe("A {cat} is sitting beside a {bear}", images, generator=torch.Generator().manual_seed(0), **quality)
+
+    compare("sampling mini, best quality / default", draw, partial(draw, quality="best"), rounds=5)
 
 
 @torch.no_grad()

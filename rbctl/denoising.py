@@ -12,6 +12,8 @@ from PIL import Image
 
 from rbctl.attention import project_once
 from rbctl.conditioning import Conditioning
+from rbctl.deep_cache import DeepCache
+from rbctl.shortcuts import NO_SHORTCUTS, Shortcuts
 
 OnStep = Callable[[int, torch.Tensor], torch.Tensor | None]
 
@@ -64,6 +66,8 @@ def denoise(
     guidance_scale: torch.Tensor | None,
     on_step: OnStep | None = None,
     generators: Sequence[torch.Generator | None] | None = None,
+    shortcuts: Shortcuts = NO_SHORTCUTS,
+    unguided: Conditioning | None = None,
 ) -> torch.Tensor:
     """Sample latents.
 
@@ -74,21 +78,30 @@ def denoise(
         on_step: called with the step's number and the latents after it; latents that it returns take their place.
             A scheduler of second order has nearly two calls of the UNet a step; each counts as one here.
         generators: one a picture, for the noise that a stochastic scheduler adds.
+        shortcuts: what is left out.
+        unguided: the conditional B rows alone, for steps without guidance; needed where ``shortcuts`` leave some out.
 
     Returns:
         (B, C, h, w) scaled latents, float32.
     """
-    project_once(unet, conditioning)
+    for rows in filter(None, (conditioning, unguided)):
+        project_once(unet, rows)
+    cached = DeepCache(unet)
     scheduler.set_timesteps(steps, device=noise.device)
     options: dict[str, Any] = {}
     if generators and None not in generators and "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = list(generators)
     latents = noise.float() * scheduler.init_noise_sigma
     for number, timestep in enumerate(scheduler.timesteps):
-        doubled = latents if guidance_scale is None else torch.cat([latents, latents])
-        prediction = predict(unet, scheduler.scale_model_input(doubled, timestep), timestep, conditioning)
-        if guidance_scale is not None:
-            prediction = guide(prediction, guidance_scale)
+        share = number / len(scheduler.timesteps)
+        cached.interval = shortcuts.interval(share)
+        if guidance_scale is None:
+            prediction = predict(cached, scheduler.scale_model_input(latents, timestep), timestep, conditioning)
+        elif unguided is None or shortcuts.guided(share):
+            doubled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
+            prediction = guide(predict(cached, doubled, timestep, conditioning), guidance_scale)
+        else:
+            prediction = predict(cached, scheduler.scale_model_input(latents, timestep), timestep, unguided)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **options)[0]
         if on_step:
             changed = on_step(number, latents)

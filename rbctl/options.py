@@ -1,7 +1,7 @@
 """A frozen dataclass is the whole configuration of a stage; its fields are the Click options and the recipe's keys.
 
-Precedence: flag > recipe > the recipe that a chosen bundle brings > default. A default and its help stand once, at the
-field.
+Precedence: flag > recipe > a chosen quality > the recipe that a chosen bundle brings > default. A default and its help
+stand once, at the field.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from click.core import ParameterSource
 from rbctl.errors import InputError, abridged, nearest, reason, shortened, shortlist
 from rbctl.files import read_yaml, write_text
 from rbctl.paths import near, relative, shipped_yaml
+from rbctl.shortcuts import SECTION, options_of
 
 Config = TypeVar("Config")
 
@@ -255,6 +256,7 @@ def _load_recipe(ctx: click.Context, param: click.Parameter, value: str | None) 
     path = find_recipe(value, ctx.command.name)
     content = read_yaml(path)
     recipe = _section(ctx, path, content)
+    ctx.meta[SECTION] = {SECTION: content[SECTION]} if SECTION in content else {}
     if ctx.command.name not in content:
         sections = shortlist(map(abridged, content)) or "nothing"
         raise InputError(f"{path}: has no section {ctx.command.name!r}, only {sections}")
@@ -269,11 +271,21 @@ def _section(ctx: click.Context, path: Path, content: dict[str, Any]) -> dict[st
     """
     stages = set(entry_points(group="rbctl.plugins").names)
     for section, values in content.items():
+        if section == SECTION:
+            continue
         if section not in stages:
             raise InputError(f"{path}: no stage {abridged(section)}{nearest(str(section), stages)}")
         if not isinstance(values, dict):
             raise InputError(f"{path}: section {abridged(section)} must be a mapping of options to values")
-    recipe = content.get(ctx.command.name or "", {})
+    return _checked(ctx, path, content.get(ctx.command.name or "", {}))
+
+
+def _checked(ctx: click.Context, path: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for this command, types checked, paths made whole.
+
+    Raises:
+        InputError: file and key are named.
+    """
     fields = {p.name: p for p in ctx.command.params if isinstance(p, _Field) and p.name}
     former = former_options(getattr(ctx.command.callback, "config_type", None))
     for key, value in recipe.items():
@@ -299,8 +311,8 @@ def _located(field: _Field, value: Any, folder: Path) -> Any:
     return f"{assigned}{equals}{near(folder, path)}" if is_path or os.path.isfile(folder / path) else value
 
 
-def _of_the_bundle(ctx: click.Context, bundle: str) -> dict[str, Any]:
-    """The values of the bundle's own recipe for options that neither flag nor recipe names.
+def _of_the_bundle(ctx: click.Context, bundle: str, quality: str | None) -> dict[str, Any]:
+    """The values of the bundle's own recipe, and over them a quality's, for options that neither flag nor recipe names.
 
     Raises:
         InputError: the recipe is wrong, or sets what is not a bundle's to set; file and key are named.
@@ -308,9 +320,10 @@ def _of_the_bundle(ctx: click.Context, bundle: str) -> dict[str, Any]:
     from rbctl.bundle.catalogue import place
 
     path = place(bundle) / BUNDLE_RECIPE
-    if not os.path.isfile(path):  # Path.is_file fails where a name is too long
-        return {}
-    recipe = _section(ctx, path, read_yaml(path))
+    content = read_yaml(path) if os.path.isfile(path) else {}  # Path.is_file fails where a name is too long
+    recipe = _section(ctx, path, content)
+    if quality is not None:
+        recipe |= _checked(ctx, path, options_of(quality, ctx.meta.get(SECTION) or content, str(path)))
     settable = {p.name for p in ctx.command.params if isinstance(p, _Field) and p.of_bundle}
     if foreign := [key for key in recipe if key not in settable]:
         raise InputError(f"{path}: {foreign[0]}: no bundle may set this; give it on the command line instead")
@@ -329,7 +342,7 @@ def config_options(config_type: type[Config]) -> Callable[[Callable[[Config], No
     def decorate(body: Callable[[Config], None]) -> Callable[..., None]:
         def configuration(**values: Any) -> Config:
             if isinstance(values.get("bundle"), str):
-                values |= _of_the_bundle(click.get_current_context(), values["bundle"])
+                values |= _of_the_bundle(click.get_current_context(), values["bundle"], values.get("quality"))
             try:
                 return config_type(**values)
             except ValueError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from rbctl.progress import progress
 from rbctl.relations import Box, load_relation, shipped
 from rbctl.request import Picture, Request, requested
 from rbctl.roles import find_relation, place
+from rbctl.shortcuts import NO_SHORTCUTS, QUALITY, Quality, Shortcuts
 
 _FINITE = {
     torch.float16: "take --precision bf16 or fp32",
@@ -172,6 +174,8 @@ class RelationPipeline(LoraLoader):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        quality: Quality = QUALITY,
+        shortcuts: Shortcuts | None = None,
         callback_on_step_end: Callable[[RelationPipeline, int, Any, dict[str, torch.Tensor]], Any] | None = None,
         return_dict: bool = True,
     ) -> Any:
@@ -191,6 +195,8 @@ class RelationPipeline(LoraLoader):
                 noise of ``torch.Generator().manual_seed(7)``.
             latents: unit noise (B, C, height / f, width / f) in place of the generator's.
             output_type: see :class:`RelationPipelineOutput`.
+            quality: what speed may cost, as ``rbctl sample --quality``: "draft", "standard" or "best".
+            shortcuts: what sampling leaves out, in place of the quality's.
             callback_on_step_end: called with the pipeline, the step, the timestep and {"latents": ...} after every
                 step; latents in the dictionary it returns take their place.
             return_dict: False gives a tuple.
@@ -199,7 +205,8 @@ class RelationPipeline(LoraLoader):
             InputError: an argument is wrong; it is named.
         """
         bundle = self.bundle
-        defaults = {"height": bundle.resolution, "width": bundle.resolution, "scale": bundle.gamma}
+        defaults, own_shortcuts = sampling_defaults(bundle.folder, quality)
+        defaults = {"height": bundle.resolution, "width": bundle.resolution, "scale": bundle.gamma, **defaults}
         requests = requested(
             [prompt] if isinstance(prompt, str) else list(prompt),
             images,
@@ -213,12 +220,16 @@ class RelationPipeline(LoraLoader):
                 "scale": image_scale,
                 "images": num_images_per_prompt,
             },
-            defaults | sampling_defaults(bundle.folder),
+            defaults,
             self.boxes,
             self.prompt_weighting,
         )
-        crop = crops_coords_top_left
-        requests = [dataclasses.replace(request, original_size=original_size, crop=crop) for request in requests]
+        how: dict[str, Any] = {
+            "original_size": original_size,
+            "crop": crops_coords_top_left,
+            "shortcuts": shortcuts or own_shortcuts,
+        }
+        requests = [dataclasses.replace(request, **how) for request in requests]
         generators = self._generators(requests, generator)
         noise = latents
         if noise is None:
@@ -289,6 +300,8 @@ class RelationPipeline(LoraLoader):
         encoded = self.encoder.encode(requests)
         pseudo = None
         if self.pseudo_mask_step and first.subjects:
+            if first.shortcuts != NO_SHORTCUTS:
+                raise InputError("pseudo_mask_step: reads every step; take quality 'best', which leaves nothing out")
             pseudo = self.encoder.regions(requests, self.pseudo_mask_step)
         if noise is None:
             generators = denoising.generators_of([request.seed for request in requests])
@@ -306,6 +319,7 @@ class RelationPipeline(LoraLoader):
             generators,
             first.original_size,
             first.crop,
+            first.shortcuts,
         )
 
     @measured("denoise")
@@ -321,17 +335,19 @@ class RelationPipeline(LoraLoader):
         generators: Sequence[torch.Generator | None] | None = None,
         original_size: tuple[int, int] | None = None,
         crop: tuple[int, int] = (0, 0),
+        shortcuts: Shortcuts = NO_SHORTCUTS,
     ) -> torch.Tensor:
         """:meth:`denoise` of what is encoded already.
 
         Args:
             noise: (B, C, h, w) unit noise; the pictures have its size.
             guidance_scale: one for all or (B,); of no effect without negative prompts.
-            pseudo: regions read off the text attention, which replace the boxes.
+            pseudo: regions read off the text attention, which replace the boxes; they need every step whole.
+            shortcuts: what is left out.
         """
         bundle, (h, w) = self.bundle, noise.shape[-2:]
-        conditioning = guided(
-            encoded,
+        rows = partial(
+            guided,
             size=(h * bundle.latent_scale, w * bundle.latent_scale),
             latent_size=(h, w),
             levels=bundle.levels,
@@ -339,6 +355,9 @@ class RelationPipeline(LoraLoader):
             original_size=original_size,
             crop=crop,
         )
+        conditioning, unguided = rows(encoded), None
+        if encoded.negative_prompt_embeds is not None and not shortcuts.always_guided:
+            unguided = rows(dataclasses.replace(encoded, negative_prompt_embeds=None))
         conditioning.pseudo = pseudo
         scales = torch.as_tensor(guidance_scale, device=bundle.device).expand(len(noise))
         bundle.place("unet")
@@ -351,6 +370,8 @@ class RelationPipeline(LoraLoader):
             None if encoded.negative_prompt_embeds is None else scales,
             on_step,
             generators,
+            shortcuts,
+            unguided,
         )
 
     def _check_memory(self, requests: Sequence[Request]) -> None:

@@ -14,6 +14,7 @@ from rbctl.files import read_image
 from rbctl.prompts.fields import Settings
 from rbctl.prompts.weights import read_weights
 from rbctl.relations import Box, check_box
+from rbctl.shortcuts import NO_SHORTCUTS, Shortcuts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,6 +61,7 @@ class Request:
             own size.
         scheduler: a name of :mod:`rbctl.schedulers`; None for the bundle's own.
         embeddings: what learned tokens in ``words`` stand for.
+        shortcuts: what sampling leaves out.
         source: where it was asked for, for errors.
     """
 
@@ -77,6 +79,7 @@ class Request:
     embeddings: tuple[Embedding, ...] = ()
     weights: tuple[float, ...] = ()
     negative_weights: tuple[float, ...] = ()
+    shortcuts: Shortcuts = NO_SHORTCUTS
     source: str = "prompt"
 
     @property
@@ -89,7 +92,8 @@ class Request:
         """Requests of one kind can be sampled in one batch."""
         plain = not self.subjects
         sizes = self.original_size, self.crop
-        return self.embeddings, sizes, self.width, self.height, self.steps, self.guided, self.scheduler, plain
+        how = self.steps, self.guided, self.scheduler, self.shortcuts
+        return self.embeddings, sizes, self.width, self.height, *how, plain
 
 
 def requested(

@@ -15,6 +15,7 @@ from rbctl import formats
 from rbctl.files import sweep, write_json
 from rbctl.prompts.mappings import PromptsFile
 from rbctl.relations import Relation
+from rbctl.shortcuts import QUALITIES, SECTION
 
 
 def schemas() -> dict[str, dict[str, Any]]:
@@ -32,7 +33,9 @@ def schemas() -> dict[str, dict[str, Any]]:
     commands = {name: entry.load() for name, entry in stages.items()}
     configs = {name: getattr(command.callback, "config_type", None) for name, command in commands.items()}
     sections = {name: _section(config) for name, config in configs.items() if config}
-    recipe = {"$schema": formats.DIALECT, "type": "object", "properties": sections, "additionalProperties": False}
+    of_quality = {"type": "object", "properties": dict.fromkeys(QUALITIES, {"type": "object"}), "required": [*QUALITIES]}
+    properties = sections | {SECTION: of_quality | {"additionalProperties": False}}
+    recipe = {"$schema": formats.DIALECT, "type": "object", "properties": properties, "additionalProperties": False}
     return {**whole, "recipe": recipe}
 
 

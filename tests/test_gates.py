@@ -168,6 +168,25 @@ def test_a_lora_that_draws_the_truth_scores_one(work: Drawing) -> None:
     assert work.asked["base-ride"].boxes is None
 
 
+class Spoiling(Drawing):
+    """Pictures of "ride" are blank, except in the best quality."""
+
+    def pictures(self, arm: Arm) -> list[Image.Image]:
+        spoilt = arm.relation == "ride" and self.gates.sample.get("quality") != "best"
+        return [Image.new("RGB", (SIZE, SIZE))] * len(arm.cases) if spoilt else super().pictures(arm)
+
+
+@pytest.mark.slow
+def test_what_the_default_quality_costs_is_seen(work: Drawing) -> None:
+    content, gates = measured(work, "quality")
+    assert all(gate["passed"] for gate in gates.values()), gates
+    assert content["options"]["best"]["cache_interval"] == 1 < content["options"]["default"]["cache_interval"]
+    content, gates = measured(Spoiling(work.gates, work.folder, work.stages, work.judge), "quality")
+    assert gates["relation, change"]["mean"] == -1 / len(RELATIONS)
+    assert not any(gates[f"relation, {end}"]["passed"] for end in ("change", "lower end"))
+    assert content["arms"]["best"]["mean"]["relation"]["mean"] == 1
+
+
 @pytest.mark.slow
 def test_a_relation_that_was_not_there(work: Drawing) -> None:
     content, gates = measured(work, "new_relation")

@@ -311,6 +311,7 @@ SECTIONS = [
     (str(path.relative_to(RECIPES).with_suffix("")), section)
     for path in [*RECIPES.glob("*.yaml"), *RECIPES.glob("distill/*.yaml")]
     for section in yaml.safe_load(path.read_text(encoding="utf-8"))
+    if section != "qualities"
 ]
 
 

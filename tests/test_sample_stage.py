@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -290,7 +291,8 @@ def test_a_picture_that_is_not_finite_is_not_saved(
 )
 def test_pseudo_masks_need_the_objects_names(sample: Any, place: Path, tmp_path: Path, text: str, told: str) -> None:
     (place / "names.txt").write_text(f"{text} --s 1 --lora none\n")
-    refuses(sample("names.txt", "--output", tmp_path / "out", "--pseudo-mask-step", 1), f"names.txt{told}")
+    flags = ("--quality", "best", "--pseudo-mask-step", 1)
+    refuses(sample("names.txt", "--output", tmp_path / "out", *flags), f"names.txt{told}")
     assert pngs(tmp_path / "out") == {}
     assert sample("names.txt", "--output", tmp_path / "out").exit_code == 0  # the boxes need no name
 
@@ -417,7 +419,10 @@ def test_the_weight_of_the_lora_that_is_found(sample: Any, real_hug: Path, tmp_p
     [
         ("--local-tokens", "none"),
         ("--local-tokens", "first_image"),
-        ("--pseudo-mask-step", "2"),
+        ("--pseudo-mask-step", "2", "--quality", "best"),
+        ("--quality", "draft"),
+        ("--guidance-stop", "0.5"),
+        ("--cache-interval", "4"),
         ("--guidance-scale", "1"),
         ("--attention", "eager"),
         ("--precision", "bf16"),
@@ -554,6 +559,74 @@ def test_the_bundles_own_recipe_is_taken(place: Path, tiny_bundle: Path, tmp_pat
     assert result.exit_code == 0, result.output
     (row,) = rows(tmp_path / "out")
     assert (row["steps"], row["guidance_scale"], row["negative_prompt"]) == (2, 3, "")
+
+
+def sample_options(*arguments: object) -> dict[str, Any]:
+    result = CliRunner().invoke(main, ["sample", "prompts.txt", "--dry-run", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    options: dict[str, Any] = yaml.safe_load(result.stdout)["sample"]
+    return options
+
+
+def test_flag_over_recipe_over_quality_over_the_bundles_own(tiny_bundle: Path, tmp_path: Path) -> None:
+    keys = ("steps", "guidance_stop", "cache_interval")
+
+    def taken(*arguments: object) -> tuple[Any, ...]:
+        return tuple(map(sample_options("--bundle", bundle, *arguments).get, keys))
+
+    bundle, recipe = tmp_path / "bundle", tmp_path / "mine.yaml"
+    shutil.copytree(tiny_bundle, bundle)
+    assert taken() == (30, 1.0, 3)  # what every bundle has
+    assert taken("--quality", "best") == (30, 1.0, 1)
+    own = "draft: {steps: 4, cache_interval: 5}, standard: {guidance_stop: 0.5}, best: {}"
+    (bundle / "recipe.yaml").write_text(f"sample: {{steps: 20}}\nqualities: {{{own}}}")
+    assert taken() == (20, 0.5, 1)
+    assert taken("--quality", "draft") == (4, 1.0, 5)
+    recipe.write_text("sample: {quality: draft, steps: 6}")
+    assert taken("--recipe", recipe) == (6, 1.0, 5)
+    assert taken("--recipe", recipe, "--cache-interval", 1) == (6, 1.0, 1)
+    recipe.write_text("sample: {}\nqualities: {draft: {}, standard: {cache_interval: 7}, best: {}}")
+    assert taken("--recipe", recipe) == (20, 1.0, 7)
+    for name in ("paper", "official"):
+        assert taken("--recipe", name) == (30, 1.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("qualities", "said"),
+    [
+        ("draft", "qualities: draft, standard, best were expected"),
+        ("{draft: {}, standard: {}}", "qualities: draft, standard, best were expected"),
+        ("{draft: {}, standard: 3, best: {}}", "qualities: standard: a mapping"),
+        ("{draft: {}, standard: {cache_interval: 0}, best: {}}", "cache_interval: 0 is not a whole number from 1"),
+        ("{draft: {}, standard: {output: /tmp/x}, best: {}}", "output: no bundle may set this"),
+        ("{draft: {}, standard: {stepz: 3}, best: {}}", "no option 'stepz'; did you mean 'steps'?"),
+    ],
+)
+def test_wrong_qualities_of_a_bundle_are_one_line(tiny_bundle: Path, tmp_path: Path, qualities: str, said: str) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    (tmp_path / "bundle" / "recipe.yaml").write_text(f"qualities: {qualities}")
+    refuses(CliRunner().invoke(main, ["sample", "p.txt", "--dry-run", "--bundle", str(tmp_path / "bundle")]), said)
+
+
+def test_pseudo_masks_read_every_step() -> None:
+    arguments = ["sample", "p.txt", "--dry-run", "--pseudo-mask-step", "3"]
+    refuses(CliRunner().invoke(main, arguments), "--pseudo-mask-step: reads every step; add --quality best")
+    assert CliRunner().invoke(main, [*arguments, "--quality", "best"]).exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_picture_says_what_was_left_out(place: Path, tmp_path: Path, sample: Any) -> None:
+    """And one with nothing left out has the fingerprint that it always had."""
+    line = tmp_path / "one.txt"
+    line.write_text("A lion hugs a bear.")
+    for quality in ("standard", "best", "standard"):
+        result = sample(line, "--lora", "none", "--steps", 2, "--quality", quality, "--output", tmp_path / "out")
+        assert result.exit_code == 0, result.output
+        (row,) = rows(tmp_path / "out")
+        assert (row.get("cache_interval"), row.get("guidance_stop")) == (
+            (None, None) if quality == "best" else (3, 1.0)
+        )
+    assert "0 made, 1 were there" in result.stderr  # neither took the other's place
 
 
 @pytest.mark.slow

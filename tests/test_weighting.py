@@ -172,7 +172,7 @@ def test_marks_change_the_picture_and_not_what_is_read_of_the_text(sample: Any, 
             ("({bear: bear.png}:1.3)", "[is] (being", "(red:1.4)"),
         )
     )
-    flags = ("--pseudo-mask-step", "1")
+    flags = ("--pseudo-mask-step", "1", "--quality", "best")
     row, made, said = sample(plain, tmp_path / "a", *flags)
     weighed, heavier, said_too = sample(marked, tmp_path / "b", *flags)
     literal, text, _ = sample(marked, tmp_path / "c", "--no-prompt-weighting")

@@ -9,6 +9,7 @@ from typing import Literal
 from rbctl.defaults import GUIDANCE_SCALE, NEGATIVE_PROMPT, STEPS
 from rbctl.options import option
 from rbctl.schedulers import SCHEDULERS, SCHEDULES, check_scheduler
+from rbctl.shortcuts import NO_SHORTCUTS, QUALITY, Quality, Shortcuts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,36 @@ class SampleConfig:
     steps: int = option(STEPS, "Denoising steps.", min=1, max=1000, of_bundle=True)
     guidance_scale: float = option(
         GUIDANCE_SCALE, "Classifier-free guidance; 1 or less is none and half the work.", min=0, max=100, of_bundle=True
+    )
+    quality: Quality = option(
+        QUALITY,
+        "How much work may be left out. best: none; standard: what measurements do not show; draft: more. The "
+        "bundle's recipe says what that is.",
+    )
+    guidance_start: float = option(
+        0.0, "Share of the steps before which there is no guidance.", min=0, max=1, of_bundle=True
+    )
+    guidance_stop: float = option(
+        1.0,
+        "Share of the steps from which on there is none; such a step is half the work. [1, or as --quality says]",
+        min=0,
+        max=1,
+        of_bundle=True,
+    )
+    cache_start: float = option(
+        0.0,
+        "Share of the steps before which the UNet computes everything. [0, or as --quality says]",
+        min=0,
+        max=1,
+        of_bundle=True,
+    )
+    cache_interval: int = option(
+        1,
+        "From there on, compute the UNet's deep features in every so many steps, and keep them between (DeepCache). "
+        "[1, or as --quality says]",
+        min=1,
+        max=1000,
+        of_bundle=True,
     )
     scheduler: str | None = option(
         None,
@@ -120,6 +151,11 @@ class SampleConfig:
     )
     compile: bool = option(False, "Compile the UNet's transformer blocks: a slow start, then faster steps.")
 
+    @property
+    def shortcuts(self) -> Shortcuts:
+        """What sampling leaves out."""
+        return Shortcuts(self.guidance_start, self.guidance_stop, self.cache_start, self.cache_interval)
+
     def __post_init__(self) -> None:
         if (self.prompts is None) == (self.config is None):
             raise ValueError("give either PROMPTS, a prompts file, or --config")
@@ -128,6 +164,8 @@ class SampleConfig:
                 check_scheduler(self.scheduler)
             except ValueError as error:
                 raise ValueError(f"--scheduler: {error}") from error
+        if self.pseudo_mask_step and self.shortcuts != NO_SHORTCUTS:
+            raise ValueError("--pseudo-mask-step: reads every step; add --quality best, which leaves nothing out")
         for name in ("width", "height"):
             value = getattr(self, name)
             if value is not None and value % 8:

@@ -29,6 +29,7 @@ from rbctl.relations import Relation
 from rbctl.request import Request, Subject
 from rbctl.roles import Placement, place, read_roles
 from rbctl.schedulers import check_scheduler, make_scheduler
+from rbctl.shortcuts import NO_SHORTCUTS
 from rbctl.weighting import check_installed
 
 IMAGE_PROMPTS = "image_prompts"
@@ -185,6 +186,8 @@ def _jobs(
         record["words"] = words.words
     if (config.local_grid, config.local_injection) != (None, "concat"):
         record |= {"local_grid": config.local_grid, "local_injection": config.local_injection}
+    if config.shortcuts != NO_SHORTCUTS:
+        record |= dataclasses.asdict(config.shortcuts)
     if original_size:
         record["original_size"] = original_size
     if any(crop):
@@ -217,6 +220,7 @@ def _jobs(
             crop=crop,
             scheduler=scheduler,
             embeddings=tokens,
+            shortcuts=config.shortcuts,
             source=prompt.source,
             **(drawn | {"negative_prompt": negative.words}),
         )

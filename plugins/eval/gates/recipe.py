@@ -36,6 +36,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
         "contact_ratio.base", "contact_ratio.box_only", "mean_contact_ratio.base", "mean_contact_ratio.box_only",
         "easy_drop", "steps",
     ),
+    "quality": tuple(f"{end}.{metric}" for end in ("change", "change_low", "change_high") for metric in METRICS),
     "speed": ("seconds_of_a_finetuning", "seconds_of_8_pictures"),
 }  # fmt: skip
 # A smoke test: everything runs, nothing is learnt.

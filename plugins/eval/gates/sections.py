@@ -34,9 +34,11 @@ from rbctl.plugins.eval.gates.recipe import METRICS, Section
 from rbctl.plugins.eval.metrics import kernel_distance, kernel_distance_interval
 from rbctl.plugins.eval.stages import Step, run_steps
 from rbctl.relations import load_relation
+from rbctl.shortcuts import Shortcuts
 
 Measured = tuple[dict[str, Any], dict[str, Any]]  # what is kept of a section, and its figures by name
 _SHEET_ROWS = 10
+_SHORTCUTS = [field.name for field in dataclasses.fields(Shortcuts)]
 
 
 def _named(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -232,6 +234,36 @@ def loras(work: Measuring, section: Section) -> Measured:
     return content, figures
 
 
+def quality(work: Measuring, section: Section) -> Measured:
+    """What sampling as users get it by default costs: the same scenes, LoRAs and noise as in the best quality."""
+    whole = dataclasses.replace(work.gates, sample={**work.gates.sample, "quality": "best"})
+    best = dataclasses.replace(work, gates=whole)
+    relations = section.relations or work.gates.relations
+    count = work.each(relations)
+    arms: dict[str, list[Arm]] = {}
+    for tuned in work.tuned(relations, work.gates.seeds):
+        cases = work.cases(tuned.relation, count)
+        arms.setdefault(cases[0].relation.name, []).append(lora_arms(work, tuned, cases)["lora"])
+    made: dict[str, dict[str, Scores]] = {}
+    for name, measuring in (("default", work), ("best", best)):
+        measuring.sample([arm for own in arms.values() for arm in own])
+        made[name] = {
+            relation: stacked([work.scores(measuring.pictures(arm), arm.cases) for arm in own])
+            for relation, own in arms.items()
+        }
+    change = {metric: difference(made["default"], made["best"], metric) for metric in METRICS}
+    options = {name: measuring.sample_options for name, measuring in (("default", work), ("best", best))}
+    content = {
+        "n": sum(int(part["relation"].size) for part in made["best"].values()),
+        "options": {name: {key: own[key] for key in ("steps", *_SHORTCUTS)} for name, own in options.items()},
+        "arms": {name: summary(groups) for name, groups in made.items()},
+        "change": change,
+    }
+    ends = {"change": "mean", "change_low": "low", "change_high": "high"}
+    figures = {f"{end}.{metric}": own[key] for end, key in ends.items() for metric, own in change.items()}
+    return content, figures | {f"change.{metric}": own for metric, own in change.items()}
+
+
 def speed(work: Measuring, section: Section) -> Measured:
     """Finetuning and sampling as commands, on all cores and with nothing beside them."""
     alone = dataclasses.replace(work, stages=dataclasses.replace(work.stages, jobs=1))
@@ -251,5 +283,6 @@ MEASURES: dict[str, Callable[[Measuring, Section], Measured]] = {
     "vae": vae,
     "base": base,
     "lora": loras,
+    "quality": quality,
     "speed": speed,
 }
