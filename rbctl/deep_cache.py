@@ -13,21 +13,25 @@ from typing import Any
 import torch
 from torch import nn
 
+_ROUNDING = 1e-6  # 7 / 12 - 4 / 12 is a quarter
+
 
 class DeepCache:
-    """A UNet that is whole in every ``interval``-th call, and shallow in those between.
+    """A UNet that is whole where deep features are due, and shallow elsewhere.
 
     Args:
         unet: a UNet2DConditionModel of two levels or more.
+        start: share of the run before which all calls are whole.
+        span: share of the run that deep features are kept for; at 0 all calls are whole.
 
     Attributes:
-        interval: 1 is the UNet itself; it may change between calls.
+        share: where in the run the next call is, in [0, 1).
     """
 
-    def __init__(self, unet: Any, interval: int = 1) -> None:
-        self.unet, self.interval = unet, interval
+    def __init__(self, unet: Any, start: float = 0.0, span: float = 0.0) -> None:
+        self.unet, self.start, self.span = unet, start, span
+        self.share = self.computed = 0.0  # the latter: of the last whole call
         self.kept = _Kept()
-        self.age = 0  # calls since the features were computed, that one included
 
     def __call__(self, latents: torch.Tensor, *inputs: Any, **options: Any) -> Any:
         """The UNet's output for ``latents`` (B, C, h, w); further arguments are the UNet's.
@@ -35,11 +39,11 @@ class DeepCache:
         Fewer rows than in the call before are the last ones of those. More rows are computed whole.
         """
         kept = self.kept.features
-        if kept is not None and self.age < self.interval and len(kept) >= len(latents):
-            self.age += 1
+        due = self.share < self.start or self.share - self.computed > self.span - _ROUNDING
+        if kept is not None and not due and len(kept) >= len(latents):
             self.kept.features = kept[-len(latents) :]
             return self.shallow(latents, *inputs, **options)
-        self.age = 1
+        self.computed = self.share
         hook = self.unet.up_blocks[-2].register_forward_hook(self.kept.keep)
         try:
             return self.unet(latents, *inputs, **options)

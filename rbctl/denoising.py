@@ -86,18 +86,17 @@ def denoise(
     """
     for rows in filter(None, (conditioning, unguided)):
         project_once(unet, rows)
-    cached = DeepCache(unet)
+    cached = DeepCache(unet, shortcuts.cache_start, shortcuts.cache_span)
     scheduler.set_timesteps(steps, device=noise.device)
     options: dict[str, Any] = {}
     if generators and None not in generators and "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = list(generators)
     latents = noise.float() * scheduler.init_noise_sigma
     for number, timestep in enumerate(scheduler.timesteps):
-        share = number / len(scheduler.timesteps)
-        cached.interval = shortcuts.interval(share)
+        cached.share = number / len(scheduler.timesteps)
         if guidance_scale is None:
             prediction = predict(cached, scheduler.scale_model_input(latents, timestep), timestep, conditioning)
-        elif unguided is None or shortcuts.guided(share):
+        elif unguided is None or shortcuts.guided(cached.share):
             doubled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
             prediction = guide(predict(cached, doubled, timestep, conditioning), guidance_scale)
         else:

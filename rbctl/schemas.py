@@ -33,7 +33,11 @@ def schemas() -> dict[str, dict[str, Any]]:
     commands = {name: entry.load() for name, entry in stages.items()}
     configs = {name: getattr(command.callback, "config_type", None) for name, command in commands.items()}
     sections = {name: _section(config) for name, config in configs.items() if config}
-    of_quality = {"type": "object", "properties": dict.fromkeys(QUALITIES, {"type": "object"}), "required": [*QUALITIES]}
+    of_quality = {
+        "type": "object",
+        "properties": {name: {"type": "object"} for name in QUALITIES},
+        "required": [*QUALITIES],
+    }
     properties = sections | {SECTION: of_quality | {"additionalProperties": False}}
     recipe = {"$schema": formats.DIALECT, "type": "object", "properties": properties, "additionalProperties": False}
     return {**whole, "recipe": recipe}

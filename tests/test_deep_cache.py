@@ -65,13 +65,13 @@ def test_the_unet_runs_whole_and_with_guidance_only_where_asked(pipe: RelationPi
     assert rows_of_calls(pipe, NOTHING, 5) == ([2] * 5, [2] * 5)
     assert rows_of_calls(pipe, Shortcuts(guidance_stop=0.6), 5) == ([2, 2, 2, 1, 1], [2, 2, 2, 1, 1])
     assert rows_of_calls(pipe, Shortcuts(guidance_start=0.4), 5) == ([1, 1, 2, 2, 2], [1, 1, 2, 2, 2])
-    assert rows_of_calls(pipe, Shortcuts(cache_interval=2), 5) == ([2, 2, 2], [2] * 5)
-    slow_start = Shortcuts(cache_start=0.3, cache_interval=3)
+    assert rows_of_calls(pipe, Shortcuts(cache_span=0.4), 5) == ([2, 2, 2], [2] * 5)
+    slow_start = Shortcuts(cache_start=0.3, cache_span=0.4)
     assert rows_of_calls(pipe, slow_start, 7) == ([2] * 4, [2] * 7)  # in steps 0, 1, 2 and 5
-    both = Shortcuts(guidance_stop=0.6, cache_interval=2)
+    both = Shortcuts(guidance_stop=0.6, cache_span=0.4)
     assert rows_of_calls(pipe, both, 5) == ([2, 2, 1], [2, 2, 2, 1, 1])
     # Kept features of the conditional rows alone are none of the unconditional ones: the step with guidance is whole.
-    late = Shortcuts(guidance_start=0.2, cache_interval=2)
+    late = Shortcuts(guidance_start=0.2, cache_span=0.4)
     assert rows_of_calls(pipe, late, 5) == ([1, 2, 2], [1, 2, 2, 2, 2])
 
 
@@ -88,7 +88,7 @@ def test_a_shallow_call_is_the_whole_one_where_nothing_has_changed(pipe: Relatio
         },
         "return_dict": False,
     }
-    cached = DeepCache(unet, 2)
+    cached = DeepCache(unet, span=0.5)
     with torch.no_grad(), FlopCounterMode(display=False) as of_whole:
         whole = cached(noise, torch.tensor(300), **inputs)[0]
     with torch.no_grad(), FlopCounterMode(display=False) as of_shallow:
@@ -104,13 +104,13 @@ def test_a_shallow_call_is_the_whole_one_where_nothing_has_changed(pipe: Relatio
 
 
 def test_kept_features_change_the_picture_and_belong_to_one_run(pipe: RelationPipeline) -> None:
-    kept, whole = latents(pipe, Shortcuts(cache_interval=3)), latents(pipe, NOTHING)
+    kept, whole = latents(pipe, Shortcuts(cache_span=0.5)), latents(pipe, NOTHING)
     assert not torch.equal(kept, whole)
-    assert torch.equal(kept, latents(pipe, Shortcuts(cache_interval=3)))  # nothing is left of the run before
+    assert torch.equal(kept, latents(pipe, Shortcuts(cache_span=0.5)))  # nothing is left of the run before
     assert torch.equal(whole, latents(pipe, NOTHING))
 
 
-@pytest.mark.parametrize("shortcuts", [Shortcuts(cache_interval=2), Shortcuts(0.2, 0.6, 0.3, 2)], ids=["cache", "both"])
+@pytest.mark.parametrize("shortcuts", [Shortcuts(cache_span=0.5), Shortcuts(0.2, 0.6, 0.3, 0.5)], ids=["cache", "both"])
 def test_a_picture_is_the_same_alone_and_among_others(pipe: RelationPipeline, shortcuts: Shortcuts) -> None:
     together = latents(pipe, shortcuts, count=3)
     assert torch.allclose(together[:1], latents(pipe, shortcuts), atol=1e-4)
@@ -121,7 +121,7 @@ def test_schedulers_take_steps_without_guidance(pipe: RelationPipeline, schedule
     before = pipe.scheduler
     pipe.scheduler = scheduler
     try:
-        assert latents(pipe, Shortcuts(0.3, 0.7, 0.3, 2)).isfinite().all()
+        assert latents(pipe, Shortcuts(0.3, 0.7, 0.3, 0.5)).isfinite().all()
     finally:
         pipe.scheduler = before
 
@@ -134,7 +134,7 @@ def test_no_guidance_at_all_is_guidance_scale_one(pipe: RelationPipeline) -> Non
 def test_regions_from_text_attention_need_every_step(tiny_bundle: Path) -> None:
     pipe = RelationPipeline.from_pretrained(tiny_bundle, device="cpu", pseudo_mask_step=1)
     with pytest.raises(InputError, match="take quality 'best'"):
-        latents(pipe, Shortcuts(cache_interval=2), 2)
+        latents(pipe, Shortcuts(cache_span=0.5), 2)
     assert latents(pipe, NOTHING, 2).isfinite().all()
 
 

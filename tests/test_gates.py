@@ -180,7 +180,7 @@ class Spoiling(Drawing):
 def test_what_the_default_quality_costs_is_seen(work: Drawing) -> None:
     content, gates = measured(work, "quality")
     assert all(gate["passed"] for gate in gates.values()), gates
-    assert content["options"]["best"]["cache_interval"] == 1 < content["options"]["default"]["cache_interval"]
+    assert content["options"]["best"]["cache_span"] == 0 < content["options"]["default"]["cache_span"]
     content, gates = measured(Spoiling(work.gates, work.folder, work.stages, work.judge), "quality")
     assert gates["relation, change"]["mean"] == -1 / len(RELATIONS)
     assert not any(gates[f"relation, {end}"]["passed"] for end in ("change", "lower end"))

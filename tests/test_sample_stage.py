@@ -422,7 +422,7 @@ def test_the_weight_of_the_lora_that_is_found(sample: Any, real_hug: Path, tmp_p
         ("--pseudo-mask-step", "2", "--quality", "best"),
         ("--quality", "draft"),
         ("--guidance-stop", "0.5"),
-        ("--cache-interval", "4"),
+        ("--cache-span", "0.8"),
         ("--guidance-scale", "1"),
         ("--attention", "eager"),
         ("--precision", "bf16"),
@@ -569,26 +569,26 @@ def sample_options(*arguments: object) -> dict[str, Any]:
 
 
 def test_flag_over_recipe_over_quality_over_the_bundles_own(tiny_bundle: Path, tmp_path: Path) -> None:
-    keys = ("steps", "guidance_stop", "cache_interval")
+    keys = ("steps", "guidance_stop", "cache_span")
 
     def taken(*arguments: object) -> tuple[Any, ...]:
         return tuple(map(sample_options("--bundle", bundle, *arguments).get, keys))
 
     bundle, recipe = tmp_path / "bundle", tmp_path / "mine.yaml"
     shutil.copytree(tiny_bundle, bundle)
-    assert taken() == (30, 1.0, 3)  # what every bundle has
-    assert taken("--quality", "best") == (30, 1.0, 1)
-    own = "draft: {steps: 4, cache_interval: 5}, standard: {guidance_stop: 0.5}, best: {}"
+    assert taken() == (30, 1.0, 0.1)  # what every bundle has
+    assert taken("--quality", "best") == (30, 1.0, 0)
+    own = "draft: {steps: 4, cache_span: 0.5}, standard: {guidance_stop: 0.5}, best: {}"
     (bundle / "recipe.yaml").write_text(f"sample: {{steps: 20}}\nqualities: {{{own}}}")
-    assert taken() == (20, 0.5, 1)
-    assert taken("--quality", "draft") == (4, 1.0, 5)
+    assert taken() == (20, 0.5, 0)
+    assert taken("--quality", "draft") == (4, 1.0, 0.5)
     recipe.write_text("sample: {quality: draft, steps: 6}")
-    assert taken("--recipe", recipe) == (6, 1.0, 5)
-    assert taken("--recipe", recipe, "--cache-interval", 1) == (6, 1.0, 1)
-    recipe.write_text("sample: {}\nqualities: {draft: {}, standard: {cache_interval: 7}, best: {}}")
-    assert taken("--recipe", recipe) == (20, 1.0, 7)
+    assert taken("--recipe", recipe) == (6, 1.0, 0.5)
+    assert taken("--recipe", recipe, "--cache-span", 0) == (6, 1.0, 0)
+    recipe.write_text("sample: {}\nqualities: {draft: {}, standard: {cache_span: 0.7}, best: {}}")
+    assert taken("--recipe", recipe) == (20, 1.0, 0.7)
     for name in ("paper", "official"):
-        assert taken("--recipe", name) == (30, 1.0, 1)
+        assert taken("--recipe", name) == (30, 1.0, 0)
 
 
 @pytest.mark.parametrize(
@@ -597,7 +597,7 @@ def test_flag_over_recipe_over_quality_over_the_bundles_own(tiny_bundle: Path, t
         ("draft", "qualities: draft, standard, best were expected"),
         ("{draft: {}, standard: {}}", "qualities: draft, standard, best were expected"),
         ("{draft: {}, standard: 3, best: {}}", "qualities: standard: a mapping"),
-        ("{draft: {}, standard: {cache_interval: 0}, best: {}}", "cache_interval: 0 is not a whole number from 1"),
+        ("{draft: {}, standard: {cache_span: 2}, best: {}}", "cache_span: 2 is not a number from 0"),
         ("{draft: {}, standard: {output: /tmp/x}, best: {}}", "output: no bundle may set this"),
         ("{draft: {}, standard: {stepz: 3}, best: {}}", "no option 'stepz'; did you mean 'steps'?"),
     ],
@@ -623,9 +623,7 @@ def test_a_picture_says_what_was_left_out(place: Path, tmp_path: Path, sample: A
         result = sample(line, "--lora", "none", "--steps", 2, "--quality", quality, "--output", tmp_path / "out")
         assert result.exit_code == 0, result.output
         (row,) = rows(tmp_path / "out")
-        assert (row.get("cache_interval"), row.get("guidance_stop")) == (
-            (None, None) if quality == "best" else (3, 1.0)
-        )
+        assert (row.get("cache_span"), row.get("guidance_stop")) == ((None, None) if quality == "best" else (0.1, 1.0))
     assert "0 made, 1 were there" in result.stderr  # neither took the other's place
 
 

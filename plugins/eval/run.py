@@ -50,7 +50,7 @@ _MADE_WITH = (
     "guidance_start",
     "guidance_stop",
     "cache_start",
-    "cache_interval",
+    "cache_span",
     "scheduler",
     "scale",
     "local_tokens",

@@ -81,12 +81,12 @@ class SampleConfig:
         max=1,
         of_bundle=True,
     )
-    cache_interval: int = option(
-        1,
-        "From there on, compute the UNet's deep features in every so many steps, and keep them between (DeepCache). "
-        "[1, or as --quality says]",
-        min=1,
-        max=1000,
+    cache_span: float = option(
+        0.0,
+        "From there on, keep the UNet's deep features for such a share of the steps (DeepCache). [0, or as --quality "
+        "says]",
+        min=0,
+        max=1,
         of_bundle=True,
     )
     scheduler: str | None = option(
@@ -154,7 +154,7 @@ class SampleConfig:
     @property
     def shortcuts(self) -> Shortcuts:
         """What sampling leaves out."""
-        return Shortcuts(self.guidance_start, self.guidance_stop, self.cache_start, self.cache_interval)
+        return Shortcuts(self.guidance_start, self.guidance_stop, self.cache_start, self.cache_span)
 
     def __post_init__(self) -> None:
         if (self.prompts is None) == (self.config is None):

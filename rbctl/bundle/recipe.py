@@ -27,7 +27,7 @@ class _Sampling(Settings):
     guidance_start: Annotated[float, Interval(ge=0, le=1)] = 0.0
     guidance_stop: Annotated[float, Interval(ge=0, le=1)] = 1.0
     cache_start: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    cache_interval: Annotated[int, Interval(ge=1, le=1000)] = 1
+    cache_span: Annotated[float, Interval(ge=0, le=1)] = 0.0
 
 
 def sampling_defaults(folder: Path, quality: str = QUALITY) -> tuple[dict[str, Any], Shortcuts]:
