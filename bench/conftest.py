@@ -42,6 +42,7 @@ class Comparison:
 _RECORDED = pytest.StashKey[dict[str, float]]()
 _DONE = pytest.StashKey[list[Comparison]]()
 _SLOW = pytest.StashKey[list[str]]()
+_TABLES = pytest.StashKey[dict[str, list[str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,8 +51,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_DONE], config.stash[_SLOW] = [], []
+    config.stash[_DONE], config.stash[_SLOW], config.stash[_TABLES] = [], [], {}
     config.stash[_RECORDED] = yaml.safe_load(RATIOS.read_text()) if RATIOS.is_file() else {}
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[[str, list[str]], None]:
+    """``report(title, lines)``: a table of its own, of what is counted and not timed."""
+    return request.config.stash[_TABLES].__setitem__
 
 
 @pytest.fixture
@@ -162,6 +169,10 @@ _HEAD = """\
 
 @pytest.hookimpl(trylast=True)  # below pytest-benchmark's own table: what failed stands last
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for title, lines in config.stash[_TABLES].items():
+        terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.write_line(line)
     done = config.stash[_DONE]
     if not done:
         return

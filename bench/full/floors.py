@@ -47,7 +47,7 @@ def attention_floor(rows: int, heads: int, queries: int, objects: int, itemsize:
     return Floor(moved * itemsize, done)
 
 
-def _on_meta(architecture: Architecture) -> Any:
+def on_meta(architecture: Architecture) -> Any:
     """The UNet without weights, with our processors: to count with."""
     from diffusers import UNet2DConditionModel
 
@@ -57,37 +57,38 @@ def _on_meta(architecture: Architecture) -> Any:
     return unet.requires_grad_(False)
 
 
-def _call_on_meta(unet: Any, scale: Scale, project_once: bool, with_image: bool = True) -> torch.Tensor:
-    """One row through the UNet; whatever is done before the counting begins is not counted."""
+def conditioning_on_meta(unet: Any, scale: Scale, rows: int = 1, with_image: bool = True) -> Conditioning:
+    """What rows of two objects hand the UNet: shapes without contents."""
     config = unet.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     width, grids = config.cross_attention_dim, latent_grids(scale.latent_size, len(config.block_out_channels))
     with torch.device("meta"):
-        tokens, boxes = torch.empty(1, DUMMY_TOKENS + PER_OBJECT * 2, width), torch.empty(1, 2, 4)
-        conditioning = Conditioning(
-            prompt_embeds=torch.empty(1, TEXT, width),
-            pooled_prompt_embeds=torch.empty(1, pooled),
-            time_ids=torch.empty(1, 6),
+        tokens, boxes = torch.empty(rows, DUMMY_TOKENS + PER_OBJECT * 2, width), torch.empty(rows, 2, 4)
+        return Conditioning(
+            prompt_embeds=torch.empty(rows, TEXT, width),
+            pooled_prompt_embeds=torch.empty(rows, pooled),
+            time_ids=torch.empty(rows, 6),
             image=ImageBranch.build(tokens, boxes, grids) if with_image else None,
             backend="sdpa",
         )
-        if project_once:
-            with torch.no_grad():
-                attention.project_once(unet, conditioning)
-        with FlopCounterMode(display=False) as counter:
-            noisy = torch.empty(1, config.in_channels, *scale.latent_size)
-            output = denoising.predict(unet, noisy, torch.empty(1), conditioning)
-            if output.requires_grad:
-                output.sum().backward()
+
+
+def call_flops(unet: Any, scale: Scale, conditioning: Conditioning) -> int:
+    """Operations of the conditioning's rows through the UNet, and back where anything of it is trained."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        noisy = torch.empty(len(conditioning.prompt_embeds), unet.config.in_channels, *scale.latent_size)
+        output = denoising.predict(unet, noisy, torch.empty(1), conditioning)
+        if output.requires_grad:
+            output.sum().backward()
     return counter.get_total_flops()
 
 
 @functools.cache
 def step_floor(scale: Scale) -> Floor:
     """One row of a denoising step with two objects: K and V are there, so the weights that make them are not read."""
-    unet = _on_meta(scale.architecture)
+    unet = on_meta(scale.architecture)
     with torch.no_grad():
-        done = _call_on_meta(unet, scale, project_once=True)
+        done = call_flops(unet, scale, attention.project_once(unet, conditioning_on_meta(unet, scale)))
     makes_keys = ("attn2.to_k.", "attn2.to_v.", ".processor.")
     weights = sum(p.numel() for name, p in unet.named_parameters() if not any(part in name for part in makes_keys))
     return Floor(2 * weights, done)
@@ -96,8 +97,9 @@ def step_floor(scale: Scale) -> Floor:
 @functools.cache
 def text_step_flops(scale: Scale) -> float:
     """One row of a step of plain SDXL, which projects the text at every step."""
+    unet = on_meta(scale.architecture)
     with torch.no_grad():
-        return _call_on_meta(_on_meta(scale.architecture), scale, project_once=False, with_image=False)
+        return call_flops(unet, scale, conditioning_on_meta(unet, scale, with_image=False))
 
 
 @functools.cache
@@ -107,10 +109,10 @@ def tuning_floor(scale: Scale) -> Floor:
     Only the LoRA has gradients of its own: behind the frozen weights just those of their inputs are computed, and
     none before the first attn2 layer.
     """
-    unet = _on_meta(scale.architecture)
+    unet = on_meta(scale.architecture)
     weights = sum(p.numel() for name, p in unet.named_parameters() if ".processor." not in name)
     lora.add(unet, 4, 4.0, seed=0)
-    return Floor(2 * 2 * weights, _call_on_meta(unet.train(), scale, project_once=False))
+    return Floor(2 * 2 * weights, call_flops(unet.train(), scale, conditioning_on_meta(unet, scale)))
 
 
 def measure(bench: Bench) -> None:
