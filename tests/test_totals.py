@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +22,13 @@ from bench.official import official_conditioning, processors  # noqa: E402
 from rbctl import attention  # noqa: E402
 from rbctl.conditioning import DUMMY_TOKENS, Encoded, guided  # noqa: E402
 from rbctl.denoising import denoise  # noqa: E402
+from rbctl.shortcuts import NO_SHORTCUTS, Shortcuts  # noqa: E402
+
+STEPS = 5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["official", "ours"])
+@pytest.mark.parametrize("way", ["official", "ours", "with shortcuts"])
 def test_a_picture_costs_what_the_real_loop_does(way: str) -> None:
     from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
@@ -40,19 +45,34 @@ def test_a_picture_costs_what_the_real_loop_does(way: str) -> None:
         image_tokens=torch.randn(1, DUMMY_TOKENS + 32, config.cross_attention_dim),
         boxes=torch.tensor([BOXES[2]]),
     )
-    levels = len(config.block_out_channels)
-    conditioning = guided(encoded, size=size, latent_size=SMALL.latent_size, levels=levels, backend="sdpa")
+    where: dict[str, Any] = {"levels": len(config.block_out_channels), "backend": "sdpa"}
+    where |= {"size": size, "latent_size": SMALL.latent_size}
+    conditioning = guided(encoded, **where)
+    shortcuts = (
+        Shortcuts(guidance_stop=0.6, cache_start=0.3, cache_span=0.4) if way == "with shortcuts" else NO_SHORTCUTS
+    )
+    unguided = guided(dataclasses.replace(encoded, negative_prompt_embeds=None), **where)
+    unguided = unguided if shortcuts is not NO_SHORTCUTS else None
     if way == "official":
         conditioning = official_conditioning(encoded, conditioning, GAMMA)
         unet.set_attn_processor(processors(unet))
-        counted = official_picture_flops(SMALL)
+        counted = official_picture_flops(dataclasses.replace(SMALL, steps=STEPS))
     else:
-        counted = picture_flops(SMALL)
+        counted = picture_flops(SMALL, STEPS, shortcuts)
     noise = torch.randn(1, config.in_channels, *SMALL.latent_size)
     # The counter does not know the CPU's fused attention, but knows the products that it is made of.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         scheduler = EulerDiscreteScheduler()
-        denoise(unet, scheduler, noise, conditioning, SMALL.steps, torch.tensor([GUIDANCE]))
+        denoise(
+            unet,
+            scheduler,
+            noise,
+            conditioning,
+            STEPS,
+            torch.tensor([GUIDANCE]),
+            shortcuts=shortcuts,
+            unguided=unguided,
+        )
     if way == "official":  # denoise projects for our processors alone
         assert not conditioning.projected
     assert counter.get_total_flops() == counted

@@ -9,15 +9,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import official
 from bench.full.floors import call_flops, conditioning_on_meta, on_meta, step_floor, tuning_floor
-from bench.full.sizes import GAMMA, NOMINAL, PER_OBJECT, Scale
-from rbctl import attention
+from bench.full.sizes import GAMMA, NOMINAL, PER_OBJECT, SMALL, Scale
+from rbctl import attention, denoising
 from rbctl.conditioning import DUMMY_TOKENS
+from rbctl.deep_cache import DeepCache
+from rbctl.shortcuts import NO_SHORTCUTS, Shortcuts
 
 MFU = 0.4  # share of the nominal rate that a good program reaches
 
@@ -68,9 +71,61 @@ def official_picture_flops(scale: Scale) -> float:
     return loop_flops([Step(2, official_row_flops(scale))] * scale.steps)
 
 
-def picture_flops(scale: Scale) -> float:
-    """One picture with guidance at every step, our way. The image branch is counted for every query, as by ``sdpa``."""
-    return loop_flops([Step(2, step_floor(scale).flops)] * scale.steps, once=2 * projection_flops(scale))
+@functools.cache
+def shallow_row_flops(scale: Scale) -> float:
+    """One row of a step that takes the deep features of the step before."""
+    unet = on_meta(scale.architecture)
+    cached = DeepCache(unet, span=1.0)
+    noisy = torch.empty(1, unet.config.in_channels, *scale.latent_size, device="meta")
+    with torch.no_grad():
+        conditioning = attention.project_once(unet, conditioning_on_meta(unet, scale))
+        denoising.predict(cached, noisy, torch.empty(1, device="meta"), conditioning)  # computes the features
+        return call_flops(cached.shallow, scale, conditioning)
+
+
+class _Count:
+    """A scheduler that does nothing but count steps."""
+
+    init_noise_sigma = 1.0
+
+    def set_timesteps(self, steps: int, device: Any) -> None:
+        self.timesteps = torch.zeros(steps, device=device)
+
+    def scale_model_input(self, latents: torch.Tensor, _timestep: Any) -> torch.Tensor:
+        return latents
+
+    def step(self, _prediction: Any, _timestep: Any, latents: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+        return (latents,)
+
+
+@functools.cache
+def calls(steps: int, shortcuts: Shortcuts, guidance: bool) -> list[tuple[int, bool]]:
+    """Rows of each call of the UNet, and whether it is whole, as the sampling loop itself calls a tiny one."""
+    unet, made = on_meta(SMALL.architecture), list[tuple[int, bool]]()
+    unet.conv_in.register_forward_hook(lambda _module, _inputs, features: made.append((len(features), False)))
+    unet.mid_block.register_forward_hook(lambda *_: made.append((made.pop()[0], True)))
+    noise = torch.empty(1, unet.config.in_channels, *SMALL.latent_size, device="meta")
+    denoising.denoise(
+        unet,
+        _Count(),
+        noise,
+        conditioning_on_meta(unet, SMALL, 2 if guidance else 1),
+        steps,
+        torch.empty(1, device="meta") if guidance else None,
+        shortcuts=shortcuts,
+        unguided=None if shortcuts.always_guided else conditioning_on_meta(unet, SMALL),
+    )
+    return made
+
+
+def picture_flops(
+    scale: Scale, steps: int | None = None, shortcuts: Shortcuts = NO_SHORTCUTS, guidance: bool = True
+) -> float:
+    """One picture, our way. The image branch is counted for every query, as by ``sdpa``."""
+    of_row = {True: step_floor(scale).flops, False: shallow_row_flops(scale)}
+    loop = [Step(rows, of_row[whole]) for rows, whole in calls(steps or scale.steps, shortcuts, guidance)]
+    projected = (2 if guidance else 1) + (guidance and not shortcuts.always_guided)  # rows, and those without guidance
+    return loop_flops(loop, once=projected * projection_flops(scale))
 
 
 def tuning_flops(scale: Scale, steps: int, batch_size: int) -> float:
