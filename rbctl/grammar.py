@@ -105,9 +105,12 @@ def spoken(text: str, tokens: Sequence[str]) -> str:
 def matches_of(tokens: Sequence[str], relations: Iterable[Relation]) -> list[Match]:
     """Where the text says one of the relations, in order; none that lies inside another."""
     everywhere: list[Match] = []
+    said = set(tokens)
     for relation in relations:
         for form in (relation.predicate, *relation.forms):
             words = _words(form)
+            if _verbs_of(words).isdisjoint(said):  # most forms are not in a text, and reading on is slow
+                continue
             everywhere += _active(tokens, relation, words)
             everywhere += _passive(tokens, relation, words)
     left: list[Match] = []
@@ -190,6 +193,12 @@ def _auxiliaries(words: Sequence[str]) -> list[str]:
             break
         leading.append(word)
     return leading
+
+
+@functools.cache
+def _verbs_of(words: tuple[str, ...]) -> frozenset[str]:
+    """Words of which every match of a form has one: its first, its first behind auxiliaries, a participle."""
+    return _participles(words) | {*words[:1], *words[len(_auxiliaries(words)) :][:1]}
 
 
 @functools.cache

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from rbctl import __version__
 from rbctl.errors import InputError
-from rbctl.files import png_bytes, write_bytes
+from rbctl.files import drop_partial, png_bytes, write_bytes
 from rbctl.images import open_image
 from rbctl.parsing import parse_json
 from rbctl.provenance import MADE_BY_AI, SourceType, signed, xmp_packet
 from rbctl.schedulers import sampler_and_schedule
 
+PAGE = 50  # rows of a sheet on a page
 _GAP = 8  # pixels around each picture of a sheet
 _CAPTION = 14  # pixels, height of the caption's letters
 _LINE = 20
@@ -120,14 +122,14 @@ def save_png(
     path: Path,
     parameters: str | None = None,
     record: Mapping[str, Any] | None = None,
-    source_type: SourceType = MADE_BY_AI,
+    source_type: SourceType | None = MADE_BY_AI,
 ) -> None:
     """Write a picture as PNG, atomically, with the marks of AI-made media.
 
     Args:
         parameters: the text chunk that galleries take for a prompt, so a sheet of pictures has none.
         record: the text chunk ``rbctl``, as JSON.
-        source_type: what it shows, if not a single picture that networks made.
+        source_type: what it shows, if not a single picture that networks made; None for no marks.
 
     Raises:
         InputError: the disk is full, the folder cannot be written, or see :func:`rbctl.provenance.signed`.
@@ -137,6 +139,9 @@ def save_png(
         chunks.add_text("parameters", parameters)
     if record is not None:
         chunks.add_text("rbctl", json.dumps(record))
+    if source_type is None:
+        write_bytes(path, png_bytes(image, chunks))
+        return
     chunks.add_itxt("XML:com.adobe.xmp", xmp_packet(source_type))
     write_bytes(path, signed(png_bytes(image, chunks), "image/png", source_type))
 
@@ -181,6 +186,47 @@ def grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | 
             _write(draw, wrapped[k], top + height, left, width)
         top += height + _LINE * count + _GAP
     return sheet
+
+
+def save_sheet(
+    rows: Iterable[Image.Image], path: Path, source_type: SourceType | None, captions: Iterable[str] | None = None
+) -> list[Path]:
+    """Write rows below each other as pages of ``PAGE`` rows: grid.png, grid-2.png and so on.
+
+    Where ``rows`` draws them when asked, no more than two pages are in memory. Pages of a longer sheet are removed.
+
+    Args:
+        path: of the first page.
+        captions: one under each row.
+        source_type: as in ``save_png``.
+
+    Returns:
+        The pages' paths.
+
+    Raises:
+        InputError: as ``save_png``, or another picture has the name of a page; the pages before are written.
+    """
+
+    def place(number: int) -> Path:
+        return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+    def is_ours(number: int) -> bool:
+        return read_record(place(number)) == {"page": number}
+
+    rows, texts, written = iter(rows), iter(captions or itertools.repeat("")), list[Path]()
+    while page := list(itertools.islice(rows, PAGE)):
+        number = len(written) + 1
+        if number > 1 and place(number).exists() and not is_ours(number):
+            raise InputError(f"{place(number)}: is no page of {path.name}; move it away, or write to another file")
+        drop_partial(place(number))
+        sheet = grid(page, 1, list(itertools.islice(texts, len(page))))
+        save_png(sheet, place(number), record={"page": number}, source_type=source_type)
+        written.append(place(number))
+    number = len(written) + 1
+    while is_ours(number):
+        place(number).unlink()
+        number += 1
+    return written
 
 
 def sheet_row(

@@ -55,9 +55,9 @@ def find_relation(text: str, relations: Iterable[Relation], names: Sequence[str]
         names: of the individuals. A relation of as many roles comes before those of more; of fewer there is none.
             Without names, one of two roles comes before all others, unless theirs goes on: "riding" a bike.
     """
-    tokens, everyone = tokens_of(text, names), list(relations)
-    as_many = [relation for relation in everyone if len(relation.roles) == (len(names) or 2)]
-    others = [relation for relation in everyone if len(relation.roles) > len(names) and relation not in as_many]
+    tokens, everyone, many = tokens_of(text, names), list(relations), len(names) or 2
+    as_many = [relation for relation in everyone if len(relation.roles) == many]
+    others = [relation for relation in everyone if len(names) < len(relation.roles) != many]
     longer = [] if names else matches_of(tokens, others)
     for candidates in (as_many, others):
         matches = matches_of(tokens, candidates)

@@ -16,7 +16,7 @@ import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from rbctl import attention, denoising, lora
+from rbctl import attention, denoising, lora, pictures
 from rbctl.bundle.fingerprints import BASE, fingerprint
 from rbctl.bundle.load import load
 from rbctl.cli import main
@@ -362,7 +362,7 @@ def test_a_seed_too_large_is_one_line(sample: Any, tmp_path: Path) -> None:
 
 
 def test_the_grid_has_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Path, tiny_bundle: Path) -> None:
-    monkeypatch.setattr(stage, "_PAGE", 2)
+    monkeypatch.setattr(pictures, "PAGE", 2)
     monkeypatch.setattr(stage, "_ROW", 3)
     path = place / "many.txt"
     path.write_text("a cat --images 7\na dog\n{cat: cat.png} hugs")

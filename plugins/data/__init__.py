@@ -202,21 +202,21 @@ def _tell(problems: Iterable[Problem], err: bool = False) -> None:
 @click.option("--output", type=_FOLDER, help="PNG to write.  [default: runs/data/<name of FOLDER>.png]")
 @_follow_outside
 def show(folder: Path, output: Path | None, follow_outside: bool) -> None:
-    """Draw FOLDER as one picture: each target with masks, boxes and skeletons, then its image prompts. Print its path.
+    """Draw FOLDER: each target with masks, boxes and skeletons, then its image prompts. Print the picture's path.
+
+    Of more than 50 triplets there are pages: NAME.png, NAME-2.png and so on. Each path is printed.
 
     \b
       rbctl data show triplets/hug
       rbctl data show triplets/hug --output hug.png
     """
-    from rbctl.files import drop_partial
     from rbctl.runs import RUNS
     from rbctl.triplets import load
     from rbctl.triplets.contact_sheet import contact_sheet
 
     output = output or RUNS / "data" / f"{folder.resolve().name}.png"
-    drop_partial(output)
-    contact_sheet(load(folder, follow_outside=follow_outside), output)
-    click.echo(output)
+    for page in contact_sheet(load(folder, follow_outside=follow_outside), output):
+        click.echo(page)
 
 
 @command.command("schemas")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +86,10 @@ def refused_numbers(folder: Path) -> set[int]:
 def paint_set(
     folder: Path, relation: Relation, source: Iterator[Candidate], count: int, painter: Painter, max_refusals: int
 ) -> Done:
-    """Make the first ``count`` candidates that are not refused; ``raw.jsonl`` lists each as soon as it is whole.
+    """Make the first ``count`` candidates that are not refused.
+
+    ``raw.jsonl`` lists them as they become whole: each at first, later whenever a tenth has been added, so that writing
+    it takes no longer for each triplet of a large set. It lists all when the work ends, by an error too.
 
     Args:
         source: endless candidates, from the first on.
@@ -97,16 +102,23 @@ def paint_set(
     def is_whole(candidate: Candidate) -> bool:
         return not any(_missing(folder, candidate, painter))
 
-    def listed() -> None:
+    def write_list() -> int:
         write_raw(folder, [_triplet(folder, c, relation) for c in chosen if c.number in whole])
+        return len(whole)
 
     refused = refused_numbers(folder)
     left = (candidate for candidate in source if candidate.number not in refused)
     chosen = list(itertools.islice(left, count))
     whole = {candidate.number for candidate in chosen if is_whole(candidate)}
-    made = 0
-    with progress(count, "generate", initial=len(whole), unit="triplet") as bar:
-        while candidate := next((c for c in chosen if c.number not in whole), None):
+    waiting = deque(candidate for candidate in chosen if candidate.number not in whole)
+    made = listed = 0
+    with (
+        contextlib.ExitStack() as at_end,
+        progress(count, "generate", initial=len(whole), unit="triplet") as bar,
+    ):
+        at_end.callback(write_list)
+        while waiting:
+            candidate = waiting.popleft()
             if len(refused) >= max_refusals:
                 raise InputError(
                     f"{folder / REFUSALS}: {len(refused)} prompts were refused; read there why, then raise "
@@ -123,12 +135,14 @@ def paint_set(
                 chosen.append(next(left))
                 if is_whole(chosen[-1]):
                     whole.add(chosen[-1].number)
+                else:
+                    waiting.append(chosen[-1])
                 continue
             whole.add(candidate.number)
             made += 1
             bar.update()
-            listed()
-    listed()
+            if len(whole) >= 1.1 * listed:
+                listed = write_list()
     return Done(made=made, there=count - made, refused=len(refused))
 
 

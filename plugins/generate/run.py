@@ -15,7 +15,7 @@ from rbctl.files import read_image
 from rbctl.local_pipeline import pipeline_folder
 from rbctl.menagerie.triplets import check_drawable
 from rbctl.paths import made_by_system
-from rbctl.pictures import grid, save_png, sheet_row
+from rbctl.pictures import save_sheet, sheet_row
 from rbctl.plugins.generate.candidates import Candidate, candidates, read_pairs
 from rbctl.plugins.generate.config import GenerateConfig
 from rbctl.plugins.generate.costs import ahead
@@ -26,8 +26,6 @@ from rbctl.provenance import DRAWN, SHEET, SourceType, check_signer
 from rbctl.relations import Relation, load_relation
 from rbctl.runs import RUNS, claim
 from rbctl.triplets.raw import SET, read_origin, read_raw, write_origin
-
-_PAGE = 50  # triplets on a page of the grid
 
 
 def run(config: GenerateConfig) -> Path:
@@ -142,16 +140,12 @@ def _paint(folder: Path, relation: Relation, config: GenerateConfig) -> Done:
 
 def _write_grid(folder: Path, source_type: SourceType) -> None:
     """Individuals alone, the target and its caption, a row a triplet: grid.png, grid-2.png and so on."""
-    triplets = read_raw(folder)
-    pages = [triplets[start : start + _PAGE] for start in range(0, len(triplets), _PAGE)]
-    for number, page in enumerate(pages, 1):
-        rows = [
-            sheet_row(
-                [read_image(individual.image) for individual in triplet.objects],
-                [read_image(triplet.target)],
-                f"{triplet.id}: {triplet.text}",
-            )
-            for triplet in page
-        ]
-        path = folder / ("grid.png" if number == 1 else f"grid-{number}.png")
-        save_png(grid(rows, 1), path, record={"page": number}, source_type=source_type)
+    rows = (
+        sheet_row(
+            [read_image(individual.image) for individual in triplet.objects],
+            [read_image(triplet.target)],
+            f"{triplet.id}: {triplet.text}",
+        )
+        for triplet in read_raw(folder)
+    )
+    save_sheet(rows, folder / "grid.png", source_type)

@@ -30,7 +30,6 @@ from rbctl.provenance import SHEET, check_signer
 from rbctl.runs import RUNS, claim
 
 _ROW = 8  # pictures in a row of the grid; a prompt with more has more rows
-_PAGE = 50  # rows on a page of it
 
 
 def run(config: SampleConfig) -> Path:
@@ -214,22 +213,12 @@ def _write_grid(output: Path, jobs: Sequence[Job]) -> None:
     for _, group in itertools.groupby(jobs, key=lambda job: job.prompt_number):
         made = list(group)
         rows += [made[start : start + _ROW] for start in range(0, len(made), _ROW)]
-    pages = [rows[start : start + _PAGE] for start in range(0, len(rows), _PAGE)]
-    for number, page in enumerate(pages, 1):
-        shown = [
-            pictures.sheet_row(
-                [subject.picture() for subject in row[0].request.subjects],
-                [read_image(output / job.file_name) for job in row],
-                row[0].record["text"],
-            )
-            for row in page
-        ]
-        pictures.save_png(pictures.grid(shown, 1), _page(output, number), record={"page": number}, source_type=SHEET)
-    number = len(pages) + 1
-    while pictures.read_record(_page(output, number)) == {"page": number}:  # of a longer list of prompts; ours
-        _page(output, number).unlink()
-        number += 1
-
-
-def _page(output: Path, number: int) -> Path:
-    return output / ("grid.png" if number == 1 else f"grid-{number}.png")
+    drawn = (
+        pictures.sheet_row(
+            [subject.picture() for subject in row[0].request.subjects],
+            [read_image(output / job.file_name) for job in row],
+            row[0].record["text"],
+        )
+        for row in rows
+    )
+    pictures.save_sheet(drawn, output / "grid.png", SHEET)

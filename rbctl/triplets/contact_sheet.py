@@ -1,4 +1,4 @@
-"""One picture of a whole set of triplets, to see at a glance whether the annotations sit where they should."""
+"""Pictures of a whole set of triplets, to see at a glance whether the annotations sit where they should."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from rbctl.files import write_png
-from rbctl.pictures import COLOURS, grid, sheet_row, write_tags
+from rbctl.pictures import COLOURS, save_sheet, sheet_row, write_tags
 from rbctl.triplets.geometry import Annotated, image_prompt, resize, target
 from rbctl.triplets.keypoints import ABSENT, OCCLUDED, SKELETON
 from rbctl.triplets.triplet import Triplet
@@ -20,17 +19,22 @@ _FINE = 2  # overlays are drawn this much larger and shrunk, for smooth lines
 _PAPER = (255, 255, 255)
 
 
-def contact_sheet(triplets: Sequence[Triplet], path: Path) -> None:
-    """Write a PNG with a row per triplet: the target, the image prompts, and the prompt below.
+def contact_sheet(triplets: Sequence[Triplet], path: Path) -> list[Path]:
+    """Write PNGs with a row per triplet: the target, the image prompts, and the prompt below.
+
+    ``path`` has the first 50 triplets; NAME-2.png beside it has the next 50, and so on.
 
     In the target each object has its colour, for mask, box, skeleton and name; its image prompt has the same one.
     Keypoints that are occluded are hollow.
 
+    Returns:
+        The pages' paths.
+
     Raises:
-        InputError: a picture cannot be read, or ``path`` cannot be written.
+        InputError: a picture cannot be read, or ``path`` cannot be written; pages before are written.
     """
     captions = [f"{t.prompt}  ({t.id} · {t.predicate or 'no predicate'})" for t in triplets]
-    write_png(path, grid([_row(triplet) for triplet in triplets], columns=1, captions=captions))
+    return save_sheet(map(_row, triplets), path, None, captions)
 
 
 def _row(triplet: Triplet) -> Image.Image:

@@ -93,7 +93,8 @@ def diagnose(evidence: Mapping[str, Evidence]) -> list[Fault]:
     """The faults of a set, by the ids of its triplets; each individual has one at most."""
     everything = list(evidence.items())
     faults = [fault for name, own in everything for fault in _inverted(name, own) or _exchanged(name, own)]
-    left = [(name, own) for name, own in everything if name not in {fault.triplet for fault in faults}]
+    faulty = {fault.triplet for fault in faults}
+    left = [(name, own) for name, own in everything if name not in faulty]
     return faults + _misread(left)
 
 

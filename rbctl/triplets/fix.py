@@ -14,7 +14,7 @@ from rbctl.files import write_png
 from rbctl.relations import load_relation, shipped
 from rbctl.roles import find_relation, read_roles
 from rbctl.triplets import geometry
-from rbctl.triplets.diagnosis import Evidence, diagnose, mended
+from rbctl.triplets.diagnosis import Evidence, Fault, diagnose, mended
 from rbctl.triplets.folder import write
 from rbctl.triplets.masks import apart, box_of
 from rbctl.triplets.triplet import Triplet
@@ -32,10 +32,13 @@ def fix(triplets: Sequence[Triplet], folder: Path) -> list[str]:
     evidence = {triplet.id: Evidence.of(triplet, geometry.target(triplet)) for triplet in triplets}
     faults = [fault for fault in diagnose(evidence) if fault.kind != "outside"]
     done, right = [f"triplet {fault.triplet}: {fault.what}" for fault in faults], list[Triplet]()
+    of_triplet: dict[str, list[Fault]] = {}
+    for fault in faults:
+        of_triplet.setdefault(fault.triplet, []).append(fault)
     with tempfile.TemporaryDirectory() as scratch:
         for number, triplet in enumerate(triplets):
             target = geometry.target(triplet)
-            whole, masks = mended(triplet, target, [fault for fault in faults if fault.triplet == triplet.id])
+            whole, masks = mended(triplet, target, of_triplet.get(triplet.id, ()))
             objects = []
             for k, entry in enumerate(whole.objects):
                 mask = masks.get(k, target.masks[k])

@@ -170,20 +170,20 @@ def write_origin(folder: Path, origin: str, relation: str, **facts: Any) -> None
 
 def _listed(folder: Path) -> tuple[RawTriplet, ...]:
     """The triplets of ``raw.jsonl``."""
-    path, triplets, missing = folder / RAW, list[RawTriplet](), list[str]()
+    path, triplets, missing = folder / RAW, dict[str, RawTriplet](), list[str]()
     for number, line in numbered_lines(path):
         where = f"{path}:{number}"
         triplet = _triplet(folder, formats.read(_Row, parse_json(line, where), where))
-        if any(other.id == triplet.id for other in triplets):
+        if triplet.id in triplets:
             raise InputError(
                 f"{where}: file_name: a line above has {abridged(triplet.id)} too; give each its own target"
             )
         _check_names(triplet, where)
         missing += [f"{path.relative_to(folder)} (line {number})" for path in triplet.pictures if not path.is_file()]
-        triplets.append(triplet)
+        triplets[triplet.id] = triplet
     if missing:
         raise InputError(f"{path}: missing pictures: {shortlist(missing)}; bring them, or drop the lines")
-    return tuple(triplets)
+    return tuple(triplets.values())
 
 
 def _triplet(folder: Path, row: _Row) -> RawTriplet:
