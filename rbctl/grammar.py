@@ -197,8 +197,8 @@ def _auxiliaries(words: Sequence[str]) -> list[str]:
 
 @functools.cache
 def _verbs_of(words: tuple[str, ...]) -> frozenset[str]:
-    """Words of which every match of a form has one: its first, its first behind auxiliaries, a participle."""
-    return _participles(words) | {*words[:1], *words[len(_auxiliaries(words)) :][:1]}
+    """Words of which every match of a form has one: its first behind auxiliaries, or a participle."""
+    return _participles(words) | {*words[len(_auxiliaries(words)) :][:1]}
 
 
 @functools.cache

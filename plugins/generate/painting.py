@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -112,37 +111,36 @@ def paint_set(
     whole = {candidate.number for candidate in chosen if is_whole(candidate)}
     waiting = deque(candidate for candidate in chosen if candidate.number not in whole)
     made = listed = 0
-    with (
-        contextlib.ExitStack() as at_end,
-        progress(count, "generate", initial=len(whole), unit="triplet") as bar,
-    ):
-        at_end.callback(write_list)
-        while waiting:
-            candidate = waiting.popleft()
-            if len(refused) >= max_refusals:
-                raise InputError(
-                    f"{folder / REFUSALS}: {len(refused)} prompts were refused; read there why, then raise "
-                    "--max-refusals, or take other --pairs in another --output"
-                )
-            try:
-                for index, place, references, record in _missing(folder, candidate, painter):
-                    image = painter.paint(candidate.prompts[index], references, candidate.number, index)
-                    save_png(image, place, candidate.prompts[index], record)
-            except Refused as refusal:
-                refused.add(candidate.number)
-                _note(folder, candidate, refusal)
-                chosen.remove(candidate)
-                chosen.append(next(left))
-                if is_whole(chosen[-1]):
-                    whole.add(chosen[-1].number)
-                else:
-                    waiting.append(chosen[-1])
-                continue
-            whole.add(candidate.number)
-            made += 1
-            bar.update()
-            if len(whole) >= 1.1 * listed:
-                listed = write_list()
+    try:
+        with progress(count, "generate", initial=len(whole), unit="triplet") as bar:
+            while waiting:
+                candidate = waiting.popleft()
+                if len(refused) >= max_refusals:
+                    raise InputError(
+                        f"{folder / REFUSALS}: {len(refused)} prompts were refused; read there why, then raise "
+                        "--max-refusals, or take other --pairs in another --output"
+                    )
+                try:
+                    for index, place, references, record in _missing(folder, candidate, painter):
+                        image = painter.paint(candidate.prompts[index], references, candidate.number, index)
+                        save_png(image, place, candidate.prompts[index], record)
+                except Refused as refusal:
+                    refused.add(candidate.number)
+                    _note(folder, candidate, refusal)
+                    chosen.remove(candidate)
+                    chosen.append(next(left))
+                    if is_whole(chosen[-1]):
+                        whole.add(chosen[-1].number)
+                    else:
+                        waiting.append(chosen[-1])
+                    continue
+                whole.add(candidate.number)
+                made += 1
+                bar.update()
+                if len(whole) >= 1.1 * listed:
+                    listed = write_list()
+    finally:
+        write_list()
     return Done(made=made, there=count - made, refused=len(refused))
 
 
