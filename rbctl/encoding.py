@@ -11,7 +11,7 @@ from rbctl.bundle.bundle import Bundle
 from rbctl.conditioning import Encoded, PseudoRegions
 from rbctl.embeddings import pieces
 from rbctl.errors import InputError
-from rbctl.image_prompt import Injection, LocalTokens, clip_pixels
+from rbctl.image_prompt import Injection, LocalTokens, clip_pixels, squared
 from rbctl.measurements import measured
 from rbctl.phrases import token_spans
 from rbctl.request import Request, Subject
@@ -68,7 +68,7 @@ class Encoder:
         if len(paths) == len(subjects) and paths in self._encoded:
             return self._encoded[paths]
         bundle = self.bundle
-        pictures = [subject.picture() for subject in subjects]
+        pictures = [squared(subject.picture()) for subject in subjects]  # once for both encoders
         local = None
         if self.local_tokens != "none":
             local = clip_pixels(pictures, bundle.local_image_size).to(bundle.device, bundle.dtype)

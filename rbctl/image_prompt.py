@@ -21,13 +21,14 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def squared(image: Image.Image) -> Image.Image:
+    """A picture as the 512-pixel square that all encoders are shown; one that is a square already stays as it is."""
+    return image.convert("RGB").resize((IMAGE_PROMPT_SIZE, IMAGE_PROMPT_SIZE), Image.Resampling.BICUBIC)
+
+
 def clip_pixels(images: Sequence[Image.Image], size: int) -> torch.Tensor:
-    """Pictures -> (R, 3, size, size), normalised for CLIP; by way of the 512-pixel square."""
-    square = (IMAGE_PROMPT_SIZE, IMAGE_PROMPT_SIZE)
-    resized = [
-        image.convert("RGB").resize(square, Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.BICUBIC)
-        for image in images
-    ]
+    """Pictures -> (R, 3, size, size), normalised for CLIP; by way of :func:`squared`."""
+    resized = [squared(image).resize((size, size), Image.Resampling.BICUBIC) for image in images]
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
     return (pixels - mean) / std
