@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 FOLDERS = ("plugins", "kernels", "recipes")
 STAGES = sorted(path.parent.name for path in Path("plugins").glob("*/__init__.py"))
+
 setup(
     name="rbctl",
     version="0.1.0",

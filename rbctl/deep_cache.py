@@ -22,7 +22,7 @@ class DeepCache:
     Args:
         unet: a UNet2DConditionModel of two levels or more.
         start: share of the run before which all calls are whole.
-        span: share of the run that deep features are kept for; at 0 all calls are whole.
+        span: share of the run that deep features are kept for; at 0 all calls are whole, and nothing is kept.
 
     Attributes:
         share: where in the run the next call is, in [0, 1).
@@ -38,6 +38,8 @@ class DeepCache:
 
         Fewer rows than in the call before are the last ones of those. More rows are computed whole.
         """
+        if not self.span:
+            return self.unet(latents, *inputs, **options)
         kept = self.kept.features
         due = self.share < self.start or self.share - self.computed > self.span - _ROUNDING
         if kept is not None and not due and len(kept) >= len(latents):

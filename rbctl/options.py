@@ -43,6 +43,7 @@ def option(
     max: float | None = None,
     argument: bool = False,
     of_bundle: bool = False,
+    names_quality: bool = False,
 ) -> Any:
     """A dataclass field that is also a command-line option and a recipe key.
 
@@ -54,8 +55,17 @@ def option(
         argument: given by position on the command line, without a flag.
         of_bundle: the recipe inside of a bundle may set it. A bundle comes from strangers, so this is for the numbers
             and choices of sampling and tuning: never a path, an engine, a device, or whom to trust.
+        names_quality: its value is a quality, which stands for other options (:mod:`rbctl.shortcuts`).
     """
-    metadata = {"help": help, "group": group, "min": min, "max": max, "argument": argument, "of_bundle": of_bundle}
+    metadata = {
+        "help": help,
+        "group": group,
+        "min": min,
+        "max": max,
+        "argument": argument,
+        "of_bundle": of_bundle,
+        "names_quality": names_quality,
+    }
     return dataclasses.field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
 
 
@@ -88,11 +98,13 @@ class _Field(click.Parameter):
         group: the heading that it stands under in the help.
         nullable: the field may be None.
         of_bundle: the recipe inside of a bundle may set it.
+        names_quality: its value stands for other options.
     """
 
     group = "Options"
     nullable = False
     of_bundle = False
+    names_quality = False
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
         """As Click's; refused is what no recipe could hold: bytes of the command line that are no UTF-8."""
@@ -230,6 +242,7 @@ def _click_parameter(field: dataclasses.Field[Any], annotation: Any) -> _Field:
         parameter = _FieldOption([flags, field.name], type=kind, multiple=multiple, **extra)
     parameter.nullable = _is_optional(annotation)
     parameter.of_bundle = bool(field.metadata.get("of_bundle"))
+    parameter.names_quality = bool(field.metadata.get("names_quality"))
     return parameter
 
 
@@ -256,7 +269,8 @@ def _load_recipe(ctx: click.Context, param: click.Parameter, value: str | None) 
     path = find_recipe(value, ctx.command.name)
     content = read_yaml(path)
     recipe = _section(ctx, path, content)
-    ctx.meta[SECTION] = {SECTION: content[SECTION]} if SECTION in content else {}
+    if SECTION in content:
+        ctx.meta[SECTION] = path, content
     if ctx.command.name not in content:
         sections = shortlist(map(abridged, content)) or "nothing"
         raise InputError(f"{path}: has no section {ctx.command.name!r}, only {sections}")
@@ -311,22 +325,29 @@ def _located(field: _Field, value: Any, folder: Path) -> Any:
     return f"{assigned}{equals}{near(folder, path)}" if is_path or os.path.isfile(folder / path) else value
 
 
-def _of_the_bundle(ctx: click.Context, bundle: str, quality: str | None) -> dict[str, Any]:
+def _of_the_bundle(ctx: click.Context, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of the bundle's own recipe, and over them a quality's, for options that neither flag nor recipe names.
+
+    Args:
+        values: of all options; ``bundle`` and the quality are read.
 
     Raises:
         InputError: the recipe is wrong, or sets what is not a bundle's to set; file and key are named.
     """
     from rbctl.bundle.catalogue import place
 
-    path = place(bundle) / BUNDLE_RECIPE
+    path = place(values["bundle"]) / BUNDLE_RECIPE
     content = read_yaml(path) if os.path.isfile(path) else {}  # Path.is_file fails where a name is too long
-    recipe = _section(ctx, path, content)
-    if quality is not None:
-        recipe |= _checked(ctx, path, options_of(quality, ctx.meta.get(SECTION) or content, str(path)))
-    settable = {p.name for p in ctx.command.params if isinstance(p, _Field) and p.of_bundle}
-    if foreign := [key for key in recipe if key not in settable]:
-        raise InputError(f"{path}: {foreign[0]}: no bundle may set this; give it on the command line instead")
+    fields = [p for p in ctx.command.params if isinstance(p, _Field)]
+    settable, recipe = {p.name for p in fields if p.of_bundle}, dict[str, Any]()
+    parts = [(path, _section(ctx, path, content))]
+    for quality in (values[p.name] for p in fields if p.name and p.names_quality):
+        source, whole = ctx.meta.get(SECTION) or (path, content)
+        parts.append((source, _checked(ctx, source, options_of(quality, whole, str(source)))))
+    for source, part in parts:
+        if foreign := [key for key in part if key not in settable]:
+            raise InputError(f"{source}: {foreign[0]}: no bundle may set this; give it on the command line instead")
+        recipe |= part
     unset = {name for name in recipe if ctx.get_parameter_source(name) is ParameterSource.DEFAULT}
     return {p.name: p.type_cast_value(ctx, recipe[p.name]) for p in ctx.command.params if p.name in unset}
 
@@ -342,7 +363,7 @@ def config_options(config_type: type[Config]) -> Callable[[Callable[[Config], No
     def decorate(body: Callable[[Config], None]) -> Callable[..., None]:
         def configuration(**values: Any) -> Config:
             if isinstance(values.get("bundle"), str):
-                values |= _of_the_bundle(click.get_current_context(), values["bundle"], values.get("quality"))
+                values |= _of_the_bundle(click.get_current_context(), values)
             try:
                 return config_type(**values)
             except ValueError as error:

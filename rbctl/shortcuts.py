@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
+
+from annotated_types import Interval
 
 from rbctl.errors import InputError, abridged
 
@@ -17,6 +19,7 @@ QUALITIES: Mapping[Quality, Mapping[str, Any]] = {
     "best": {},
 }
 SECTION = "qualities"
+_Share = Annotated[float, Interval(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,10 @@ class Shortcuts:
             step-distilled LoRA keeps nothing for long.
     """
 
-    guidance_start: float = 0.0
-    guidance_stop: float = 1.0
-    cache_start: float = 0.0
-    cache_span: float = 0.0
+    guidance_start: _Share = 0.0
+    guidance_stop: _Share = 1.0
+    cache_start: _Share = 0.0
+    cache_span: _Share = 0.0
 
     @property
     def always_guided(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from PIL import Image
 
 from rbctl import __version__
 from rbctl.errors import InputError
-from rbctl.pictures import UsedLora, grid, parameters_text, read_record, save_png, sheet_row
+from rbctl.pictures import PAGE, UsedLora, grid, parameters_text, read_record, save_png, save_sheet, sheet_row
+from rbctl.provenance import SHEET
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (20, 60), "blue")
 
@@ -131,6 +133,34 @@ def test_captions_take_room_only_where_there_are_some_and_stay_inside() -> None:
     assert plain.width == captioned.width == long.width
     edge = long.crop((0, 0, 4, long.height)).getcolors()
     assert edge == [(4 * long.height, (255, 255, 255))]
+
+
+def test_a_long_sheet_comes_in_pages_and_a_shorter_one_removes_those_behind(tmp_path: Path) -> None:
+    path, drawn = tmp_path / "sheet.png", list[int]()
+
+    def rows(count: int) -> Iterator[Image.Image]:
+        for number in range(count):
+            drawn.append(number)
+            yield RED
+
+    names = ["sheet.png", "sheet-2.png", "sheet-3.png"]
+    pages = save_sheet(rows(2 * PAGE + 1), path, SHEET, map(str, range(2 * PAGE + 1)))
+    assert [page.name for page in pages] == names
+    assert drawn == list(range(2 * PAGE + 1))
+    first, second, last = (Image.open(page, formats=("PNG",)).size for page in pages)
+    assert first == second
+    assert last[1] < first[1] / 10  # one row
+    assert [page.name for page in save_sheet(rows(PAGE), path, SHEET)] == names[:1]
+    assert [page.name for page in tmp_path.iterdir()] == names[:1]
+
+
+def test_a_page_never_takes_the_place_of_another_picture(tmp_path: Path) -> None:
+    RED.save(tmp_path / "sheet-2.png")
+    before = (tmp_path / "sheet-2.png").read_bytes()
+    with pytest.raises(InputError, match=r"sheet-2\.png: is no page of sheet\.png; move it away"):
+        save_sheet([BLUE] * (PAGE + 1), tmp_path / "sheet.png", SHEET)
+    assert save_sheet([BLUE], tmp_path / "sheet.png", SHEET) == [tmp_path / "sheet.png"]
+    assert (tmp_path / "sheet-2.png").read_bytes() == before
 
 
 def test_sheet_row_has_a_line_between_the_sides() -> None:

@@ -608,6 +608,13 @@ def test_wrong_qualities_of_a_bundle_are_one_line(tiny_bundle: Path, tmp_path: P
     refuses(CliRunner().invoke(main, ["sample", "p.txt", "--dry-run", "--bundle", str(tmp_path / "bundle")]), said)
 
 
+def test_wrong_qualities_of_a_recipe_name_it_and_not_the_bundle(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("sample: {}\nqualities: {draft: {}, standard: {stepz: 3}, best: {}}")
+    said = f"{recipe}: no option 'stepz'; did you mean 'steps'?"
+    refuses(CliRunner().invoke(main, ["sample", "p.txt", "--dry-run", "--recipe", str(recipe)]), said)
+
+
 def test_pseudo_masks_read_every_step() -> None:
     arguments = ["sample", "p.txt", "--dry-run", "--pseudo-mask-step", "3"]
     refuses(CliRunner().invoke(main, arguments), "--pseudo-mask-step: reads every step; add --quality best")

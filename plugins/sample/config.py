@@ -63,6 +63,7 @@ class SampleConfig:
         QUALITY,
         "How much work may be left out. best: none; standard: what measurements do not show; draft: more. The "
         "bundle's recipe says what that is.",
+        names_quality=True,
     )
     guidance_start: float = option(
         0.0, "Share of the steps before which there is no guidance.", min=0, max=1, of_bundle=True
