@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
-
-from annotated_types import Interval
+from typing import Any, Literal, TypeAlias
 
 from rbctl.errors import InputError, abridged
 
@@ -19,7 +17,6 @@ QUALITIES: Mapping[Quality, Mapping[str, Any]] = {
     "best": {},
 }
 SECTION = "qualities"
-_Share = Annotated[float, Interval(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -32,12 +29,20 @@ class Shortcuts:
         cache_start, cache_span: from the one share of the steps on, the UNet's deep features are kept for the other
             (:mod:`rbctl.deep_cache`). The first steps decide what is where. Few steps are far apart, so that a run of a
             step-distilled LoRA keeps nothing for long.
+
+    Raises:
+        ValueError: one is no share.
     """
 
-    guidance_start: _Share = 0.0
-    guidance_stop: _Share = 1.0
-    cache_start: _Share = 0.0
-    cache_span: _Share = 0.0
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
+    cache_start: float = 0.0
+    cache_span: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, share in vars(self).items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}: a share from 0 to 1 was expected, not {share}")
 
     @property
     def always_guided(self) -> bool:

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from rbctl import RelationPipeline
+from rbctl.bundle.recipe import sampling_defaults
 from rbctl.deep_cache import DeepCache
 from rbctl.errors import InputError
 from rbctl.shortcuts import QUALITIES, Shortcuts, options_of
@@ -136,6 +138,15 @@ def test_regions_from_text_attention_need_every_step(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="take quality 'best'"):
         latents(pipe, Shortcuts(cache_span=0.5), 2)
     assert latents(pipe, NOTHING, 2).isfinite().all()
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.5, float("nan")])
+def test_a_share_lies_between_0_and_1(wrong: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cache_span: a share from 0 to 1 was expected"):
+        Shortcuts(cache_span=wrong)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"sample": {"cache_span": wrong}}))
+    with pytest.raises(InputError, match=r"recipe\.yaml:"):
+        sampling_defaults(tmp_path, "best")
 
 
 def test_a_recipe_says_what_a_quality_is() -> None:
