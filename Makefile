@@ -38,7 +38,7 @@ kill: $(STAMP)
 
 bench: $(STAMP)
 	mkdir -p bench/out
-	$(BIN)/python -m pytest bench --benchmark-json=bench/out/bench.json
+	$(BIN)/python -m pytest bench -m "not thorough" --benchmark-json=bench/out/bench.json
 
 # Hours on two cores, minutes on a GPU; goes on where it stopped. GATES="--only vae,base" measures these alone.
 gates: $(STAMP)

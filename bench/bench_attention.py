@@ -28,7 +28,7 @@ USABLE = [b.name for b in BACKENDS if b.why_not(torch.device("cpu"), torch.float
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
 
 
-@pytest.fixture(params=[1, 2], ids=lambda n: f"{n} threads" if n > 1 else "1 thread")
+@pytest.fixture(params=[pytest.param(1, marks=pytest.mark.thorough, id="1 thread"), pytest.param(2, id="2 threads")])
 def threads(request: pytest.FixtureRequest) -> Any:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
