@@ -338,6 +338,33 @@ def test_gradient_checkpointing_changes_nothing(road: Road) -> None:
 
 
 @pytest.mark.slow
+def test_lowvram_changes_nothing(road: Road) -> None:
+    assert road("plain", steps=2) == 0, road.said()
+    assert run([*road.arguments("low", steps=2), "--lowvram"], road.log) == 0, road.said()
+    plain, low = load_file(road.lora("plain")), load_file(road.lora("low"))
+    assert all(torch.equal(low[key], value) for key, value in plain.items())
+
+
+def test_each_network_is_on_the_device_when_triplets_are_encoded(
+    tiny_bundle: Path, triplets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle(str(tiny_bundle), torch.device("cpu"), torch.float32, lowvram=True)
+    placed: list[tuple[str, ...]] = []
+    monkeypatch.setattr(type(bundle), "place", lambda _bundle, *parts: placed.append(parts))
+    for part in ("text_encoder", "text_encoder_2", "image_prompt_encoder", "vae"):
+        for module in getattr(bundle, part).modules():
+            module.register_forward_pre_hook(lambda *_, part=part: check(part))
+
+    def check(part: str) -> None:
+        assert part in placed[-1]
+
+    encodings.encode(bundle, load(triplets)[:2], [], FinetuneConfig(relation="hug", augmentation_draws=2), 128)
+    assert placed.count(("image_prompt_encoder",)) == 2  # once a triplet, not once a version
+    bundle.drop_encoders()
+    assert placed[-1] == ("unet", "vae")
+    assert not bundle.lowvram
+
+
 def test_single_objects_and_mixed_numbers_of_objects(road: Road, tmp_path: Path) -> None:
     """One individual alone, and sets where triplets differ in their number of objects."""
     mixed = tmp_path / "mixed"

@@ -151,6 +151,9 @@ class FinetuneConfig:
         "auto", "Attention backend; see 'rbctl doctor'. auto: what $RBCTL_ATTENTION names, else the best usable one."
     )
     gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, more time.")
+    lowvram: bool = option(
+        False, "While triplets are encoded, only the networks at work lie on the GPU: less memory, a slower start."
+    )
     compile: bool = option(False, "Compile the UNet's transformer blocks: a slow start, then faster steps.")
 
     checkpoint_every: int = option(

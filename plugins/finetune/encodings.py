@@ -113,6 +113,7 @@ def fit(tensors: Mapping[str, torch.Tensor], versions: int, targets: Sequence[tu
 
 
 @measured("encode the triplets")
+@torch.no_grad()
 def encode(
     bundle: Bundle,
     triplets: Sequence[Triplet],
@@ -131,14 +132,21 @@ def encode(
     rows = []
     with progress(len(everything) * config.augmentation_draws, "encoding triplets", unit="version") as bar:
         for number, triplet in enumerate(everything):
+            frames = [
+                Frame.of(config, triplet.id, version, sizes[number]) for version in range(config.augmentation_draws)
+            ]
+            views = [View.of(triplet, frame, resolution) for frame in frames]
+            # Network by network, as with --lowvram each must come to the device.
+            latents = [_latents(bundle, view) for view in views]
+            words = _words(bundle, triplet, config.attention_loss_weight > 0 and number < len(triplets))
+            phrases = bundle.encode_phrases([individual.name for individual in triplet.objects])
+            bundle.place("image_prompt_encoder")
             versions = []
-            for version in range(config.augmentation_draws):
-                frame = Frame.of(config, triplet.id, version, sizes[number])
-                versions.append(_padded(_pictures(bundle, triplet, frame, config, resolution), most))
+            for view, of_vae in zip(views, latents, strict=True):
+                of_clip = _image_tokens(bundle, view, phrases, config)
+                versions.append(_padded(of_vae | of_clip | view.annotations(), most))
                 bar.update()
-            needs_predicate = config.attention_loss_weight > 0 and number < len(triplets)
-            stacked = {name: torch.stack([row[name] for row in versions]) for name in versions[0]}
-            rows.append(stacked | _words(bundle, triplet, needs_predicate))
+            rows.append({name: torch.stack([row[name] for row in versions]) for name in versions[0]} | words)
     pad_targets(rows)
     encoded = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
     embeds, pooled = bundle.encode_prompts([""])
@@ -200,41 +208,64 @@ class Frame:
         return geometry.flip(picture) if self.mirrored else picture
 
 
-@torch.no_grad()
-def _pictures(
-    bundle: Bundle, triplet: Triplet, frame: Frame, config: FinetuneConfig, resolution: int
-) -> dict[str, torch.Tensor]:
-    target, time_ids = frame.cut(geometry.target(triplet))
-    prompts = [frame.turned(geometry.image_prompt(individual)) for individual in triplet.objects]
-    # The whole individual stays in view: image prompts are padded to the square, not cut.
-    squares = [geometry.contain(prompt, resolution, resolution) for prompt in prompts]
-    mean, std = bundle.encode_pictures(pixels_of([target.image]))
-    prompt_mean, prompt_std = bundle.encode_pictures(pixels_of([square.image for square in squares]))
-    images = [prompt.image for prompt in prompts]
+@dataclass(frozen=True)
+class View:
+    """A triplet in one version.
+
+    Attributes:
+        target: cut to the size of training, with its time ids (6).
+        prompts: of each individual, as CLIP sees it.
+        squares: the same padded to the square of training. The whole individual stays in view.
+    """
+
+    target: Annotated
+    time_ids: torch.Tensor
+    prompts: list[Annotated]
+    squares: list[Annotated]
+
+    @classmethod
+    def of(cls, triplet: Triplet, frame: Frame, resolution: int) -> View:
+        target, time_ids = frame.cut(geometry.target(triplet))
+        prompts = [frame.turned(geometry.image_prompt(individual)) for individual in triplet.objects]
+        return cls(target, time_ids, prompts, [geometry.contain(prompt, resolution, resolution) for prompt in prompts])
+
+    @property
+    def boxes(self) -> torch.Tensor:
+        return torch.from_numpy(self.target.boxes).float()
+
+    def annotations(self) -> dict[str, torch.Tensor]:
+        """What no network is asked for."""
+        target_points = torch.from_numpy(self.target.keypoints).float()
+        image_points = torch.from_numpy(np.concatenate([square.keypoints for square in self.squares])).float()
+        return {
+            "time_ids": self.time_ids,
+            "boxes": self.boxes,
+            "target_keypoints": target_points[..., :2],
+            "image_keypoints": image_points[..., :2],
+            "visible": (target_points[..., 2] > 0) & (image_points[..., 2] > 0),
+            "object_mask": torch.from_numpy(self.target.masks.any(0)),
+        }
+
+
+def _latents(bundle: Bundle, view: View) -> dict[str, torch.Tensor]:
+    mean, std = bundle.encode_pictures(pixels_of([view.target.image]))
+    prompt_mean, prompt_std = bundle.encode_pictures(pixels_of([square.image for square in view.squares]))
+    return {
+        "latents_mean": mean[0],
+        "latents_std": std[0],
+        "prompt_latents_mean": prompt_mean,
+        "prompt_latents_std": prompt_std,
+    }
+
+
+def _image_tokens(bundle: Bundle, view: View, phrases: torch.Tensor, config: FinetuneConfig) -> dict[str, torch.Tensor]:
+    images, encoder = [prompt.image for prompt in view.prompts], bundle.image_prompt_encoder
     local = None
     if config.local_tokens != "none":
         local = clip_pixels(images, bundle.local_image_size).to(bundle.device, bundle.dtype)
     pixels = clip_pixels(images, bundle.clip_image_size).to(bundle.device, bundle.dtype)
-    boxes = torch.from_numpy(target.boxes).float()
-    encoder = bundle.image_prompt_encoder
-    phrases = bundle.encode_phrases([individual.name for individual in triplet.objects])
     tokens = encoder.object_tokens(pixels, local, config.local_tokens, config.local_grid, config.local_injection)
-    image_tokens = encoder.adapter_tokens(tokens, boxes[None].to(bundle.device), phrases[None])
-    target_points = torch.from_numpy(target.keypoints).float()
-    image_points = torch.from_numpy(np.concatenate([square.keypoints for square in squares])).float()
-    return {
-        "latents_mean": mean[0],
-        "latents_std": std[0],
-        "time_ids": time_ids,
-        "prompt_latents_mean": prompt_mean,
-        "prompt_latents_std": prompt_std,
-        "image_tokens": image_tokens[0],
-        "boxes": boxes,
-        "target_keypoints": target_points[..., :2],
-        "image_keypoints": image_points[..., :2],
-        "visible": (target_points[..., 2] > 0) & (image_points[..., 2] > 0),
-        "object_mask": torch.from_numpy(target.masks.any(0)),
-    }
+    return {"image_tokens": encoder.adapter_tokens(tokens, view.boxes[None].to(bundle.device), phrases[None])[0]}
 
 
 def _padded(encoded: dict[str, torch.Tensor], most: int) -> dict[str, torch.Tensor]:

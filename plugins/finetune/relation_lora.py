@@ -81,7 +81,8 @@ class RelationLora:
         if encoded:
             self.bundle = load(config.bundle, device, dtype, encoders=False)
         else:
-            self.bundle = load(config.bundle, device, dtype, local_encoder=config.local_tokens != "none")
+            local_encoder = config.local_tokens != "none"
+            self.bundle = load(config.bundle, device, dtype, local_encoder=local_encoder, lowvram=config.lowvram)
             encoded = encodings.encode(self.bundle, self.triplets, self.prior, config, resolution)
             if run.world.first:
                 kept.save(path, encoded, made_from)

@@ -26,7 +26,16 @@ from rbctl.triplets import Triplet
 
 # Options that may differ when a run is taken up again. Data, prior set, bundle and precision are compared as facts.
 _FREE = {"output", "resume", "device", "checkpoint_every", "keep_checkpoints", "preview_every", "preview_steps"}
-_FREE |= {"micro_batch_size", "gradient_checkpointing", "format", "save_every", "author", "licence", "tensorboard"}
+_FREE |= {
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "lowvram",
+    "format",
+    "save_every",
+    "author",
+    "licence",
+    "tensorboard",
+}
 _FREE |= {"data", "prior", "bundle", "precision", "save_precision"}
 
 

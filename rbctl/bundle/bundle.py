@@ -74,8 +74,10 @@ class Bundle:
                 module.to(self.device if part in parts else "cpu")
 
     def drop_encoders(self) -> None:
-        """Let the text and image encoders go, and their memory with them."""
+        """Unload the text and image encoders, and free their memory. UNet and VAE then stay on the device."""
         self.text_encoder = self.text_encoder_2 = self.image_prompt_encoder = None
+        self.place("unet", "vae")
+        self.lowvram = False
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
