@@ -197,15 +197,34 @@ def main() -> None:
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to rehearse."
 )
+@click.option(
+    "--plan",
+    "cards",
+    type=click.FloatRange(1, 1000),
+    multiple=True,
+    metavar="GB",
+    help="Print which flags fit SDXL into a GPU of so many GB; may be given several times.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
-def doctor(rehearse: bool, folder: Path, keep: bool, device: str, as_json: bool) -> None:
+def doctor(rehearse: bool, folder: Path, keep: bool, device: str, cards: tuple[float, ...], as_json: bool) -> None:
     """Show versions, devices, attention backends with why each is or is not usable, bundles and stages.
 
     --rehearse shows what SDXL needs here, before anything is downloaded. It writes a bundle of random weights (16 GB),
     runs 'rbctl finetune' for two steps at 256 pixels in bf16 and 'rbctl sample' for two steps with its LoRA, and prints
     seconds and the most memory of each part.
+
+    --plan counts what the networks hold for 'rbctl sample' and 'rbctl finetune', from their shapes alone. It takes half
+    a minute, needs no GPU and loads nothing.
     """
     import json
+
+    if cards:
+        from rbctl import memory_plan
+        from rbctl.bundle.random_weights import full_size
+
+        plans = memory_plan.plans(full_size(), cards)
+        click.echo(json.dumps([vars(plan) for plan in plans], indent=2) if as_json else memory_plan.table(plans))
+        return
 
     if rehearse:
         from rbctl import rehearsal

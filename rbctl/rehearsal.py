@@ -112,7 +112,7 @@ def _end_with_the_rehearsal() -> None:
 
 
 def _check_room(sizes: Architecture, folder: Path, place: torch.device) -> None:
-    needed, free = count_weights(sizes) * DTYPES[PRECISION].itemsize, shutil.disk_usage(folder).free
+    needed, free = sum(count_weights(sizes).values()) * DTYPES[PRECISION].itemsize, shutil.disk_usage(folder).free
     if free < needed:
         need = f"the random weights need {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} are free"
         raise InputError(f"{folder}: {need}; choose another --folder")

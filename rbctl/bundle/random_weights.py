@@ -143,9 +143,9 @@ def _weights(sizes: Architecture) -> dict[str, tuple[str, dict[str, tuple[int, .
     }
 
 
-def count_weights(sizes: Architecture) -> int:
-    """How many weights a bundle of these sizes has."""
-    return sum(math.prod(shape) for _, shapes, _ in _weights(sizes).values() for shape in shapes.values())
+def count_weights(sizes: Architecture) -> dict[str, int]:
+    """How many weights each part of a bundle of these sizes has."""
+    return {part: sum(map(math.prod, shapes.values())) for part, (_, shapes, _) in _weights(sizes).items()}
 
 
 def write_tiny(folder: Path, seed: int = 0) -> None:
