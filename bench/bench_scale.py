@@ -33,7 +33,7 @@ from rbctl.triplets.folder import METADATA, write
 from rbctl.triplets.raw import read_raw
 
 TIMES = 10
-SMALL = {"prompts": 40, "triplets": 4, "painted": 20}  # items of one go
+SMALL = {"prompts": 20, "triplets": 2, "painted": 10}  # items of one go
 
 
 @pytest.fixture(scope="module")
