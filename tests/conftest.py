@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # more threads only take turns with another worker's
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The same examples at every run in CI: a new one must not fail somebody else's change. Elsewhere they are drawn anew.
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("default", deadline=None)
