@@ -68,6 +68,7 @@ setup(
         "jinja2>=3",
         "numpy",
         "pillow>=10.1",
+        "rich>=14.1",
         "scipy>=1.15",
         "tqdm",
     ],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rbctl.errors import InputError
+from rbctl.progress import print_table
 
 if TYPE_CHECKING:
     from rbctl.plugins.runs.folder import RunFolder
@@ -46,7 +47,7 @@ def list_(root: Path, as_json: bool) -> None:
         click.echo(json.dumps([_plain(run) for run in runs], indent=2))
         return
     rows = [[str(run.folder), run.stage, run.progress, run.loss_text, run.size_text, run.begun] for run in runs]
-    _print_table(["run", "stage", "steps", "loss", "size", "begun"], rows)
+    print_table(["run", "stage", "steps", "loss", "size", "begun"], rows)
 
 
 @command.command("show")
@@ -60,10 +61,10 @@ def show_(folder: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_plain(run), indent=2))
         return
-    _print_table([], [["stage", run.stage], ["steps", run.progress], ["loss", run.loss_text], ["size", run.size_text]])
+    print_table([], [["stage", run.stage], ["steps", run.progress], ["loss", run.loss_text], ["size", run.size_text]])
     for title, values in (("options", run.options), ("record", run.facts())):
         click.echo(f"\n{title}")
-        _print_table([], [[f"  {name}", _text(value)] for name, value in values.items()])
+        print_table([], [[f"  {name}", _text(value)] for name, value in values.items()])
 
 
 @command.command("compare")
@@ -78,7 +79,7 @@ def compare_(folders: Sequence[Path], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(dict(rows), indent=2))
         return
-    _print_table(["", *(str(run.folder) for run in runs)], [[name, *map(_text, values)] for name, values in rows])
+    print_table(["", *(str(run.folder) for run in runs)], [[name, *map(_text, values)] for name, values in rows])
 
 
 @command.command("clean")
@@ -110,10 +111,3 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return json.dumps(value)
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    lines = [row for row in (head, *rows) if row]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))] if lines else []
-    for line in lines:
-        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
