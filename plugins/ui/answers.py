@@ -1,19 +1,39 @@
-"""How handlers of the page answer: what a user can mend is one line on the page, and a bug's traceback stays here."""
+"""How handlers of the page answer: in turns, until they are stopped, and what a user can mend as one line."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import threading
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
 import gradio as gr
 
-from rbctl.errors import InputError
+from rbctl.errors import InputError, abridged
 
 _BUG = "this did not work, and not by your fault; the terminal of rbctl ui tells more"
+
+DEVICE = "device"  # what samples or trains waits for its turn
+
+
+@dataclass
+class Stops:
+    """Asks running work to stop, by the browser's session."""
+
+    running: dict[str, threading.Event] = field(default_factory=dict)
+
+    def begin(self, session: str) -> threading.Event:
+        self.running[session] = threading.Event()
+        return self.running[session]
+
+    def stop(self, request: gr.Request) -> None:
+        """What the session of a request runs ends with its step."""
+        if event := self.running.pop(request.session_hash or "", None):
+            event.set()
 
 
 def answering(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,3 +73,14 @@ def _told(error: Exception) -> gr.Error:
     words = str(error) if isinstance(error, InputError) else _BUG
     safe = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return gr.Error(safe, duration=None, print_exception=False, title="Not done")
+
+
+def whole(value: Any, name: str) -> int:
+    """A whole number as the browser sent it.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or value != value or value != int(value):
+        raise InputError(f"{name}: a whole number was expected, not {abridged(value)}")
+    return int(value)

@@ -18,8 +18,6 @@ from rbctl.relations import Box, check_box
 _HERE = Path(__file__).parent
 _THUMBNAIL = 160  # pixels, the longer side
 
-from gradio.events import Dependency
-
 class BoxCanvas(gr.HTML):
     """Boxes as a list of [x0, y0, x1, y1], relative to the picture; an event "change" after each drag."""
 
@@ -41,17 +39,18 @@ class BoxCanvas(gr.HTML):
 
     def api_info(self) -> dict[str, Any]:
         return {"type": "array"}
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
 
-
 def shown(boxes: Sequence[Box], names: Sequence[str], images: Sequence[Path]) -> Any:
     """The canvas with these boxes on it, each with its name and a small picture."""
     return gr.update(value=[list(box) for box in boxes], names=list(names), pictures=[_small(path) for path in images])
-
 
 def read_boxes(value: Any, count: int) -> list[Box]:
     """The boxes as the browser sent them.
@@ -65,7 +64,6 @@ def read_boxes(value: Any, count: int) -> list[Box]:
         return [check_box(box) for box in value]
     except ValueError as error:
         raise InputError(f"boxes: {error}") from error
-
 
 def _small(path: Path) -> str:
     picture = read_image(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,33 +10,16 @@ from typing import Any
 import gradio as gr
 
 from rbctl import formats
-from rbctl.errors import InputError, abridged
+from rbctl.errors import InputError
 from rbctl.images import SUFFIXES
-from rbctl.plugins.ui.answers import on
+from rbctl.plugins.ui.answers import DEVICE, Stops, on, whole
 from rbctl.plugins.ui.canvas import box_canvas, read_boxes, shown
 from rbctl.plugins.ui.sampler import Made, PictureSettings, Sampler, settings_of
 from rbctl.plugins.ui.workspace import MOST_INDIVIDUALS, Individual, Workspace, lora_weights, prompt_of, read_names
 from rbctl.relations import Relation
 from rbctl.shortcuts import QUALITIES, QUALITY
 
-DEVICE = "device"  # what samples or trains waits for its turn
 MOST_PICTURES = 16  # of one click
-
-
-@dataclass
-class Stops:
-    """Asks running work to stop, by the browser's session."""
-
-    running: dict[str, threading.Event]
-
-    def begin(self, session: str) -> threading.Event:
-        self.running[session] = threading.Event()
-        return self.running[session]
-
-    def stop(self, request: gr.Request) -> None:
-        """What the session of a request runs ends with its step."""
-        if event := self.running.pop(request.session_hash or "", None):
-            event.set()
 
 
 @dataclass(frozen=True)
@@ -80,9 +62,9 @@ def read_chosen(workspace: Workspace, values: Sequence[Any]) -> PictureSettings:
         "relation": relation or "",
         "objects": objects,
         "loras": lora_weights(loras, workspace.loras()),
-        "seed": _whole(seed, "seed"),
+        "seed": whole(seed, "seed"),
         "quality": quality,
-        "steps": _whole(steps, "steps") if steps else None,
+        "steps": whole(steps, "steps") if steps else None,
         "guidance_scale": guidance,
         "negative_prompt": negative or None,
     }
@@ -95,7 +77,7 @@ def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:
     Returns:
         What the user chose on it, for the tab Compare.
     """
-    stops = Stops({})
+    stops = Stops()
     individuals = gr.State([])
     with gr.Row():
         with gr.Column(scale=3):
@@ -144,8 +126,9 @@ def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:
             state = gr.Markdown("No picture yet.", elem_id="state")
             preview = gr.Image(label="Preview", interactive=False, format="png", height=256, elem_id="preview")
             gallery = gr.Gallery(
-                label="Pictures", format="png", columns=3, height=320, object_fit="contain", elem_id="gallery"
-            )
+                workspace.newest(), label="Pictures", format="png", columns=4, height=300, object_fit="contain",
+                fit_columns=False, interactive=False, elem_id="gallery",
+            )  # fmt: skip
             metadata = gr.JSON(label="Metadata", elem_id="metadata", max_height=240)
             selected = gr.State("")
             use = gr.Button("Use these settings", elem_id="use")
@@ -187,24 +170,24 @@ def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:
 
     def sample(request: gr.Request, count: Any, *values: Any) -> Iterator[Any]:
         first = read_chosen(workspace, values)
-        number = _whole(count, "pictures")
+        number = whole(count, "pictures")
         if not 1 <= number <= MOST_PICTURES:
             raise InputError(f"pictures: 1 to {MOST_PICTURES} were expected")
         wanted = [replace(first, seed=first.seed + k) for k in range(number)]
         stop = stops.begin(request.session_hash or "")
-        made: list[str] = []
+        made = 0
         yield "Loading the networks ...", None, gr.skip(), gr.skip(), gr.skip()
         for event in sampler.sample(wanted, stop):
             if isinstance(event, Made):
-                made.append(str(event.path))
-                words = f"{len(made)} of {number} made."
-                yield words, gr.skip(), made, settings_of(event.path)[1], event.path.name
+                made += 1
+                record, name = settings_of(event.path)[1], event.path.name
+                yield f"{made} of {number} made.", gr.skip(), workspace.newest(), record, name
             else:
                 words = f"Picture {event.number + 1} of {number}: {event.share:.0%}"
                 picture = gr.skip() if event.preview is None else event.preview
                 yield words, picture, gr.skip(), gr.skip(), gr.skip()
-        if stop.is_set() and len(made) < number:
-            yield f"Cancelled; {len(made)} of {number} made.", None, gr.skip(), gr.skip(), gr.skip()
+        if stop.is_set() and made < number:
+            yield f"Cancelled; {made} of {number} made.", None, gr.skip(), gr.skip(), gr.skip()
 
     def select(chosen: gr.SelectData) -> Any:
         path = Path(chosen.value["image"]["path"])
@@ -229,7 +212,7 @@ def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:
         """Relations and LoRAs as they are by now; weights stay."""
         weights = {str(row[0]): row[1] for row in loras}
         rows = [[name, weights.get(name, 0.0)] for name in workspace.loras()]
-        return gr.update(choices=workspace.relations()), rows
+        return gr.update(choices=workspace.relations()), rows, workspace.newest()
 
     on(files.upload, take, [files, relation, loras], [individuals, names, prompt, boxes])
     on(files.delete, take, [files, relation, loras], [individuals, names, prompt, boxes])
@@ -242,7 +225,7 @@ def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:
     cancel.click(stops.stop, queue=False, api_visibility="private")
     on(gallery.select, select, None, [metadata, selected])
     on(use.click, use_settings, [selected], [files, *chosen.inputs])
-    on(tab.select, listed, [loras], [relation, loras])
+    on(tab.select, listed, [loras], [relation, loras, gallery])
     return chosen
 
 
@@ -260,9 +243,3 @@ def _relation(workspace: Workspace, chosen: Any) -> tuple[Relation | None, str]:
     if len(words) > 100 or any(mark in words for mark in "{}"):
         raise InputError("relation: words without braces were expected, 100 characters at most")
     return None, words or "and"
-
-
-def _whole(value: Any, name: str) -> int:
-    if not isinstance(value, int | float) or isinstance(value, bool) or value != value or value != int(value):
-        raise InputError(f"{name}: a whole number was expected, not {abridged(value)}")
-    return int(value)

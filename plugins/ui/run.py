@@ -60,14 +60,24 @@ def serve(config: UiConfig) -> tuple[Any, str]:
     except ImportError as error:
         raise InputError('rbctl ui needs the package gradio; pip install "rbctl[ui]"') from error
     from starlette.middleware import Middleware
+    from starlette.requests import Request
+    from starlette.responses import FileResponse, PlainTextResponse, Response
 
     from rbctl.plugins.ui.guard import Guard
     from rbctl.plugins.ui.page import page
 
     token = None if config.on_loopback and not config.share else secrets.token_urlsafe(24)
-    blocks = page(workspace, str(bundle))
+    # Stages run in the work folder: a path is told from there, a name as it is.
+    blocks = page(workspace, str(bundle.resolve()) if Path(config.bundle).is_dir() else config.bundle)
+
+    async def send_file(request: Request) -> Response:
+        try:
+            return FileResponse(workspace.shown_file(request.path_params["name"]))
+        except InputError as error:
+            return PlainTextResponse(str(error), 404)
+
     try:
-        _, local, shared = blocks.queue(max_size=32, default_concurrency_limit=4).launch(
+        app, local, shared = blocks.queue(max_size=32, default_concurrency_limit=4).launch(
             server_name=config.host,
             server_port=config.port,
             share=config.share,
@@ -88,5 +98,6 @@ def serve(config: UiConfig) -> tuple[Any, str]:
         )
     except OSError as error:
         raise InputError(f"--port {config.port}: cannot be listened on; choose another one") from error
+    app.add_route("/files/{name:path}", send_file)
     address = shared or local
     return blocks, f"{address}?token={token}" if token else address

@@ -117,7 +117,9 @@ class Sampler:
             loras: names in the work folder.
         """
         words = prompt.replace("{", "").replace("}", "")
-        return list(boxes_by_words(words, names, [any_lora.read(self.workspace.lora(name)) for name in loras], relation))
+        return list(
+            boxes_by_words(words, names, [any_lora.read(self.workspace.lora(name)) for name in loras], relation)
+        )
 
     def sample(self, wanted: Sequence[PictureSettings], stop: threading.Event) -> Iterator[Step | Made]:
         """Make pictures, one after another.
@@ -233,7 +235,9 @@ class Sampler:
             model=record["bundle"],
             scheduler=record["scheduler"],
             model_hash=record["bundle_fingerprint"],
-            loras=[_used(file, weight, files) for file, weight in zip(pipe.loras, settings.loras.values(), strict=True)],
+            loras=[
+                _used(file, weight, files) for file, weight in zip(pipe.loras, settings.loras.values(), strict=True)
+            ],
             extras={"Relation": settings.relation or None},
         )
         with claim(self.workspace.pictures):

@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
 
 from PIL import Image
 
 from rbctl.errors import InputError, abridged
-from rbctl.files import png_bytes, read_image, write_bytes, write_text
+from rbctl.files import png_bytes, read_image, sha256, write_bytes, write_text
 from rbctl.images import SUFFIXES
-from rbctl.paths import inside
+from rbctl.paths import inside, made_by_system
 from rbctl.relations import Relation, load_relation, shipped
 from rbctl.runs import ANY_LORA, RUNS
 
 MOST_INDIVIDUALS = 3
 MOST_BYTES = 64 << 20  # of an uploaded file
 _MOST_PICTURES = 200  # of an uploaded set
+_SHOWN = 24  # pictures in the gallery
 _MOST_YAML = 100_000  # characters of a relation
 _SET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
 _NAME = re.compile(r"[^\W_][\w '-]{0,40}")
@@ -44,9 +46,11 @@ class Workspace:
 
     Attributes:
         root: absolute.
+        pages: hashes of the HTML pages that stages of ours have just written, by their names in the folder.
     """
 
     root: Path
+    pages: dict[str, str] = field(default_factory=dict)
 
     @property
     def pictures(self) -> Path:
@@ -175,10 +179,53 @@ class Workspace:
             write_bytes(inside(folder, f"{path.stem}.png", path.name), png_bytes(read_upload(path)))
         return folder
 
+    def models(self) -> list[str]:
+        """Folders and files in ``models/``, for annotation and generators."""
+        return sorted(path.name for path in (self.root / "models").glob("*") if not made_by_system(path.name))
+
+    def model(self, name: str) -> str:
+        """A model as an option names it in the folder.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        if name not in self.models():
+            raise InputError(f"model: there is no {abridged(name)} in the folder models/; choose one of the list")
+        return f"models/{name}"
+
     def sampled(self) -> list[str]:
         """Folders of pictures that can be scored, named from the folder."""
         found = self.root.glob(f"{RUNS}/sample/*/metadata.jsonl")
         return sorted(path.parent.relative_to(self.root).as_posix() for path in found)
+
+    def newest(self) -> list[str]:
+        """Paths of the page's newest pictures, the newest first."""
+        paths = sorted(self.pictures.glob("*.png"), key=lambda path: path.stat().st_mtime, reverse=True)
+        return [str(path) for path in paths[:_SHOWN]]
+
+    # --- what browsers are shown besides
+
+    def show_page(self, name: str) -> str:
+        """Let browsers open a page that a stage of ours has just written; pages that came with data stay closed.
+
+        Returns:
+            Its address.
+        """
+        self.pages[name] = sha256(inside(self.root, name, "page"))
+        return f"/files/{quote(name)}"
+
+    def shown_file(self, name: str) -> Path:
+        """What is sent for an address: a page of :meth:`show_page`, or a picture beside one.
+
+        Raises:
+            InputError: it is neither.
+        """
+        path = inside(self.root, name, "file")
+        beside = any(PurePosixPath(name).is_relative_to(PurePosixPath(page).parent) for page in self.pages)
+        picture = beside and path.suffix.lower() in SUFFIXES
+        if not path.is_file() or not (picture or (name in self.pages and self.pages[name] == sha256(path))):
+            raise InputError(f"file: {abridged(name)} is none that the page shows")
+        return path
 
 
 def read_upload(path: Path) -> Image.Image:
