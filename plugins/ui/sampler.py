@@ -1,4 +1,4 @@
-"""The page's pictures: asked of RelationPipeline in a thread, with previews on the way, and kept with their settings."""
+"""The page's pictures: asked of RelationPipeline in a thread, with previews, and kept with their settings."""
 
 from __future__ import annotations
 

@@ -95,18 +95,19 @@ class Workspace:
         Raises:
             InputError: there is none, or its file is wrong.
         """
-        return load_relation(self.relation_argument(name))
+        argument = self.relation_argument(name)
+        return load_relation(argument if argument == name else inside(self.root, argument, "relation"))
 
     def relation_argument(self, name: str) -> str:
-        """What ``--relation`` is given for a relation, in the folder: its name, or the path of its file.
+        """What ``--relation`` is given for a relation, in the folder: its name, or its file as named from there.
 
         Raises:
             InputError: there is no such relation.
         """
         if name not in self.relations():
             raise InputError(f"relation: there is no {abridged(name)}; write its file below, or choose one of the list")
-        path = self.root / "relations" / f"{name}.yaml"
-        return str(path) if path.is_file() else name
+        own = f"relations/{name}.yaml"
+        return own if (self.root / own).is_file() else name
 
     def keep_relation(self, text: str) -> Relation:
         """Take a relation's YAML in, as ``relations/NAME.yaml``; the one of that name is replaced.
