@@ -128,7 +128,7 @@ def relation_tab(workspace: Workspace, stages: Stages, bundle: str, tab: gr.Tab)
                 label="Own pictures: 3.jpg shows both, 3-cat.jpg and 3-bear.jpg each alone",
                 file_count="multiple",
                 file_types=list(SUFFIXES),
-                height=120,
+                height=150,
                 elem_id="own-pictures",
             )
             with gr.Accordion("Generators and models", open=False):
@@ -142,7 +142,7 @@ def relation_tab(workspace: Workspace, stages: Stages, bundle: str, tab: gr.Tab)
                 check = gr.Button("Check", elem_id="check")
                 show = gr.Button("Show", elem_id="show")
                 review = gr.Button("Review page", elem_id="review")
-            corrections = gr.File(label="corrections.json of the review page", file_types=[".json"], height=90)
+            corrections = gr.File(label="corrections.json of the review page", file_types=[".json"], height=150)
             gr.Markdown("### 3. Training")
             with gr.Row():
                 steps = gr.Number(None, label="Steps; empty: the bundle's", precision=0, elem_id="train-steps")
