@@ -110,4 +110,4 @@ def compare_tab(workspace: Workspace, sampler: Sampler, chosen: Chosen) -> None:
 
     turn = {"concurrency_id": DEVICE, "concurrency_limit": 1}
     on(make.click, compare, [x, columns, y, rows, *chosen.inputs], [state, sheet], **turn)
-    on(cancel.click, stops.stop, None, None, queue=False)
+    on(cancel.click, stops.stop, None, None, concurrency_limit=None)

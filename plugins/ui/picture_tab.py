@@ -222,7 +222,7 @@ def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:
     on(reset.click, place, layout, [prompt, boxes])
     shown_by = [state, preview, gallery, metadata, selected]
     on(make.click, sample, [count, *chosen.inputs], shown_by, concurrency_id=DEVICE, concurrency_limit=1)
-    cancel.click(stops.stop, queue=False, api_visibility="private")
+    on(cancel.click, stops.stop, None, None, concurrency_limit=None)
     on(gallery.select, select, None, [metadata, selected])
     on(use.click, use_settings, [selected], [files, *chosen.inputs])
     on(tab.select, listed, [loras], [relation, loras, gallery])

@@ -37,5 +37,5 @@ def score_tab(workspace: Workspace, stages: Stages, bundle: str, tab: gr.Tab) ->
         yield command_line(command), lines, frame
 
     on(make.click, score, [folder], [typed, log, report], concurrency_id=DEVICE, concurrency_limit=1)
-    on(stop.click, stages.stop, None, None, queue=False)
+    on(stop.click, stages.stop, None, None, concurrency_limit=None)
     on(tab.select, lambda: gr.update(choices=workspace.sampled()), None, [folder])
