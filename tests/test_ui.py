@@ -275,6 +275,98 @@ def test_a_picture_is_that_of_the_pipeline_and_says_its_settings(workspace: Work
         list(sampler.sample([replace(settings, loras={"x.safetensors": 1.0})], threading.Event()))
 
 
+# --- stages and comparisons
+
+
+def sleeper(arguments: Any, **options: Any) -> subprocess.Popen[str]:
+    """A stage that works for a minute."""
+    code = "import time; print('begun', flush=True); time.sleep(60)"
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, **options)
+
+
+def test_a_stage_goes_on_without_its_page_and_is_stopped_by_any(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rbctl.plugins.ui import stages
+
+    monkeypatch.setattr(stages, "start", sleeper)
+    workspace.root.mkdir()
+    released: list[int] = []
+    running = stages.Stages(workspace, before=lambda: released.append(1))
+    first = running.run(["finetune"])
+    next(output for output in first if output == "begun")
+    first.close()  # the page was closed
+    again = running.run(["finetune"])
+    assert next(again) == "begun"
+    assert released == [1]
+    running.stop()
+    with pytest.raises(InputError, match="stopped; the same button goes on"):
+        list(again)
+
+
+@pytest.mark.slow
+def test_a_stage_that_fails_is_told_by_its_last_line(workspace: Workspace) -> None:
+    from rbctl.plugins.ui.stages import Stages, command_line
+
+    workspace.root.mkdir()
+    with pytest.raises(InputError, match=r"^rbctl data: triplets/x: "):
+        list(Stages(workspace, before=lambda: None).run(["data", "check", "triplets/x"]))
+    assert command_line(["data", "check", "a b"]) == "rbctl data check 'a b'"
+
+
+@pytest.mark.slow
+def test_the_commands_of_a_relation_name_what_lies_in_the_folder(workspace: Workspace) -> None:
+    pytest.importorskip("gradio", reason='needs gradio: pip install "rbctl[ui]"')
+    from rbctl.plugins.ui.relation_tab import annotating, making, training
+
+    (workspace.root / "triplets" / "mine").mkdir(parents=True)
+    (workspace.root / "models" / "sam").mkdir(parents=True)
+    assert making(workspace, "drawn", "hug", "mine", 6, 5, "") == [
+        ["generate", "--relation", "hug", "-n", "6", "--output", "triplets/mine"]
+    ]
+    assert making(workspace, "own pictures", "hug", "mine", 6, 5, "") == []
+    assert making(workspace, "openai", "hug", "mine", 6, 2.5, "")[0][-2:] == ["--budget", "2.5"]
+    assert annotating(workspace, "mini", "hug", "mine", False, {"sam": "sam", "vitpose": ""})[-2:] == [
+        "--sam",
+        "models/sam",
+    ]
+    command, run = training(workspace, "mini", "hug", "mine", 20, 10, 3)
+    assert " ".join(command) == (
+        "finetune --relation hug --bundle mini --data triplets/mine --steps 20 --preview-every 10 --seed 3"
+    )
+    assert run == workspace.root / "runs" / "finetune" / "hug"
+    for wrong in (
+        lambda: making(workspace, "diffusers", "hug", "mine", 6, 5, "../x"),
+        lambda: making(workspace, "drawn", "--help", "mine", 6, 5, ""),
+        lambda: making(workspace, "drawn", "hug", "../x", 6, 5, ""),
+        lambda: annotating(workspace, "mini", "hug", "mine", False, {"sam": "/etc"}),
+        lambda: training(workspace, "mini", "hug", "other", 0, 0, 0),
+    ):
+        with pytest.raises(InputError):
+            wrong()
+
+
+@pytest.mark.slow
+def test_an_axis_varies_one_setting(workspace: Workspace) -> None:
+    pytest.importorskip("gradio", reason='needs gradio: pip install "rbctl[ui]"')
+    from rbctl.plugins.ui.compare_tab import AXES, read_values, varied
+
+    settings = asked(workspace, loras={"a": 0.5})
+    assert varied(settings, "LoRA weight", "0").loras == {"a": 0.0}
+    assert varied(settings, "LoRA weight", "2").loras == {"a": 1.0}
+    assert varied(settings, "seed", "9") == replace(settings, seed=9)
+    assert varied(settings, "quality", "best").quality == "best"
+    for axis in AXES:
+        with pytest.raises(InputError, match=axis):
+            varied(settings, axis, "much")
+    with pytest.raises(InputError, match="no LoRA has a weight"):
+        varied(asked(workspace), "LoRA weight", "1")
+    assert read_values(" 0, 0.5 ,1", "seed") == ["0", "0.5", "1"]
+    for wrong in ("", "1, 1", ","):
+        with pytest.raises(InputError, match=r"^seed: "):
+            read_values(wrong, "seed")
+
+
 # --- the page
 
 

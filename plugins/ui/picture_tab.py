@@ -98,6 +98,7 @@ def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:
             )
             prompt = gr.Textbox(label="Prompt, individuals in braces", lines=2, elem_id="prompt")
             loras = gr.Dataframe(
+                lambda: [[name, 0.0] for name in workspace.loras()],
                 headers=["LoRA", "weight"],
                 datatype=["str", "number"],
                 type="array",
@@ -126,7 +127,7 @@ def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:
             state = gr.Markdown("No picture yet.", elem_id="state")
             preview = gr.Image(label="Preview", interactive=False, format="png", height=256, elem_id="preview")
             gallery = gr.Gallery(
-                workspace.newest(), label="Pictures", format="png", columns=4, height=300, object_fit="contain",
+                workspace.newest, label="Pictures", format="png", columns=4, height=300, object_fit="contain",
                 fit_columns=False, interactive=False, elem_id="gallery",
             )  # fmt: skip
             metadata = gr.JSON(label="Metadata", elem_id="metadata", max_height=240)

@@ -51,7 +51,9 @@ def making(
     return [made]
 
 
-def annotating(workspace: Workspace, relation: str, name: str, oracle: bool, models: dict[str, str]) -> Command:
+def annotating(
+    workspace: Workspace, bundle: str, relation: str, name: str, oracle: bool, models: dict[str, str]
+) -> Command:
     """The command that finds boxes, masks and keypoints.
 
     Args:
@@ -62,7 +64,7 @@ def annotating(workspace: Workspace, relation: str, name: str, oracle: bool, mod
         InputError: relation, name or a model are none of the folder's.
     """
     workspace.set_folder(name)
-    found = ["annotate", f"triplets/{name}", "--relation", workspace.relation_argument(relation)]
+    found = ["annotate", f"triplets/{name}", "--relation", workspace.relation_argument(relation), "--bundle", bundle]
     if oracle:
         return [*found, *(part for backend in _ORACLE for part in ("--backend", backend))]
     for option, folder in models.items():
@@ -172,7 +174,7 @@ def relation_tab(workspace: Workspace, stages: Stages, bundle: str, tab: gr.Tab)
         *folders: str,
     ) -> Iterator[Any]:  # fmt: skip
         commands = making(workspace, source, relation, name, whole(number, "triplets"), float(budget or 0), model)
-        commands.append(annotating(workspace, relation, name, oracle, dict(zip(_MODELS, folders, strict=True))))
+        commands.append(annotating(workspace, bundle, relation, name, oracle, dict(zip(_MODELS, folders, strict=True))))
         if source == OWN:
             workspace.keep_pictures([Path(upload) for upload in uploads or ()], name)
         line = command_line(*commands)

@@ -63,8 +63,11 @@ def serve(config: UiConfig) -> tuple[Any, str]:
     from starlette.requests import Request
     from starlette.responses import FileResponse, PlainTextResponse, Response
 
+    from rbctl.imports import deferred
     from rbctl.plugins.ui.guard import Guard
-    from rbctl.plugins.ui.page import page
+
+    with deferred():  # networks are imported when a bundle is loaded
+        from rbctl.plugins.ui.page import page
 
     token = None if config.on_loopback and not config.share else secrets.token_urlsafe(24)
     # Stages run in the work folder: a path is told from there, a name as it is.
