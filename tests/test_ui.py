@@ -407,11 +407,13 @@ def page(browser: None, served: tuple[Path, str], tmp_path: Path) -> Iterator[Br
 
 
 def text(selector: str) -> str:
-    return f"document.querySelector('{selector}').innerText"
+    """JavaScript for the words of an element; none before it is there."""
+    return f"(document.querySelector('{selector}')?.innerText ?? '')"
 
 
 def value(selector: str) -> str:
-    return f"(document.querySelector('{selector} textarea') || document.querySelector('{selector} input')).value"
+    """JavaScript for what stands in the field inside of an element."""
+    return f"(document.querySelector('{selector} :is(textarea, input)')?.value ?? '')"
 
 
 @pytest.mark.slow
@@ -472,7 +474,7 @@ def test_a_relation_of_ones_own_is_trained_to_the_end(
     page.run(click.format("Relation"))
     page.wait("document.querySelector('#own button')")
     page.run("document.querySelector('#own button').click()")
-    page.wait("document.querySelector('#keep').offsetParent")
+    page.wait("document.querySelector('#keep')?.offsetParent")
     page.click("#keep")
     page.wait(f"{value('#learned')} === 'sit_back_to_back'")
     page.run("document.querySelector('#source input[value=\"own pictures\"]').click()")
