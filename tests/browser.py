@@ -83,7 +83,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 120) -> None:
+    def wait(self, script: str, seconds: float = 300) -> None:
         """Until an expression is true."""
         end = time.monotonic() + seconds
         while not self.run(f"!!({script})"):

@@ -491,7 +491,7 @@ def test_a_relation_of_ones_own_is_trained_to_the_end(
     page.write("#train-steps input", "1", "Tab")
     page.write("#preview-every input", "1", "Tab")
     page.click("#train")
-    page.wait(f"{value('#log')}.includes('Trained.')", seconds=300)
+    page.wait(f"{value('#log')}.includes('Trained.')")
     assert "rbctl finetune --relation" in page.run(value("#typed"))
     page.wait("document.querySelector('#previews img')")
     page.run(click.format("Picture"))

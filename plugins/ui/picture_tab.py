@@ -104,6 +104,7 @@ def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:
                 type="array",
                 column_count=2,
                 static_columns=[0],
+                column_widths=["78%", "22%"],
                 interactive=True,
                 label="LoRAs of the folder: weight 0 is off",
                 elem_id="loras",

@@ -23,6 +23,7 @@ MOST_BYTES = 64 << 20  # of an uploaded file
 _MOST_PICTURES = 200  # of an uploaded set
 _SHOWN = 24  # pictures in the gallery
 _MOST_YAML = 100_000  # characters of a relation
+_NO_LORAS = (ANY_LORA, "frozen.safetensors", "embedding.safetensors")  # a link, encodings, a baseline's embedding
 _SET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
 _NAME = re.compile(r"[^\W_][\w '-]{0,40}")
 
@@ -132,7 +133,7 @@ class Workspace:
 
     def loras(self) -> list[str]:
         """The LoRAs of finetunings and those in ``loras/``, named from the folder; the newest first."""
-        tuned = [path for path in self.root.glob(f"{RUNS}/finetune/*/*.safetensors") if path.name != ANY_LORA]
+        tuned = [path for path in self.root.glob(f"{RUNS}/finetune/*/*.safetensors") if path.name not in _NO_LORAS]
         found = [*tuned, *self.root.glob("loras/*.safetensors")]
         found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         return [path.relative_to(self.root).as_posix() for path in found]
