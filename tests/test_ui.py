@@ -92,9 +92,9 @@ def test_pages_of_strangers_reach_nothing(headers: dict[str, str], status: int) 
 
 
 def test_beyond_this_machine_a_token_is_demanded() -> None:
-    assert ask("secret", "/", host="10.0.0.1")[0] == 403
-    assert ask("secret", "/gradio_api/upload", "token=wrong")[0] == 403
-    assert ask("secret", "/", cookie="rbctl-token=wrong")[0] == 403
+    assert ask("secret", "/", host="10.0.0.1")[0] == 401
+    assert ask("secret", "/gradio_api/upload", "token=wrong")[0] == 401
+    assert ask("secret", "/", cookie="rbctl-token=wrong")[0] == 401
     status, headers, _ = ask("secret", "/", "token=secret", host="10.0.0.1")
     assert status == 200
     assert headers["set-cookie"] == "rbctl-token=secret; Path=/; HttpOnly; SameSite=Strict"

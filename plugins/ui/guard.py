@@ -43,12 +43,13 @@ class Guard:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         refused = "no such page" if scope["type"] != "http" else self._refused(scope["path"], headers)
-        given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
-        enters = self.token is not None and self._is_token(given)
-        if not refused and not (enters or self._may_enter(scope["path"], headers)):
-            refused = "the address of the page has a token, which rbctl ui printed; open that address"
         if refused:
             await _answer(send, 403, refused)
+            return
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        enters = self.token is not None and self._is_token(given)
+        if not enters and not self._may_enter(scope["path"], headers):
+            await _answer(send, 401, "this page needs a token; open the address that rbctl ui printed")
             return
 
         async def with_headers(message: Any) -> None:
