@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-import webbrowser
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def run(config: UiConfig) -> None:
     blocks, address = serve(config)
     click.echo(address)
     if config.open:
-        webbrowser.open(address)
+        click.launch(address)
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
