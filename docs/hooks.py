@@ -5,14 +5,20 @@ So the pages read the same on GitHub, and the site needs no network and no other
 
 from __future__ import annotations
 
+import inspect
 import json
 import posixpath
 import re
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
+
+from rbctl.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = (".jpg", ".png")
@@ -21,7 +27,28 @@ LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 BLOCK = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"\$`([^`]+)`\$")
 HOMES = {"index.md": "README.md"}  # pages of the site that lie elsewhere in the repository than in docs/
+KEPT = re.compile(r"^\x08\n((?:.+(?:\n|\Z))+)", re.MULTILINE)  # lines of a help that are not filled
 ROLE = re.compile(r":(?:class|func|mod|meth):(?=<code>)")  # of Sphinx, in docstrings
+
+
+def on_startup(**_: Any) -> None:
+    """mkdocs-click finds the stages only once they are loaded, and takes lines that \\b keeps for one paragraph."""
+    for command in all_commands(main):
+        command.help = KEPT.sub(fenced, inspect.cleandoc(command.help or "").replace("<", "&lt;"))
+
+
+def all_commands(command: click.Command) -> Iterator[click.Command]:
+    yield command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        inner = {name: command.get_command(context, name) for name in command.list_commands(context)}
+        command.commands.update({name: one for name, one in inner.items() if one})
+        for one in command.commands.values():
+            yield from all_commands(one)
+
+
+def fenced(kept: re.Match[str]) -> str:
+    return f"```text\n{textwrap.dedent(kept[1]).replace('&lt;', '<')}\n```"
 
 
 def on_files(files: Files, config: Any) -> Files:
