@@ -17,7 +17,9 @@ from commands import call
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / ".mkdocs.yml"
 
-BLOCK = re.compile(r"(?P<need>^\*Needs: [^\n]+(?:\n[^\n]+)*\*\n\n)?^```(?:bash|sh)?\n(?P<body>.*?)^```$", re.M | re.S)
+BLOCK = re.compile(
+    r"(?P<need>^\*Needs: [^\n]+(?:\n[^\n]+)*\*\n\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S
+)
 PROGRAMS = "rbctl|make|git|pip|python|accelerate|torchrun|deepspeed|srun|exiftool|export|cp|[A-Z_]+=\\S+"
 COMMAND = re.compile(rf"^(?:{PROGRAMS}) ", re.MULTILINE)
 
@@ -41,7 +43,7 @@ def blocks(page: str) -> tuple[list[str], list[str]]:
     """The command blocks of a page: those that need nothing, and those that say what they need."""
     free, needy = [], []
     for match in BLOCK.finditer((ROOT / "docs" / page).read_text(encoding="utf-8")):
-        if COMMAND.search(match["body"]):
+        if match["language"] in ("", "bash", "sh") and COMMAND.search(match["body"]):
             (needy if match["need"] else free).append(match["body"])
     return free, needy
 

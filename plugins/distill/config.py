@@ -45,7 +45,7 @@ class DistillConfig:
     )
     held_out: int = option(64, "Pictures to evaluate on.", min=1, max=1_000_000)
     output: Path | None = option(None, "Run folder. [default: runs/distill/MODEL]", group="Run")
-    resume: bool = option(True, "Go on from the last checkpoint in the run folder; --no-resume begins anew.")
+    resume: bool = option(True, "Go on from the last checkpoint in the run folder; --no-resume starts again.")
 
     image_size: int = option(
         896, "Side of the picture that the student sees, in pixels.", group="Crops", min=8, max=8192

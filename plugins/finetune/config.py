@@ -57,7 +57,7 @@ class FinetuneConfig:
     output: Path | None = option(
         None, "Run folder. [default: runs/finetune/RELATION, or RELATION-BUNDLE if not of mini]", group="Run"
     )
-    resume: bool = option(True, "Go on from the last checkpoint in the run folder; --no-resume begins anew.")
+    resume: bool = option(True, "Go on from the last checkpoint in the run folder; --no-resume starts again.")
 
     steps: int = setting(500, "Optimizer steps.", group="Training", min=1, max=1_000_000)
     batch_size: int = setting(8, "Samples per optimizer step, over all processes.", min=1, max=1_000_000)
@@ -86,7 +86,7 @@ class FinetuneConfig:
     prior: str = option(
         "auto",
         "Prior set against forgetting: a folder of triplets, or of what 'rbctl sample' made; 'drawn': scenes of "
-        "other relations; 'none'; 'auto': drawn where the triplets are, else none.",
+        "other relations; 'none'; 'auto': drawn if the triplets are drawn, else none.",
         group="Prior set",
     )
     prior_share: float = setting(0.25, "Share of the samples that comes from the prior set.", min=0.0, max=0.9)
