@@ -1,4 +1,4 @@
-"""Draws the figures of docs/: ``python docs/figures.py [NAME ...]``. A minute on two cores.
+"""Draws the figures of docs/: ``python docs/figures.py [NAME ...]``. A minute on one core.
 
 Each is what our own functions compute: of the drawn world, or of random tensors. No picture is sampled.
 """

@@ -24,7 +24,7 @@ class DistillConfig:
         "The CLIP to start from, in open_clip naming: safetensors, or .pt of tensors, whole or its image tower. "
         "[default: those in the --model folder]",
     )
-    random_weights: bool = option(False, "Start from random weights, to try and to time; teaches nothing.")
+    random_weights: bool = option(False, "Start from random weights; only for trials and timing.")
     bundle: str | None = option(
         None,
         "Bundle that the encoder is for. Where its adapter is of another width, a linear map to that is trained too, "
