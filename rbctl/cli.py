@@ -172,7 +172,7 @@ class Stages(click.Group):
 def main() -> None:
     """Relation-aware personalised image generation.
 
-    Pictures of two things of yours in, a picture of those two in a given relation out.
+    From pictures of two things of yours, it makes a new picture of both in a given relation.
 
     \b
       rbctl finetune --relation hug --data triplets/hug
@@ -191,7 +191,7 @@ def main() -> None:
     type=click.Path(file_okay=False, path_type=Path),
     default="runs/rehearsal",
     show_default=True,
-    help="Where the rehearsal's files lie meanwhile.",
+    help="Folder of the rehearsal's files.",
 )
 @click.option("--keep", is_flag=True, help="Leave the rehearsal's random weights in --folder for the next one.")
 @click.option(

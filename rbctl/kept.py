@@ -70,7 +70,7 @@ def load(
             raise InputError(f"{path}: holds tensors of other names, shapes or types")
         return tensors
     except InputError as error:
-        click.echo(f"{error}; made anew", err=True)
+        click.echo(f"{error}; computed again", err=True)
         return None
 
 

@@ -37,7 +37,7 @@ def shards(index: Path) -> list[str]:
     for name in names:
         if not isinstance(name, str) or leaves(name) or not nameable(name):
             what = "leaves the folder, or is no file's name"
-            raise InputError(f"{index}: weight_map: {abridged(name)} {what}; get the weights anew")
+            raise InputError(f"{index}: weight_map: {abridged(name)} {what}; get the weights again")
     return sorted(set(names))
 
 

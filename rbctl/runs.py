@@ -179,7 +179,7 @@ class Run:
             return
         if not self.resume or not self.checkpoints():
             return
-        mend = "choose another --output, or begin anew with --no-resume"
+        mend = "choose another --output, or start again with --no-resume"
         before = read_yaml(recipe).get(self.stage)
         if not isinstance(before, dict) or not record.is_file():
             raise InputError(f"{self.folder}: its recipe.yaml or run.json is damaged; {mend}")

@@ -23,7 +23,7 @@ class AnimateConfig:
     prompt: str | None = option(None, "What all clips show. [default: each picture's own text]", group="Pictures")
     format: Literal["mp4", "webp", "both"] = option("both", "Files of each clip.")
 
-    negative_prompt: str | None = option(None, "What guidance leads away from.", group="Sampling")
+    negative_prompt: str | None = option(None, "What the picture should not show.", group="Sampling")
     frames: int | None = option(
         None, "Frames of a clip. [default: the pipeline's, 49 for CogVideoX]", min=2, max=10_000
     )

@@ -70,7 +70,7 @@ class Cache:
             problem = reason(error)
         if not problem:
             return arrays
-        click.echo(f"{path}: not what was kept here ({problem}); made anew", err=True)
+        click.echo(f"{path}: not what was kept here ({problem}); computed again", err=True)
         path.unlink()
         return None
 

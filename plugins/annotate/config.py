@@ -19,17 +19,17 @@ class AnnotateConfig:
 
     folder: Path = option(..., "Folder of raw triplets.", group="Data", argument=True)
     relation: str | None = option(
-        None, "Relation of the triplets, a name or a YAML file: gives prompts, predicate and roles where they lack."
+        None, "Relation of the triplets, a name or a YAML file: gives missing prompts, predicates and roles."
     )
     backend: tuple[str, ...] = option(
         (), "STEP=NAME, as keypoints=vitpose; once a step. [default: by the set's origin]", group="Models"
     )
     follow_outside: bool = option(False, FOLLOW_OUTSIDE, group="Data")
     drop_failed: bool = option(
-        False, "Leave triplets that fail a quality gate, or cannot be annotated, out.", group="Gates"
+        False, "Leave out triplets that fail a quality gate or cannot be annotated.", group="Gates"
     )
     review: bool = option(False, "Write review.html, to look at and correct what was found, and stop.", group="Review")
-    apply: Path | None = option(None, "Take in corrections.json, as the review page saves it, and stop.")
+    apply: Path | None = option(None, "Apply corrections.json of the review page, and stop.")
     json: bool = option(False, "Print the report as JSON for a program to read.", group="Run")
 
     bundle: str | None = option(

@@ -101,7 +101,7 @@ def restore(engine: Any, checkpoint: Checkpoint, world: World, universal: bool) 
         InputError: it is damaged, was changed since it was written, holds NaN, or is of another model.
     """
     folder, optimizer = checkpoint.folder, engine.optimizer
-    mend = f"remove {folder} to go on from the one before, or begin anew with --no-resume"
+    mend = f"remove {folder} to go on from the one before, or start again with --no-resume"
     if world.first:
         try:
             kept.compare_files(folder, checkpoint.files)

@@ -24,7 +24,7 @@ class DistillConfig:
         "The CLIP to start from, in open_clip naming: safetensors, or .pt of tensors, whole or its image tower. "
         "[default: those in the --model folder]",
     )
-    random_weights: bool = option(False, "Start from random weights, to try and to time; teaches nothing.")
+    random_weights: bool = option(False, "Start from random weights; only for trials and timing.")
     bundle: str | None = option(
         None,
         "Bundle that the encoder is for. Where its adapter is of another width, a linear map to that is trained too, "
@@ -45,7 +45,7 @@ class DistillConfig:
     )
     held_out: int = option(64, "Pictures to evaluate on.", min=1, max=1_000_000)
     output: Path | None = option(None, "Run folder. [default: runs/distill/MODEL]", group="Run")
-    resume: bool = option(True, "Go on from the last checkpoint in the run folder; --no-resume begins anew.")
+    resume: bool = option(True, "Go on from the last checkpoint in the run folder; --no-resume starts again.")
 
     image_size: int = option(
         896, "Side of the picture that the student sees, in pixels.", group="Crops", min=8, max=8192

@@ -58,7 +58,7 @@ class EvalConfig(JudgeOptions):
     )
     dinov2: Path | None = option(None, "DINOv2 that scores: folder of transformers.")
     profile: tuple[Profile, ...] = option((), "Metrics; repeatable. [default: the benchmark's, else relationbench]")
-    output: Path | None = option(None, "Where report and samples go. [default: runs/eval/NAME]", group="Run")
+    output: Path | None = option(None, "Folder of report and samples. [default: runs/eval/NAME]", group="Run")
     cache: Path | None = option(None, "Where features are kept. [default: runs/eval/features]")
     images: int = option(
         1, "Pictures sampled of each case, with seeds that count up.", group="Sampling", min=1, max=1000

@@ -69,7 +69,7 @@ def restore(
         scaler = {key.removeprefix("scaler."): t.item() for key, t in tensors.items() if key.startswith("scaler.")}
         return int(tensors["step"]), scaler
     if paths:
-        raise InputError(f"{paths[0].parent}: no checkpoint of this run that is whole; begin anew with --no-resume")
+        raise InputError(f"{paths[0].parent}: no complete checkpoint of this run; start again with --no-resume")
     return 0, {}
 
 

@@ -57,7 +57,7 @@ class FinetuneConfig:
     output: Path | None = option(
         None, "Run folder. [default: runs/finetune/RELATION, or RELATION-BUNDLE if not of mini]", group="Run"
     )
-    resume: bool = option(True, "Go on from the last checkpoint in the run folder; --no-resume begins anew.")
+    resume: bool = option(True, "Go on from the last checkpoint in the run folder; --no-resume starts again.")
 
     steps: int = setting(500, "Optimizer steps.", group="Training", min=1, max=1_000_000)
     batch_size: int = setting(8, "Samples per optimizer step, over all processes.", min=1, max=1_000_000)
@@ -86,13 +86,11 @@ class FinetuneConfig:
     prior: str = option(
         "auto",
         "Prior set against forgetting: a folder of triplets, or of what 'rbctl sample' made; 'drawn': scenes of "
-        "other relations; 'none'; 'auto': drawn where the triplets are, else none.",
+        "other relations; 'none'; 'auto': drawn if the triplets are drawn, else none.",
         group="Prior set",
     )
     prior_share: float = setting(0.25, "Share of the samples that comes from the prior set.", min=0.0, max=0.9)
-    prior_weight: float = setting(
-        1.0, "Weight of a prior sample's loss, which is denoising alone.", min=0.0, max=1000.0
-    )
+    prior_weight: float = setting(1.0, "Weight of a prior sample's denoising loss.", min=0.0, max=1000.0)
     prior_count: int = option(32, "How many prior scenes are drawn.", min=1, max=10_000)
     prior_relations: tuple[str, ...] = option(EASY, "Relations of drawn prior scenes.")
 
@@ -110,8 +108,8 @@ class FinetuneConfig:
 
     timestep_sampling: Literal["uniform", "logit_normal", "cosine"] = setting(
         "uniform",
-        "Law of the timesteps (paper: uniform); logit_normal draws fewer of the first and last, cosine more of the "
-        "last (ReVersion).",
+        "Distribution of the timesteps (paper: uniform); logit_normal draws fewer of the first and last, cosine more "
+        "of the last (ReVersion).",
         group="Loss",
     )
     logit_mean: float = setting(0.0, "Mean of the logit of timestep / all timesteps, for logit_normal.", min=-5, max=5)

@@ -56,7 +56,7 @@ class GenerateConfig:
     max_pictures: int | None = option(
         None, "Pictures that openai may be asked for, for this set in all.", min=1, max=1_000_000
     )
-    max_refusals: int = option(10, "Stop once so many prompts of the set have been refused.", min=1, max=1_000_000)
+    max_refusals: int = option(10, "Stop after this many refused prompts of the set.", min=1, max=1_000_000)
     timeout: float = option(300.0, "Seconds to wait for an answer of openai.", group="Budget", min=0.1, max=3600)
     retries: int = option(5, "Times that openai is asked again after a failure, with growing pauses.", min=0, max=100)
 

@@ -61,7 +61,7 @@ def _shapes(module: Module) -> str | None:
 def _of_hashes(file: StoredLora) -> Iterator[str]:
     for key, right in right_hashes(file).items():
         if not right:
-            yield f"metadata {key}: is of other tensors; 'rbctl lora convert' writes it anew"
+            yield f"metadata {key}: belongs to other tensors; 'rbctl lora convert' writes it again"
 
 
 def right_hashes(file: StoredLora) -> dict[str, bool]:

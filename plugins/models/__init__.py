@@ -131,10 +131,12 @@ def verify_(name_or_folder: str) -> None:
 @click.option(
     "--prediction-type",
     type=click.Choice(("epsilon", "v_prediction")),
-    help="Of the base. [default: what it says itself, else epsilon]",
+    help="What the base predicts. [default: what its files say, else epsilon]",
 )
-@click.option("--zero-snr", is_flag=True, help="The base has zero terminal SNR, and does not say so.")
-@click.option("--variant", default="", help="Of base and VAE, such as fp16. [default: the plain files, else fp16]")
+@click.option("--zero-snr", is_flag=True, help="The base has zero terminal SNR, although its files do not say so.")
+@click.option(
+    "--variant", default="", help="Variant of base and VAE, such as fp16. [default: the plain files, else fp16]"
+)
 @click.option(
     "--base-config",
     type=_PATH,

@@ -44,17 +44,16 @@ class PretrainConfig:
         1, "Threads of a process on the CPU; two processes of one thread beat one of two.", min=1, max=1024
     )
     precision: Literal["auto", "fp32", "bf16"] = option(
-        "auto", "Of the products; the weights stay float32. auto: bf16 on CUDA and on CPUs that multiply it."
+        "auto",
+        "Precision of matrix products; the weights stay float32. auto: bf16 on CUDA and on CPUs that multiply it.",
     )
     compile: bool = option(
         False, "Compile the renderer and the networks: a slow start, then faster. Needs a C++ compiler."
     )
     optimizer: Literal["muon", "adamw"] = option(
-        "muon", "What moves the matrices; the rest is AdamW's either way.", group="Training"
+        "muon", "Optimizer of the matrices; AdamW trains the rest.", group="Training"
     )
-    decay: float = option(
-        1.0, "Share of the steps over which the learning rate falls at last; before, it stays.", min=0, max=1.0
-    )
+    decay: float = option(1.0, "Share of the steps, at the end, in which the learning rate falls.", min=0, max=1.0)
     checkpoint_every: int = option(500, "Steps between checkpoints.", group="Run", min=0, max=1_000_000)
     preview_every: int = option(500, "Steps between previews; 0 for none.", min=0, max=1_000_000)
 
@@ -66,7 +65,7 @@ class PretrainConfig:
     held_out: tuple[str, ...] = option(HELD_OUT, "Relations that only the oracle sees: left for relation LoRAs.")
     shares: tuple[float, ...] = option(
         (0.2, 0.55, 0.25),
-        "Shares of scenes with one, two and three individuals; each is parted among its relations alike.",
+        "Shares of scenes with one, two and three individuals; each is divided equally among its relations.",
         min=0.0,
         max=1.0,
     )

@@ -191,11 +191,11 @@ class _State:
         try:
             stored = kept.read(path, facts)
         except InputError as error:
-            raise InputError(f"{error}; remove it to begin anew") from error
+            raise InputError(f"{error}; remove it to start again") from error
         self.sums = {name.removeprefix(_SUM): stored.pop(name) for name in list(stored) if name.startswith(_SUM)}
         tensors = self.tensors()
         if {name: t.shape for name, t in stored.items()} != {name: t.shape for name, t in tensors.items()}:
-            raise InputError(f"{path}: a checkpoint of another network or optimizer; remove it to begin anew")
+            raise InputError(f"{path}: a checkpoint of another network or optimizer; remove it to start again")
         for name, tensor in tensors.items():
             tensor.copy_(stored[name])
 

@@ -142,7 +142,7 @@ def _folders(folder: Path, kind: str) -> tuple[Path, ...]:
         try:
             kept.check(shard, made_from(about, shard))
         except InputError as error:
-            raise InputError(f"{error}; 'rbctl pretrain renders' makes it anew") from error
+            raise InputError(f"{error}; 'rbctl pretrain renders' makes it again") from error
     return shards
 
 
@@ -198,7 +198,7 @@ def make_room(place: Path, facts: kept.Facts) -> bool:
         return False
     except InputError as error:
         if place.is_dir():
-            click.echo(f"{error}; made anew", err=True)
+            click.echo(f"{error}; made again", err=True)
             if place.is_symlink():
                 place.unlink()
             else:

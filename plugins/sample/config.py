@@ -61,7 +61,7 @@ class SampleConfig:
     )
     quality: Quality = option(
         QUALITY,
-        "How much work may be left out. best: none; standard: what measurements do not show; draft: more. The "
+        "How much work may be left out. best: none; standard: no measured loss; draft: more. The "
         "bundle's recipe says what that is.",
         names_quality=True,
     )
@@ -95,7 +95,7 @@ class SampleConfig:
         f"{', '.join(SCHEDULERS)}; most take a schedule behind it, {', '.join(SCHEDULES)}: 'DPM++ 2M Karras'. "
         "[default: the bundle's]",
     )
-    negative_prompt: str = option(NEGATIVE_PROMPT, "What guidance leads away from.", of_bundle=True)
+    negative_prompt: str = option(NEGATIVE_PROMPT, "What the picture should not show.", of_bundle=True)
     # Below 2^63 by more than the most images there may be, as the seeds count up.
     seed: int = option(42, "Seed of a prompt's first picture; the next ones count up.", min=0, max=2**63 - 10_001)
     images: int = option(1, "Pictures per prompt.", min=1, max=10_000)

@@ -138,11 +138,11 @@ def test_a_damaged_or_foreign_result_is_made_anew_and_told(copied: Path, damage:
     assert result.exit_code == 0, (result.output, result.exception)
     told = [line for line in result.stderr.splitlines() if line.startswith(str(path))]
     assert len(told) == (damage != "pipe")
-    assert all("made anew" in line and len(line) < 400 for line in told)
+    assert all("computed again" in line and len(line) < 400 for line in told)
     after = kept(copied)
     assert {name for name in after if after[name] != before[name]} == {str(path.relative_to(copied))}
     assert (copied / "metadata.jsonl").read_bytes() == metadata
-    assert "made anew" not in annotate(copied).stderr
+    assert "computed again" not in annotate(copied).stderr
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_a_picture_that_its_exif_turns_is_not_made_anew_for_ever(copied: Path) -
     assert annotate(copied, "--drop-failed").exit_code == 0
     before = kept(copied)
     result = annotate(copied, "--drop-failed")
-    assert "made anew" not in result.stderr
+    assert "computed again" not in result.stderr
     assert kept(copied) == before
 
 

@@ -60,7 +60,7 @@ def test_a_kept_file_that_does_not_fit_is_told_and_not_taken_up(
     (line,) = capsys.readouterr().err.splitlines()
     assert str(path) in line
     assert told in line
-    assert line.endswith("made anew")
+    assert line.endswith("computed again")
 
 
 @pytest.mark.parametrize("name", ["w", ""])
@@ -120,7 +120,7 @@ def test_changed_frozen_results_are_made_anew(tiny_bundle: Path, triplets: Path,
     changed(frozen, latents_mean=load_file(frozen)["latents_mean"] + 1)
     result = finetune(tiny_bundle, triplets, tmp_path / "run", 3)
     assert result.exit_code == 0, result.output
-    assert "frozen.safetensors: was changed since it was written; made anew" in result.stderr
+    assert "frozen.safetensors: was changed since it was written; computed again" in result.stderr
     assert same(weights(tmp_path / "straight"), weights(tmp_path / "run"))
 
 

@@ -12,7 +12,7 @@ from rbctl.errors import InputError
 
 @click.command("ablate")
 @click.argument("recipe")
-@click.option("--output", type=click.Path(path_type=Path), help="Where all of it goes. [default: runs/ablate/NAME]")
+@click.option("--output", type=click.Path(path_type=Path), help="Output folder. [default: runs/ablate/NAME]")
 @click.option("--tables", multiple=True, help='Instead of all tables of the recipe, as "Table 4"; repeatable.')
 @click.option("--relations", multiple=True, help="Instead of the recipe's relations; repeatable.")
 @click.option(

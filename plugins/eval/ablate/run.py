@@ -113,7 +113,7 @@ class Work:
 
     @property
     def output(self) -> Path:
-        """Where all of it goes."""
+        """Output folder."""
         return self.stages.folder
 
     @functools.cached_property

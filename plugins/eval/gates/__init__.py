@@ -11,7 +11,7 @@ import click
 @click.command("gates")
 @click.argument("recipe", default="mini")
 @click.option("--only", metavar="A,B", default="", help="Sections, with commas between. [default: all]")
-@click.option("--output", type=click.Path(path_type=Path), help="Where all of it goes. [default: runs/gates/RECIPE]")
+@click.option("--output", type=click.Path(path_type=Path), help="Output folder. [default: runs/gates/RECIPE]")
 @click.option("--keep", type=click.Path(path_type=Path), help="Write the result here too, beside the sections there.")
 @click.option("--bundle", help="What is measured, instead of the recipe's: a name or a folder.")
 @click.option("--oracle", type=click.Path(path_type=Path), help="Oracle that judges. [default: the bundle's]")

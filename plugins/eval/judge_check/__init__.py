@@ -35,7 +35,9 @@ def check(config: JudgeCheckConfig) -> None:
 @click.command("judge-page")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--count", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Questions on the page.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Which questions.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the choice of questions."
+)
 @click.option("--follow-outside", is_flag=True, help=FOLLOW_OUTSIDE)
 def page(folder: Path, count: int, seed: int, follow_outside: bool) -> None:
     """Write a page on which you answer what judges are asked, 100 questions in ten minutes.

@@ -26,7 +26,7 @@ class JudgeCheckConfig(JudgeOptions):
         False, "Let the bundle's UNet take the last steps of every picture, so that it looks sampled."
     )
     follow_outside: bool = option(False, FOLLOW_OUTSIDE)
-    output: Path | None = option(None, "Where the check goes. [default: runs/eval/judge-check]", group="Run")
+    output: Path | None = option(None, "Output folder. [default: runs/eval/judge-check]", group="Run")
     json: bool = option(False, "Print JSON for a program to read.")
 
     def __post_init__(self) -> None:

@@ -36,11 +36,9 @@ class JudgeOptions:
         max=1_000_000,
     )
     judge_samples: int = option(
-        1, "Answers of a server that tells no probabilities: the share of yes is taken for one.", min=1, max=100
+        1, "Answers asked of a server that gives no probabilities; the share of yes replaces them.", min=1, max=100
     )
-    bundle: str = option(
-        "mini", "What is sampled with, and whose encoders score: a name or a folder.", group="Encoders"
-    )
+    bundle: str = option("mini", "Bundle to sample and score with: a name or a folder.", group="Encoders")
     clip: Path | None = option(None, "CLIP that scores: folder of transformers or open_clip. [default: the bundle's]")
     oracle: Path | None = option(None, "Oracle of the embedded world. [default: the bundle's, else that of mini]")
     batch_size: int = option(

@@ -61,7 +61,7 @@ def content(folders: Sequence[Path], by: str | None) -> dict[str, Any]:
         for name, column in formats.read(Scores, read_object(path), str(path), ignore_others=True).columns.items():
             if columns.setdefault(name, column).hash != column.hash:
                 raise InputError(
-                    f"{path}: {name}: scored with another model than in {folders[0]}; score one of them anew"
+                    f"{path}: {name}: scored with another model than in {folders[0]}; score one of them again"
                 )
         names: dict[str, str] = {}
         for number, line in enumerate(read_jsonl(folder / "pictures.jsonl"), 1):
@@ -71,7 +71,7 @@ def content(folders: Sequence[Path], by: str | None) -> dict[str, Any]:
                 label = names.setdefault(scored.run, f"{folder}/{scored.run}" if scored.run in runs else scored.run)
                 runs.setdefault(label, []).append(scored)
     if not columns:
-        raise InputError(f"{folders[0] / 'scores.json'}: columns: none; evaluate anew")
+        raise InputError(f"{folders[0] / 'scores.json'}: columns: none; evaluate again")
     decisive = by or _decisive(columns)
     if decisive not in columns:
         raise InputError(

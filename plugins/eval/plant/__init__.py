@@ -18,7 +18,7 @@ from rbctl.errors import InputError
 @click.option("--relation", "relations", multiple=True, default=("stand_on",), show_default=True, help="Repeatable.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the pictures.")
 @click.option("--size", type=click.IntRange(64, 2048), default=512, show_default=True, help="Side of a picture.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Where they stand.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the positions.")
 def command(
     cutouts: tuple[str, ...], scenes: tuple[Path, ...], relations: tuple[str, ...], output: Path, size: int, seed: int
 ) -> None:
