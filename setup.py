@@ -9,7 +9,7 @@ STAGES = sorted(path.parent.name for path in Path("plugins").glob("*/__init__.py
 
 setup(
     name="rbctl",
-    version="0.1.0",
+    version="0.2.0",
     description="Relation-aware personalised image generation: triplets to a relation LoRA to pictures",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

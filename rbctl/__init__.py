@@ -6,7 +6,7 @@ TYPE_CHECKING = False  # as of typing, whose import takes as long as all else he
 if TYPE_CHECKING:
     from rbctl.pipeline import RelationPipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["RelationPipeline", "__version__"]
 
 # In a source checkout ./rbctl shadows an installed wheel; the folders plugins/, kernels/ and recipes/ lie beside it.

@@ -23,7 +23,7 @@ from rbctl.plugins.annotate.config import AnnotateConfig
 from rbctl.plugins.annotate.steps import Detections
 from rbctl.triplets.masks import box_of
 
-_LEAST_AREA = 0.004  # an individual covers at least this share of the picture
+_LEAST_AREA, _MOST_AREA = 0.004, 0.5  # shares of the picture that an individual covers; more is an empty ground
 _SAME = 0.6  # maps that share more of the smaller one show one individual
 
 # How a portrait is shown: its size, where it lies from left (0) to right (1), and whether mirrored.
@@ -82,7 +82,7 @@ class Boxes(_Reader):
         detections = []
         for roles, individuals in zip(self.roles(images), names, strict=True):
             maps = roles.maps.max(0, keepdims=True) if len(individuals) == 1 else _united(roles.maps)
-            seen = [(k, mask) for k, mask in enumerate(_masks(maps)) if mask.mean() >= _LEAST_AREA]
+            seen = [(k, mask) for k, mask in enumerate(_masks(maps)) if _LEAST_AREA <= mask.mean() <= _MOST_AREA]
             scored = sorted(((box_of(mask), float(maps[k][mask].mean())) for k, mask in seen), key=lambda row: -row[1])
             boxes = np.array([box for box, _ in scored], np.float64).reshape(-1, 4)
             detections.append(Detections(boxes, np.array([score for _, score in scored])))
