@@ -54,8 +54,8 @@ def right(count: int, identity: oracle.Identity | clip.Identity) -> int:
         (((seen,), (there,)), (_, alone)) = looks
         individuals, _ = match(np.concatenate(alone) @ there.T)
         overlap = [[(mask & true).sum() for true in visible] for mask in seen]
-        told = [np.argmax(overlap[individual]) for individual in individuals]
-        good += told == order.tolist()
+        shown = [np.argmax(overlap[individual]) for individual in individuals]
+        good += shown == order.tolist()
     return good
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -127,7 +128,9 @@ def _card(config: PretrainConfig, folder: Path) -> str:
         sections=sections,
         training=_training(config),
         commit=_commit(),
-        recipe=to_yaml("pretrain", config),
+        recipe=to_yaml(
+            "pretrain", dataclasses.replace(config, work=Path(config.work.name))
+        ),  # no place of this machine
     )
 
 

@@ -44,7 +44,7 @@ def answering(handler: Callable[..., Any]) -> Callable[..., Any]:
         def generate(*arguments: Any) -> Iterator[Any]:
             try:
                 yield from handler(*arguments)
-            except Exception as error:
+            except Exception as error:  # a bug too must become a line: gradio would show its words
                 raise _told(error) from None
 
         return generate

@@ -46,8 +46,8 @@ class Guard:
         if refused:
             await _answer(send, 403, refused)
             return
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        enters = self.token is not None and self._is_token(given)
+        brought = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        enters = self.token is not None and self._is_token(brought)
         if not enters and not self._may_enter(scope["path"], headers):
             await _answer(send, 401, "this page needs a token; open the address that rbctl ui printed")
             return
@@ -82,8 +82,8 @@ class Guard:
         cookie = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
         return self.token is None or path == _WITHOUT_TOKEN or (cookie is not None and self._is_token(cookie.value))
 
-    def _is_token(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), (self.token or "").encode())
+    def _is_token(self, words: str) -> bool:
+        return hmac.compare_digest(words.encode(), (self.token or "").encode())
 
 
 async def _answer(send: Any, status: int, words: str) -> None:

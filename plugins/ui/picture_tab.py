@@ -57,7 +57,7 @@ def read_chosen(workspace: Workspace, values: Sequence[Any]) -> PictureSettings:
         {"name": name, "image": individual.image, "box": box}
         for name, individual, box in zip(called, individuals, places, strict=True)
     ]
-    given = {
+    settings = {
         "prompt": prompt,
         "relation": relation or "",
         "objects": objects,
@@ -68,7 +68,7 @@ def read_chosen(workspace: Workspace, values: Sequence[Any]) -> PictureSettings:
         "guidance_scale": guidance,
         "negative_prompt": negative or None,
     }
-    return formats.read(PictureSettings, given, "settings")
+    return formats.read(PictureSettings, settings, "settings")
 
 
 def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:

@@ -64,13 +64,13 @@ def annotating(
         InputError: relation, name or a model are none of the folder's.
     """
     workspace.set_folder(name)
-    found = ["annotate", f"triplets/{name}", "--relation", workspace.relation_argument(relation), "--bundle", bundle]
+    command = ["annotate", f"triplets/{name}", "--relation", workspace.relation_argument(relation), "--bundle", bundle]
     if oracle:
-        return [*found, *(part for backend in _ORACLE for part in ("--backend", backend))]
+        return [*command, *(part for backend in _ORACLE for part in ("--backend", backend))]
     for option, folder in models.items():
         if folder:
-            found += [f"--{option.replace('_', '-')}", workspace.model(folder)]
-    return found
+            command += [f"--{option.replace('_', '-')}", workspace.model(folder)]
+    return command
 
 
 def training(

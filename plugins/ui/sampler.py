@@ -139,7 +139,7 @@ class Sampler:
                         events.put(Made(number, self._sample(number, settings, stop, events)))
             except _Stopped:
                 pass
-            except Exception as error:
+            except Exception as error:  # whatever ends the thread is raised in the caller
                 events.put(error)
             finally:
                 events.put(None)
@@ -258,8 +258,8 @@ def settings_of(path: Path) -> tuple[PictureSettings, dict[str, Any]]:
     if record is None:
         raise InputError(f"{path.name}: has no settings in it; choose a picture that this page made")
     known = {field.name for field in dataclasses.fields(PictureSettings)}
-    given = {key: value for key, value in record.items() if key in known}
-    return formats.read(PictureSettings, given, path.name), record
+    settings = {key: value for key, value in record.items() if key in known}
+    return formats.read(PictureSettings, settings, path.name), record
 
 
 def _used(file: AnyLora, weight: float, files: Mapping[str, Path]) -> pictures.UsedLora:

@@ -134,9 +134,9 @@ class Workspace:
     def loras(self) -> list[str]:
         """The LoRAs of finetunings and those in ``loras/``, named from the folder; the newest first."""
         tuned = [path for path in self.root.glob(f"{RUNS}/finetune/*/*.safetensors") if path.name not in _NO_LORAS]
-        found = [*tuned, *self.root.glob("loras/*.safetensors")]
-        found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        return [path.relative_to(self.root).as_posix() for path in found]
+        loras = [*tuned, *self.root.glob("loras/*.safetensors")]
+        loras.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        return [path.relative_to(self.root).as_posix() for path in loras]
 
     def lora(self, name: str) -> Path:
         """The path of a LoRA by its name in the folder.
@@ -197,8 +197,8 @@ class Workspace:
 
     def sampled(self) -> list[str]:
         """Folders of pictures that can be scored, named from the folder."""
-        found = self.root.glob(f"{RUNS}/sample/*/metadata.jsonl")
-        return sorted(path.parent.relative_to(self.root).as_posix() for path in found)
+        lists = self.root.glob(f"{RUNS}/sample/*/metadata.jsonl")
+        return sorted(path.parent.relative_to(self.root).as_posix() for path in lists)
 
     def newest(self) -> list[str]:
         """Paths of the page's newest pictures, the newest first."""
