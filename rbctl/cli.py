@@ -15,6 +15,7 @@ import click
 
 from rbctl import __version__
 from rbctl.errors import NO_ROOM, InputError, abridged, nearest, shortened
+from rbctl.options import Number
 from rbctl.processes import first_to_tell
 
 GROUP = "rbctl.plugins"
@@ -200,7 +201,7 @@ def main() -> None:
 @click.option(
     "--plan",
     "cards",
-    type=click.FloatRange(1, 1000),
+    type=Number(float, 1, 1000),
     multiple=True,
     metavar="GB",
     help="Print which flags fit SDXL into a GPU of so many GB; may be given several times.",

@@ -69,7 +69,7 @@ def option(
     return dataclasses.field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
 
 
-class _Number(click.FloatRange):
+class Number(click.FloatRange):
     """A number of a finite range, both ends included.
 
     Click's own ranges hold nan, may lack an end, and repeat every digit of what they refuse.
@@ -134,7 +134,7 @@ class _Field(click.Parameter):
             elif isinstance(single, bool):
                 hint = "YAML reads a bare no, yes, on or off as a truth value, so quote it"
                 raise ValueError(f"{self.type.name} is expected, not {abridged(single)}; {hint}")
-            if isinstance(self.type, _Number) and self.type.kind is int and isinstance(single, float):
+            if isinstance(self.type, Number) and self.type.kind is int and isinstance(single, float):
                 raise ValueError(f"a whole number is expected, not {abridged(single)}")
         try:
             self.type_cast_value(ctx, content)
@@ -221,7 +221,7 @@ def _click_type(annotation: Any, field: dataclasses.Field[Any]) -> tuple[Any, bo
         low, high = field.metadata.get("min"), field.metadata.get("max")
         if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
             raise TypeError(f"{field.name}: a number needs a finite min and max, not {low} and {high}")
-        return _Number(annotation, low, high), False
+        return Number(annotation, low, high), False
     raise TypeError(f"no option type for {annotation!r}")
 
 

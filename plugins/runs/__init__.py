@@ -89,11 +89,14 @@ def compare_(folders: Sequence[Path], as_json: bool) -> None:
 def clean_(folders: Sequence[Path], everything: bool, dry_run: bool) -> None:
     """Delete the checkpoints of runs, but for the newest of each. Results, logs and records stay."""
     from rbctl.bundle.catalogue import size_text
+    from rbctl.files import sweep
     from rbctl.plugins.runs.folder import delete, read_run, superfluous
     from rbctl.runs import claim
 
     for folder in [read_run(folder).folder for folder in folders]:  # all are read before the first loses anything
         with claim(folder):
+            if not dry_run:
+                sweep(folder)
             for path, size in superfluous(folder, keep=0 if everything else 1):
                 click.echo(f"{path}  {size_text(size)}")
                 if not dry_run:

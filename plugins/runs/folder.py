@@ -13,7 +13,7 @@ from typing import Any
 from rbctl import metrics
 from rbctl.bundle.catalogue import size_text
 from rbctl.errors import InputError
-from rbctl.files import read_object, read_yaml
+from rbctl.files import PARTIAL, read_object, read_yaml
 
 RECIPE, RECORD, METRICS, CHECKPOINTS = "recipe.yaml", "run.json", "metrics.jsonl", "checkpoints/step-*"
 
@@ -133,8 +133,12 @@ def _bytes(path: Path) -> int:
 
 
 def delete(path: Path) -> None:
-    """Delete a checkpoint: a file, or a folder that is no link."""
+    """Delete a checkpoint: a file, or a folder that is no link.
+
+    A folder loses its name first, so that a kill leaves no half of a checkpoint; :func:`rbctl.files.sweep`
+    deletes the rest.
+    """
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path.rename(path.with_name(f".{path.name}{PARTIAL}")))
     else:
         path.unlink()

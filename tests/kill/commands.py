@@ -103,6 +103,7 @@ COMMANDS: Mapping[str, Command] = {
     "lora-convert": Command(
         "lora convert ../inputs/lora/hug.safetensors --format official -o official.safetensors", needs=("lora",)
     ),
+    "runs-clean": Command("runs clean checkpoints --all", copies=("checkpoints",)),
     "pretrain-renders": Command(f"pretrain renders pictures {_PRETRAIN}"),
     "pretrain": Command(
         f"pretrain vae clip oracle dino decoder unet {_PRETRAIN} {_PARTS} --checkpoint-every 4 --preview-every 6",
@@ -185,6 +186,13 @@ def _lora(inputs: Inputs, place: Path) -> None:
     )
 
 
+def _checkpoints(inputs: Inputs, place: Path) -> None:
+    inputs("tiny"), inputs("hug")
+    inputs.rbctl(
+        f"finetune --relation hug --data hug --bundle tiny {_TUNING} --prior none --resolution 64 --output {place.name}"
+    )
+
+
 def _sampled(inputs: Inputs, place: Path) -> None:
     inputs("prompts")
     inputs.rbctl(f"sample prompts/prompts.txt --lora none --steps 1 --output {place.name}")
@@ -244,6 +252,7 @@ _MADE: Mapping[str, Callable[[Inputs, Path], None]] = {
     "annotated": _annotated,
     "prompts": _prompts,
     "lora": _lora,
+    "checkpoints": _checkpoints,
     "sampled": _sampled,
     "ablation": _ablation,
     "photographs": _photographs,

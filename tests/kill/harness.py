@@ -105,7 +105,8 @@ class Kills:
         with small_disk(self.work / f"{self.name}.full") as resize:
             folder = self._fresh("full")
             start = _room(folder)
-            room = start + int(self.rng.uniform(0.05, 0.9) * (_room(self.straight) - start))
+            grown = max(0, _room(self.straight) - start)  # a command may only delete
+            room = start + int(self.rng.uniform(0.05, 0.9) * grown)
             resize(room)
             after = f"a full disk of {room} bytes"
             if (code := processes.run(self.command.arguments, self.log, folder=folder)) == 0:
