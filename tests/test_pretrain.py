@@ -32,6 +32,7 @@ from rbctl.errors import InputError
 from rbctl.files import read_jsonl, read_safetensors, write_json, write_safetensors
 from rbctl.menagerie.drawing import paint
 from rbctl.menagerie.oracle import look
+from rbctl.menagerie.oracle_training import UNKNOWN
 from rbctl.plugins.pretrain import rendering, renders, unet_part
 from rbctl.plugins.pretrain.architecture import MINI, VAE
 from rbctl.plugins.pretrain.bundle import write_tokenizers
@@ -236,6 +237,25 @@ def test_renders_are_what_the_scenes_say(work: Path) -> None:
     assert np.array_equal(scenes.pictures[-1], scenes.pictures[17])
     x0, y0, x1, y1 = np.moveaxis(scenes.boxes.all()[scenes.person.all() != renders.NOBODY], -1, 0)
     assert ((x0 < x1) & (y0 < y1)).all()
+
+
+def test_scenes_with_a_fault_show_what_is_left(work: Path) -> None:
+    faulty, plan = renders.scenes(work / "renders", "faults"), config(work)
+    names = [*plan.easy, *plan.held_out]
+    assert len(faulty) == 6
+    both = renders.scenes(work / "renders", "all", "faults")
+    assert np.array_equal(both.pictures[17:], faulty.pictures.all())
+    shown = faulty.mask32.all().any((-2, -1))
+    relations = faulty.relation.all()
+    for row, relation in enumerate(relations):
+        if relation == UNKNOWN:  # somebody is left out, nobody is there, or all stand wrongly
+            assert shown[row].sum() <= faulty.counts[row]
+        else:  # somebody is there twice, beside the relation
+            looks = faulty.individuals[row][: faulty.counts[row]].tolist()
+            assert faulty.counts[row] == len(load_relation(names[relation]).roles) + 1
+            assert looks[-1] in looks[:-1]
+    assert UNKNOWN in relations
+    assert not (shown & (faulty.individuals.all()[..., 0] == renders.NOBODY)).any()
 
 
 def test_held_out_individuals_stand_in_no_other_scene(work: Path) -> None:

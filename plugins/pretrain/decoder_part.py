@@ -38,7 +38,7 @@ class DecoderPart(Part):
     """See :class:`rbctl.plugins.pretrain.loop.Part`."""
 
     name = "decoder"
-    kind = "easy"
+    kinds = ("easy",)
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         super().__init__(config, device)

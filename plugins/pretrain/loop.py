@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import torch
@@ -44,14 +44,14 @@ class Part(abc.ABC):
         device: where its modules are and its loss runs; products are in bf16 where that is faster.
         batch_size: samples per process and step.
         learning_rate: the highest of the schedule.
-        kind: relations of its scenes.
+        kinds: of its scenes, as :func:`rbctl.plugins.pretrain.renders.scenes` names them.
         plain: parameters whose steps are left to AdamW though they are matrices (first and last layers).
         bundle: folder of what it makes.
         scenes, portraits, unseen: what it learns from, and scenes of held-out individuals.
     """
 
     name: str
-    kind: Literal["easy", "all"] = "all"
+    kinds: Sequence[str] = ("all",)
     plain: Sequence[torch.Tensor] = ()
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
@@ -59,7 +59,7 @@ class Part(abc.ABC):
         self.batch_size: int = getattr(config, f"{self.name}_batch_size")
         self.learning_rate: float = getattr(config, f"{self.name}_learning_rate")
         self.bundle, folder = config.work / "bundle", config.work / "renders"
-        self.scenes, self.portraits = renders.scenes(folder, self.kind), renders.portraits(folder)
+        self.scenes, self.portraits = renders.scenes(folder, *self.kinds), renders.portraits(folder)
         self.unseen = renders.scenes(folder, "held_out")
 
     @abc.abstractmethod

@@ -1,6 +1,7 @@
 """Part ``oracle``: what judges pictures, trained on scenes of all relations as they are, spoilt, and through the VAE.
 
-Generated pictures are never as clean as renders, so half of what it learns from is not either.
+Generated pictures are never as clean as renders, so half of what it learns from is not either. Nor do they always show
+what was asked: a quarter of its scenes have a fault (bodies merged, left out, there twice, apart, nobody at all).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from rbctl.menagerie.oracle import (
     save_oracle,
 )
 from rbctl.menagerie.oracle_scores import identify, relation_score
-from rbctl.menagerie.oracle_training import Truth, flattened, free_roles, mirrored, oracle_loss, ordered, spoil
+from rbctl.menagerie.oracle_training import UNKNOWN, Truth, flattened, free_roles, mirrored, oracle_loss, ordered, spoil
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.config import MOST, PretrainConfig
 from rbctl.plugins.pretrain.loop import Part
@@ -56,6 +57,7 @@ class OraclePart(Part):
     """See :class:`rbctl.plugins.pretrain.loop.Part`."""
 
     name = "oracle"
+    kinds = ("all", "faults")
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
@@ -93,7 +95,8 @@ class OraclePart(Part):
             looks=torch.from_numpy(self.looks[rows]).long(),
         ).to(self.device)
         pixels, truth = mirrored(renders.pixels(self.scenes.pictures[rows], self.device), truth, turned)
-        truth = ordered(truth, self.free[truth.relation])
+        shown = truth.masks.amax((-2, -1)) > 0
+        truth = ordered(truth, torch.where((truth.relation == UNKNOWN)[:, None], shown, self.free[truth.relation]))
         spoilt, trips, flat = (round(self.batch_size * share) for share in (SPOILT, ROUND_TRIPS, FLAT))
         parts = list(pixels.split([self.batch_size - spoilt - trips - flat, spoilt, trips, flat]))
         parts[1] = spoil(parts[1], chance)

@@ -20,7 +20,9 @@ from rbctl.errors import InputError
 from rbctl.files import read_json, write_json, write_png
 from rbctl.menagerie import BACKGROUNDS, Individual, Scene, compose, draw_individual, portrait, render
 from rbctl.menagerie.drawing import paint
+from rbctl.menagerie.faults import deserted, left_out, merged, parted, twice
 from rbctl.menagerie.oracle import ATTRIBUTES, MASK_SIZE, look
+from rbctl.menagerie.oracle_training import UNKNOWN
 from rbctl.plugins.pretrain import renders
 from rbctl.plugins.pretrain.config import MOST, PretrainConfig
 from rbctl.plugins.pretrain.renders import ABOUT, NOBODY, SIZE
@@ -28,8 +30,9 @@ from rbctl.processes import world
 from rbctl.progress import progress
 from rbctl.relations import Relation, load_relation
 
-_STREAMS = {"pool": 0, "easy": 1, "all": 2, "portraits": 3, "held_out": 4}
+_STREAMS = {"pool": 0, "easy": 1, "all": 2, "portraits": 3, "held_out": 4, "faults": 5}
 _HELD_OUT_SCENES = 256
+_FAULTY = 3  # scenes of all relations for each one with a fault
 _GOLDEN = (5**0.5 - 1) / 2
 _PNGS = 4096  # at most so many portraits, and so many scenes
 
@@ -111,6 +114,7 @@ def _counts(config: PretrainConfig) -> dict[str, int]:
         "portraits": config.individuals * config.portraits,
         "easy": config.easy_scenes,
         "all": config.all_scenes,
+        "faults": -(-config.all_scenes // _FAULTY),
     }
 
 
@@ -123,7 +127,7 @@ class _Row(NamedTuple):
 
     scene: Scene
     people: list[int]
-    relation: str = ""
+    relation: str | None = None
     portraits: Sequence[Scene] = ()
 
 
@@ -141,7 +145,21 @@ def _draw(
         portraits = [portrait(individual, rng) for individual in individuals]
         return _Row(compose(relation, individuals, rng), [-1] * count, relation.name, portraits)
     group = rng.choice(len(people), count, replace=False).tolist()
-    return _Row(compose(relation, [people[k] for k in group], rng), group, relation.name)
+    scene = compose(relation, [people[k] for k in group], rng)
+    return _faulty(scene, group, rng) if kind == "faults" else _Row(scene, group, relation.name)
+
+
+def _faulty(scene: Scene, people: list[int], rng: np.random.Generator) -> _Row:
+    """The scene with a fault, and the relation where it still holds."""
+    count = len(people)
+    faults = ["deserted"] + ["twice"] * (count < MOST) + ["merged", "left_out", "parted"] * (count > 1)
+    fault, who = rng.choice(faults), int(rng.integers(count))
+    if fault == "twice":
+        return _Row(twice(scene, who), [*people, people[who]], scene.relation)
+    if fault == "left_out":
+        return _Row(left_out(scene, who), people[:who] + people[who + 1 :])
+    change = {"deserted": deserted, "merged": merged, "parted": parted}[fault]
+    return _Row(change(scene), people)
 
 
 def scene_relation(number: int, relations: Sequence[Relation], shares: Sequence[float]) -> Relation:
@@ -204,7 +222,8 @@ def _write_shard(place: Path, config: PretrainConfig, people: Sequence[Individua
     if kind == "portraits":  # one individual: no axis for it
         arrays = {name: array if name == "pictures" else array[:, 0] for name, array in arrays.items()}
     else:
-        arrays["relation"] = np.array([names.index(row.relation) for row in rows], np.int16)
+        numbers_of = {name: number for number, name in enumerate(names)} | {None: UNKNOWN}
+        arrays["relation"] = np.array([numbers_of[row.relation] for row in rows], np.int16)
         arrays["background"] = np.array([BACKGROUNDS.index(scene.background) for scene in scenes], np.int16)
     if portraits := [scene for row in rows for scene in row.portraits]:
         pictures = iter(_rendered(portraits, config, device)["pictures"])

@@ -98,7 +98,7 @@ class Scenes(Shards):
     Of those that a scene lacks, boxes, masks and keypoints are zeros; looks and persons are ``NOBODY``.
     """
 
-    relation = _field("relation")  # int16 (n,): index in ``relations`` (easy + held out)
+    relation = _field("relation")  # int16 (n,): index in ``relations`` (easy + held out); ``UNKNOWN`` after a fault
     background = _field("background")  # int16 (n,): index in menagerie's ``BACKGROUNDS``
     portraits = _field("portraits")  # uint8 (n, 3, 3, 128, 128), one of each individual; of kind "held_out" alone
 
@@ -112,13 +112,17 @@ class Scenes(Shards):
         return [row["caption"] for folder in self.folders for row in read_jsonl(folder / "captions.jsonl")]
 
 
-def scenes(folder: Path, kind: str) -> Scenes:
-    """The scenes that are there: kind "easy", "all" (all relations) or "held_out" (individuals of no training).
+def scenes(folder: Path, *kinds: str) -> Scenes:
+    """The scenes that are there, of one kind or several.
+
+    Args:
+        kinds: "easy", "all" (all relations), "faults" (all relations, spoilt by
+            :mod:`rbctl.menagerie.faults`) or "held_out" (individuals of no training).
 
     Raises:
         InputError: there are none yet, or one was changed.
     """
-    return Scenes(_folders(folder, kind))
+    return Scenes(tuple(shard for kind in kinds for shard in _folders(folder, kind)))
 
 
 def portraits(folder: Path) -> Portraits:

@@ -126,7 +126,7 @@ class UNetPart(Part):
     """See :class:`rbctl.plugins.pretrain.loop.Part`."""
 
     name = "unet"
-    kind = "easy"
+    kinds = ("easy",)
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         super().__init__(config, device)

@@ -34,7 +34,7 @@ class VaePart(Part):
     """See :class:`rbctl.plugins.pretrain.loop.Part`."""
 
     name = "vae"
-    kind = "easy"
+    kinds = ("easy",)
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         super().__init__(config, device)

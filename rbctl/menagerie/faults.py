@@ -15,6 +15,7 @@ from rbctl.relations import Relation
 _FILL = 0.94  # of the picture's width, at most
 _APART = 0.18  # of its width, between the outlines of figures that do not touch
 _TRIES = 24
+_OUTSIDE = 9.0  # picture widths
 
 
 def merged(scene: Scene) -> Scene:
@@ -39,6 +40,14 @@ def left_out(scene: Scene, who: int) -> Scene:
         order=tuple(kept.index(k) for k in scene.order if k != who),
         air=min(figure.lowest() for figure in figures) - floor,
     )
+
+
+def deserted(scene: Scene) -> Scene:
+    """The ground alone: everybody stands outside of the frame."""
+    empty = copy.deepcopy(scene)
+    for figure in empty.figures:
+        figure.move((_OUTSIDE, 0.0))
+    return empty
 
 
 def twice(scene: Scene, who: int) -> Scene:

@@ -20,6 +20,7 @@ _WEIGHTS = {"relation": 1.0, "mask": 1.0, "look": 0.5, "keypoint": 0.5, "seen": 
 _HIDDEN = 0.3  # how much a keypoint that is hidden counts beside one that is seen
 _EYES = [POINTS.index("near_eye"), POINTS.index("far_eye")]
 _FACE = 0.03  # of the picture: how wide the hill of a face is
+UNKNOWN = -1  # the relation of a picture that shows none
 _ENOUGH = 0.02  # of the picture: an individual that shows less counts less in what is said of its look
 
 
@@ -28,7 +29,7 @@ class Truth:
     """What B pictures show.
 
     Attributes:
-        relation: (B,) index.
+        relation: (B,) index, or ``UNKNOWN``.
         masks: (B, R, 32, 32) in [0, 1], what is seen of each individual; zeros where there are fewer than roles.
         keypoints: (B, R, 17, 3) in the order of ``POINTS``: x, y in [0, 1] and visibility 0, 1, 2.
         looks: (B, R, 4) indices.
@@ -172,8 +173,9 @@ def oracle_loss(raw: RawReading, truth: Truth) -> tuple[torch.Tensor, dict[str, 
     for at, name in enumerate(ATTRIBUTES):
         cost = cross_entropy(raw.looks[name].flatten(0, 1).float(), truth.looks[..., at].flatten(), reduction="none")
         look = look + (cost * shown.flatten()).sum() / shown.sum()
+    said = cross_entropy(raw.relation.float(), truth.relation, ignore_index=UNKNOWN, reduction="sum")
     parts = {
-        "relation": cross_entropy(raw.relation.float(), truth.relation),
+        "relation": said / (truth.relation != UNKNOWN).sum().clamp(min=1),
         "mask": mask_loss(raw.masks.float(), truth.masks),
         "look": look,
         "keypoint": keypoint_loss(raw.heat, truth.keypoints),
