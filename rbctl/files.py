@@ -378,6 +378,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         return {key: archive.get_tensor(key) for key in archive.keys()}, archive.metadata() or {}  # noqa: SIM118
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, by its header alone.
+
+    Raises:
+        InputError: the file is missing or not safetensors.
+    """
+    with _opened_safetensors(path) as archive:
+        return archive.metadata() or {}
+
+
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of a safetensors file, by its header alone.
 

@@ -5,16 +5,17 @@ What does not fit is never taken up: not of other data or options, changed since
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os.path
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rbctl.errors import InputError, abridged
-from rbctl.files import content_hash, read_json, read_safetensors, sha256, write_json, write_safetensors
+from rbctl.files import content_hash, read_json, read_metadata, read_safetensors, sha256, write_json, write_safetensors
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,15 @@ def load(
     except InputError as error:
         click.echo(f"{error}; computed again", err=True)
         return None
+
+
+def twin(paths: Iterable[Path], made_from: Facts) -> Path | None:
+    """The first file that says it was made from the same; those that cannot be read are passed over."""
+    for path in paths:
+        with contextlib.suppress(InputError):
+            if read_metadata(path).get("made_from") == content_hash(made_from):
+                return path
+    return None
 
 
 def seal(folder: Path, made_from: Facts) -> None:

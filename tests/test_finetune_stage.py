@@ -316,6 +316,7 @@ def test_accumulated_micro_steps_equal_one_batch(road: Road) -> None:
     "options",
     [
         {"precision": "bf16"},
+        {"precision": "mixed"},
         {"format": "official", "rank": 2, "alpha": 1.0},
         {"kml_weight": 0.1, "kml_max_timestep": 333, "kml_gather": "as_code", "attention_loss_weight": 0.001},
         {"augmentation_draws": 3, "local_tokens": "none"},
@@ -486,6 +487,17 @@ def test_a_damaged_checkpoint_or_cache_is_passed_over(road: Road) -> None:
     assert road("run", steps=8) == 0, road.said()
     assert "trying the one before" in road.said()
     assert load_equal(road.lora("run"), road.lora("straight"))
+
+
+@pytest.mark.slow
+def test_runs_of_the_same_data_encode_it_once(road: Road) -> None:
+    for output, options, encodes in (
+        ("one", {}, True),
+        ("other", {"rank": 2, "alpha": 2.0}, False),
+        ("local", {"local_tokens": "none"}, True),  # of other encodings
+    ):
+        assert road(output, steps=2, **options) == 0, road.said()
+        assert ("encoding triplets" in road.said()) == encodes
 
 
 def test_the_layout_prior_goes_by_role(triplets: Path) -> None:

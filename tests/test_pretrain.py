@@ -26,7 +26,7 @@ from rbctl.bundle.random_weights import write_random
 from rbctl.bundle.tokenizer import write_small_tokenizer
 from rbctl.bundle.vae import UnshuffleVAE, vae_class
 from rbctl.cli import main
-from rbctl.device import pick_training_precision
+from rbctl.device import pick_training_precision, pick_tuning_precision, products_in_bf16
 from rbctl.draws import generator
 from rbctl.errors import InputError
 from rbctl.files import read_jsonl, read_safetensors, write_json, write_safetensors
@@ -38,7 +38,7 @@ from rbctl.plugins.pretrain.architecture import MINI, VAE
 from rbctl.plugins.pretrain.bundle import write_tokenizers
 from rbctl.plugins.pretrain.config import EASY, HELD_OUT, PretrainConfig
 from rbctl.plugins.pretrain.decoder_part import partly_smooth_noise
-from rbctl.plugins.pretrain.loop import Part, average_decay, products_in_bf16, rate, train
+from rbctl.plugins.pretrain.loop import Part, average_decay, rate, train
 from rbctl.plugins.pretrain.optimizer import orthogonalised
 from rbctl.plugins.pretrain.rendering import pool, write_renders
 from rbctl.plugins.pretrain.weights import write_network
@@ -159,10 +159,12 @@ def test_products_in_bf16_leave_weights_and_previews_as_they_are() -> None:
 
 
 def test_bf16_is_for_machines_that_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for features, picked in (({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")):
+    for features, picked in (({}, "fp32"), ({"avx512_bf16": True}, "mixed"), ({"amx_bf16": True}, "mixed")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda features=features: features)
         assert pick_training_precision("auto", CPU) == picked
+        assert pick_tuning_precision("auto", CPU) == picked
         assert pick_training_precision("fp32", CPU) == "fp32"
+    assert pick_tuning_precision("auto", torch.device("cuda")) == "bf16"
 
 
 @pytest.mark.slow

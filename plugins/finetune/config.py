@@ -144,7 +144,10 @@ class FinetuneConfig:
     )
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.", group="Hardware")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on CUDA, fp32 on the CPU.")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "mixed"] = option(
+        "auto",
+        "mixed: fp32 with its products in bf16. auto: bf16 on CUDA, mixed on a CPU that multiplies bf16, else fp32.",
+    )
     attention: Literal["auto", "eager", "sdpa", "grouped", "xformers", "triton"] = option(
         "auto", "Attention backend; see 'rbctl doctor'. auto: what $RBCTL_ATTENTION names, else the best usable one."
     )

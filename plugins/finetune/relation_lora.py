@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rbctl.bundle.fingerprints import local_encoder_hash
 from rbctl.bundle.load import load, load_tokenizer
 from rbctl.device import DTYPES
 from rbctl.errors import InputError
-from rbctl.files import write_text
+from rbctl.files import atomic_write, write_text
 from rbctl.layout import LayoutPrior
 from rbctl.options import as_plain
 from rbctl.plugins.finetune import encodings, forgetting, metadata
@@ -77,6 +78,10 @@ class RelationLora:
         sizes = encodings.training_sizes(targets, config, resolution)
         made_from = encodings.made_from(config, facts, resolution, dtype, sizes)
         path = run.folder / _FROZEN
+        others = run.folder.parent.glob(f"*/{_FROZEN}")  # of another rank or learning rate, on the same data
+        if run.world.first and not path.is_file() and (twin := kept.twin(sorted(others), made_from)):
+            with atomic_write(path) as partial:
+                shutil.copyfile(twin, partial)
         encoded = kept.load(path, made_from, lambda tensors: encodings.fit(tensors, config.augmentation_draws, sizes))
         if encoded:
             self.bundle = load(config.bundle, device, dtype, encoders=False)

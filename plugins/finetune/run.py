@@ -14,7 +14,7 @@ from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.config import summary
 from rbctl.bundle.fingerprints import generator_fingerprint
-from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
+from rbctl.device import DTYPES, pick_attention, pick_device, pick_tuning_precision, products_in_bf16
 from rbctl.errors import InputError
 from rbctl.plugins.finetune.baselines import Baseline
 from rbctl.plugins.finetune.config import UNET_PARTS, WITH_LORA, Callback, FinetuneConfig
@@ -87,7 +87,7 @@ def run(config: FinetuneConfig, callback: Callback | None = None, triplets: Sequ
     config, output, base = method.config, method.output, resolve(config.bundle)
     resolution = config.resolution or summary(base).resolution
     device = pick_device(config.device)
-    precision = pick_precision(config.precision, device)
+    precision = pick_tuning_precision(config.precision, device)
     if precision == "fp16" and device.type == "cpu":
         raise InputError("--precision fp16: training in fp16 needs CUDA; take bf16 or fp32")
     pick_attention(config.attention, device, DTYPES[precision])
@@ -121,7 +121,8 @@ def run(config: FinetuneConfig, callback: Callback | None = None, triplets: Sequ
                 lora.start_from(bundle.unet, initial, config.alpha)
             run.begin(facts | {"processes": world.size})  # only now is all the input known to be good
             world.wait()
-            steps = train(run, method.task(facts), accelerator, facts, callback)
+            with products_in_bf16([bundle.unet], accelerator.device, precision == "mixed"):
+                steps = train(run, method.task(facts), accelerator, facts, callback)
             path = method.save(steps, facts) if world.first else output
             if world.first:
                 _link(path)
@@ -165,7 +166,7 @@ def _accelerator(config: FinetuneConfig, precision: str, device: torch.device, o
     from accelerate import Accelerator
 
     return Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
+        mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         cpu=device.type == "cpu",
         log_with="tensorboard" if config.tensorboard else None,
         project_dir=str(output),

@@ -43,9 +43,9 @@ class PretrainConfig:
     threads: int = option(
         1, "Threads of a process on the CPU; two processes of one thread beat one of two.", min=1, max=1024
     )
-    precision: Literal["auto", "fp32", "bf16"] = option(
+    precision: Literal["auto", "fp32", "mixed"] = option(
         "auto",
-        "Precision of matrix products; the weights stay float32. auto: bf16 on CUDA and on CPUs that multiply it.",
+        "mixed: fp32 with its products in bf16. auto: mixed on CUDA and on CPUs that multiply bf16, else fp32.",
     )
     compile: bool = option(
         False, "Compile the renderer and the networks: a slow start, then faster. Needs a C++ compiler."

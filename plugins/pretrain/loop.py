@@ -10,8 +10,7 @@ import abc
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 
 from rbctl import kept
-from rbctl.device import pick_training_precision
+from rbctl.device import pick_training_precision, products_in_bf16
 from rbctl.draws import generator
 from rbctl.errors import InputError
 from rbctl.plugins.pretrain import renders
@@ -200,32 +199,6 @@ class _State:
             tensor.copy_(stored[name])
 
 
-@contextlib.contextmanager
-def products_in_bf16(modules: Iterable[nn.Module], device: torch.device, enabled: bool) -> Iterator[None]:
-    """Compute forward passes of modules in bf16, and with them the backward ones; the weights stay float32.
-
-    On CUDA all that autocast knows. On a CPU the linear and convolution layers alone: there the backward passes of
-    attention and GroupNorm are four times slower in bf16 than in float32.
-    """
-    if not enabled or device.type == "cuda":
-        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-            yield
-        return
-    layers = [x for module in modules for x in module.modules() if isinstance(x, nn.Linear | nn.Conv2d)]
-    for layer in layers:
-        layer.forward = partial(_through_bf16, layer.forward)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward  # the class's own again
-
-
-def _through_bf16(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    with torch.autocast(x.device.type, torch.bfloat16):
-        return forward(x).float()
-
-
 def train(part: Part, config: PretrainConfig) -> None:
     """Train a part and write its final weights; the same call again goes on from the last checkpoint.
 
@@ -276,7 +249,7 @@ def _train(part: Part, config: PretrainConfig, world: World) -> None:
             spent = config.minutes is not None and time.monotonic() - begun > 60 * config.minutes
             if world.anywhere(stop.requested or spent):
                 break
-            with products_in_bf16(state.modules.values(), part.device, precision == "bf16"):
+            with products_in_bf16(state.modules.values(), part.device, precision == "mixed"):
                 loss, numbers = part.loss(step, generator(config.seed, world.rank, step))
             loss.backward()
             sum_over_processes(gradient)
