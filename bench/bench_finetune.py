@@ -1,7 +1,7 @@
-"""What computing the frozen results once saves: a training step, against re-encoding at every step.
+"""A training step: what computing the frozen results once saves, and what mixed precision does.
 
-The baseline does what the official script does: it runs the text encoders, the image encoders and the VAE on every
-sample of every step. Both sides run the same loss and backward pass, on a bundle of random weights.
+The first one's baseline does what the official script does: it runs the text encoders, the image encoders and the VAE
+on every sample of every step. Both sides run the same loss and backward pass, on a bundle of random weights.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rbctl import lora
 from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.load import load
 from rbctl.bundle.random_weights import write_tiny
+from rbctl.device import pick_training_precision, products_in_bf16
 from rbctl.menagerie.triplets import draw_triplets
 from rbctl.plugins.finetune import encodings
 from rbctl.plugins.finetune.config import FinetuneConfig
@@ -27,6 +28,7 @@ from rbctl.triplets import Triplet
 from rbctl.triplets import load as load_triplets
 
 BATCH, RESOLUTION = 4, 128
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[Trip
     folder = tmp_path_factory.mktemp("bench")
     write_tiny(folder / "bundle")
     draw_triplets(load_relation("hug"), 5, 0, folder / "hug", size=256)
-    bundle = load(str(folder / "bundle"), torch.device("cpu"), torch.float32)
+    bundle = load(str(folder / "bundle"), CPU, torch.float32)
     lora.add(bundle.unet, 4, 4, seed=0)
     bundle.unet.train()
     config = FinetuneConfig(relation="hug", data=Path(folder / "hug"), resolution=RESOLUTION)
@@ -65,4 +67,26 @@ def test_step(compare: Callable[..., Any], setting: Any) -> None:
         lambda: re_encoding_step(bundle, triplets, config, 0),
         rounds=5,
         memory=True,
+    )
+
+
+@pytest.mark.skipif(pick_training_precision("auto", CPU) == "fp32", reason="this CPU does not multiply bf16")
+def test_mixed_precision(compare: Callable[..., Any], tmp_path: Path) -> None:
+    """A step of the bundle mini with its products in bf16, as ``auto`` takes them here, against float32."""
+    draw_triplets(load_relation("hug"), 4, 0, tmp_path)
+    bundle = load("mini", CPU, torch.float32)
+    lora.add(bundle.unet, 16, 16, seed=0)
+    bundle.unet.train()
+    config = FinetuneConfig(relation="hug", data=tmp_path, micro_batch_size=8)
+    results = encodings.encode(bundle, load_triplets(tmp_path), [], config, RESOLUTION)
+
+    def mixed() -> float:
+        with products_in_bf16([bundle.unet], CPU, enabled=True):
+            return step(bundle, results, config, 0)
+
+    compare(
+        f"finetune, one step of {BATCH} on mini, mixed precision / float32",
+        mixed,
+        lambda: step(bundle, results, config, 0),
+        rounds=5,
     )
