@@ -1,0 +1,183 @@
+"""A training set that has lost its ``triplets.jsonl``, or never had one: its pictures, captions and roles.
+
+That is a raw set: ``rbctl annotate`` finds masks, boxes and keypoints anew.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import MinLen
+
+from rbctl import formats
+from rbctl.errors import InputError, abridged
+from rbctl.files import numbered_lines, read_json, read_text, write_bytes
+from rbctl.images import SUFFIXES
+from rbctl.parsing import parse_json
+from rbctl.paths import inside
+from rbctl.plugins.data.trainers import TRAINERS
+from rbctl.plugins.data.trainers.diffsynth import METADATA as DIFFSYNTH
+from rbctl.plugins.data.trainers.diffusers import FOLDER, METADATA
+from rbctl.plugins.data.trainers.instruction import read_instruction
+from rbctl.plugins.data.trainers.layout import ORIGINALS, Layout
+from rbctl.relations import Relation, load_relation, shipped
+from rbctl.roles import find_relation, read_roles
+from rbctl.triplets.raw import RawObject, RawTriplet, write_origin, write_raw
+
+
+@dataclass(frozen=True)
+class Found:
+    """An example as it lies in a training set.
+
+    Attributes:
+        references: control pictures, in their order.
+        where: file of the caption, for errors.
+    """
+
+    stem: str
+    target: Path
+    references: tuple[Path, ...]
+    caption: str
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DiffsynthRow:
+    image: formats.Words
+    prompt: formats.Words
+    edit_image: tuple[formats.Words, ...] = ()
+    kontext_images: tuple[formats.Words, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DiffusersRow:
+    file_name: formats.Words
+    condition_file_name: formats.Words
+    text: formats.Words
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    rows: Annotated[tuple[_DiffsynthRow, ...], MinLen(1)]
+
+
+def trainer_of(folder: Path) -> str | None:
+    """Whose training set a folder holds, by the trainer's own file; None where it is nobody's."""
+    return next((name for name, layout in TRAINERS.items() if (folder / layout.sign).is_file()), None)
+
+
+def import_raw(folder: Path, dest: Path, trainer: str, relation: Relation | None = None) -> int:
+    """Copy a training set's pictures to a raw set, with the roles that the captions tell. Returns the triplets' count.
+
+    Args:
+        trainer: of ``TRAINERS``.
+        relation: of all triplets; without one their texts tell.
+
+    Raises:
+        InputError: a caption does not say who is in which reference, a picture is missing, or the layout has none of
+            the individuals.
+    """
+    known = [relation] if relation else [load_relation(name) for name in shipped()]
+    triplets = [_raw_triplet(found, folder, dest, known) for found in _examples(folder, trainer)]
+    if not triplets:
+        raise InputError(f"{folder}: holds no targets of a training set for {trainer}")
+    names = {triplet.predicate for triplet in triplets}
+    meant = find_relation(triplets[0].text, known, [entry.name for entry in triplets[0].objects])
+    write_origin(dest, "import", meant.name if meant and len(names) == 1 else "")
+    write_raw(dest, triplets)
+    return len(triplets)
+
+
+def _raw_triplet(found: Found, folder: Path, dest: Path, known: Sequence[Relation]) -> RawTriplet:
+    text, mentions = read_instruction(found.caption)
+    references = found.references
+    if len(references) == 1 and len(mentions) > 1:  # they stand in panels, and the pictures lie beside
+        references = tuple(_picture(folder / ORIGINALS, f"{found.stem}-{k}", found.where) for k in range(len(mentions)))
+    if [mention.reference for mention in mentions] != list(range(len(references))):
+        raise InputError(
+            f"{found.where}: {abridged(found.caption)} does not say who is in each of {len(references)} references; "
+            "write it as in 'The cat of image 1 rides the dog of image 2.'"
+        )
+    names = [mention.name for mention in mentions]
+    relation = find_relation(text, known, names)
+    reading = read_roles(text, names, relation) if relation else None
+    order = reading.individuals if reading and reading.individuals else tuple(range(len(names)))
+    objects = []
+    for number, k in enumerate(order):
+        image = dest / "images" / f"{found.stem}-{number}{references[k].suffix}"
+        write_bytes(image, references[k].read_bytes())
+        objects.append(RawObject(name=names[k], role=reading.role_of(k) if reading else "", image=image))
+    target = dest / f"{found.stem}{found.target.suffix}"
+    write_bytes(target, found.target.read_bytes())
+    predicate = reading.words if reading else ""
+    return RawTriplet(id=found.stem, target=target, text=text, predicate=predicate, objects=tuple(objects))
+
+
+def _examples(folder: Path, trainer: str) -> Iterator[Found]:
+    if trainer == "civitai":
+        raise InputError(f"{folder}: a training set for civitai holds no pictures of the individuals; import needs them")
+    if trainer == "diffsynth":
+        yield from _of_diffsynth(folder)
+    elif trainer == "diffusers":
+        yield from _of_diffusers(folder)
+    else:
+        yield from _by_names(folder, TRAINERS[trainer])
+
+
+def _of_diffsynth(folder: Path) -> Iterator[Found]:
+    where = str(folder / DIFFSYNTH)
+    rows = formats.read(_Rows, {"rows": read_json(folder / DIFFSYNTH)}, where, ignore_others=True).rows
+    for number, row in enumerate(rows):
+        at = f"{where}: rows[{number}]"
+        references = tuple(_named(folder, name, at) for name in row.edit_image or row.kontext_images)
+        target = _named(folder, row.image, at)
+        yield Found(target.stem, target, references, row.prompt, at)
+
+
+def _of_diffusers(folder: Path) -> Iterator[Found]:
+    for number, line in numbered_lines(folder / METADATA):
+        where = f"{folder / METADATA}:{number}"
+        row = formats.read(_DiffusersRow, parse_json(line, where), where, ignore_others=True)
+        target = _named(folder / FOLDER, row.file_name, where)
+        condition = _named(folder / FOLDER, row.condition_file_name, where)
+        yield Found(target.stem, target, (condition,), row.text, where)
+
+
+def _by_names(folder: Path, layout: Layout) -> Iterator[Found]:
+    """Of a layout whose files tell by their names what belongs together."""
+    for target in sorted(folder.glob(_filled(layout.target, stem="*", count="*") + ".*")):
+        if target.suffix.lower() not in SUFFIXES:
+            continue
+        count = re.search(r"of-(\d+)/", target.relative_to(folder).as_posix())
+        places = {"stem": target.stem, "count": count[1] if count else ""}
+        caption = folder / _filled(layout.caption, **places)
+        references = list[Path]()
+        while picture := _beside(folder / _filled(layout.reference, **places, index=len(references))):
+            references.append(picture)
+        yield Found(target.stem, target, tuple(references), " ".join(read_text(caption).split()), str(caption))
+
+
+def _filled(pattern: str, stem: str, count: str = "", index: int = 0) -> str:
+    return pattern.format(stem=stem, count=count, index=index, number=index + 1)
+
+
+def _beside(path: Path) -> Path | None:
+    """The picture of a path without suffix."""
+    return next((p for suffix in SUFFIXES if (p := path.with_name(path.name + suffix)).is_file()), None)
+
+
+def _picture(folder: Path, stem: str, where: str) -> Path:
+    if picture := _beside(folder / stem):
+        return picture
+    raise InputError(f"{where}: {folder / stem}: no such picture; the references stand in one, and cannot be parted")
+
+
+def _named(folder: Path, name: str, where: str) -> Path:
+    path = inside(folder, name, where)
+    if not path.is_file():
+        raise InputError(f"{where}: no such file: {path}")
+    return path
