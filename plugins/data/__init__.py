@@ -74,7 +74,7 @@ def import_(source: Path, dest: Path, predicate: str, as_json: bool, follow_outs
       rbctl data import downloads/shaking_hands triplets/shake --predicate "shaking hands"
       rbctl data import triplets/hug-musubi triplets/hug-again
     """
-    from rbctl.plugins.data.trainers.found import import_raw, trainer_of
+    from rbctl.plugins.data.trainers.found import find_examples, trainer_of, write_raw_set
     from rbctl.runs import claim
     from rbctl.triplets import data_hash, load
     from rbctl.triplets.check import check as find_problems
@@ -84,10 +84,11 @@ def import_(source: Path, dest: Path, predicate: str, as_json: bool, follow_outs
     if dest.resolve() == source.resolve():
         raise InputError(f"{dest}: is the source itself; choose another folder")
     if not has_triplets(source) and (trainer := trainer_of(source)):
+        examples = find_examples(source, trainer)
         with claim(dest):
-            count = import_raw(source, dest, trainer)
+            write_raw_set(examples, source, dest)
         click.echo(f"{source}: has no triplets.jsonl; annotate the raw set: rbctl annotate {dest}", err=True)
-        click.echo(json.dumps({"folder": str(dest), "triplets": count, "raw": True}) if as_json else dest)
+        click.echo(json.dumps({"folder": str(dest), "triplets": len(examples), "raw": True}) if as_json else dest)
         return
     triplets = load(source, predicate, follow_outside)
     problems = find_problems(source, follow_outside)
@@ -172,7 +173,9 @@ def fix(ctx: click.Context, folder: Path, dest: Path | None, follow_outside: boo
 @command.command()
 @click.argument("source", type=_FOLDER)
 @click.argument("dest", type=_FOLDER, required=False)
-@click.option("--to", "trainer", help="ai-toolkit, musubi, diffsynth, simpletuner, civitai or diffusers: a training set.")
+@click.option(
+    "--to", "trainer", help="ai-toolkit, musubi, diffsynth, simpletuner, civitai or diffusers: a training set."
+)
 @click.option(
     "--base", default="flux2-klein", show_default=True, help="With --to: flux2-klein, qwen-image-edit or flux-kontext."
 )

@@ -233,7 +233,10 @@ def _row(folder: Path, stem: str, triplet: Triplet) -> dict[str, Any]:
         triplet,
         _copy(triplet.target, folder, stem),
         [_copy(entry.image, folder, f"images/{stem}-{k}") for k, entry in enumerate(triplet.objects)],
-        [entry.mask and _copy(entry.mask, folder, f"masks/{stem}-{k}") for k, entry in enumerate(triplet.objects)],
+        [
+            _copy(entry.mask, folder, f"masks/{stem}-{k}") if entry.mask else None
+            for k, entry in enumerate(triplet.objects)
+        ],
     )
 
 

@@ -6,6 +6,7 @@ A module each says where the trainer wants what, as data and pure functions; :mo
 from __future__ import annotations
 
 import os
+import shlex
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,7 +103,7 @@ def _start(layout: Layout, training: Training, folder: str) -> str:
     if layout.archive:
         return f"upload {folder}/{layout.archive}, and paste the lines of samples.txt as sample prompts"
     named = "".join(f"{name}=... " for name in layout.variables(training))
-    return f"{named}sh {folder}/{SCRIPT}"
+    return f"{named}sh {shlex.quote(f'{folder}/{SCRIPT}')}"
 
 
 def _present(folder: Path) -> set[str]:

@@ -40,7 +40,7 @@ def _settings(training: Training) -> dict[str, str]:
         {"prompt": sample.caption, "image": references_of_sample(LAYOUT, training, sample)[0]}
         for sample in training.samples
     ]
-    options = {
+    options: dict[str, object] = {
         "pretrained_model_name_or_path": training.trained.model,
         "dataset_name": FOLDER,
         "image_column": "image",
@@ -62,10 +62,10 @@ def _settings(training: Training) -> dict[str, str]:
         "max_train_steps": 1500,
         "checkpointing_steps": 250,
         "rank": 32,
-        "validation_prompt": shlex.quote(samples[0]["prompt"]),
-        "validation_image": samples[0]["image"],
         "seed": 42,
     }
+    if training.base != "flux-kontext":  # its script refuses every validation image
+        options |= {"validation_prompt": shlex.quote(samples[0]["prompt"]), "validation_image": samples[0]["image"]}
     start = f'accelerate launch "$DIFFUSERS/examples/dreambooth/{_SCRIPTS[training.base]}"'
     return {
         METADATA: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),

@@ -70,29 +70,42 @@ def trainer_of(folder: Path) -> str | None:
     return next((name for name, layout in TRAINERS.items() if (folder / layout.sign).is_file()), None)
 
 
-def import_raw(folder: Path, dest: Path, trainer: str, relation: Relation | None = None) -> int:
-    """Copy a training set's pictures to a raw set, with the roles that the captions tell. Returns the triplets' count.
+def find_examples(folder: Path, trainer: str) -> list[Found]:
+    """The examples of a training set.
 
     Args:
         trainer: of ``TRAINERS``.
-        relation: of all triplets; without one their texts tell.
 
     Raises:
-        InputError: a caption does not say who is in which reference, a picture is missing, or the layout has none of
-            the individuals.
+        InputError: a list of the trainer is damaged, a file is missing, or the layout has no pictures of individuals.
     """
-    known = [relation] if relation else [load_relation(name) for name in shipped()]
-    triplets = [_raw_triplet(found, folder, dest, known) for found in _examples(folder, trainer)]
-    if not triplets:
+    if not TRAINERS[trainer].reference:
+        raise InputError(f"{folder}: a set for {trainer} has no pictures of the individuals; import needs them")
+    examples = list(_examples(folder, trainer))
+    if not examples:
         raise InputError(f"{folder}: holds no targets of a training set for {trainer}")
-    names = {triplet.predicate for triplet in triplets}
-    meant = find_relation(triplets[0].text, known, [entry.name for entry in triplets[0].objects])
-    write_origin(dest, "import", meant.name if meant and len(names) == 1 else "")
-    write_raw(dest, triplets)
-    return len(triplets)
+    return examples
 
 
-def _raw_triplet(found: Found, folder: Path, dest: Path, known: Sequence[Relation]) -> RawTriplet:
+def write_raw_set(examples: Sequence[Found], folder: Path, dest: Path) -> None:
+    """Copy the examples of a training set to a raw set, with the roles that the captions tell.
+
+    Args:
+        folder: of the training set.
+
+    Raises:
+        InputError: a caption does not say who is in which reference.
+    """
+    known = [load_relation(name) for name in shipped()]
+    parts = [_raw_triplet(found, folder, dest, known) for found in examples]
+    relations = {relation.name if relation else "" for _, relation in parts}
+    write_origin(dest, "import", relations.pop() if len(relations) == 1 else "")
+    write_raw(dest, [triplet for triplet, _ in parts])
+
+
+def _raw_triplet(
+    found: Found, folder: Path, dest: Path, known: Sequence[Relation]
+) -> tuple[RawTriplet, Relation | None]:
     text, mentions = read_instruction(found.caption)
     references = found.references
     if len(references) == 1 and len(mentions) > 1:  # they stand in panels, and the pictures lie beside
@@ -114,12 +127,11 @@ def _raw_triplet(found: Found, folder: Path, dest: Path, known: Sequence[Relatio
     target = dest / f"{found.stem}{found.target.suffix}"
     write_bytes(target, found.target.read_bytes())
     predicate = reading.words if reading else ""
-    return RawTriplet(id=found.stem, target=target, text=text, predicate=predicate, objects=tuple(objects))
+    triplet = RawTriplet(id=found.stem, target=target, text=text, predicate=predicate, objects=tuple(objects))
+    return triplet, relation
 
 
 def _examples(folder: Path, trainer: str) -> Iterator[Found]:
-    if trainer == "civitai":
-        raise InputError(f"{folder}: a training set for civitai holds no pictures of the individuals; import needs them")
     if trainer == "diffsynth":
         yield from _of_diffsynth(folder)
     elif trainer == "diffusers":
@@ -153,10 +165,10 @@ def _by_names(folder: Path, layout: Layout) -> Iterator[Found]:
         if target.suffix.lower() not in SUFFIXES:
             continue
         count = re.search(r"of-(\d+)/", target.relative_to(folder).as_posix())
-        places = {"stem": target.stem, "count": count[1] if count else ""}
-        caption = folder / _filled(layout.caption, **places)
+        stem, number = target.stem, count[1] if count else ""
+        caption = folder / _filled(layout.caption, stem, number)
         references = list[Path]()
-        while picture := _beside(folder / _filled(layout.reference, **places, index=len(references))):
+        while picture := _beside(folder / _filled(layout.reference, stem, number, len(references))):
             references.append(picture)
         yield Found(target.stem, target, tuple(references), " ".join(read_text(caption).split()), str(caption))
 

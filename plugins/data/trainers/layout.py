@@ -141,8 +141,8 @@ def plan(layout: Layout, training: Training, readme: str) -> dict[str, Content]:
         files |= originals
     if training.trained.wording == "panel":
         for sample in training.samples:
-            target = sample.references[0][0].triplet.target
-            files[f"samples/{sample.stem}.png"] = functools.partial(panels, target, sample.objects)
+            first, _ = sample.references[0]
+            files[f"samples/{sample.stem}.png"] = functools.partial(panels, first.triplet.target, sample.objects)
     if layout.archive:
         targets = [target_of(layout, training, example) for example in training.examples]
         texts = [layout.place(layout.caption, example) for example in training.examples]
@@ -168,7 +168,7 @@ def _row(example: Example, written: Mapping[Path, str], files: Mapping[str, Cont
         triplet,
         kept(triplet.target, ""),
         [kept(individual.image, f"-{k}") for k, individual in enumerate(triplet.objects)],
-        [individual.mask and kept(individual.mask, f"-mask-{k}") for k, individual in enumerate(triplet.objects)],
+        [kept(entry.mask, f"-mask-{k}") if entry.mask else None for k, entry in enumerate(triplet.objects)],
     )
     return row, originals
 
@@ -197,7 +197,7 @@ def plain_suffix(source: Path) -> str:
 
 
 def panels(target: Path, objects: Sequence[TripletObject]) -> Image.Image:
-    """The individuals' pictures side by side on white, of the target's size: trainers scale it as they do the target."""
+    """The individuals' pictures side by side on white. It has the target's size, since trainers scale both alike."""
     with read_image(target) as picture:
         width, height = picture.size
     canvas = Image.new("RGB", (width, height), "white")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import TypeAlias
 
 from rbctl.plugins.data.trainers.layout import SCRIPT, Layout, command, references_of_sample, script
 from rbctl.plugins.data.trainers.training import Base, Training
@@ -26,7 +27,8 @@ _CONTROL = {
     "flux-kontext": "",
 }
 # Start of the scripts' names, options of all three, of both that read texts, of the training.
-_FAMILIES = {
+_Options: TypeAlias = dict[str, object]
+_FAMILIES: dict[str, tuple[str, _Options, _Options, _Options]] = {
     "flux2-klein": (
         "flux_2",
         {"model_version": "klein-base-4b"},

@@ -149,10 +149,10 @@ def _example(stem: str, number: int, triplet: Triplet, relation: Relation | None
         roles = [triplet.objects[k].name for k in _in_order_of_roles(triplet, relation)]
         caption = instruct(relation.prompt(roles, number), names, where)
     if caption is None:
-        lacking = ", ".join(abridged(name) for name in names)
+        lacking = " and ".join(abridged(name) for name in names)
         raise InputError(
-            f"triplet {triplet.id}: its text {abridged(triplet.prompt)} does not name {lacking}; write the names there, "
-            "or give --relation"
+            f"triplet {triplet.id}: its text {abridged(triplet.prompt)} does not name {lacking}; "
+            "write the names there, or give --relation"
         )
     return Example(stem, triplet, order, " ".join(caption.split()))
 
