@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rbctl.errors import InputError, shortlist
-from rbctl.files import LOCK, PARTIAL, atomic_write, read_text, write_bytes, write_png, write_text
+from rbctl.files import LOCK, PARTIAL, atomic_write, png_bytes, read_text, write_bytes
 from rbctl.plugins.data.trainers import ai_toolkit, civitai, diffsynth, diffusers, musubi, simpletuner
 from rbctl.plugins.data.trainers.layout import README, SCRIPT, Archive, Content, Layout, check_base, plan
 from rbctl.plugins.data.trainers.training import Training, make_training
@@ -35,16 +35,20 @@ _OLDEST = (1980, 1, 1, 0, 0, 0)  # the date of every file in a ZIP, so that the 
 
 _README = """# {name} for {trainer}
 
-A training set for {trainer} ({source}, read at commit {version}), of {count} triplets.
-The base is {model}. The captions say which individual is in which reference picture:
+A training set for {trainer}, of {count} triplets. The layout is that of {source} at commit {version}.
+The base is {model}. {references} The first caption:
 
 > {caption}
 
-{start}
+To train: `{start}`
 
-What {trainer} does not read: `triplets.jsonl` and `originals/`. They hold the masks, boxes and keypoints.
-With them, `rbctl data import` brings back the whole set. Without `triplets.jsonl` it brings back pictures and roles.
+{trainer} does not read `triplets.jsonl` and `originals/`. With them, `rbctl data import` brings back the whole set.
 """
+_REFERENCES = {
+    "": "It is given no references: this trainer has no editors.",
+    "panel": "It is given one picture, in which the references stand side by side.",
+    "image": "The captions say which individual is in which reference.",
+}
 
 
 def write_training_set(
@@ -80,6 +84,7 @@ def write_training_set(
         version=layout.version,
         count=len(triplets),
         model=training.trained.model,
+        references=_REFERENCES.get(training.trained.wording, _REFERENCES["image"]),
         caption=training.examples[0].caption,
         start=_start(layout, training, "."),
     )
@@ -117,13 +122,16 @@ def _present(folder: Path) -> set[str]:
 
 
 def _write(folder: Path, path: str, content: Content) -> None:
-    if isinstance(content, str):
-        write_text(folder / path, content)
-    elif isinstance(content, Path):
-        write_bytes(folder / path, content.read_bytes())
-    elif isinstance(content, Archive):
-        with atomic_write(folder / path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    """Write a file, unless it lies there already, from a run that was interrupted."""
+    place = folder / path
+    if isinstance(content, Archive):
+        with atomic_write(place) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             for name, member in content.members.items():
                 archive.writestr(zipfile.ZipInfo(name, _OLDEST), (folder / member).read_bytes())
+        return
+    if isinstance(content, str):
+        encoded = content.encode()
     else:
-        write_png(folder / path, content())
+        encoded = content.read_bytes() if isinstance(content, Path) else png_bytes(content())
+    if place.is_symlink() or not place.is_file() or place.read_bytes() != encoded:
+        write_bytes(place, encoded)

@@ -16,7 +16,7 @@ from annotated_types import MinLen
 from rbctl import formats
 from rbctl.errors import InputError, abridged
 from rbctl.files import numbered_lines, read_json, read_text, write_bytes
-from rbctl.images import SUFFIXES
+from rbctl.images import SUFFIXES, open_image
 from rbctl.parsing import parse_json
 from rbctl.paths import inside
 from rbctl.plugins.data.trainers import TRAINERS
@@ -108,8 +108,8 @@ def _raw_triplet(
 ) -> tuple[RawTriplet, Relation | None]:
     text, mentions = read_instruction(found.caption)
     references = found.references
-    if len(references) == 1 and len(mentions) > 1:  # they stand in panels, and the pictures lie beside
-        references = tuple(_picture(folder / ORIGINALS, f"{found.stem}-{k}", found.where) for k in range(len(mentions)))
+    if len(references) == 1:  # perhaps with panels; then the pictures lie beside
+        references = _originals(folder, found, len(mentions)) or references
     if [mention.reference for mention in mentions] != list(range(len(references))):
         raise InputError(
             f"{found.where}: {abridged(found.caption)} does not say who is in each of {len(references)} references; "
@@ -145,8 +145,8 @@ def _of_diffsynth(folder: Path) -> Iterator[Found]:
     rows = formats.read(_Rows, {"rows": read_json(folder / DIFFSYNTH)}, where, ignore_others=True).rows
     for number, row in enumerate(rows):
         at = f"{where}: rows[{number}]"
-        references = tuple(_named(folder, name, at) for name in row.edit_image or row.kontext_images)
-        target = _named(folder, row.image, at)
+        references = tuple(_picture(folder, name, at) for name in row.edit_image or row.kontext_images)
+        target = _picture(folder, row.image, at)
         yield Found(target.stem, target, references, row.prompt, at)
 
 
@@ -154,42 +154,56 @@ def _of_diffusers(folder: Path) -> Iterator[Found]:
     for number, line in numbered_lines(folder / METADATA):
         where = f"{folder / METADATA}:{number}"
         row = formats.read(_DiffusersRow, parse_json(line, where), where, ignore_others=True)
-        target = _named(folder / FOLDER, row.file_name, where)
-        condition = _named(folder / FOLDER, row.condition_file_name, where)
+        target = _picture(folder / FOLDER, row.file_name, where)
+        condition = _picture(folder / FOLDER, row.condition_file_name, where)
         yield Found(target.stem, target, (condition,), row.text, where)
 
 
 def _by_names(folder: Path, layout: Layout) -> Iterator[Found]:
     """Of a layout whose files tell by their names what belongs together."""
-    for target in sorted(folder.glob(_filled(layout.target, stem="*", count="*") + ".*")):
-        if target.suffix.lower() not in SUFFIXES:
+    for place in sorted(folder.glob(_filled(layout.target, stem="*", count="*") + ".*")):
+        name = place.relative_to(folder).as_posix()
+        if place.suffix.lower() not in SUFFIXES:
             continue
-        count = re.search(r"of-(\d+)/", target.relative_to(folder).as_posix())
-        stem, number = target.stem, count[1] if count else ""
-        caption = folder / _filled(layout.caption, stem, number)
+        count = re.match(r"of-(\d+)/", name)
+        stem, number = place.stem, count[1] if count else ""
+        caption = _filled(layout.caption, stem, number)
+        text = " ".join(read_text(inside(folder, caption, str(folder / caption))).split())
         references = list[Path]()
-        while picture := _beside(folder / _filled(layout.reference, stem, number, len(references))):
-            references.append(picture)
-        yield Found(target.stem, target, tuple(references), " ".join(read_text(caption).split()), str(caption))
+        while beside := _beside(folder, _filled(layout.reference, stem, number, len(references))):
+            references.append(_picture(folder, beside, str(place)))
+        yield Found(stem, _picture(folder, name, str(place)), tuple(references), text, str(folder / caption))
 
 
 def _filled(pattern: str, stem: str, count: str = "", index: int = 0) -> str:
     return pattern.format(stem=stem, count=count, index=index, number=index + 1)
 
 
-def _beside(path: Path) -> Path | None:
-    """The picture of a path without suffix."""
-    return next((p for suffix in SUFFIXES if (p := path.with_name(path.name + suffix)).is_file()), None)
+def _beside(folder: Path, path: str) -> str | None:
+    """The picture of a path that lacks its suffix."""
+    return next((path + suffix for suffix in SUFFIXES if (folder / (path + suffix)).is_file()), None)
 
 
-def _picture(folder: Path, stem: str, where: str) -> Path:
-    if picture := _beside(folder / stem):
-        return picture
-    raise InputError(f"{where}: {folder / stem}: no such picture; the references stand in one, and cannot be parted")
+def _originals(folder: Path, found: Found, count: int) -> tuple[Path, ...]:
+    """The pictures of so many individuals out of ``originals/``; none where the only reference is the only one's.
+
+    Raises:
+        InputError: some are missing.
+    """
+    names = [_beside(folder, f"{ORIGINALS}/{found.stem}-{k}") for k in range(count)]
+    pictures = tuple(_picture(folder, name, found.where) for name in names if name)
+    if len(pictures) < count and count > 1:
+        missing = f"{ORIGINALS}/{found.stem}-{names.index(None)}"
+        raise InputError(f"{found.where}: {missing} is missing; the references stand in one picture, which is not cut")
+    return pictures
 
 
-def _named(folder: Path, name: str, where: str) -> Path:
+def _picture(folder: Path, name: str, where: str) -> Path:
+    """A picture that data names, inside of its folder.
+
+    Raises:
+        InputError: it lies elsewhere, is missing, or no picture.
+    """
     path = inside(folder, name, where)
-    if not path.is_file():
-        raise InputError(f"{where}: no such file: {path}")
-    return path
+    with open_image(path):
+        return path

@@ -19,7 +19,6 @@ from PIL import Image, ImageOps
 
 from rbctl.errors import InputError
 from rbctl.files import read_image
-from rbctl.images import open_image
 from rbctl.plugins.data.trainers.training import Base, Example, Sample, Training
 from rbctl.triplets import Triplet, TripletObject
 from rbctl.triplets.folder import EXPORTED, as_row
@@ -28,9 +27,6 @@ from rbctl.triplets.masks import filled, read_mask, resized
 ORIGINALS = "originals"
 README = "README.md"
 SCRIPT = "train.sh"
-
-_SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}  # what every trainer reads
-_ORIENTATION = 0x0112  # EXIF
 
 
 @dataclass(frozen=True)
@@ -84,14 +80,11 @@ class Layout:
 
 def written_suffixes(layout: Layout, training: Training, example: Example) -> tuple[str, ...]:
     """The suffixes of an example's target and references, as they are written."""
-    sources = [example.triplet.target]
-    if layout.reference and training.trained.wording != "panel":
-        sources += [example.object(k).image for k in range(example.count)]
-    suffixes = [plain_suffix(source) or ".png" for source in sources]
-    if layout.reference and training.trained.wording == "panel":
-        suffixes.append(".png")
+    target, *images = (suffix or ".png" for suffix in example.suffixes)
+    references = [".png"] if training.trained.wording == "panel" else images
+    suffixes = (target, *references) if layout.reference else (target,)
     alike = {*suffixes, *([".png"] if layout.mask and training.masks else [])}
-    return (".png",) * len(suffixes) if layout.one_suffix and len(alike) > 1 else tuple(suffixes)
+    return (".png",) * len(suffixes) if layout.one_suffix and len(alike) > 1 else suffixes
 
 
 def references_of(layout: Layout, training: Training, example: Example) -> tuple[str, ...]:
@@ -113,27 +106,23 @@ def references_of_sample(layout: Layout, training: Training, sample: Sample) -> 
 
 
 def plan(layout: Layout, training: Training, readme: str) -> dict[str, Content]:
-    """Every file of the export, by its path in it; ``triplets.jsonl`` is the last.
-
-    Raises:
-        InputError: a picture of the set cannot be read.
-    """
+    """Every file of the export, by its path in it; ``triplets.jsonl`` is the last."""
     files: dict[str, Content] = {README: readme}
     rows = []
     for example in training.examples:
         triplet, written = example.triplet, dict[Path, str]()
         target, references = target_of(layout, training, example), references_of(layout, training, example)
-        files[target] = _as_trained(triplet.target, target)
+        files[target] = _as_trained(triplet.target, example.suffixes[0], target)
         written[triplet.target] = target
         if training.trained.wording == "panel":
             objects = [example.object(k) for k in range(example.count)]
             files[references[0]] = functools.partial(panels, triplet.target, objects)
         else:
             for k, path in enumerate(references):
-                files[path] = _as_trained(example.object(k).image, path)
+                files[path] = _as_trained(example.object(k).image, example.suffixes[k + 1], path)
                 written[example.object(k).image] = path
         if layout.caption:
-            files[layout.place(layout.caption, example)] = example.caption + "\n"
+            files[layout.place(layout.caption, example)] = example.caption  # and no line end: some trainers split there
         if layout.mask and training.masks:
             files[layout.place(layout.mask, example)] = functools.partial(focus, triplet)
         row, originals = _row(example, written, files)
@@ -164,36 +153,20 @@ def _row(example: Example, written: Mapping[Path, str], files: Mapping[str, Cont
         return path
 
     triplet = example.triplet
+    # Numbered as the references are, so that captions tell who is who without the table.
+    numbered = [(example.individuals.index(k), individual) for k, individual in enumerate(triplet.objects)]
     row = as_row(
         triplet,
         kept(triplet.target, ""),
-        [kept(individual.image, f"-{k}") for k, individual in enumerate(triplet.objects)],
-        [kept(entry.mask, f"-mask-{k}") if entry.mask else None for k, entry in enumerate(triplet.objects)],
+        [kept(individual.image, f"-{k}") for k, individual in numbered],
+        [kept(individual.mask, f"-mask-{k}") if individual.mask else None for k, individual in numbered],
     )
     return row, originals
 
 
-def _as_trained(source: Path, path: str) -> Content:
+def _as_trained(source: Path, suffix: str, path: str) -> Content:
     """A picture as the trainer gets it: the file itself, or a PNG of what we read of it."""
-    if plain_suffix(source) == Path(path).suffix:
-        return source
-    return functools.partial(read_image, source)
-
-
-def plain_suffix(source: Path) -> str:
-    """The suffix of a picture that every program reads alike; "" where its profile, turn, alpha or format may differ.
-
-    Raises:
-        InputError: it is no picture.
-    """
-    with open_image(source) as opened:
-        plain = (
-            opened.mode in ("RGB", "L")
-            and not opened.has_transparency_data
-            and "icc_profile" not in opened.info
-            and opened.getexif().get(_ORIENTATION, 1) == 1
-        )
-        return _SUFFIXES.get(opened.format or "", "") if plain else ""
+    return source if suffix == Path(path).suffix else functools.partial(read_image, source)
 
 
 def panels(target: Path, objects: Sequence[TripletObject]) -> Image.Image:

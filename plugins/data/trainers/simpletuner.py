@@ -6,6 +6,7 @@ Its loader wants every reference of every target, so triplets of two and of thre
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from rbctl.plugins.data.trainers.layout import SCRIPT, Layout, script
@@ -20,7 +21,8 @@ _FAMILIES = {
 
 def _settings(training: Training) -> dict[str, str]:
     family, flavour = _FAMILIES[training.base]
-    counts = sorted({example.count for example in training.examples})
+    counts = Counter(example.count for example in training.examples)
+    ((most_frequent, _),) = counts.most_common(1)
     config = {
         "model_type": "lora",
         "model_family": family,
@@ -46,7 +48,7 @@ def _settings(training: Training) -> dict[str, str]:
         "caption_dropout_probability": 0.0,
         "resume_from_checkpoint": "latest",
         "seed": 42,
-        "eval_dataset_id": f"targets-of-{counts[0]}",
+        "eval_dataset_id": f"targets-of-{most_frequent}",
         "num_eval_images": len(training.samples),
         "validation_step_interval": 250,
         "validation_prompt": training.samples[0].caption,
@@ -55,7 +57,7 @@ def _settings(training: Training) -> dict[str, str]:
         "validation_num_inference_steps": 25,
         "report_to": "none",
     }
-    sets = [part for count in counts for part in _sets(training, count)]
+    sets = [part for count in sorted(counts) for part in _sets(training, count)]
     sets.append(
         {"id": "texts", "type": "local", "dataset_type": "text_embeds", "default": True, "cache_dir": "cache/texts"}
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rbctl.errors import InputError, abridged
 from rbctl.files import read_image, sha256
+from rbctl.images import open_image
 from rbctl.plugins.data.trainers.instruction import instruct, places
 from rbctl.relations import Relation, load_relation, shipped
 from rbctl.roles import find_relation
@@ -14,6 +16,8 @@ from rbctl.triplets import Triplet, TripletObject
 
 MOST = 3  # individuals that an example may have: what the editors take
 _SAMPLES = 4
+_SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}  # what every trainer reads
+_ORIENTATION = 0x0112  # EXIF
 _SIDES = (256, 1024)  # the least and the most that is trained at, in pixels
 
 
@@ -39,12 +43,14 @@ class Example:
         stem: its name in the export, "000".
         individuals: the numbers of the triplet's objects, in the order of the references.
         caption: tells who is in which reference.
+        suffixes: of the target and of each reference's picture; "" where programs may read the file differently.
     """
 
     stem: str
     triplet: Triplet
     individuals: tuple[int, ...]
     caption: str
+    suffixes: tuple[str, ...]
 
     @property
     def count(self) -> int:
@@ -108,8 +114,8 @@ def make_training(
         relation: of all triplets; without one, each text tells its own, if the relation ships with rbctl.
 
     Raises:
-        InputError: a triplet has more individuals than an editor takes, or neither its text nor its relation tells who
-            is meant.
+        InputError: a triplet has more individuals than an editor takes, neither its text nor its relation tells who is
+            meant, or a picture cannot be read.
     """
     known = [relation] if relation else [load_relation(name) for name in shipped()]
     digits = max(3, len(str(len(triplets) - 1)))
@@ -154,7 +160,20 @@ def _example(stem: str, number: int, triplet: Triplet, relation: Relation | None
             f"triplet {triplet.id}: its text {abridged(triplet.prompt)} does not name {lacking}; "
             "write the names there, or give --relation"
         )
-    return Example(stem, triplet, order, " ".join(caption.split()))
+    pictures = [triplet.target, *(triplet.objects[k].image for k in order)]
+    return Example(stem, triplet, order, " ".join(caption.split()), tuple(map(_plain_suffix, pictures)))
+
+
+def _plain_suffix(picture: Path) -> str:
+    """The suffix of a picture that all programs read alike; "" where a profile, turn, alpha or format is in the way."""
+    with open_image(picture) as opened:
+        plain = (
+            opened.mode in ("RGB", "L")
+            and not opened.has_transparency_data
+            and "icc_profile" not in opened.info
+            and opened.getexif().get(_ORIENTATION, 1) == 1
+        )
+        return _SUFFIXES.get(opened.format or "", "") if plain else ""
 
 
 def _in_order_of_roles(triplet: Triplet, relation: Relation | None) -> tuple[int, ...]:
