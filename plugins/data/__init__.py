@@ -67,17 +67,29 @@ def pull_(name: str, output: Path | None) -> None:
 def import_(source: Path, dest: Path, predicate: str, as_json: bool, follow_outside: bool) -> None:
     """Copy triplets of the official layout (prompts.json, videos/, masks/) to a folder with metadata.jsonl.
 
+    An export for a trainer comes back too. One that has lost its triplets.jsonl becomes a raw set, for rbctl annotate.
+
     \b
       rbctl data import downloads/hug triplets/hug
       rbctl data import downloads/shaking_hands triplets/shake --predicate "shaking hands"
+      rbctl data import triplets/hug-musubi triplets/hug-again
     """
+    from rbctl.plugins.data.trainers.found import find_examples, trainer_of, write_raw_set
     from rbctl.runs import claim
     from rbctl.triplets import data_hash, load
     from rbctl.triplets.check import check as find_problems
     from rbctl.triplets.folder import write
+    from rbctl.triplets.layouts import has_triplets
 
     if dest.resolve() == source.resolve():
         raise InputError(f"{dest}: is the source itself; choose another folder")
+    if not has_triplets(source) and (trainer := trainer_of(source)):
+        examples = find_examples(source, trainer)
+        with claim(dest):
+            write_raw_set(examples, source, dest)
+        click.echo(f"{source}: has no triplets.jsonl; annotate the raw set: rbctl annotate {dest}", err=True)
+        click.echo(json.dumps({"folder": str(dest), "triplets": len(examples), "raw": True}) if as_json else dest)
+        return
     triplets = load(source, predicate, follow_outside)
     problems = find_problems(source, follow_outside)
     _tell(problems, err=True)
@@ -159,28 +171,80 @@ def fix(ctx: click.Context, folder: Path, dest: Path | None, follow_outside: boo
 
 
 @command.command()
-@click.argument("prompts", type=_FOLDER)
-@click.argument("dest", type=_FOLDER)
+@click.argument("source", type=_FOLDER)
+@click.argument("dest", type=_FOLDER, required=False)
 @click.option(
-    "--for", "method", required=True, help="anydoor, blip_diffusion, cones2, elite, lambda_eclipse or ssr_encoder."
+    "--to", "trainer", help="ai-toolkit, musubi, diffsynth, simpletuner, civitai or diffusers: a training set."
 )
-def export(prompts: Path, dest: Path, method: str) -> None:
-    """Write PROMPTS, a prompts file, to DEST in the input format of another method, for its authors' code.
+@click.option(
+    "--base", default="flux2-klein", show_default=True, help="With --to: flux2-klein, qwen-image-edit or flux-kontext."
+)
+@click.option("--relation", help="With --to: name or file of the relation.  [default: what the texts say]")
+@click.option("--masks/--no-masks", default=True, help="With --to: masks for the loss, where the trainer takes any.")
+@click.option("--for", "method", help="anydoor, blip_diffusion, cones2, elite, lambda_eclipse or ssr_encoder: prompts.")
+@_follow_outside
+def export(
+    source: Path,
+    dest: Path | None,
+    trainer: str | None,
+    base: str,
+    relation: str | None,
+    masks: bool,
+    method: str | None,
+    follow_outside: bool,
+) -> None:
+    """Write triplets for a trainer of edit models, or prompts for another method's own code.
 
-    docs/baselines.md says how each is run. DEST/metadata.csv names the pictures that it makes, and by that they are
-    scored. Prompts of a benchmark are in the folder samples/ of 'rbctl eval'.
+    With --to, SOURCE is a folder of triplets. DEST (SOURCE-TRAINER) gets pictures, references, captions that say who is
+    in which reference, a configuration and sample prompts. The line that starts the training is printed.
+    docs/export.md says what each trainer gets.
+
+    With --for, SOURCE is a prompts file. docs/baselines.md says how each method is run. DEST/metadata.csv names the
+    pictures that it makes, and by that they are scored. Prompts of a benchmark are in the folder samples/ of
+    'rbctl eval'.
 
     \b
+      rbctl data export triplets/hug --to ai-toolkit
+      rbctl data export triplets/hug sets/hug --to musubi --base qwen-image-edit
       rbctl data export runs/eval/b/samples/base.yaml theirs --for anydoor
       rbctl eval --bench relationbench --data downloads/relationbench --run anydoor=theirs
     """
+    if (trainer is None) == (method is None):
+        raise InputError("give either --to TRAINER, for triplets, or --for METHOD, for prompts")
+    dest = dest or source.resolve().with_name(f"{source.resolve().stem}-{trainer or method}")
+    if dest.resolve() == source.resolve():
+        raise InputError(f"{dest}: is the source itself; choose another folder")
+    if trainer:
+        _export_triplets(source, dest, trainer, base, relation, masks, follow_outside)
+    elif method:
+        _export_prompts(source, dest, method)
+    click.echo(dest)
+
+
+def _export_triplets(
+    source: Path, dest: Path, trainer: str, base: str, relation: str | None, masks: bool, follow_outside: bool
+) -> None:
+    from rbctl.plugins.data.trainers import BASES, TRAINERS, write_training_set
+    from rbctl.relations import load_relation
+    from rbctl.runs import claim
+    from rbctl.triplets import load
+
+    _check_known("--to", trainer, TRAINERS)
+    _check_known("--base", base, BASES)
+    triplets = load(source, follow_outside=follow_outside)
+    meant = load_relation(relation) if relation else None
+    with claim(dest):
+        start = write_training_set(triplets, trainer, base, dest, meant, masks)
+    click.echo(f"to train: {start}", err=True)
+
+
+def _export_prompts(prompts: Path, dest: Path, method: str) -> None:
     from rbctl.plugins.data.export import METHODS
     from rbctl.plugins.data.export import export as write_inputs
     from rbctl.prompts import read_prompts
     from rbctl.runs import claim
 
-    if method not in METHODS:
-        raise InputError(f"--for {method}: unknown{nearest(method, METHODS) or '; known are ' + ', '.join(METHODS)}")
+    _check_known("--for", method, METHODS)
     listed = read_prompts(prompts)
     with claim(dest):
         whole = write_inputs(listed, method, dest)
@@ -189,7 +253,12 @@ def export(prompts: Path, dest: Path, method: str) -> None:
             f"{len(whole)} pictures are opaque everywhere, so all of each counts as the individual; cut it out, as in"
         )
         click.echo(f"{prompts}: {what} a PNG with alpha: {shortlist(dict.fromkeys(whole))}", err=True)
-    click.echo(dest)
+
+
+def _check_known(option: str, name: str, known: Iterable[str]) -> None:
+    known = list(known)
+    if name not in known:
+        raise InputError(f"{option} {name}: unknown{nearest(name, known) or '; known are ' + ', '.join(known)}")
 
 
 def _tell(problems: Iterable[Problem], err: bool = False) -> None:

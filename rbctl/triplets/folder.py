@@ -34,6 +34,7 @@ from rbctl.triplets.problem import NOWHERE, Reporter, Sink, refuse
 from rbctl.triplets.triplet import Triplet, TripletObject, data_hash
 
 METADATA = "metadata.jsonl"
+EXPORTED = "triplets.jsonl"  # of the same form; `rbctl data export` writes it beside a trainer's own files
 CARD = "README.md"
 _PICTURES = {"image_prompts_file_names": "image", "masks_file_names": "mask"}  # column of datasets: field of an object
 
@@ -228,21 +229,40 @@ def write_card(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _row(folder: Path, stem: str, triplet: Triplet) -> dict[str, Any]:
+    return as_row(
+        triplet,
+        _copy(triplet.target, folder, stem),
+        [_copy(entry.image, folder, f"images/{stem}-{k}") for k, entry in enumerate(triplet.objects)],
+        [
+            _copy(entry.mask, folder, f"masks/{stem}-{k}") if entry.mask else None
+            for k, entry in enumerate(triplet.objects)
+        ],
+    )
+
+
+def as_row(triplet: Triplet, target: str, images: Sequence[str], masks: Sequence[str | None]) -> dict[str, Any]:
+    """A line of metadata.jsonl.
+
+    Args:
+        target: path of the target picture, relative to the folder.
+        images: the same of each object's image prompt.
+        masks: the same of each object's mask; None where it has none.
+    """
     row = {
-        "file_name": _copy(triplet.target, folder, stem),
+        "file_name": target,
         "text": triplet.prompt,
         "predicate": triplet.predicate,
         "objects": [
             {
                 "name": entry.name,
                 "role": entry.role,
-                "image": _copy(entry.image, folder, f"images/{stem}-{k}"),
-                "mask": entry.mask and _copy(entry.mask, folder, f"masks/{stem}-{k}"),
+                "image": image,
+                "mask": mask,
                 "box": list(entry.box),
                 "target_keypoints": _plain(entry.target_keypoints),
                 "image_keypoints": _plain(entry.image_keypoints),
             }
-            for k, entry in enumerate(triplet.objects)
+            for entry, image, mask in zip(triplet.objects, images, masks, strict=True)
         ],
     }
     return with_pictures(row)

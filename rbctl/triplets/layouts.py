@@ -12,10 +12,16 @@ from rbctl.triplets.problem import Reporter, Sink, refuse
 from rbctl.triplets.triplet import Triplet
 
 
+def has_triplets(folder: Path) -> bool:
+    """Whether a folder has a layout that :func:`read` knows."""
+    official_too = (folder / official.PROMPTS).exists() and (folder / official.VIDEOS).is_dir()
+    return official_too or any((folder / table).exists() for table in (native.METADATA, native.EXPORTED))
+
+
 def read(
     folder: Path, sink: Sink = refuse, predicate: str = "", follow_outside: bool = False
 ) -> Iterator[tuple[Triplet, Reporter]]:
-    """Read a folder of either layout; see ``folder.read`` and ``official.read``.
+    """Read a folder of either layout, or an export for a trainer; see ``folder.read`` and ``official.read``.
 
     Raises:
         InputError: there is no such folder, or it has neither layout.
@@ -26,11 +32,13 @@ def read(
         raise InputError(f"{folder}: no such folder of triplets")
     if (folder / native.METADATA).exists():
         return native.read(folder, sink, predicate, follow_outside)
+    if (folder / native.EXPORTED).exists():
+        return native.read(folder, sink, predicate, follow_outside, native.EXPORTED)
     if (folder / official.PROMPTS).exists() and (folder / official.VIDEOS).is_dir():
         return official.read(folder, sink, predicate, follow_outside)
     raise InputError(
-        f"{folder}: holds no triplets; two layouts are known: {native.METADATA} with its pictures, "
-        f"and the official {official.PROMPTS} with {official.VIDEOS}/ and masks/"
+        f"{folder}: holds no triplets; two layouts are known: {native.METADATA} with its pictures "
+        f"({native.EXPORTED} in an export), and the official {official.PROMPTS} with {official.VIDEOS}/ and masks/"
     )
 
 

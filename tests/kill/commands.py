@@ -48,6 +48,8 @@ COMMANDS: Mapping[str, Command] = {
     "data-import": Command("data import ../inputs/official triplets", needs=("official",)),
     "data-fix": Command("data fix ../inputs/official triplets", needs=("official",)),
     "data-show": Command("data show ../inputs/official", needs=("official",)),
+    "data-export": Command("data export ../inputs/hug set --to ai-toolkit", needs=("hug",)),
+    "data-export-archive": Command("data export ../inputs/hug set --to civitai", needs=("hug",)),
     "data-schemas": Command("data schemas schemas"),
     "generate-drawn": Command("generate --relation hug -n 4 --size 64x64 --output set"),
     "generate-openai": Command("generate --relation hug -n 4 --engine openai --output set"),
