@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from browser import Browser
+from browser import Browser, field, tab, text
 from commands import call
 from PIL import Image
 from test_annotate_review import CHROMIUM, browser  # noqa: F401
@@ -406,24 +406,14 @@ def page(browser: None, served: tuple[Path, str], tmp_path: Path) -> Iterator[Br
     assert strange == []
 
 
-def text(selector: str) -> str:
-    """JavaScript for the words of an element; none before it is there."""
-    return f"(document.querySelector('{selector}')?.innerText ?? '')"
-
-
-def value(selector: str) -> str:
-    """JavaScript for what stands in the field inside of an element."""
-    return f"(document.querySelector('{selector} :is(textarea, input)')?.value ?? '')"
-
-
 @pytest.mark.slow
 def test_from_two_pictures_to_a_new_one(page: Browser, served: tuple[Path, str]) -> None:
     work = served[0]
     page.drop("#individuals", INDIVIDUALS)
     page.wait("document.querySelectorAll('#boxes .box').length === 2")
-    assert page.run(value("#names")) == "white cat, teal bear"
+    assert page.run(field("#names")) == "white cat, teal bear"
     page.write("#relation input", "ride", "Enter")
-    page.wait(f"{value('#prompt')} === 'A {{white cat}} is riding a {{teal bear}}.'")
+    page.wait(f"{field('#prompt')} === 'A {{white cat}} is riding a {{teal bear}}.'")
     before = page.place("#boxes .box")
     canvas = page.place("#boxes .boxes")
     left, top, right, bottom = page.place("#boxes .box")
@@ -440,7 +430,7 @@ def test_from_two_pictures_to_a_new_one(page: Browser, served: tuple[Path, str])
     page.wait(f"{text('#metadata')}.includes('A white cat is riding a teal bear.')")
     page.write("#prompt textarea", "Something else", "Tab")
     page.click("#use")
-    page.wait(f"{value('#prompt')} === 'A {{white cat}} is riding a {{teal bear}}.'")
+    page.wait(f"{field('#prompt')} === 'A {{white cat}} is riding a {{teal bear}}.'")
     # Cancel: of sixteen pictures some are not made.
     page.write("#count input[type=number]", "16", "Tab")
     page.click("#sample")
@@ -470,20 +460,19 @@ def test_a_relation_of_ones_own_is_trained_to_the_end(
         alone = [(f"-{entry['name'].replace(' ', '_')}", entry["image"]) for entry in row["objects"]]
         for name, source in [("", row["file_name"]), *alone]:
             pictures.append(Path(shutil.copy(small_hug / source, tmp_path / f"{stem}{name}.png")))
-    click = "[...document.querySelectorAll('button[role=tab]')].find(tab => tab.innerText.trim() === '{}').click()"
-    page.run(click.format("Relation"))
+    page.run(tab("Relation"))
     page.wait("document.querySelector('#own button')")
     page.run("document.querySelector('#own button').click()")
     page.wait("document.querySelector('#keep')?.offsetParent")
     page.click("#keep")
-    page.wait(f"{value('#learned')} === 'sit_back_to_back'")
+    page.wait(f"{field('#learned')} === 'sit_back_to_back'")
     page.run("document.querySelector('#source input[value=\"own pictures\"]').click()")
     page.drop("#own-pictures", pictures)
     page.wait(f"{text('#own-pictures')}.includes('{pictures[-1].stem}')")
     page.click("#make-set")
-    page.wait(f"{value('#log')}.includes('The set is in triplets/sit_back_to_back')")
+    page.wait(f"{field('#log')}.includes('The set is in triplets/sit_back_to_back')")
     page.click("#check")
-    page.wait(f"{value('#typed')}.startsWith('rbctl data check triplets/sit_back_to_back') && {value('#log')}")
+    page.wait(f"{field('#typed')}.startsWith('rbctl data check triplets/sit_back_to_back') && {field('#log')}")
     page.click("#review")
     page.wait("document.querySelector('#page-link a')")
     address = page.run("document.querySelector('#page-link a').href")
@@ -491,10 +480,10 @@ def test_a_relation_of_ones_own_is_trained_to_the_end(
     page.write("#train-steps input", "1", "Tab")
     page.write("#preview-every input", "1", "Tab")
     page.click("#train")
-    page.wait(f"{value('#log')}.includes('Trained.')")
-    assert "rbctl finetune --relation" in page.run(value("#typed"))
+    page.wait(f"{field('#log')}.includes('Trained.')")
+    assert "rbctl finetune --relation" in page.run(field("#typed"))
     page.wait("document.querySelector('#previews img')")
-    page.run(click.format("Picture"))
+    page.run(tab("Picture"))
     page.wait(f"{text('#loras')}.includes('runs/finetune/sit_back_to_back/sit_back_to_back.safetensors')")
     assert (work / "runs" / "finetune" / "sit_back_to_back" / "sit_back_to_back.safetensors").is_file()
 

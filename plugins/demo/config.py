@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rbctl.inline_pictures import CHOICE_HELP, Choice
 from rbctl.options import option
 
 
@@ -20,4 +21,5 @@ class DemoConfig:
     seed: int = option(0, "Seed of the triplets, the individuals and the pictures.", min=0, max=2**31)
     steps: int | None = option(None, "Steps of finetuning. [default: the bundle's]", min=1, max=1_000_000)
     sampling_steps: int | None = option(None, "Denoising steps of a picture. [default: the bundle's]", min=1, max=1000)
+    show: Choice = option("auto", CHOICE_HELP)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rbctl.defaults import GUIDANCE_SCALE, NEGATIVE_PROMPT, STEPS
+from rbctl.inline_pictures import CHOICE_HELP, Choice
 from rbctl.options import option
 from rbctl.schedulers import SCHEDULERS, SCHEDULES, check_scheduler
 from rbctl.shortcuts import NO_SHORTCUTS, QUALITY, Quality, Shortcuts
@@ -133,6 +134,8 @@ class SampleConfig:
         max=1000,
         of_bundle=True,
     )
+
+    show: Choice = option("auto", CHOICE_HELP, group="Run")
 
     batch_size: int = option(
         1,

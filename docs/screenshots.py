@@ -1,0 +1,102 @@
+"""Takes the pictures of docs/ui.md: plays ``rbctl ui`` in headless Chromium, as ``python docs/screenshots.py``.
+
+It trains a relation of its own on the way: some ten minutes on two cores. Needs gradio and Chromium.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from rbctl.plugins.ui.config import UiConfig
+from rbctl.plugins.ui.run import serve
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests"))
+
+from browser import Browser, field, tab, text  # noqa: E402
+
+PICTURES = ROOT / "recipes" / "examples" / "pictures"
+INDIVIDUALS = [PICTURES / "white-cat.png", PICTURES / "teal-bear.png"]
+WIDTH = 1400  # pixels of the window
+
+
+def take(page: Browser, name: str, height: int) -> None:
+    """A picture of the page's upper part, in ``docs/pictures/NAME.jpg``."""
+    page.resize(WIDTH, height)
+    page.run("window.scrollTo(0, 0)")
+    time.sleep(2)  # curves and pictures fade in
+    with tempfile.TemporaryDirectory() as folder:
+        image = Image.open(page.picture(Path(folder) / "window.png"), formats=["PNG"]).convert("RGB")
+    image.thumbnail((1000, height))
+    image.save(ROOT / "docs" / "pictures" / f"{name}.jpg", quality=80, optimize=True)
+    print(name, flush=True)
+
+
+def relation(page: Browser) -> None:
+    page.run(tab("Relation"))
+    page.wait("document.querySelector('#own button')")
+    page.run("document.querySelector('#own button').click()")
+    page.wait("document.querySelector('#keep')?.offsetParent")
+    page.click("#keep")
+    page.wait(f"{field('#learned')} === 'sit_back_to_back'")
+    page.run("document.querySelector('#own button').click()")
+    page.write("#preview-every input", "20", "Tab")
+    page.click("#train")
+    page.wait(f"{field('#log')}.includes('Trained.')", seconds=3600)
+    take(page, "ui-relation", 1250)
+
+
+def picture(page: Browser) -> None:
+    page.run(tab("Picture"))
+    page.drop("#individuals", INDIVIDUALS)
+    page.wait("document.querySelectorAll('#boxes .box').length === 2")
+    page.write("#relation input", "sit_back_to_back", "Enter")
+    page.wait(f"{field('#prompt')}.includes('back')")
+    page.write("#count input[type=number]", "4", "Tab")
+    page.click("#sample")
+    page.wait(f"{text('#state')} === '4 of 4 made.'", seconds=1200)
+    take(page, "ui-picture", 1040)
+
+
+def compare(page: Browser) -> None:
+    page.run(tab("Compare"))
+    page.wait("document.querySelector('#compare')?.offsetParent")
+    page.click("#compare")
+    page.wait(f"{text('#compared')}.includes('the sheet is')", seconds=1200)
+    take(page, "ui-compare", 1040)
+
+
+def score(page: Browser) -> None:
+    page.run(tab("Score"))
+    page.wait("document.querySelector('#score')?.offsetParent")
+    page.write("#scored input", "runs/sample/ui", "Enter")
+    page.click("#score")
+    page.wait("document.querySelector('#report iframe')", seconds=1200)
+    take(page, "ui-score", 1250)
+
+
+def main() -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        raise SystemExit("docs/screenshots.py needs Chromium; install the package chromium")
+    with tempfile.TemporaryDirectory() as folder:
+        blocks, address = serve(UiConfig(work=Path(folder) / "work", port=7861, open=False))
+        page = Browser(chromium, Path(folder) / "profile")
+        try:
+            page.open(address)
+            page.wait("document.querySelector('#individuals input[type=file]')")
+            for play in (relation, picture, compare, score):
+                play(page)
+        finally:
+            page.close()
+            blocks.close(verbose=False)
+
+
+if __name__ == "__main__":
+    main()
