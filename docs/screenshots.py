@@ -46,6 +46,7 @@ def relation(page: Browser) -> None:
     page.click("#keep")
     page.wait(f"{field('#learned')} === 'sit_back_to_back'")
     page.run("document.querySelector('#own button').click()")
+    page.write("#train-steps input", "60", "Tab")
     page.write("#preview-every input", "20", "Tab")
     page.click("#train")
     page.wait(f"{field('#log')}.includes('Trained.')", seconds=3600)

@@ -140,6 +140,10 @@ class Browser:
         """Type into a field, in place of what is there, and press keys."""
         self.run(f"(e => {{ e.focus(); e.select(); }})(document.querySelector({selector!r}))")
         self.call("Input.insertText", text=text)
+        self.press(*keys)
+
+    def press(self, *keys: str) -> None:
+        """Press Enter or Tab where the focus is."""
         for key in keys:
             code = {"Enter": 13, "Tab": 9}[key]
             for kind in ("keyDown", "keyUp"):
