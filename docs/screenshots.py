@@ -1,6 +1,6 @@
-"""Takes the pictures of docs/ui.md: plays ``rbctl ui`` in headless Chromium, as ``python docs/screenshots.py``.
+"""Takes the pictures of docs/ui.md: ``python docs/screenshots.py [--work FOLDER] [NAME ...]`` plays the page.
 
-It trains a relation of its own on the way: some ten minutes on two cores. Needs gradio and Chromium.
+The first play trains the LoRA that the others sample with, some ten minutes on two idle cores. FOLDER keeps it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import click
 from PIL import Image
 
 from rbctl.plugins.ui.config import UiConfig
@@ -82,18 +83,25 @@ def score(page: Browser) -> None:
     take(page, "ui-score", 1250)
 
 
-def main() -> None:
+PLAYS = {"ui-relation": relation, "ui-picture": picture, "ui-compare": compare, "ui-score": score}
+
+
+@click.command()
+@click.option("--work", type=click.Path(path_type=Path), help="Work folder of the page. [default: a temporary one]")
+@click.argument("names", type=click.Choice(list(PLAYS)), nargs=-1)
+def main(work: Path | None, names: tuple[str, ...]) -> None:
+    """Take the pictures NAMES, all by default. Needs gradio and Chromium."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        raise SystemExit("docs/screenshots.py needs Chromium; install the package chromium")
+        raise click.ClickException("docs/screenshots.py needs Chromium; install the package chromium")
     with tempfile.TemporaryDirectory() as folder:
-        blocks, address = serve(UiConfig(work=Path(folder) / "work", port=7861, open=False))
+        blocks, address = serve(UiConfig(work=work or Path(folder) / "work", port=7861, open=False))
         page = Browser(chromium, Path(folder) / "profile")
         try:
             page.open(address)
             page.wait("document.querySelector('#individuals input[type=file]')")
-            for play in (relation, picture, compare, score):
-                play(page)
+            for name in names or PLAYS:
+                PLAYS[name](page)
         finally:
             page.close()
             blocks.close(verbose=False)

@@ -438,6 +438,7 @@ def test_from_two_pictures_to_a_new_one(page: Browser, served: tuple[Path, str])
     page.click("#cancel")
     page.wait(f"{text('#state')}.startsWith('Cancelled')")
     assert len(read_jsonl(work / "runs" / "sample" / "ui" / "metadata.jsonl")) < 16
+    page.wait("!document.querySelector('#sample').disabled")
 
 
 @pytest.mark.slow
@@ -486,6 +487,148 @@ def test_a_relation_of_ones_own_is_trained_to_the_end(
     page.run(tab("Picture"))
     page.wait(f"{text('#loras')}.includes('runs/finetune/sit_back_to_back/sit_back_to_back.safetensors')")
     assert (work / "runs" / "finetune" / "sit_back_to_back" / "sit_back_to_back.safetensors").is_file()
+
+
+@pytest.fixture
+def own_lora(served: tuple[Path, str]) -> str:
+    """A LoRA of chance in the work folder, by its name there; the relation hug finds it."""
+    import torch
+
+    from rbctl import lora
+    from rbctl.bundle.load import load
+
+    unet = load("mini", torch.device("cpu"), torch.float32, encoders=False).unet
+    lora.add(unet, rank=4, alpha=4, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    tensors = {name: 0.05 * torch.randn(value.shape, generator=generator) for name, value in lora.state(unet).items()}
+    lora.save(served[0] / "loras" / "hug.safetensors", tensors, {"rbctl.relation": "hug"}, 4.0)
+    return "loras/hug.safetensors"
+
+
+def lora_row(page: Browser, name: str) -> int:
+    """The row of a LoRA in the table, once it is there."""
+    cells = "[...document.querySelectorAll(`#loras [data-testid^=cell-][data-col='0']`)]"
+    page.wait(f"{cells}.some(cell => cell.innerText.trim() === '{name}')")
+    return int(page.run(f"{cells}.find(cell => cell.innerText.trim() === '{name}').dataset.row"))
+
+
+def weight(row: int) -> str:
+    """JavaScript for the weight in a row of the table."""
+    return f"document.querySelector(`#loras [data-testid=cell-{row}-1]`).innerText.replace(/[^0-9.]/g, '')"
+
+
+def last_row(work: Path) -> dict[str, Any]:
+    return read_jsonl(work / "runs" / "sample" / "ui" / "metadata.jsonl")[-1]
+
+
+@pytest.mark.slow
+def test_three_individuals_with_the_weight_of_a_lora_and_all_of_it_taken_back(
+    page: Browser, served: tuple[Path, str], own_lora: str
+) -> None:
+    page.run(tab("Score"))
+    page.run(tab("Picture"))  # LoRAs are listed as they are by now
+    row = lora_row(page, own_lora)
+    page.drop("#individuals", [*INDIVIDUALS, EXAMPLES / "brown-elephant.png"])
+    page.wait("document.querySelectorAll('#boxes .box').length === 3")
+    page.write("#relation input", "are dancing around", "Enter")
+    prompt = "A {white cat} are dancing around a {teal bear} and a {brown elephant}."
+    page.wait(f"{field('#prompt')} === '{prompt}'")
+    cell = f"#loras [data-testid='cell-{row}-1']"
+    selected = f"document.querySelector(`{cell}`).ariaSelected === 'true'"
+    while not page.run(selected):  # while the page settles, the first click only scrolls
+        page.click(cell)
+        page.wait("new Promise(done => setTimeout(() => done(true), 300))")
+    page.press("Enter")
+    page.wait(f"document.querySelector(`{cell} textarea`)")
+    page.write(f"{cell} textarea", "0.5", "Enter")
+    page.wait(f"{weight(row)} === '0.5'")
+    page.run("document.querySelector('#quality input[value=draft]').click()")
+    page.click("#sample")
+    page.wait(f"{text('#state')} === '1 of 1 made.'")
+    record = last_row(served[0])
+    assert [entry["name"] for entry in record["objects"]] == ["white cat", "teal bear", "brown elephant"]
+    assert record["loras"] == {own_lora: 0.5}
+    page.wait(f"{text('#metadata')}.includes('brown elephant')")
+    page.open(served[1])  # a new page knows nothing of it
+    page.wait("document.querySelector('#gallery img')")
+    page.click("#gallery img")
+    page.wait(f"{text('#metadata')}.includes('brown elephant')")
+    page.click("#use")
+    page.wait(f"{field('#prompt')} === '{prompt}'")
+    page.wait("document.querySelectorAll('#boxes .box').length === 3")
+    page.wait(f"{weight(row)} === '0.5'")
+    assert page.run(field("#names")) == "white cat, teal bear, brown elephant"
+
+
+@pytest.mark.slow
+def test_a_grid_of_lora_weights_and_seeds_and_the_report_on_its_pictures(
+    page: Browser, served: tuple[Path, str], own_lora: str
+) -> None:
+    work = served[0]
+    page.run(tab("Score"))
+    page.run(tab("Picture"))
+    row = lora_row(page, own_lora)
+    page.drop("#individuals", INDIVIDUALS)
+    page.wait("document.querySelectorAll('#boxes .box').length === 2")
+    page.write("#relation input", "hug", "Enter")
+    page.wait(f"{weight(row)} === '1'")  # a chosen relation switches its own LoRA on
+    page.run("document.querySelector('#quality input[value=draft]').click()")
+    page.run(tab("Compare"))
+    page.wait("document.querySelector('#compare')?.offsetParent")
+    page.write("#columns :is(input, textarea)", "0, many", "Tab")
+    page.click("#compare")
+    page.wait("document.body.innerText.includes(\"LoRA weight: 'many' is no number\")")
+    page.write("#columns :is(input, textarea)", "0, 1", "Tab")
+    page.write("#rows :is(input, textarea)", "7, 8", "Tab")
+    page.click("#compare")
+    page.wait(f"{text('#compared')}.startsWith('4 made; the sheet is runs/ui/sheets/')")
+    page.wait("document.querySelector('#sheet img')")
+    rows = read_jsonl(work / "runs" / "sample" / "ui" / "metadata.jsonl")[-4:]
+    assert [(row["loras"][own_lora], row["seed"]) for row in rows] == [(0, 7), (1, 7), (0, 8), (1, 8)]
+    assert len({str(row["objects"]) for row in rows}) == 1  # the same boxes
+    (sheet,) = (work / "runs" / "ui" / "sheets").glob("*.png")
+    with Image.open(sheet, formats=["PNG"]) as image:
+        assert image.width >= 2 * 128
+        assert image.height >= 2 * 128
+    page.run(tab("Score"))
+    page.wait("document.querySelector('#score')?.offsetParent")
+    page.write("#scored input", "runs/sample/ui", "Enter")
+    page.click("#score")
+    page.wait("document.querySelector('#report iframe')")
+    assert page.run(field("#score-typed")).startswith("rbctl eval runs/sample/ui --bundle mini")
+    address = page.run("document.querySelector('#report iframe').src")
+    assert "<table" in page.run(f"fetch({address!r}).then(answer => answer.text())")
+
+
+@pytest.mark.slow
+def test_two_pages_take_turns_and_a_reload_loses_nothing(
+    page: Browser, served: tuple[Path, str], tmp_path: Path
+) -> None:
+    def prepare(one: Browser, count: int) -> None:
+        one.wait("document.querySelector('#individuals input[type=file]')")
+        one.drop("#individuals", INDIVIDUALS)
+        one.wait("document.querySelectorAll('#boxes .box').length === 2")
+        one.run("document.querySelector('#quality input[value=draft]').click()")
+        one.write("#count input[type=number]", str(count), "Tab")
+        one.click("#sample")
+
+    assert CHROMIUM is not None
+    other = Browser(CHROMIUM, tmp_path / "other")
+    try:
+        other.open(served[1])
+        prepare(page, 8)
+        page.wait(f"{text('#state')}.startsWith('Picture 1 of 8')")
+        prepare(other, 1)
+        other.wait(f"{text('#state')} === 'Waiting for its turn ...'")
+        assert other.run("document.querySelector('#sample').disabled")
+        other.click("#cancel")
+        page.open(served[1])  # reloaded in the middle
+        other.wait(f"{text('#state')} === 'Cancelled; 0 of 1 made.'")
+        other.wait("!document.querySelector('#sample').disabled")
+        prepare(page, 1)
+        page.wait(f"{text('#state')} === '1 of 1 made.'")
+    finally:
+        other.close()
 
 
 # --- strangers

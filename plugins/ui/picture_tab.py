@@ -12,6 +12,7 @@ import gradio as gr
 
 from rbctl import formats
 from rbctl.errors import InputError
+from rbctl.files import read_image
 from rbctl.images import SUFFIXES
 from rbctl.plugins.ui.answers import on, on_device, whole
 from rbctl.plugins.ui.canvas import box_canvas, read_boxes, shown
@@ -186,7 +187,7 @@ def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:
             if isinstance(event, Made):
                 made += 1
                 record, name = settings_of(event.path)[1], event.path.name
-                yield f"{made} of {number} made.", gr.skip(), workspace.newest(), record, name
+                yield f"{made} of {number} made.", read_image(event.path), workspace.newest(), record, name
             else:
                 words = f"Picture {event.number + 1} of {number}: {event.share:.0%}"
                 picture = gr.skip() if event.preview is None else event.preview

@@ -161,7 +161,7 @@ def relation_tab(workspace: Workspace, stages: Stages, bundle: str, tab: gr.Tab)
                 curve(workspace.root), x="step", y="loss", title="Loss", height=240, elem_id="curve", buttons=[]
             )
             gallery = gr.Gallery(
-                label="Pictures", format="png", columns=1, height=420, object_fit="contain", elem_id="previews"
+                label="Pictures", format="png", columns=3, height=420, object_fit="contain", elem_id="previews"
             )
     of_set = [relation, name, source, number, files, budget, model, oracle, *models]
 
