@@ -181,7 +181,7 @@ def test_a_page_is_shown_if_a_stage_has_just_written_it(workspace: Workspace) ->
     assert workspace.shown_file("triplets/hug/review.html") == page
     assert workspace.shown_file("triplets/hug/0.png") == picture
     page.write_text("<script>another one</script>")
-    with pytest.raises(InputError, match="none that the page shows"):
+    with pytest.raises(InputError, match="not shown by the page"):
         workspace.shown_file("triplets/hug/review.html")
 
 

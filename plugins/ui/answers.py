@@ -14,7 +14,7 @@ import gradio as gr
 
 from rbctl.errors import InputError, abridged
 
-_BUG = "this did not work, and not by your fault; the terminal of rbctl ui tells more"
+_BUG = "this failed because of a bug; the terminal of rbctl ui shows the details"
 
 DEVICE = "device"  # what samples or trains waits for its turn
 

@@ -91,7 +91,7 @@ def compare_tab(workspace: Workspace, sampler: Sampler, chosen: Chosen) -> None:
         first = read_chosen(workspace, values)
         across, down = read_values(columns, x), read_values(rows, y)
         if x == y:
-            raise InputError("axes: columns and rows vary the same; choose another one for the rows")
+            raise InputError("axes: columns and rows vary the same setting; choose another one for the rows")
         if len(across) * len(down) > MOST_CELLS:
             raise InputError(f"axes: {len(across)} x {len(down)} pictures; {MOST_CELLS} are the most")
         return [(f"{x} {a}, {y} {b}", varied(varied(first, x, a), y, b)) for b in down for a in across]
