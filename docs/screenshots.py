@@ -71,7 +71,7 @@ def compare(page: Browser) -> None:
     page.wait("document.querySelector('#compare')?.offsetParent")
     page.click("#compare")
     page.wait(f"{text('#compared')}.includes('the sheet is')", seconds=1200)
-    take(page, "ui-compare", 1040)
+    take(page, "ui-compare", 800)
 
 
 def score(page: Browser) -> None:

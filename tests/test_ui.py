@@ -610,15 +610,16 @@ def test_two_pages_take_turns_and_a_reload_loses_nothing(
         one.wait("document.querySelectorAll('#boxes .box').length === 2")
         one.run("document.querySelector('#quality input[value=draft]').click()")
         one.write("#count input[type=number]", str(count), "Tab")
-        one.click("#sample")
 
     assert CHROMIUM is not None
     other = Browser(CHROMIUM, tmp_path / "other")
     try:
         other.open(served[1])
-        prepare(page, 8)
-        page.wait(f"{text('#state')}.startsWith('Picture 1 of 8')")
         prepare(other, 1)
+        prepare(page, 16)
+        page.click("#sample")
+        page.wait(f"{text('#state')}.startsWith('Picture 1 of 16')")
+        other.click("#sample")
         other.wait(f"{text('#state')} === 'Waiting for its turn ...'")
         assert other.run("document.querySelector('#sample').disabled")
         other.click("#cancel")
@@ -626,6 +627,7 @@ def test_two_pages_take_turns_and_a_reload_loses_nothing(
         other.wait(f"{text('#state')} === 'Cancelled; 0 of 1 made.'")
         other.wait("!document.querySelector('#sample').disabled")
         prepare(page, 1)
+        page.click("#sample")
         page.wait(f"{text('#state')} === '1 of 1 made.'")
     finally:
         other.close()
