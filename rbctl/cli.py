@@ -224,7 +224,10 @@ def doctor(rehearse: bool, folder: Path, keep: bool, device: str, cards: tuple[f
         from rbctl.bundle.random_weights import full_size
 
         plans = memory_plan.plans(full_size(), cards)
-        click.echo(json.dumps([vars(plan) for plan in plans], indent=2) if as_json else memory_plan.table(plans))
+        if as_json:
+            click.echo(json.dumps([vars(plan) for plan in plans], indent=2))
+        else:
+            memory_plan.print_plans(plans)
         return
 
     if rehearse:
@@ -238,7 +241,10 @@ def doctor(rehearse: bool, folder: Path, keep: bool, device: str, cards: tuple[f
         content = rehearsal.rehearse(full_size(), 256, folder, device, keep, show)
         click.echo(json.dumps(content, indent=2) if as_json else rehearsal.summary(content))
         return
-    from rbctl.doctor import examine, table
+    from rbctl.doctor import examine, print_report
 
     report = examine(stages())
-    click.echo(json.dumps(report, indent=2) if as_json else table(report))
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        print_report(report)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from rbctl.errors import InputError
+from rbctl.progress import print_table
 from rbctl.runs import versions
 
 if TYPE_CHECKING:
@@ -86,11 +89,8 @@ def _stages(stages: dict[str, list[EntryPoint]]) -> list[dict[str, Any]]:
     return rows
 
 
-def table(report: dict[str, list[dict[str, str]]]) -> str:
-    """The report as aligned text."""
-    width = max(len(row["name"]) for rows in report.values() for row in rows)
-    lines = []
+def print_report(report: dict[str, list[dict[str, str]]]) -> None:
+    """The report on stdout: a table for each topic."""
     for topic, rows in report.items():
-        lines.append(topic)
-        lines += [f"  {row['name']:<{width}}  {row['state']}" for row in rows] or ["  none"]
-    return "\n".join(lines)
+        click.echo(topic)
+        print_table([], [[f"  {row['name']}", row["state"]] for row in rows] or [["  none"]])

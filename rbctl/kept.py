@@ -115,7 +115,7 @@ def compare_files(folder: Path, files: object) -> None:
         InputError: one is missing or was changed since, or nothing is told of any.
     """
     if not isinstance(files, dict) or not files:
-        raise InputError(f"{folder}: does not tell the hashes of its files")
+        raise InputError(f"{folder}: does not record the hashes of its files")
     for name, digest in files.items():
         if not os.path.isfile(folder / name):  # Path.is_file fails where the name is too long
             raise InputError(f"{folder}: has no file {abridged(name)}")
@@ -130,7 +130,7 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
 
 def _compare(path: Path, named: object, made_from: Facts) -> None:
     if named is None:
-        raise InputError(f"{path}: does not tell what it was made from")
+        raise InputError(f"{path}: does not say what it was made from")
     if named != content_hash(made_from):
         raise InputError(f"{path}: was made from other data or options")
 

@@ -246,7 +246,7 @@ def _from_checkpoint(
         alpha = float(metadata["ss_network_alpha"])
     except (KeyError, ValueError):
         mend = f"the run's LoRA is in {path.parent.parent}"
-        raise InputError(f"{path}: a checkpoint that does not tell its alpha; {mend}") from None
+        raise InputError(f"{path}: a checkpoint without its alpha; {mend}") from None
     return lora_names.to_kohya(plain, alpha, sdxl_blocks=False)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import click
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,6 +22,7 @@ from rbctl import attention, denoising, lora
 from rbctl.bundle.random_weights import Architecture, count_weights
 from rbctl.bundle.vae import vae_class
 from rbctl.conditioning import DUMMY_TOKENS, Conditioning, ImageBranch, latent_grids
+from rbctl.progress import print_table
 
 RESOLUTION = 1024
 _RESERVED = 1.0e9  # bytes: CUDA itself, its libraries' workspaces, and what the allocator cannot use
@@ -276,11 +278,11 @@ def _finetuning(memory: Memory) -> list[tuple[str, float]]:
     return settings
 
 
-def table(plans: Sequence[Plan]) -> str:
-    """The plans as aligned text."""
-    lines = [f"SDXL at {RESOLUTION} pixels with two individuals in bf16, estimated from the shapes"]
-    lines.append(f"{'GPU':>6}  {'command':<8}  {'needs':>7}  flags")
-    for row in plans:
-        flags = "does not fit" if row.flags is None else row.flags or "none"
-        lines.append(f"{row.card:>3g} GB  {row.command:<8}  {row.needed / 1e9:>4.1f} GB  {flags}")
-    return "\n".join(lines)
+def print_plans(plans: Sequence[Plan]) -> None:
+    """The plans on stdout, as a table."""
+    click.echo(f"SDXL at {RESOLUTION} pixels with two individuals in bf16, estimated from the shapes")
+    rows = []
+    for plan in plans:
+        flags = "does not fit" if plan.flags is None else plan.flags or "none"
+        rows.append([f"{plan.card:g} GB", plan.command, f"{plan.needed / 1e9:.1f} GB", flags])
+    print_table(["GPU", "command", "needs", "flags"], rows)

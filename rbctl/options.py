@@ -167,7 +167,7 @@ class StageCommand(click.Command):
             if before is None:
                 kept.append(argument)
             elif (value if equals else next(waiting, "")) != before.harmless:
-                raise InputError(f"{flag}: is no option any more; {before.instead}")
+                raise InputError(f"{flag}: is no longer an option; {before.instead}")
         return super().parse_args(ctx, kept)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -304,7 +304,7 @@ def _checked(ctx: click.Context, path: Path, recipe: Mapping[str, Any]) -> dict[
     former = former_options(getattr(ctx.command.callback, "config_type", None))
     for key, value in recipe.items():
         if key in former:
-            raise InputError(f"{path}: {key} is no option any more; {former[key].instead}")
+            raise InputError(f"{path}: {key} is no longer an option; {former[key].instead}")
         if key not in fields:
             raise InputError(f"{path}: no option {abridged(key)}{nearest(str(key), fields)}")
         try:

@@ -238,5 +238,5 @@ def _first_host(environment: Mapping[str, str]) -> str:
     try:
         shown = subprocess.run(["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise InputError(f"MASTER_ADDR is not set, and scontrol does not tell it ({reason(error)})") from error
+        raise InputError(f"MASTER_ADDR is not set, and scontrol does not give it ({reason(error)})") from error
     return shown.stdout.split()[0]

@@ -20,6 +20,21 @@ FLAGS = (
 )
 
 
+def text(selector: str) -> str:
+    """JavaScript for the words of an element; none before it is there."""
+    return f"(document.querySelector('{selector}')?.innerText ?? '')"
+
+
+def field(selector: str) -> str:
+    """JavaScript for what stands in the field inside of an element."""
+    return f"(document.querySelector('{selector} :is(textarea, input)')?.value ?? '')"
+
+
+def tab(name: str) -> str:
+    """JavaScript that opens a tab of the page."""
+    return f"[...document.querySelectorAll('button[role=tab]')].find(tab => tab.innerText.trim() === '{name}').click()"
+
+
 class Browser:
     """Chromium with one page.
 
@@ -125,10 +140,19 @@ class Browser:
         """Type into a field, in place of what is there, and press keys."""
         self.run(f"(e => {{ e.focus(); e.select(); }})(document.querySelector({selector!r}))")
         self.call("Input.insertText", text=text)
+        self.press(*keys)
+
+    def press(self, *keys: str) -> None:
+        """Press Enter or Tab where the focus is."""
         for key in keys:
             code = {"Enter": 13, "Tab": 9}[key]
             for kind in ("keyDown", "keyUp"):
                 self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def resize(self, width: int, height: int) -> None:
+        """Make the window so many pixels large."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
 
     def picture(self, path: Path) -> Path:
         """Take a picture of the window."""

@@ -269,7 +269,7 @@ def test_what_took_the_place_of_gradient_accumulation_is_told(road: Road, tmp_pa
     assert "Error: 'nowhere': no such relation" in road.said()
     (tmp_path / "old.yaml").write_text("finetune: {batch_size: 1, gradient_accumulation: 8}\n")
     assert run(["finetune", "--recipe", tmp_path / "old.yaml"], road.log) == 2
-    assert f"old.yaml: gradient_accumulation is no option any more; {place}" in road.said()
+    assert f"old.yaml: gradient_accumulation is no longer an option; {place}" in road.said()
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "step-000002.safetensors").touch()

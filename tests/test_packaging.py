@@ -19,16 +19,21 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("rbctl", "kernels", "plugins", "recipes")
 
 
+def copy_context(folder: Path) -> None:
+    """Copy what a container is built from, by .dockerignore."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ignore = shutil.ignore_patterns("__pycache__")
+    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
+        if line.startswith("!"):
+            source, dest = ROOT / line[1:], folder / line[1:]
+            shutil.copytree(source, dest, ignore=ignore) if source.is_dir() else shutil.copy(source, dest)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, so that no build folder appears in the checkout; it has what a container is built from."""
     copy, out = tmp_path_factory.mktemp("checkout") / "rbctl", tmp_path_factory.mktemp("wheel")
-    copy.mkdir()
-    ignore = shutil.ignore_patterns("__pycache__")
-    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
-        if line.startswith("!"):
-            source, dest = ROOT / line[1:], copy / line[1:]
-            shutil.copytree(source, dest, ignore=ignore) if source.is_dir() else shutil.copy(source, dest)
+    copy_context(copy)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     done = subprocess.run([*command, "-w", str(out), str(copy)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

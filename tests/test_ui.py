@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from browser import Browser
+from browser import Browser, field, tab, text
 from commands import call
 from PIL import Image
 from test_annotate_review import CHROMIUM, browser  # noqa: F401
@@ -181,7 +181,7 @@ def test_a_page_is_shown_if_a_stage_has_just_written_it(workspace: Workspace) ->
     assert workspace.shown_file("triplets/hug/review.html") == page
     assert workspace.shown_file("triplets/hug/0.png") == picture
     page.write_text("<script>another one</script>")
-    with pytest.raises(InputError, match="none that the page shows"):
+    with pytest.raises(InputError, match="not shown by the page"):
         workspace.shown_file("triplets/hug/review.html")
 
 
@@ -406,24 +406,14 @@ def page(browser: None, served: tuple[Path, str], tmp_path: Path) -> Iterator[Br
     assert strange == []
 
 
-def text(selector: str) -> str:
-    """JavaScript for the words of an element; none before it is there."""
-    return f"(document.querySelector('{selector}')?.innerText ?? '')"
-
-
-def value(selector: str) -> str:
-    """JavaScript for what stands in the field inside of an element."""
-    return f"(document.querySelector('{selector} :is(textarea, input)')?.value ?? '')"
-
-
 @pytest.mark.slow
 def test_from_two_pictures_to_a_new_one(page: Browser, served: tuple[Path, str]) -> None:
     work = served[0]
     page.drop("#individuals", INDIVIDUALS)
     page.wait("document.querySelectorAll('#boxes .box').length === 2")
-    assert page.run(value("#names")) == "white cat, teal bear"
+    assert page.run(field("#names")) == "white cat, teal bear"
     page.write("#relation input", "ride", "Enter")
-    page.wait(f"{value('#prompt')} === 'A {{white cat}} is riding a {{teal bear}}.'")
+    page.wait(f"{field('#prompt')} === 'A {{white cat}} is riding a {{teal bear}}.'")
     before = page.place("#boxes .box")
     canvas = page.place("#boxes .boxes")
     left, top, right, bottom = page.place("#boxes .box")
@@ -440,7 +430,7 @@ def test_from_two_pictures_to_a_new_one(page: Browser, served: tuple[Path, str])
     page.wait(f"{text('#metadata')}.includes('A white cat is riding a teal bear.')")
     page.write("#prompt textarea", "Something else", "Tab")
     page.click("#use")
-    page.wait(f"{value('#prompt')} === 'A {{white cat}} is riding a {{teal bear}}.'")
+    page.wait(f"{field('#prompt')} === 'A {{white cat}} is riding a {{teal bear}}.'")
     # Cancel: of sixteen pictures some are not made.
     page.write("#count input[type=number]", "16", "Tab")
     page.click("#sample")
@@ -448,6 +438,7 @@ def test_from_two_pictures_to_a_new_one(page: Browser, served: tuple[Path, str])
     page.click("#cancel")
     page.wait(f"{text('#state')}.startsWith('Cancelled')")
     assert len(read_jsonl(work / "runs" / "sample" / "ui" / "metadata.jsonl")) < 16
+    page.wait("!document.querySelector('#sample').disabled")
 
 
 @pytest.mark.slow
@@ -470,20 +461,19 @@ def test_a_relation_of_ones_own_is_trained_to_the_end(
         alone = [(f"-{entry['name'].replace(' ', '_')}", entry["image"]) for entry in row["objects"]]
         for name, source in [("", row["file_name"]), *alone]:
             pictures.append(Path(shutil.copy(small_hug / source, tmp_path / f"{stem}{name}.png")))
-    click = "[...document.querySelectorAll('button[role=tab]')].find(tab => tab.innerText.trim() === '{}').click()"
-    page.run(click.format("Relation"))
+    page.run(tab("Relation"))
     page.wait("document.querySelector('#own button')")
     page.run("document.querySelector('#own button').click()")
     page.wait("document.querySelector('#keep')?.offsetParent")
     page.click("#keep")
-    page.wait(f"{value('#learned')} === 'sit_back_to_back'")
+    page.wait(f"{field('#learned')} === 'sit_back_to_back'")
     page.run("document.querySelector('#source input[value=\"own pictures\"]').click()")
     page.drop("#own-pictures", pictures)
     page.wait(f"{text('#own-pictures')}.includes('{pictures[-1].stem}')")
     page.click("#make-set")
-    page.wait(f"{value('#log')}.includes('The set is in triplets/sit_back_to_back')")
+    page.wait(f"{field('#log')}.includes('The set is in triplets/sit_back_to_back')")
     page.click("#check")
-    page.wait(f"{value('#typed')}.startsWith('rbctl data check triplets/sit_back_to_back') && {value('#log')}")
+    page.wait(f"{field('#typed')}.startsWith('rbctl data check triplets/sit_back_to_back') && {field('#log')}")
     page.click("#review")
     page.wait("document.querySelector('#page-link a')")
     address = page.run("document.querySelector('#page-link a').href")
@@ -491,12 +481,156 @@ def test_a_relation_of_ones_own_is_trained_to_the_end(
     page.write("#train-steps input", "1", "Tab")
     page.write("#preview-every input", "1", "Tab")
     page.click("#train")
-    page.wait(f"{value('#log')}.includes('Trained.')")
-    assert "rbctl finetune --relation" in page.run(value("#typed"))
+    page.wait(f"{field('#log')}.includes('Trained.')")
+    assert "rbctl finetune --relation" in page.run(field("#typed"))
     page.wait("document.querySelector('#previews img')")
-    page.run(click.format("Picture"))
+    page.run(tab("Picture"))
     page.wait(f"{text('#loras')}.includes('runs/finetune/sit_back_to_back/sit_back_to_back.safetensors')")
     assert (work / "runs" / "finetune" / "sit_back_to_back" / "sit_back_to_back.safetensors").is_file()
+
+
+@pytest.fixture
+def own_lora(served: tuple[Path, str]) -> str:
+    """A LoRA of chance in the work folder, by its name there; the relation hug finds it."""
+    import torch
+
+    from rbctl import lora
+    from rbctl.bundle.load import load
+
+    unet = load("mini", torch.device("cpu"), torch.float32, encoders=False).unet
+    lora.add(unet, rank=4, alpha=4, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    tensors = {name: 0.05 * torch.randn(value.shape, generator=generator) for name, value in lora.state(unet).items()}
+    lora.save(served[0] / "loras" / "hug.safetensors", tensors, {"rbctl.relation": "hug"}, 4.0)
+    return "loras/hug.safetensors"
+
+
+def lora_row(page: Browser, name: str) -> int:
+    """The row of a LoRA in the table, once it is there."""
+    cells = "[...document.querySelectorAll(`#loras [data-testid^=cell-][data-col='0']`)]"
+    page.wait(f"{cells}.some(cell => cell.innerText.trim() === '{name}')")
+    return int(page.run(f"{cells}.find(cell => cell.innerText.trim() === '{name}').dataset.row"))
+
+
+def weight(row: int) -> str:
+    """JavaScript for the weight in a row of the table."""
+    return f"document.querySelector(`#loras [data-testid=cell-{row}-1]`).innerText.replace(/[^0-9.]/g, '')"
+
+
+def last_row(work: Path) -> dict[str, Any]:
+    return read_jsonl(work / "runs" / "sample" / "ui" / "metadata.jsonl")[-1]
+
+
+@pytest.mark.slow
+def test_three_individuals_with_the_weight_of_a_lora_and_all_of_it_taken_back(
+    page: Browser, served: tuple[Path, str], own_lora: str
+) -> None:
+    page.run(tab("Score"))
+    page.run(tab("Picture"))  # LoRAs are listed as they are by now
+    row = lora_row(page, own_lora)
+    page.drop("#individuals", [*INDIVIDUALS, EXAMPLES / "brown-elephant.png"])
+    page.wait("document.querySelectorAll('#boxes .box').length === 3")
+    page.write("#relation input", "are dancing around", "Enter")
+    prompt = "A {white cat} are dancing around a {teal bear} and a {brown elephant}."
+    page.wait(f"{field('#prompt')} === '{prompt}'")
+    cell = f"#loras [data-testid='cell-{row}-1']"
+    selected = f"document.querySelector(`{cell}`).ariaSelected === 'true'"
+    while not page.run(selected):  # while the page settles, the first click only scrolls
+        page.click(cell)
+        page.wait("new Promise(done => setTimeout(() => done(true), 300))")
+    page.press("Enter")
+    page.wait(f"document.querySelector(`{cell} textarea`)")
+    page.write(f"{cell} textarea", "0.5", "Enter")
+    page.wait(f"{weight(row)} === '0.5'")
+    page.run("document.querySelector('#quality input[value=draft]').click()")
+    page.click("#sample")
+    page.wait(f"{text('#state')} === '1 of 1 made.'")
+    record = last_row(served[0])
+    assert [entry["name"] for entry in record["objects"]] == ["white cat", "teal bear", "brown elephant"]
+    assert record["loras"] == {own_lora: 0.5}
+    page.wait(f"{text('#metadata')}.includes('brown elephant')")
+    page.open(served[1])  # a new page knows nothing of it
+    page.wait("document.querySelector('#gallery img')")
+    page.click("#gallery img")
+    page.wait(f"{text('#metadata')}.includes('brown elephant')")
+    page.click("#use")
+    page.wait(f"{field('#prompt')} === '{prompt}'")
+    page.wait("document.querySelectorAll('#boxes .box').length === 3")
+    page.wait(f"{weight(row)} === '0.5'")
+    assert page.run(field("#names")) == "white cat, teal bear, brown elephant"
+
+
+@pytest.mark.slow
+def test_a_grid_of_lora_weights_and_seeds_and_the_report_on_its_pictures(
+    page: Browser, served: tuple[Path, str], own_lora: str
+) -> None:
+    work = served[0]
+    page.run(tab("Score"))
+    page.run(tab("Picture"))
+    row = lora_row(page, own_lora)
+    page.drop("#individuals", INDIVIDUALS)
+    page.wait("document.querySelectorAll('#boxes .box').length === 2")
+    page.write("#relation input", "hug", "Enter")
+    page.wait(f"{weight(row)} === '1'")  # a chosen relation switches its own LoRA on
+    page.run("document.querySelector('#quality input[value=draft]').click()")
+    page.run(tab("Compare"))
+    page.wait("document.querySelector('#compare')?.offsetParent")
+    page.write("#columns :is(input, textarea)", "0, many", "Tab")
+    page.click("#compare")
+    page.wait("document.body.innerText.includes(\"LoRA weight: 'many' is no number\")")
+    page.write("#columns :is(input, textarea)", "0, 1", "Tab")
+    page.write("#rows :is(input, textarea)", "7, 8", "Tab")
+    page.click("#compare")
+    page.wait(f"{text('#compared')}.startsWith('4 made; the sheet is runs/ui/sheets/')")
+    page.wait("document.querySelector('#sheet img')")
+    rows = read_jsonl(work / "runs" / "sample" / "ui" / "metadata.jsonl")[-4:]
+    assert [(row["loras"][own_lora], row["seed"]) for row in rows] == [(0, 7), (1, 7), (0, 8), (1, 8)]
+    assert len({str(row["objects"]) for row in rows}) == 1  # the same boxes
+    (sheet,) = (work / "runs" / "ui" / "sheets").glob("*.png")
+    with Image.open(sheet, formats=["PNG"]) as image:
+        assert image.width >= 2 * 128
+        assert image.height >= 2 * 128
+    page.run(tab("Score"))
+    page.wait("document.querySelector('#score')?.offsetParent")
+    page.write("#scored input", "runs/sample/ui", "Enter")
+    page.click("#score")
+    page.wait("document.querySelector('#report iframe')")
+    assert page.run(field("#score-typed")).startswith("rbctl eval runs/sample/ui --bundle mini")
+    address = page.run("document.querySelector('#report iframe').src")
+    assert "<table" in page.run(f"fetch({address!r}).then(answer => answer.text())")
+
+
+@pytest.mark.slow
+def test_two_pages_take_turns_and_a_reload_loses_nothing(
+    page: Browser, served: tuple[Path, str], tmp_path: Path
+) -> None:
+    def prepare(one: Browser, count: int) -> None:
+        one.wait("document.querySelector('#individuals input[type=file]')")
+        one.drop("#individuals", INDIVIDUALS)
+        one.wait("document.querySelectorAll('#boxes .box').length === 2")
+        one.run("document.querySelector('#quality input[value=draft]').click()")
+        one.write("#count input[type=number]", str(count), "Tab")
+
+    assert CHROMIUM is not None
+    other = Browser(CHROMIUM, tmp_path / "other")
+    try:
+        other.open(served[1])
+        prepare(other, 1)
+        prepare(page, 16)
+        page.click("#sample")
+        page.wait(f"{text('#state')}.startsWith('Picture 1 of 16')")
+        other.click("#sample")
+        other.wait(f"{text('#state')} === 'Waiting for its turn ...'")
+        assert other.run("document.querySelector('#sample').disabled")
+        other.click("#cancel")
+        page.open(served[1])  # reloaded in the middle
+        other.wait(f"{text('#state')} === 'Cancelled; 0 of 1 made.'")
+        other.wait("!document.querySelector('#sample').disabled")
+        prepare(page, 1)
+        page.click("#sample")
+        page.wait(f"{text('#state')} === '1 of 1 made.'")
+    finally:
+        other.close()
 
 
 # --- strangers

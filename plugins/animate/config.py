@@ -42,10 +42,10 @@ class AnimateConfig:
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.", group="Hardware")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on CUDA, fp32 on the CPU.")
     lowvram: bool = option(
-        False, "Only the network at work lies on the GPU, and frames are decoded in tiles: less memory, slower."
+        False, "Keep only the network in use on the GPU and decode frames in tiles: less memory, slower."
     )
     sequential_offload: bool = option(
-        False, "Only the layer at work lies on the GPU, and frames are decoded in tiles: least memory, very slow."
+        False, "Keep only the layer in use on the GPU and decode frames in tiles: least memory, very slow."
     )
 
     def __post_init__(self) -> None:

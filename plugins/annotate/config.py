@@ -28,7 +28,9 @@ class AnnotateConfig:
     drop_failed: bool = option(
         False, "Leave out triplets that fail a quality gate or cannot be annotated.", group="Gates"
     )
-    review: bool = option(False, "Write review.html, to look at and correct what was found, and stop.", group="Review")
+    review: bool = option(
+        False, "Write review.html, where you check and correct the annotations, and stop.", group="Review"
+    )
     apply: Path | None = option(None, "Apply corrections.json of the review page, and stop.")
     json: bool = option(False, "Print the report as JSON for a program to read.", group="Run")
 
@@ -52,13 +54,13 @@ class AnnotateConfig:
         max=100,
     )
     vitpose_order: Literal["ap10k", "coco"] | None = option(
-        None, "Which 17 keypoints ViTPose's heatmaps are. [default: what its config.json says, else ap10k]"
+        None, "Keypoint order of ViTPose's 17 heatmaps. [default: what its config.json says, else ap10k]"
     )
 
     xpose_prompt: str = option("animal", "What X-Pose looks for: kinds of animals, as cat,bear.")
 
     box_threshold: float = option(0.3, "Least score of a box.", group="Thresholds", min=0, max=1)
-    box_overlap: float = option(0.7, "Two boxes with a larger intersection over union are one.", min=0, max=1)
+    box_overlap: float = option(0.7, "Boxes with a larger intersection over union count as one.", min=0, max=1)
     present_from: float | None = option(
         None, "Least confidence of a keypoint that is not absent. [default: the backend's]", min=0, max=1
     )
@@ -73,14 +75,16 @@ class AnnotateConfig:
         min=-1,
         max=1,
     )
-    min_margin: float = option(0.05, "Gate: by how much the matching must be better than the next best.", min=0, max=1)
+    min_margin: float = option(0.05, "Gate: least margin of the best matching over the next best.", min=0, max=1)
     min_pose_change: float = option(
-        0.1, "Gate: how far the keypoints of one individual or more must move, in units of its size.", min=0, max=2
+        0.1, "Gate: least movement of the keypoints of at least one individual, in units of its size.", min=0, max=2
     )
-    min_keypoints: int = option(6, "Gate: keypoints visible of an individual, per picture.", min=0, max=17)
+    min_keypoints: int = option(
+        6, "Gate: least number of visible keypoints of an individual, per picture.", min=0, max=17
+    )
 
     batch_size: int = option(
-        8, "Pictures at once; changes the speed and the memory, not the result.", group="Hardware", min=1, max=4096
+        8, "Pictures per batch; changes speed and memory, not the result.", group="Hardware", min=1, max=4096
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.")
 

@@ -10,6 +10,7 @@ from PIL import Image
 from rbctl.bundle.catalogue import resolve
 from rbctl.cli import main
 from rbctl.files import read_image, read_jsonl
+from rbctl.inline_pictures import show
 from rbctl.menagerie import compose
 from rbctl.menagerie.triplets import check_drawable, pictures
 from rbctl.pictures import grid, save_png
@@ -32,15 +33,18 @@ def run(config: DemoConfig) -> Path:
     output = config.output
     with claim(output):
         examples.write(output, relation, config.pairs, config.seed)
-        common = {"relation": config.relation, "bundle": config.bundle, "device": config.device}
-        _stage("finetune", output=output / "lora", steps=config.steps, seed=config.seed, **common)
-        sampling = {"lora": output / "lora" / f"{relation.name}.safetensors", "steps": config.sampling_steps, **common}
+        machine = {"bundle": config.bundle, "device": config.device}
+        tuning = {"relation": config.relation, "steps": config.steps, "seed": config.seed}
+        _stage("finetune", output=output / "lora", **tuning, **machine)
+        sampling = {"steps": config.sampling_steps, "show": "none", **machine}
+        tuned = {"relation": config.relation, "lora": output / "lora" / f"{relation.name}.safetensors", **sampling}
         # The base model is the LoRA at weight 0: so that both get the same boxes, those of its layout prior.
         for name, weight in (("base", 0), ("relation", 1)):
-            _stage("sample", str(output / "prompts.txt"), output=output / name, lora_weight=weight, **sampling)
-        save_png(_sheet(output, relation, config), output / "demo.png", source_type=SHEET)
-        taught = {"lora": "none", "steps": config.sampling_steps, "bundle": config.bundle, "device": config.device}
-        _stage("sample", str(output / "one_two_three.txt"), output=output / "one_two_three", **taught)
+            _stage("sample", str(output / "prompts.txt"), output=output / name, lora_weight=weight, **tuned)
+        sheet = _sheet(output, relation, config)
+        save_png(sheet, output / "demo.png", source_type=SHEET)
+        show(sheet, config.show, rows=8 * config.pairs)
+        _stage("sample", str(output / "one_two_three.txt"), output=output / "one_two_three", lora="none", **sampling)
     return output / "demo.png"
 
 

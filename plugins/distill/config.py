@@ -27,7 +27,7 @@ class DistillConfig:
     random_weights: bool = option(False, "Start from random weights; only for trials and timing.")
     bundle: str | None = option(
         None,
-        "Bundle that the encoder is for. Where its adapter is of another width, a linear map to that is trained too, "
+        "Bundle that the encoder is for. If its adapter has another width, a linear map to it is trained too, "
         "towards the tokens of the bundle's own local encoder.",
     )
     data: str | None = option(
@@ -59,17 +59,17 @@ class DistillConfig:
     max_split: int = option(6, "Most rows and columns of the grid that a picture is cut into.", min=1, max=64)
     max_cells: int = option(20, "Cells kept of a picture's grid.", min=1, max=4096)
     crop_scale: float = option(
-        1.0, "The teacher's crop is the cell enlarged so much around its centre.", min=1.0, max=100.0
+        1.0, "How much a cell is enlarged around its centre for the teacher's crop.", min=1.0, max=100.0
     )
     train_blocks: int = option(
-        6, "Last blocks of the tower that train; 0 for the whole tower.", group="Training", min=0, max=1000
+        6, "Number of last blocks of the tower to train; 0 for the whole tower.", group="Training", min=0, max=1000
     )
 
-    epochs: int = option(6, "Times that every picture is seen.", min=1, max=100_000)
+    epochs: int = option(6, "Passes over the pictures.", min=1, max=100_000)
     steps: int | None = option(None, "Optimizer steps, instead of --epochs; shards need it.", min=1, max=10_000_000)
     batch_size: int = option(16, "Pictures per optimizer step, over all processes.", min=1, max=1_000_000)
     micro_batch_size: int = option(
-        2, "Pictures that a process takes at a time, at most; the rest is gradient accumulation.", min=1, max=4096
+        2, "Most pictures that a process takes at a time; the rest is gradient accumulation.", min=1, max=4096
     )
     learning_rate: float = option(1e-5, "AdamW's learning rate.", min=0.0, max=1.0)
     map_learning_rate: float = option(1e-3, "AdamW's learning rate of the linear map.", min=0.0, max=1.0)
@@ -85,13 +85,15 @@ class DistillConfig:
 
     zero_stage: int = option(
         2,
-        "What ZeRO divides: 1 optimizer, 2 and gradients, 3 and parameters; 0 nothing.",
+        "ZeRO stage. 0 divides nothing, 1 the optimizer, 2 gradients too, 3 parameters too.",
         group="Hardware",
         min=0,
         max=3,
     )
     zero_init: bool = option(False, "Divide the student while it is built (stage 3), if one device cannot hold it.")
-    offload: Literal["none", "cpu", "nvme"] = option("none", "Where the optimizer's state is kept besides the device.")
+    offload: Literal["none", "cpu", "nvme"] = option(
+        "none", "Where to keep the optimizer's state instead of on the device."
+    )
     nvme_path: Path | None = option(None, "Folder on a fast disk, for --offload nvme.")
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 on CUDA, fp32 on the CPU.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time.")
@@ -105,10 +107,10 @@ class DistillConfig:
         6, "Held-out pictures whose features are drawn before and after; 0 for none.", min=0, max=10_000
     )
     checkpoint_every: int = option(1000, "Steps between checkpoints; 0 for only the last.", min=0, max=10_000_000)
-    keep_checkpoints: int = option(2, "How many checkpoints stay on disk.", min=1, max=10_000)
+    keep_checkpoints: int = option(2, "Number of checkpoints to keep on disk.", min=1, max=10_000)
     official_checkpoint: bool = option(False, "Also write epoch_N.pt, named as CLIPSelf's own.")
 
-    estimate: bool = option(False, "Print the memory that each process will need, and stop.", group="Memory")
+    estimate: bool = option(False, "Print the memory that each process needs, and stop.", group="Memory")
     estimate_gpus: tuple[int, ...] = option((1, 8, 32), "Numbers of processes to print it for.", min=1, max=100_000)
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ class EvalConfig(JudgeOptions):
     bench: str | None = option(None, "Benchmark: a name of recipes/benchmarks, or a YAML file.", group="Benchmark")
     data: Path | None = option(None, "Folder of the benchmark's pictures. [default: what its YAML says]")
     run: tuple[str, ...] = option(
-        (), "NAME=FOLDER: pictures of another method or model, scored beside; repeatable.", group="Pictures"
+        (), "NAME=FOLDER: pictures of another method or model, to be scored too; repeatable.", group="Pictures"
     )
     lora: tuple[str, ...] = option(
         (), "[NAME:]RELATION=PATH: sample the benchmark with this LoRA; repeatable.", group="Sampling"
@@ -39,13 +39,13 @@ class EvalConfig(JudgeOptions):
         (), "Relations of the benchmark. [default: those of --lora, else all of it]", group="Benchmark"
     )
     cases: int | None = option(
-        None, "Cases a relation, where the benchmark draws them. [default: its own]", min=1, max=100_000
+        None, "Cases of each relation, if the benchmark draws them. [default: its own]", min=1, max=100_000
     )
-    partial: bool = option(False, "Leave out cases whose pictures are not there, and count them.")
+    partial: bool = option(False, "Skip cases without pictures, and count them.")
     follow_outside: bool = option(False, FOLLOW_OUTSIDE, group="Run")
     pairwise: bool = option(
         False,
-        "Show judges the results of every two runs side by side too, in both orders, and ask which is better.",
+        "Also show judges every two runs side by side, in both orders, and ask which is better.",
         group="Judges",
     )
     judge_check: Path | None = option(

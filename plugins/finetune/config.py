@@ -50,9 +50,9 @@ class FinetuneConfig:
     )
     follow_outside: bool = option(False, FOLLOW_OUTSIDE)
     allow_errors: bool = option(
-        False, "Train although 'rbctl data check' finds errors in --data; the LoRA's metadata records them."
+        False, "Train even if 'rbctl data check' finds errors in --data; the LoRA's metadata records them."
     )
-    triplets: int = option(6, "How many triplets are drawn where no --data is given.", min=1, max=10_000)
+    triplets: int = option(6, "Number of triplets to draw if --data is not given.", min=1, max=10_000)
     bundle: str = option(BUNDLE, "Base model: a name of 'rbctl models list', or a folder.", group="Model")
     output: Path | None = option(
         None, "Run folder. [default: runs/finetune/RELATION, or RELATION-BUNDLE if not of mini]", group="Run"
@@ -91,7 +91,7 @@ class FinetuneConfig:
     )
     prior_share: float = setting(0.25, "Share of the samples that comes from the prior set.", min=0.0, max=0.9)
     prior_weight: float = setting(1.0, "Weight of a prior sample's denoising loss.", min=0.0, max=1000.0)
-    prior_count: int = option(32, "How many prior scenes are drawn.", min=1, max=10_000)
+    prior_count: int = option(32, "Number of prior scenes to draw.", min=1, max=10_000)
     prior_relations: tuple[str, ...] = option(EASY, "Relations of drawn prior scenes.")
 
     resolution: int | None = setting(
@@ -134,10 +134,10 @@ class FinetuneConfig:
         "own", "Local tokens: each object's own, the first object's for all (official code), or none.", group="Model"
     )
     local_grid: int | None = setting(
-        None, "Local tokens are pooled over a grid of so many by so many. [default: the bundle's, 4]", min=1, max=16
+        None, "Side of the grid over which local tokens are pooled. [default: the bundle's, 4]", min=1, max=16
     )
     local_injection: Literal["concat", "replace", "add"] = setting(
-        "concat", "Local tokens come behind CLIP's (paper), in the place of its patches, or are added to them."
+        "concat", "Local tokens follow CLIP's (paper), replace its patches, or are added to them."
     )
     gamma: float | None = setting(
         None, "Weight of the image branch. [default: the bundle's, 0.6 for SDXL]", min=0.0, max=10.0
@@ -146,55 +146,57 @@ class FinetuneConfig:
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.", group="Hardware")
     precision: Literal["auto", "fp32", "bf16", "fp16", "mixed"] = option(
         "auto",
-        "mixed: fp32 with its products in bf16. auto: bf16 on CUDA, mixed on a CPU that multiplies bf16, else fp32.",
+        "mixed: fp32 with its products in bf16. auto: bf16 on CUDA, mixed on a CPU with bf16 instructions, else fp32.",
     )
     attention: Literal["auto", "eager", "sdpa", "grouped", "xformers", "triton"] = option(
         "auto", "Attention backend; see 'rbctl doctor'. auto: what $RBCTL_ATTENTION names, else the best usable one."
     )
     gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, more time.")
     lowvram: bool = option(
-        False, "While triplets are encoded, only the networks at work lie on the GPU: less memory, a slower start."
+        False, "Keep only the networks in use on the GPU while triplets are encoded: less memory, a slower start."
     )
     compile: bool = option(False, "Compile the UNet's transformer blocks: a slow start, then faster steps.")
 
     checkpoint_every: int = option(
         100, "Steps between checkpoints; 0 for only the last.", group="Run", min=0, max=1_000_000
     )
-    keep_checkpoints: int = option(2, "How many checkpoints stay on disk.", min=1, max=10_000)
+    keep_checkpoints: int = option(2, "Number of checkpoints to keep on disk.", min=1, max=10_000)
     preview_every: int = option(0, "Steps between preview pictures; 0 for none.", min=0, max=1_000_000)
     preview_steps: int = setting(30, "Denoising steps of a preview.", min=1, max=1000)
     save_every: int = option(
-        0, "Steps between LoRA files beside the last: RELATION-000100.safetensors; 0 for none.", min=0, max=1_000_000
+        0, "Steps between extra LoRA files: RELATION-000100.safetensors; 0 for none.", min=0, max=1_000_000
     )
     format: Literal["kohya", "official"] = option(
         "kohya",
         "Names in the LoRA file: kohya's, for ComfyUI and others; official, the authors', for diffusers.",
         group="LoRA",
     )
-    author: str | None = option(None, "Who made it, for the file's metadata.")
+    author: str | None = option(None, "Author, for the file's metadata.")
     save_precision: Literal["fp32", "bf16", "fp16"] = option(
         "fp32", "Precision of the UNet's weights that dreambooth and custom_diffusion write."
     )
-    licence: str | None = option(None, "Its licence, for the file's metadata. [default: that of the bundle's UNet]")
+    licence: str | None = option(None, "Licence, for the file's metadata. [default: that of the bundle's UNet]")
     tensorboard: bool = option(False, "Also write tensorboard logs (pip install tensorboard).", group="Run")
 
     method: Literal[
         "relation_lora", "relation_inversion", "textual_inversion", "custom_diffusion", "dreambooth_lora", "dreambooth"
     ] = option(
-        "relation_lora", "What is learned; all but the first are baselines (docs/baselines.md).", group="Baselines"
+        "relation_lora", "Method to train; all but the first are baselines (docs/baselines.md).", group="Baselines"
     )
-    class_noun: str | None = option(None, "What the subject of a baseline is: cat.")
+    class_noun: str | None = option(None, "Class of a baseline's subject, such as cat.")
     token: str | None = option(
         None,
-        "What a prompt calls it. [default: <RELATION>, <CLASS_NOUN>; before the noun <new1> for custom_diffusion, sks "
-        "for dreambooth and dreambooth_lora]",
+        "Word that stands for it in a prompt. [default: <RELATION>, <CLASS_NOUN>; before the noun <new1> for "
+        "custom_diffusion, sks for dreambooth and dreambooth_lora]",
     )
     caption: str | None = option(
-        None, "Caption of a subject's pictures, {} for what it is called. [default: 'a photo of {}' and its like]"
+        None,
+        "Caption of a subject's pictures; {} is the word that stands for it. "
+        "[default: 'a photo of {}' and similar ones]",
     )
     vectors: int = setting(1, "Vectors of an embedding, in each text encoder.", min=1, max=32)
     initializer: str | None = option(
-        None, "Words whose vectors an embedding begins with. [default: 'and' for a relation, as ReVersion; CLASS_NOUN]"
+        None, "Words whose vectors initialise an embedding. [default: 'and' for a relation, as ReVersion; CLASS_NOUN]"
     )
     steering_weight: float = setting(
         0.01,

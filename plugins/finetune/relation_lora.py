@@ -55,7 +55,7 @@ class RelationLora:
         self.relation = load_relation(config.relation)
         self.name = self.relation.name
         if f"{self.name}.safetensors" == _FROZEN:
-            raise InputError(f"--relation {config.relation}: a run has a file {_FROZEN} already; name it otherwise")
+            raise InputError(f"--relation {config.relation}: a run has a file {_FROZEN} already; choose another name")
         self.output = config.output or tuned(self.relation.name, config.bundle)
         if triplets:
             config = dataclasses.replace(config, data=self.output / "triplets")
@@ -114,7 +114,7 @@ class RelationLora:
         )
         if (errors := self.errors) and not config.allow_errors:
             more = f" (and {len(errors) - 1} more, see 'rbctl data check {self.data.triplets}')" if errors[1:] else ""
-            raise InputError(f"{errors[0]}{more}; --allow-errors trains all the same")
+            raise InputError(f"{errors[0]}{more}; --allow-errors trains anyway")
 
     @property
     def errors(self) -> list[Problem]:

@@ -129,7 +129,7 @@ def _sampled(folder: Path, rows: list[dict[str, Any]], follow_outside: bool) -> 
         def path(name: Any, field: str, where: str = where) -> Path:
             path = inside(folder, str(name), f"{where}: {field}", follow_outside)
             if not path.is_file():
-                raise InputError(f"{folder}: {path} has gone; sample into the folder again")
+                raise InputError(f"{folder}: {path} is gone; sample into the folder again")
             return path
 
         try:

@@ -71,7 +71,7 @@ def read_pairs(path: Path | None, relation: Relation) -> tuple[tuple[str, ...], 
             )
         groups.append(names[: len(relation.roles)])
     if not groups:
-        raise InputError(f"{path}: names nobody; write one 'cat, dog' a line")
+        raise InputError(f"{path}: names nobody; write a pair such as 'cat, dog' on each line")
     return tuple(groups)
 
 

@@ -24,13 +24,13 @@ class GenerateConfig:
     engine: Literal["miniature", "openai", "diffusers"] = option(
         "miniature", "Who makes the pictures.", group="Pictures"
     )
-    seed: int = option(0, "Seed of who is paired with whom and, but for openai, of the pictures.", min=0, max=2**31)
+    seed: int = option(0, "Seed of the pairs and, except for openai, of the pictures.", min=0, max=2**31)
     size: str | None = option(
         None, "Pixels, WIDTHxHEIGHT. [default: miniature 128x128, openai 1024x1024, diffusers the pipeline's]"
     )
     pairs: Path | None = option(
         None,
-        "Who is in the pictures of openai and diffusers: a text file, one 'cat, dog' a line. [default: shipped]",
+        "Individuals for openai and diffusers: a text file with a pair on each line, as 'cat, dog'. [default: shipped]",
         group="Data",
     )
     estimate: bool = option(False, "Print the prompts, the number of pictures and their cost, and stop.", group="Run")
@@ -47,18 +47,16 @@ class GenerateConfig:
     )
     price: float | None = option(
         None,
-        "US dollars that a picture of openai costs, in place of the built-in table: prices change.",
+        "Price of an openai picture in US dollars. It replaces the built-in table, because prices change.",
         group="Budget",
         min=0,
         max=MOST_DOLLARS,
     )
-    budget: float = option(5.0, "US dollars that a set of openai may cost in all.", min=0, max=MOST_DOLLARS)
-    max_pictures: int | None = option(
-        None, "Pictures that openai may be asked for, for this set in all.", min=1, max=1_000_000
-    )
+    budget: float = option(5.0, "Most US dollars to spend on an openai set.", min=0, max=MOST_DOLLARS)
+    max_pictures: int | None = option(None, "Most pictures to ask openai for, for the whole set.", min=1, max=1_000_000)
     max_refusals: int = option(10, "Stop after this many refused prompts of the set.", min=1, max=1_000_000)
     timeout: float = option(300.0, "Seconds to wait for an answer of openai.", group="Budget", min=0.1, max=3600)
-    retries: int = option(5, "Times that openai is asked again after a failure, with growing pauses.", min=0, max=100)
+    retries: int = option(5, "Retries after a failure of openai, with growing pauses.", min=0, max=100)
 
     steps: int | None = option(
         None, "Denoising steps of diffusers. [default: the pipeline's]", group="Pictures", min=1, max=1000

@@ -12,6 +12,7 @@ import click
 from rbctl.bundle import catalogue
 from rbctl.bundle.catalogue import CATALOGUE, RELEASES
 from rbctl.errors import InputError, nearest
+from rbctl.progress import print_table
 
 _PATH = click.Path(path_type=Path)
 
@@ -49,11 +50,13 @@ def list_(as_json: bool) -> None:
         click.echo(f"{row['name']}: {row['state']}")
         if "description" in row:
             click.echo(f"  {row['description']}")
+        parts = []
         for part in row.get("components", ()):
             commit = part["revision"][:12] if part["pinned"] else f"{part['revision']}, not pinned"
             source = f"{part['repo_id']} ({commit})" if part["repo_id"] else "yours to bring"
             target = "base" if part["target"] == "." else part["target"]
-            click.echo(f"  {target:<23} {catalogue.size_text(part['bytes']):>8}  {source}; {part['licence']}")
+            parts.append([f"  {target}", catalogue.size_text(part["bytes"]), source, part["licence"]])
+        print_table([], parts)
     for release in releases:
         command = "models" if release["kind"] == "model" else "data"
         click.echo(f"{release['name']}: a release; 'rbctl {command} pull {release['name']}'")

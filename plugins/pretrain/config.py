@@ -45,7 +45,7 @@ class PretrainConfig:
     )
     precision: Literal["auto", "fp32", "mixed"] = option(
         "auto",
-        "mixed: fp32 with its products in bf16. auto: mixed on CUDA and on CPUs that multiply bf16, else fp32.",
+        "mixed: fp32 with its products in bf16. auto: mixed on CUDA and on CPUs with bf16 instructions.",
     )
     compile: bool = option(
         False, "Compile the renderer and the networks: a slow start, then faster. Needs a C++ compiler."
@@ -53,12 +53,12 @@ class PretrainConfig:
     optimizer: Literal["muon", "adamw"] = option(
         "muon", "Optimizer of the matrices; AdamW trains the rest.", group="Training"
     )
-    decay: float = option(1.0, "Share of the steps, at the end, in which the learning rate falls.", min=0, max=1.0)
+    decay: float = option(1.0, "Share of the steps at the end in which the learning rate falls.", min=0, max=1.0)
     checkpoint_every: int = option(500, "Steps between checkpoints.", group="Run", min=0, max=1_000_000)
     preview_every: int = option(500, "Steps between previews; 0 for none.", min=0, max=1_000_000)
 
     gates: Path | None = option(
-        None, "gates.json of 'make gates' on these weights: the model card tells its figures.", group="Run"
+        None, "gates.json of 'make gates' on these weights; its figures go into the model card.", group="Run"
     )
 
     easy: tuple[str, ...] = option(EASY, "Relations that the base model learns.", group="Data")
@@ -112,7 +112,7 @@ class PretrainConfig:
     decoder_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
     unet_init: Literal["random", "bundle"] = option(
         "random",
-        "First weights of UNet and adapter: random, or those in WORK/bundle; a checkpoint goes before both.",
+        "First weights of UNet and adapter: random, or those in WORK/bundle; a checkpoint wins over both.",
         group="UNet",
     )
     unet_steps: int = option(12000, "Steps of UNet and adapter.", min=1, max=10_000_000)

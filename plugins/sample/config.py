@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rbctl.defaults import GUIDANCE_SCALE, NEGATIVE_PROMPT, STEPS
+from rbctl.inline_pictures import CHOICE_HELP, Choice
 from rbctl.options import option
 from rbctl.schedulers import SCHEDULERS, SCHEDULES, check_scheduler
 from rbctl.shortcuts import NO_SHORTCUTS, QUALITY, Quality, Shortcuts
@@ -21,11 +22,11 @@ class SampleConfig:
     bundle: str = option("mini", "Base model: a name of 'rbctl models list', or a folder.", group="Model")
     output: Path | None = option(None, "Folder of the pictures. [default: runs/sample/NAME]", group="Run")
     relation: str | None = option(
-        None, "Relation of prompts that name none. [default: the one their words express]", group="Prompts"
+        None, "Relation of prompts that do not name one. [default: the one their words express]", group="Prompts"
     )
     prompt_weighting: bool = option(
         True,
-        "A1111's marks weigh words: (word), [word], (word:1.2); \\( is a bracket. --no-prompt-weighting takes all as "
+        "A1111's marks weight words: (word), [word], (word:1.2); \\( is a bracket. --no-prompt-weighting reads all as "
         "text.",
     )
     lora: tuple[str, ...] = option(
@@ -36,15 +37,17 @@ class SampleConfig:
         group="LoRA",
     )
     lora_dir: tuple[Path, ...] = option(
-        (), "Where <lora:NAME:WEIGHT> in a prompt finds NAME.safetensors, folders in it too; repeatable."
+        (), "Folder in which <lora:NAME:WEIGHT> finds NAME.safetensors, subfolders included; repeatable."
     )
     embedding: tuple[str, ...] = option(
         (),
-        "Learned embedding, PATH[:TOKEN], of prompts that name none; repeatable. Where a prompt does not say its "
-        "token, it takes the place of the words it stands for. Then no LoRA is taken unless it is named.",
+        "Learned embedding, PATH[:TOKEN], of prompts that name none; repeatable. If a prompt lacks its "
+        "token, the embedding replaces the words that it stands for. No LoRA is then used unless it is named.",
         group="LoRA",
     )
-    lora_weight: float = option(1.0, "Weight of LoRAs that name none; a negative one leads away.", min=-10, max=10)
+    lora_weight: float = option(
+        1.0, "Weight of LoRAs without one of their own; a negative weight reverses the effect.", min=-10, max=10
+    )
     allow_other_base: bool = option(
         False, "Take a LoRA that was trained on another bundle, as on the SDXL that this one was fine-tuned from."
     )
@@ -61,38 +64,35 @@ class SampleConfig:
     )
     quality: Quality = option(
         QUALITY,
-        "How much work may be left out. best: none; standard: no measured loss; draft: more. The "
-        "bundle's recipe says what that is.",
+        "How much work sampling may skip. best: none; standard: no measured loss; draft: more. "
+        "The bundle's recipe has the details.",
         names_quality=True,
     )
-    guidance_start: float = option(
-        0.0, "Share of the steps before which there is no guidance.", min=0, max=1, of_bundle=True
-    )
+    guidance_start: float = option(0.0, "Share of the steps after which guidance starts.", min=0, max=1, of_bundle=True)
     guidance_stop: float = option(
         1.0,
-        "Share of the steps from which on there is none; such a step is half the work. [1, or as --quality says]",
+        "Share of the steps after which guidance stops; a step without it is half the work. [1, or as --quality says]",
         min=0,
         max=1,
         of_bundle=True,
     )
     cache_start: float = option(
         0.0,
-        "Share of the steps before which the UNet computes everything. [0, or as --quality says]",
+        "Share of the steps after which the UNet's deep features are reused. [0, or as --quality says]",
         min=0,
         max=1,
         of_bundle=True,
     )
     cache_span: float = option(
         0.0,
-        "From there on, keep the UNet's deep features for such a share of the steps (DeepCache). [0, or as --quality "
-        "says]",
+        "From there on, reuse the deep features for this share of the steps (DeepCache). [0, or as --quality says]",
         min=0,
         max=1,
         of_bundle=True,
     )
     scheduler: str | None = option(
         None,
-        f"{', '.join(SCHEDULERS)}; most take a schedule behind it, {', '.join(SCHEDULES)}: 'DPM++ 2M Karras'. "
+        f"{', '.join(SCHEDULERS)}; most take a schedule after the name, {', '.join(SCHEDULES)}: 'DPM++ 2M Karras'. "
         "[default: the bundle's]",
     )
     negative_prompt: str = option(NEGATIVE_PROMPT, "What the picture should not show.", of_bundle=True)
@@ -115,14 +115,14 @@ class SampleConfig:
     )
     local_grid: int | None = option(
         None,
-        "Local tokens are pooled over a grid of so many by so many. [default: the bundle's, 4]",
+        "Side of the grid over which local tokens are pooled. [default: the bundle's, 4]",
         min=1,
         max=16,
         of_bundle=True,
     )
     local_injection: Literal["concat", "replace", "add"] = option(
         "concat",
-        "Local tokens come behind CLIP's (paper), in the place of its patches, or are added to them.",
+        "Local tokens follow CLIP's (paper), replace its patches, or are added to them.",
         of_bundle=True,
     )
     pseudo_mask_step: int = option(
@@ -134,9 +134,11 @@ class SampleConfig:
         of_bundle=True,
     )
 
+    show: Choice = option("auto", CHOICE_HELP, group="Run")
+
     batch_size: int = option(
         1,
-        "Pictures sampled at once. More are faster; a picture then differs by rounding, 1 of 255 at most.",
+        "Pictures sampled at once. More are faster; pictures then differ by rounding, by 1 of 255 at most.",
         group="Hardware",
         min=1,
         max=4096,
@@ -148,7 +150,7 @@ class SampleConfig:
         "auto", "Attention backend; see 'rbctl doctor'. auto: what $RBCTL_ATTENTION names, else the best usable one."
     )
     lowvram: bool = option(
-        False, "Only the networks at work lie on the GPU, and large pictures are decoded in tiles: less memory, slower."
+        False, "Keep only the networks in use on the GPU and decode large pictures in tiles: less memory, slower."
     )
     compile: bool = option(False, "Compile the UNet's transformer blocks: a slow start, then faster steps.")
 

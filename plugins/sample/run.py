@@ -19,6 +19,7 @@ from rbctl.device import DTYPES, pick_device, pick_precision
 from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
 from rbctl.files import read_image, read_object, write_bytes, write_jsonl
+from rbctl.inline_pictures import show
 from rbctl.phrases import unread
 from rbctl.pipeline import RelationPipeline
 from rbctl.plugins.sample.config import SampleConfig
@@ -148,6 +149,7 @@ def _sample(jobs: Sequence[Job], config: SampleConfig, output: Path) -> None:
             made = denoising.to_pictures(pipe.decode([job.request for job in batch], latents))
         for job, picture in zip(batch, made, strict=True):
             pictures.save_png(picture, output / job.file_name, _parameters(job), job.record)
+            show(picture, config.show)
         bar.update(len(batch))
 
     # While a GPU denoises a batch, the one before is decoded and written; a CPU has no time to share.

@@ -6,8 +6,7 @@ import functools
 import inspect
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -15,25 +14,9 @@ import gradio as gr
 
 from rbctl.errors import InputError, abridged
 
-_BUG = "this did not work, and not by your fault; the terminal of rbctl ui tells more"
+_BUG = "this failed because of a bug; the terminal of rbctl ui shows the details"
 
 DEVICE = "device"  # what samples or trains waits for its turn
-
-
-@dataclass
-class Stops:
-    """Asks running work to stop, by the browser's session."""
-
-    running: dict[str, threading.Event] = field(default_factory=dict)
-
-    def begin(self, session: str) -> threading.Event:
-        self.running[session] = threading.Event()
-        return self.running[session]
-
-    def stop(self, request: gr.Request) -> None:
-        """What the session of a request runs ends with its step."""
-        if event := self.running.pop(request.session_hash or "", None):
-            event.set()
 
 
 def answering(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,9 +42,46 @@ def answering(handler: Callable[..., Any]) -> Callable[..., Any]:
     return answer
 
 
-def on(event: Any, handler: Callable[..., Any], inputs: Any, outputs: Any, **options: Any) -> None:
-    """Let a handler answer an event of the page; it is no part of an API."""
-    event(answering(handler), inputs, outputs, api_visibility="private", show_progress="hidden", **options)
+def on(event: Any, handler: Callable[..., Any], inputs: Any, outputs: Any, **options: Any) -> Any:
+    """Let a handler answer an event of the page; it is no part of an API.
+
+    Returns:
+        The listener; its ``success`` and ``then`` are events.
+    """
+    return event(answering(handler), inputs, outputs, api_visibility="private", show_progress="hidden", **options)
+
+
+def on_device(
+    button: gr.Button,
+    cancel: gr.Button,
+    state: gr.Markdown,
+    check: Callable[..., Any],
+    work: Callable[..., Iterator[Any]],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+) -> None:
+    """Let a button start work that waits for the device. The same button is off until the work has ended.
+
+    Args:
+        cancel: ends the work with its step, or before it began.
+        state: says that the work waits.
+        check: takes the inputs, and refuses at once what the work would refuse after it had waited.
+        work: takes the event that ``cancel`` sets, then the inputs.
+    """
+    stop = gr.State(None)
+
+    def begin(*values: Any) -> Any:
+        check(*values)
+        return threading.Event(), "Waiting for its turn ...", gr.update(interactive=False)
+
+    def end(stop: threading.Event | None) -> None:
+        if stop is not None:
+            stop.set()
+
+    begun = on(button.click, begin, inputs, [stop, state, button])
+    ended = on(begun.success, work, [stop, *inputs], outputs, concurrency_id=DEVICE, concurrency_limit=1)
+    on(ended.then, lambda: gr.update(interactive=True), None, [button])
+    on(cancel.click, end, [stop], None, concurrency_limit=None)
 
 
 def _told(error: Exception) -> gr.Error:

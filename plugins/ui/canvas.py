@@ -47,7 +47,7 @@ def read_boxes(value: Any, count: int) -> list[Box]:
         InputError: there is another number of them than individuals, or one is none.
     """
     if not isinstance(value, list) or len(value) != count:
-        raise InputError(f"boxes: {count} were expected, one an individual, not {abridged(value)}")
+        raise InputError(f"boxes: {count} were expected, one for each individual, not {abridged(value)}")
     try:
         return [check_box(box) for box in value]
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
@@ -13,7 +14,7 @@ from rbctl import formats
 from rbctl.errors import InputError, abridged
 from rbctl.files import read_image
 from rbctl.pictures import grid, save_png
-from rbctl.plugins.ui.answers import DEVICE, Stops, on
+from rbctl.plugins.ui.answers import on_device
 from rbctl.plugins.ui.picture_tab import Chosen, read_chosen
 from rbctl.plugins.ui.sampler import Made, PictureSettings, Sampler
 from rbctl.plugins.ui.workspace import Workspace
@@ -73,7 +74,6 @@ def compare_tab(workspace: Workspace, sampler: Sampler, chosen: Chosen) -> None:
     Args:
         chosen: on the tab Picture.
     """
-    stops = Stops()
     gr.Markdown("Individuals, prompt, boxes and LoRAs are those of the tab Picture. Weight 0 is the base model.")
     with gr.Row():
         x = gr.Dropdown(list(AXES), value=WEIGHT, label="Columns", elem_id="x")
@@ -86,28 +86,29 @@ def compare_tab(workspace: Workspace, sampler: Sampler, chosen: Chosen) -> None:
     state = gr.Markdown("", elem_id="compared")
     sheet = gr.Image(label="Sheet", interactive=False, format="png", elem_id="sheet")
 
-    def compare(request: gr.Request, x: str, columns: str, y: str, rows: str, *values: Any) -> Iterator[Any]:
+    def cells(x: str, columns: str, y: str, rows: str, *values: Any) -> list[tuple[str, PictureSettings]]:
+        """Caption and settings of each picture, row by row."""
         first = read_chosen(workspace, values)
         across, down = read_values(columns, x), read_values(rows, y)
         if x == y:
-            raise InputError("axes: columns and rows vary the same; choose another one for the rows")
+            raise InputError("axes: columns and rows vary the same setting; choose another one for the rows")
         if len(across) * len(down) > MOST_CELLS:
             raise InputError(f"axes: {len(across)} x {len(down)} pictures; {MOST_CELLS} are the most")
-        cells = [(f"{x} {a}, {y} {b}", varied(varied(first, x, a), y, b)) for b in down for a in across]
-        stop, made = stops.begin(request.session_hash or ""), list[Any]()
-        for event in sampler.sample([settings for _, settings in cells], stop):
+        return [(f"{x} {a}, {y} {b}", varied(varied(first, x, a), y, b)) for b in down for a in across]
+
+    def compare(stop: threading.Event, x: str, columns: str, *others: Any) -> Iterator[Any]:
+        asked, made = cells(x, columns, *others), list[Any]()
+        for event in sampler.sample([settings for _, settings in asked], stop):
             if isinstance(event, Made):
                 made.append(read_image(event.path))
-            yield f"{len(made)} of {len(cells)} made.", gr.skip()
-        if len(made) < len(cells):
-            yield f"Cancelled; {len(made)} of {len(cells)} made.", gr.skip()
+            yield f"{len(made)} of {len(asked)} made.", gr.skip()
+        if len(made) < len(asked):
+            yield f"Cancelled; {len(made)} of {len(asked)} made.", gr.skip()
             return
-        whole = grid(made, len(across), [caption for caption, _ in cells])
-        digest = hashlib.sha256(repr(cells).encode()).hexdigest()[:12]
+        whole = grid(made, len(read_values(columns, x)), [caption for caption, _ in asked])
+        digest = hashlib.sha256(repr(asked).encode()).hexdigest()[:12]
         path = workspace.root / RUNS / "ui" / "sheets" / f"{digest}.png"
         save_png(whole, path, source_type=SHEET)
         yield f"{len(made)} made; the sheet is {path.relative_to(workspace.root)}.", whole
 
-    turn = {"concurrency_id": DEVICE, "concurrency_limit": 1}
-    on(make.click, compare, [x, columns, y, rows, *chosen.inputs], [state, sheet], **turn)
-    on(cancel.click, stops.stop, None, None, concurrency_limit=None)
+    on_device(make, cancel, state, cells, compare, [x, columns, y, rows, *chosen.inputs], [state, sheet])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import gradio as gr
 
 from rbctl import formats
 from rbctl.errors import InputError
+from rbctl.files import read_image
 from rbctl.images import SUFFIXES
-from rbctl.plugins.ui.answers import DEVICE, Stops, on, whole
+from rbctl.plugins.ui.answers import on, on_device, whole
 from rbctl.plugins.ui.canvas import box_canvas, read_boxes, shown
 from rbctl.plugins.ui.sampler import Made, PictureSettings, Sampler, settings_of
 from rbctl.plugins.ui.workspace import MOST_INDIVIDUALS, Individual, Workspace, lora_weights, prompt_of, read_names
@@ -77,7 +79,6 @@ def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:
     Returns:
         What the user chose on it, for the tab Compare.
     """
-    stops = Stops()
     individuals = gr.State([])
     with gr.Row():
         with gr.Column(scale=3):
@@ -144,6 +145,8 @@ def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:
             return "", shown([], [], [])
         called = read_names(names, len(taken))
         wanted, words = _relation(workspace, relation)
+        if wanted is not None and len(taken) > len(wanted.roles):
+            gr.Warning(f"{wanted.name} relates {len(wanted.roles)}; the prompt of {len(taken)} leaves it out.")
         text = prompt_of(wanted, words, called)
         used = list(lora_weights(loras, workspace.loras()))
         images = [workspace.picture_of(individual) for individual in taken]
@@ -170,25 +173,26 @@ def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:
             newest[1] = 1.0
         return rows, *place(individuals, names, relation, rows)
 
-    def sample(request: gr.Request, count: Any, *values: Any) -> Iterator[Any]:
-        first = read_chosen(workspace, values)
-        number = whole(count, "pictures")
+    def wanted(count: Any, *values: Any) -> list[PictureSettings]:
+        first, number = read_chosen(workspace, values), whole(count, "pictures")
         if not 1 <= number <= MOST_PICTURES:
             raise InputError(f"pictures: 1 to {MOST_PICTURES} were expected")
-        wanted = [replace(first, seed=first.seed + k) for k in range(number)]
-        stop = stops.begin(request.session_hash or "")
-        made = 0
+        return [replace(first, seed=first.seed + k) for k in range(number)]
+
+    def sample(stop: threading.Event, count: Any, *values: Any) -> Iterator[Any]:
+        asked = wanted(count, *values)
+        number, made = len(asked), 0
         yield "Loading the networks ...", None, gr.skip(), gr.skip(), gr.skip()
-        for event in sampler.sample(wanted, stop):
+        for event in sampler.sample(asked, stop):
             if isinstance(event, Made):
                 made += 1
                 record, name = settings_of(event.path)[1], event.path.name
-                yield f"{made} of {number} made.", gr.skip(), workspace.newest(), record, name
+                yield f"{made} of {number} made.", read_image(event.path), workspace.newest(), record, name
             else:
                 words = f"Picture {event.number + 1} of {number}: {event.share:.0%}"
                 picture = gr.skip() if event.preview is None else event.preview
                 yield words, picture, gr.skip(), gr.skip(), gr.skip()
-        if stop.is_set() and made < number:
+        if made < number:
             yield f"Cancelled; {made} of {number} made.", None, gr.skip(), gr.skip(), gr.skip()
 
     def select(chosen: gr.SelectData) -> Any:
@@ -223,8 +227,7 @@ def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:
     on(relation.input, choose, layout, [loras, prompt, boxes])
     on(reset.click, place, layout, [prompt, boxes])
     shown_by = [state, preview, gallery, metadata, selected]
-    on(make.click, sample, [count, *chosen.inputs], shown_by, concurrency_id=DEVICE, concurrency_limit=1)
-    on(cancel.click, stops.stop, None, None, concurrency_limit=None)
+    on_device(make, cancel, state, wanted, sample, [count, *chosen.inputs], shown_by)
     on(gallery.select, select, None, [metadata, selected])
     on(use.click, use_settings, [selected], [files, *chosen.inputs])
     on(tab.select, listed, [loras], [relation, loras, gallery])

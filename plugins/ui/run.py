@@ -99,7 +99,7 @@ def serve(config: UiConfig) -> tuple[Any, str]:
             css_paths=[Path(__file__).with_name("page.css")],
         )
     except OSError as error:
-        raise InputError(f"--port {config.port}: cannot be listened on; choose another one") from error
+        raise InputError(f"--port {config.port}: cannot be used; choose another one") from error
     app.add_route("/files/{name:path}", send_file)
     address = shared or local
     return blocks, f"{address}?token={token}" if token else address

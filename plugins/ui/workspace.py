@@ -157,7 +157,7 @@ class Workspace:
             InputError: its name could not be a folder's.
         """
         if not _SET_NAME.fullmatch(name or ""):
-            raise InputError(f"name of the set: {abridged(name)} is none; write small letters, digits, - and _")
+            raise InputError(f"name of the set: {abridged(name)} is not a name; use lowercase letters, digits, - and _")
         return inside(self.root, f"triplets/{name}", "name of the set")
 
     def sets(self) -> list[str]:
@@ -226,7 +226,7 @@ class Workspace:
         beside = any(PurePosixPath(name).is_relative_to(PurePosixPath(page).parent) for page in self.pages)
         picture = beside and path.suffix.lower() in SUFFIXES
         if not path.is_file() or not (picture or (name in self.pages and self.pages[name] == sha256(path))):
-            raise InputError(f"file: {abridged(name)} is none that the page shows")
+            raise InputError(f"file: {abridged(name)} is not shown by the page")
         return path
 
 

@@ -45,7 +45,7 @@ def flip_a_bit(path: Path) -> None:
         (lambda path: changed(path, other=torch.zeros(3)), "was changed since it was written"),
         (flip_a_bit, "was changed since it was written"),
         (lambda path: path.write_bytes(path.read_bytes()[:-4]), "not a readable safetensors file"),
-        (lambda path: save_file({"w": torch.ones(3)}, path), "does not tell what it was made from"),
+        (lambda path: save_file({"w": torch.ones(3)}, path), "does not say what it was made from"),
         (lambda path: kept.save(path, {"w": torch.ones(3)}, {"data": "other"}), "was made from other data"),
     ],
 )

@@ -83,7 +83,7 @@ class Pictured(Kind):
         # The YAML is the user's own word, as a prompts file is; the lists in the folder that it names are not.
         data = wanted.data or (path.parent / self.data if self.data else None)
         if data is None:
-            raise InputError(f"{path}: says not where its pictures lie; give their folder with --data")
+            raise InputError(f"{path}: does not say where its pictures are; give their folder with --data")
         if not os.path.isdir(data):
             raise InputError(f"--data {data}: no such folder")
         cases = self.cases_in(path, data, wanted.follow_outside)
