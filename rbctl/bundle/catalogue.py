@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from rbctl import formats
+from rbctl.bases import family_of
 from rbctl.bundle import hashes
 from rbctl.errors import InputError, abridged, nearest, shortened
 from rbctl.files import read_object, sha256, write_json
@@ -125,16 +126,6 @@ RELEASES = {
     for name, release in read_object(Path(__file__).with_name("releases.json")).items()
 }
 
-# What a folder must hold to be a bundle: part -> groups of patterns; a file must match one of each group.
-_NETWORK = (("config.json",), ("*.safetensors", "*.bin"))
-_REQUIRED: dict[str, tuple[tuple[str, ...], ...]] = {
-    **dict.fromkeys(("unet", "vae", "text_encoder", "text_encoder_2", "clip_vision"), _NETWORK),
-    "tokenizer": (("vocab.json", "tokenizer.json"),),
-    "tokenizer_2": (("vocab.json", "tokenizer.json"),),
-    "scheduler": (("scheduler_config.json",),),
-    ".": (("ms_adapter.safetensors", "ms_adapter.bin"),),
-}
-
 
 def size_text(count: float) -> str:
     """Bytes as people read them: ``14.9 GB``."""
@@ -169,7 +160,9 @@ def missing_parts(folder: Path) -> list[str]:
     def has(part: str, patterns: tuple[str, ...]) -> bool:
         return any(next((folder / part).glob(pattern), None) for pattern in patterns)
 
-    gaps = [part for part, groups in _REQUIRED.items() if not all(has(part, patterns) for patterns in groups)]
+    gaps = [
+        part for part, groups in family_of(folder).parts.items() if not all(has(part, patterns) for patterns in groups)
+    ]
     return ["ms_adapter" if part == "." else part for part in gaps]
 
 
