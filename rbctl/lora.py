@@ -332,13 +332,13 @@ def attach(unet: Any, file: LoraFile, name: str, layers: Mapping[str, str] | Non
     pattern = next(fitting, widest)
     for key, value in file.tensors.items():
         module, side = key.removesuffix(".weight").rsplit(".", 1)
-        if not re.fullmatch(pattern, module):
-            what = ", ".join(LAYERS["transformer"]) if layers is None else "attention and feed-forward layers"
-            raise InputError(f"{file.path}: trains {abridged(module)}; a relation LoRA of this base is on {what} alone")
         try:
             weight = unet.get_submodule(module)
         except AttributeError:
             raise InputError(f"{file.path}: made for another base; this one has no layer {abridged(module)}") from None
+        if not re.fullmatch(pattern, module):
+            what = ", ".join(LAYERS["transformer"]) if layers is None else "attention and feed-forward layers"
+            raise InputError(f"{file.path}: trains {abridged(module)}; a relation LoRA is on {what} alone")
         weight = getattr(weight, "base_layer", weight).weight
         size = value.shape[1] if side == "lora_A" else value.shape[0]
         if size != (weight.shape[1] if side == "lora_A" else weight.shape[0]):

@@ -245,6 +245,7 @@ class Base(Protocol):
     """A loaded base: frozen networks on one device.
 
     Attributes:
+        gamma: weight of the image branch.
         lowvram: the networks lie in main memory and come to the device when they are needed (see ``place``).
     """
 
@@ -252,6 +253,7 @@ class Base(Protocol):
     device: torch.device
     dtype: torch.dtype
     lowvram: bool
+    gamma: float
     tokenizer: Any
     vae: Any
 

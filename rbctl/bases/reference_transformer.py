@@ -59,6 +59,7 @@ class ReferenceTransformer(ABC):
     dtype: torch.dtype
     pipeline: Any
     lowvram: bool = False
+    gamma: ClassVar[float] = 1.0  # there is no image branch to weigh
 
     architecture: ClassVar[str]
     multiple: ClassVar[int] = 16  # pixels: two cells of the VAE make a token
