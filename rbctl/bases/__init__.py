@@ -48,6 +48,7 @@ class Family:
         learned_on: parts that a LoRA is tuned on, which name its base.
         layers: what ``--lora-layers`` means: its value -> a pattern of the model's names of layers, the fewest first.
         only: stage -> option -> the one value that has a meaning on these bases.
+        snapshot: a bundle is what its publisher has, with nothing to add.
         recipe: the file in its folder that suits a bundle.
     """
 
@@ -57,6 +58,7 @@ class Family:
     learned_on: tuple[str, ...]
     layers: Mapping[str, str]
     only: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    snapshot: bool = False
     recipe: Callable[[Path], str] = lambda folder: RECIPE
 
     def layers_of(self, names: Collection[str]) -> str | None:

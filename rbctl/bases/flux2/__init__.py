@@ -27,5 +27,6 @@ FAMILY = Family(
         "transformer": rf"transformer_blocks\.\d+\.({_JOINT}|ff(_context)?\.linear_(in|out))|{_ONE_STREAM}",
     },
     only={"finetune": TUNING, "sample": WITHOUT_IMAGE_BRANCH},
+    snapshot=True,
     recipe=_recipe,
 )

@@ -17,4 +17,5 @@ FAMILY = Family(
         "transformer": rf"transformer_blocks\.\d+\.({_JOINT}|(img|txt)_mlp\.net\.(0\.proj|2))",
     },
     only={"finetune": TUNING, "sample": WITHOUT_IMAGE_BRANCH},
+    snapshot=True,
 )
