@@ -68,6 +68,7 @@ class Training:
 
     def of_triplet(self, texts: Texts) -> dict[str, torch.Tensor]:
         embeds, pooled = self.bundle.encode_prompts([texts.prompt])
+        self.bundle.place("image_prompt_encoder")  # for the versions, which come next
         span = torch.tensor(texts.predicate_span)
         return {"prompt_embeds": embeds[0], "pooled_prompt_embeds": pooled[0], "predicate_span": span}
 
@@ -75,7 +76,6 @@ class Training:
         self, texts: Texts, prompts: Sequence[Image.Image], squares: Sequence[Image.Image], boxes: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         bundle, config = self.bundle, self.config
-        bundle.place("image_prompt_encoder")
         encoder, local = bundle.image_prompt_encoder, None
         if config.local_tokens != "none":
             local = clip_pixels(prompts, bundle.local_image_size).to(bundle.device, bundle.dtype)
