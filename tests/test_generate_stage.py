@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from commands import call
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 from PIL import Image
 from tiny_bases import tiny_flux2_klein, tiny_qwen_image_edit
@@ -28,6 +29,7 @@ from tiny_bases import tiny_flux2_klein, tiny_qwen_image_edit
 from rbctl.cli import main
 from rbctl.pictures import read_record
 from rbctl.plugins.generate.pipeline import LocalEditor
+from rbctl.triplets import load
 from rbctl.triplets.raw import RawTriplet, read_origin, read_raw
 
 KEY = "sk-test-THISMUSTNEVERBESEEN1234567890"
@@ -747,6 +749,12 @@ def test_an_editor_is_shown_the_earlier_pictures_and_goes_on_where_it_was_killed
     for path in (tmp_path / "whole").rglob("*.png"):
         assert (tmp_path / "torn" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
     assert "its references is 'earlier'" in edit(tmp_path / "torn", editor, "--references", "none", code=2).stderr
+
+    oracle = [f"--backend={step}=oracle" for step in ("boxes", "masks", "keypoints", "identity")]
+    annotated = call("annotate", tmp_path / "torn", "--bundle", "mini", *oracle)
+    assert "1 of 1 triplets written" in annotated.stderr, annotated.output  # of noise, as the weights are random
+    assert call("data", "check", tmp_path / "torn").exit_code in (0, 2)
+    assert load(tmp_path / "torn")[0].prompt == triplet.text
 
 
 def test_a_pipeline_that_takes_no_pictures_is_no_editor(tiny_bundle: Path, tmp_path: Path) -> None:

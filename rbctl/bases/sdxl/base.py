@@ -21,8 +21,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, **options: Any)
 
 
 def summary(folder: Path) -> Summary:
-    said = config.summary(folder)
-    return Summary(said.resolution, said.gamma)
+    return config.summary(folder)
 
 
 def check_schedule(folder: Path, name: str | None, steps: int) -> None:
