@@ -253,7 +253,7 @@ def attach(bundle: Base, file: AnyLora, name: str) -> None:
 
 def _fitting(bundle: Base, network: str, file: ForeignLora, left_out: Counter[str]) -> dict[str, Matrices]:
     """The layers that a network has, each with matrices of its layer's shape."""
-    model, layers = getattr(bundle, network, None), {}
+    model, layers = getattr(bundle, network, None), dict[str, Matrices]()
     if model is None:
         left_out[f"of a {network}, which this bundle lacks"] += len(file.networks[network])
         return layers

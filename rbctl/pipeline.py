@@ -86,7 +86,7 @@ class RelationPipeline(LoraLoader):
             attention=attention,
             reference_mask=reference_mask,
         )
-        self.sampler = sampler(bundle, self.options)
+        self.sampler: Any = sampler(bundle, self.options)  # a base's own may do more than rbctl.bases.Sampler
         self.prompt_weighting = prompt_weighting
         self._progress_bar = True
         self._scheduler = bundle.scheduler()

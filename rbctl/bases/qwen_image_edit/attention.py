@@ -36,16 +36,11 @@ class MaskedAttention(QwenDoubleStreamAttnProcessor2_0):
             return split if places is None else apply_rotary_emb_qwen(split, places, use_real=False)
 
         words, pictures = encoder_hidden_states, hidden_states
-        query = (
-            heads(attn.add_q_proj(words), attn.norm_added_q, of_words),
-            heads(attn.to_q(pictures), attn.norm_q, of_pictures),
-        )
-        key = (
-            heads(attn.add_k_proj(words), attn.norm_added_k, of_words),
-            heads(attn.to_k(pictures), attn.norm_k, of_pictures),
-        )
-        value = heads(attn.add_v_proj(words)), heads(attn.to_v(pictures))
-        query, key, value = (torch.cat(pair, dim=1).transpose(1, 2) for pair in (query, key, value))
+        queries = heads(attn.add_q_proj(words), attn.norm_added_q, of_words)
+        keys = heads(attn.add_k_proj(words), attn.norm_added_k, of_words)
+        query = torch.cat((queries, heads(attn.to_q(pictures), attn.norm_q, of_pictures)), dim=1).transpose(1, 2)
+        key = torch.cat((keys, heads(attn.to_k(pictures), attn.norm_k, of_pictures)), dim=1).transpose(1, 2)
+        value = torch.cat((heads(attn.add_v_proj(words)), heads(attn.to_v(pictures))), dim=1).transpose(1, 2)
         joint = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         joint = joint.transpose(1, 2).flatten(2).to(query.dtype)
         seen, told = joint[:, words.shape[1] :].contiguous(), joint[:, : words.shape[1]].contiguous()
