@@ -24,6 +24,7 @@ setup(
     package_data={
         "rbctl": [
             "py.typed",
+            "bases/*/*.yaml",
             "bundle/*.json",
             "comfyui/workflows/*",
             "comfyui/workflows/api/*",

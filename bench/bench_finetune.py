@@ -45,8 +45,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[Trip
 
 def step(bundle: Bundle, results: dict[str, torch.Tensor], config: FinetuneConfig, first: int) -> float:
     objective = Objective.of(bundle, config)
-    timesteps = len(objective.alphas_cumprod)
-    batch = micro_batch(results, None, range(first, first + BATCH), config, timesteps, bundle.device)
+    batch = micro_batch(results, None, range(first, first + BATCH), config, objective.timesteps, bundle.device)
     loss, _ = objective.loss(bundle.unet, batch)
     loss.backward()
     return float(loss.detach())

@@ -93,7 +93,7 @@ def test_quality(compare: Callable[..., Any]) -> None:
     pipe.set_progress_bar_config(disable=True)
 
     def draw(**quality: Any) -> None:
-        pipe.encoder.forget()
+        pipe.sampler.forget()
         for number in range(8):
             colours = {"cat": (255, 30 * number, 0), "bear": (0, 30 * number, 255)}
             images = {name: Image.new("RGB", (128, 128), colour) for name, colour in colours.items()}

@@ -49,7 +49,7 @@ from rbctl.bundle.random_weights import TINY, Architecture, write_random
 from rbctl.bundle.towers import clip_shapes
 from rbctl.device import pick_device
 from rbctl.errors import InputError
-from rbctl.files import read_image, read_jsonl, write_json
+from rbctl.files import read_image, read_json, read_jsonl, write_json
 from rbctl.image_prompt import clip_pixels
 from rbctl.menagerie.triplets import draw_triplets
 from rbctl.options import configured
@@ -163,6 +163,8 @@ def write_bundle(folder: Path, resolution: int) -> None:
     side = resolution // 2 ** (len(SIZES.vae["block_out_channels"]) - 1)
     sizes = dataclasses.replace(SIZES, unet={**SIZES.unet, "sample_size": side})
     write_random(folder, sizes, torch.Generator().manual_seed(SEED), torch.float32)
+    scheduler = folder / "scheduler" / "scheduler_config.json"  # SDXL's own says it too; diffusers' default clips
+    write_json(scheduler, {**read_json(scheduler), "clip_sample": False})
 
 
 def write_set(folder: Path, drawn: Path) -> list[Triplet]:

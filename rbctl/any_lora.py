@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import click
 import torch
 
-from rbctl import lora, unet_weights
+from rbctl import lora, lora_names, unet_weights
+from rbctl.bases import family_of
 from rbctl.errors import InputError, abridged, reason
 from rbctl.files import read_safetensors
 from rbctl.lora import LoraFile
@@ -27,9 +28,9 @@ from rbctl.parsing import parse_json
 from rbctl.unet_weights import UNetWeights
 
 if TYPE_CHECKING:
-    from rbctl.bundle.bundle import Bundle
+    from rbctl.bases import Base
 
-NETWORKS = ("unet", "text_encoder", "text_encoder_2")
+NETWORKS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 _SDXL = SimpleNamespace(layers_per_block=2)  # all that diffusers asks of a UNet to renumber kohya's blocks
@@ -152,7 +153,9 @@ def _peft(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     converted: dict[str, torch.Tensor] = {}
     for key, value in named.items():
         network, _, name = key.partition(".")
-        if network == "unet":
+        if network == lora_names.TRANSFORMER:
+            plain = {name: value}
+        elif network == "unet":
             plain = convert_unet_state_dict_to_peft({name: value})
         elif network in NETWORKS:
             kind = StateDictType.DIFFUSERS_OLD if "_lora." in name else StateDictType.DIFFUSERS
@@ -220,16 +223,18 @@ def _matrices(down: torch.Tensor, up: torch.Tensor, scale: float, magnitude: tor
     return Matrices(down.float(), up.float() * scale, None if magnitude is None else magnitude.float())
 
 
-def attach(bundle: Bundle, file: AnyLora, name: str) -> None:
+def attach(bundle: Base, file: AnyLora, name: str) -> None:
     """Put a LoRA into a bundle's networks under ``name``; :func:`use` switches it on. What does not fit is told.
 
     Raises:
         InputError: it is made for another base.
     """
     if isinstance(file, LoraFile):
-        lora.attach(bundle.unet, file, name)
+        lora.attach(bundle.model, file, name, family_of(bundle.folder).layers)
         return
     if isinstance(file, UNetWeights):
+        if not hasattr(bundle, "unet"):
+            raise InputError(f"{file.path}: holds weights of a UNet, which {bundle.name} lacks")
         unet_weights.check(bundle.unet, file)
         return
     left_out = Counter(file.left_out)
@@ -246,9 +251,12 @@ def attach(bundle: Bundle, file: AnyLora, name: str) -> None:
         click.echo(f"{file.path}: {used} modules used; left out: {_counted(left_out)}", err=True)
 
 
-def _fitting(bundle: Bundle, network: str, file: ForeignLora, left_out: Counter[str]) -> dict[str, Matrices]:
+def _fitting(bundle: Base, network: str, file: ForeignLora, left_out: Counter[str]) -> dict[str, Matrices]:
     """The layers that a network has, each with matrices of its layer's shape."""
-    model, layers = getattr(bundle, network), {}
+    model, layers = getattr(bundle, network, None), dict[str, Matrices]()
+    if model is None:
+        left_out[f"of a {network}, which this bundle lacks"] += len(file.networks[network])
+        return layers
     for name, matrices in file.networks[network].items():
         # transformers 5 has no "text_model." in front of a text encoder's layers; files do.
         layer = name if hasattr(model, "text_model") else name.removeprefix("text_model.")
@@ -303,7 +311,7 @@ def _inject(model: Any, layers: Mapping[str, Matrices], name: str) -> None:
             parameter.requires_grad_(False)
 
 
-def use(bundle: Bundle, weights: Mapping[str, float]) -> None:
+def use(bundle: Base, weights: Mapping[str, float]) -> None:
     """Switch on the LoRAs attached under these names, each at its weight, and no others."""
     from diffusers.utils import set_adapter_layers, set_weights_and_activate_adapters
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -311,7 +319,7 @@ def use(bundle: Bundle, weights: Mapping[str, float]) -> None:
     active = {name: weight for name, weight in weights.items() if weight}
     names: Sequence[str] = [kind for name in active for kind in (name, f"{name}_dora")]
     for network in NETWORKS:
-        model = getattr(bundle, network)
+        model = getattr(bundle, network, None)
         if model is not None and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             set_adapter_layers(model, enabled=bool(active))
             set_weights_and_activate_adapters(model, names, [weight for weight in active.values() for _ in range(2)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,11 @@ class LoraFile:
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
     rank: int
+
+    @property
+    def modules(self) -> set[str]:
+        """Names of the layers that it is on."""
+        return {key.removesuffix(".weight").rsplit(".", 1)[0] for key in self.tensors}
 
 
 def split(paths: str) -> list[str]:
@@ -148,6 +154,7 @@ def save(
     alpha: float,
     form: LoraForm = "kohya",
     sdxl_blocks: bool = True,
+    network: str = "unet",
 ) -> None:
     """Write the LoRA file, atomically.
 
@@ -157,6 +164,7 @@ def save(
         alpha: the scale is alpha / rank.
         form: of the names, see :mod:`rbctl.lora_names`.
         sdxl_blocks: in kohya's form with SDXL's numbers of blocks, for a UNet that is built like SDXL's.
+        network: that they are of, in diffusers' form.
 
     Raises:
         InputError: a tensor is not finite, or the disk is full.
@@ -165,8 +173,9 @@ def save(
     if form == "kohya":
         named = lora_names.to_kohya(tensors, alpha, sdxl_blocks)
     else:
-        # This form has no place for alpha, and loaders take it to be the rank: fold the scale in.
-        named = lora_names.to_official({k: v * (alpha / rank) if "lora_B" in k else v for k, v in tensors.items()})
+        # These forms have no place for alpha, and loaders take it to be the rank: fold the scale in.
+        folded = {k: v * (alpha / rank) if "lora_B" in k else v for k, v in tensors.items()}
+        named = lora_names.to_official(folded) if form == "official" else lora_names.to_diffusers(folded, network)
         alpha = rank
     named = {key: value.detach().cpu().contiguous() for key, value in named.items()}
     stored = {
@@ -247,7 +256,11 @@ def _from_checkpoint(
     except (KeyError, ValueError):
         mend = f"the run's LoRA is in {path.parent.parent}"
         raise InputError(f"{path}: a checkpoint without its alpha; {mend}") from None
-    return lora_names.to_kohya(plain, alpha, sdxl_blocks=False)
+    if any(".attentions." in key for key in plain):
+        return lora_names.to_kohya(plain, alpha, sdxl_blocks=False)
+    rank = next(value.shape[0] for key, value in plain.items() if "lora_A" in key)
+    folded = {key: value * (alpha / rank) if "lora_B" in key else value for key, value in plain.items()}
+    return lora_names.to_diffusers(folded, lora_names.TRANSFORMER)
 
 
 def _to_peft(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -256,16 +269,19 @@ def _to_peft(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch
 
     of_kohya = {key: value for key, value in tensors.items() if key.startswith(KOHYA)}
     others = {key: value for key, value in tensors.items() if key not in of_kohya}
+    of_transformer = lora_names.of_transformer(others)
+    others = {key: value for key, value in others.items() if key not in of_transformer.values()}
     for key in others:
         if not key.startswith("unet."):
-            raise InputError(f"{path}: {abridged(key)} is no LoRA tensor of a UNet; a relation LoRA was expected")
+            what = "is no LoRA tensor of a UNet or transformer; a relation LoRA was expected"
+            raise InputError(f"{path}: {abridged(key)} {what}")
     plain = _from_kohya(path, of_kohya)
     for key, value in others.items():
         ((name, matrix),) = convert_unet_state_dict_to_peft({key.removeprefix("unet."): value.float()}).items()
         if name in plain:
             raise _clash(path, name.partition(".lora_")[0])
         plain[name] = matrix
-    return plain
+    return plain | {name: tensors[key].float() for name, key in of_transformer.items()}
 
 
 def _from_kohya(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -298,31 +314,37 @@ def _clash(path: Path, layer: str) -> InputError:
     return InputError(f"{path}: holds two modules for one layer, {abridged(layer)}; merge LoRAs of one form of names")
 
 
-def attach(unet: Any, file: LoraFile, name: str) -> None:
-    """Load a LoRA on some of ``LAYERS`` into a UNet under ``name``; :func:`use` switches it on.
+def attach(unet: Any, file: LoraFile, name: str, layers: Mapping[str, str] | None = None) -> None:
+    """Load a LoRA into a UNet or transformer under ``name``; :func:`use` switches it on.
+
+    Args:
+        layers: patterns of the model's names of layers, the fewest first; a LoRA is on all layers of one of them. None
+            is a UNet's, ``LAYERS``.
 
     Raises:
         InputError: its layers or shapes are not this UNet's.
     """
     from peft.utils import set_peft_model_state_dict
 
-    modules = {key.removesuffix(".weight").rsplit(".", 1)[0] for key in file.tensors}
-    targets = next(t for t in LAYERS.values() if t == LAYERS["transformer"] or all(m.endswith(t) for m in modules))
+    own = layers or {name: rf".*({'|'.join(map(re.escape, ends))})" for name, ends in LAYERS.items()}
+    fitting = (pattern for pattern in own.values() if all(re.fullmatch(pattern, module) for module in file.modules))
+    widest = [*own.values()][-1]
+    pattern = next(fitting, widest)
     for key, value in file.tensors.items():
         module, side = key.removesuffix(".weight").rsplit(".", 1)
-        if not module.endswith(targets):
-            raise InputError(
-                f"{file.path}: trains {abridged(module)}; a relation LoRA is on {', '.join(targets)} alone"
-            )
         try:
             weight = unet.get_submodule(module)
         except AttributeError:
             raise InputError(f"{file.path}: made for another base; this one has no layer {abridged(module)}") from None
+        if not re.fullmatch(pattern, module):
+            what = ", ".join(LAYERS["transformer"]) if layers is None else "attention and feed-forward layers"
+            raise InputError(f"{file.path}: trains {abridged(module)}; a relation LoRA is on {what} alone")
         weight = getattr(weight, "base_layer", weight).weight
         size = value.shape[1] if side == "lora_A" else value.shape[0]
         if size != (weight.shape[1] if side == "lora_A" else weight.shape[0]):
             shapes = f"{tuple(value.shape)} on a layer of {tuple(weight.shape)}"
             raise InputError(f"{file.path}: made for another base; {abridged(key)} is {shapes}")
+    targets = [module for module, _ in unet.named_modules() if re.fullmatch(pattern, module)]
     unet.add_adapter(_config(file.rank, file.rank, targets), adapter_name=name)
     expected = state(unet, name).keys()
     if missing := sorted(expected - file.tensors.keys()):

@@ -11,7 +11,7 @@ import torch
 
 from rbctl import any_lora, unet_weights
 from rbctl.any_lora import AnyLora
-from rbctl.bundle.bundle import Bundle
+from rbctl.bases import Base
 from rbctl.errors import InputError
 from rbctl.files import sha256
 from rbctl.unet_weights import UNetWeights
@@ -27,7 +27,7 @@ class LoraLoader:
         loras: those in use.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Base) -> None:
         self.bundle = bundle
         self.loras: tuple[AnyLora, ...] = ()
         self._read: dict[tuple[Path, str], AnyLora] = {}
@@ -113,7 +113,7 @@ class LoraLoader:
         any_lora.use(self.bundle, {self._adapters[id(file)][1]: weight for file, weight in low_rank})
         whole = [(file, weight) for file, weight in loras if isinstance(file, UNetWeights)]
         if whole != self._whole:
-            unet_weights.use(self.bundle.unet, whole, self._base)
+            unet_weights.use(self.bundle.model, whole, self._base)
             self._whole = whole
         self.loras = tuple(file for file, _ in loras)
 

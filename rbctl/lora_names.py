@@ -4,6 +4,8 @@ peft     ``<path>.lora_A.weight``, ``.lora_B.weight``; <path> is diffusers' name
 kohya    ``lora_unet_<name>.lora_down.weight``, ``.lora_up.weight``, ``.alpha``; other programs' (docs/clients.md).
          <name> is sd-scripts' for SDXL (``input_blocks_4_1_...``), or diffusers' path with underscores.
 official ``unet.<path>.lora.down.weight``, ``.lora.up.weight``; the authors' and diffusers' older one, without alpha.
+diffusers ``<network>.<path>.lora_A.weight``, ``.lora_B.weight``; diffusers' own, and of transformers ComfyUI's, without
+         alpha.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from typing import Literal
 
 import torch
 
-LoraForm = Literal["kohya", "official"]
+LoraForm = Literal["kohya", "official", "diffusers"]
 Tensors = Mapping[str, torch.Tensor]
 
 KOHYA = "lora_unet_"
+TRANSFORMER = "transformer"
 _PER_BLOCK = 3  # SDXL's rows of input and output blocks: two layers of a block, and what changes the resolution
 
 _BLOCKS = re.compile(
@@ -86,3 +89,14 @@ def to_official(tensors: Tensors) -> dict[str, torch.Tensor]:
         for key, value in tensors.items()
     }
     return {f"unet.{key}": value for key, value in sorted(renamed.items())}
+
+
+def to_diffusers(tensors: Tensors, network: str) -> dict[str, torch.Tensor]:
+    """peft's names -> diffusers' for a network, "unet" or "transformer"."""
+    return {f"{network}.{key}": value for key, value in sorted(tensors.items())}
+
+
+def of_transformer(tensors: Tensors) -> dict[str, str]:
+    """peft's names of a transformer's matrices -> the names in a file."""
+    prefix = f"{TRANSFORMER}."
+    return {key.removeprefix(prefix): key for key in tensors if key.startswith(prefix)}

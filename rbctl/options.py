@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 import click
 from click.core import ParameterSource
 
+from rbctl.bases import RECIPE, family_of, recipe_of
 from rbctl.errors import InputError, abridged, nearest, reason, shortened, shortlist
 from rbctl.files import read_yaml, write_text
 from rbctl.paths import near, relative, shipped_yaml
@@ -31,7 +32,7 @@ Config = TypeVar("Config")
 _PLAIN_TYPES: dict[Any, Any] = {bool: click.BOOL, str: click.STRING, Path: click.Path(path_type=Path)}
 _LAST_GROUPS = ("Judges", "Run", "Hardware", "General")  # the others come before, in the configuration's order
 _SEPARATORS = ("/", os.sep)
-BUNDLE_RECIPE = "recipe.yaml"  # in a bundle's folder: what suits it better than the defaults
+BUNDLE_RECIPE = RECIPE  # in a bundle's folder: what suits it better than the defaults
 
 
 def option(
@@ -336,8 +337,9 @@ def _of_the_bundle(ctx: click.Context, values: Mapping[str, Any]) -> dict[str, A
     """
     from rbctl.bundle.catalogue import place
 
-    path = place(values["bundle"]) / BUNDLE_RECIPE
-    content = read_yaml(path) if os.path.isfile(path) else {}  # Path.is_file fails where a name is too long
+    folder = place(values["bundle"])
+    is_there = os.path.isdir(folder)  # Path.is_dir fails where a name is too long; who loads it tells that it lacks
+    path, content = recipe_of(folder) if is_there else (folder / BUNDLE_RECIPE, {})
     fields = [p for p in ctx.command.params if isinstance(p, _Field)]
     settable, recipe = {p.name for p in fields if p.of_bundle}, dict[str, Any]()
     parts = [(path, _section(ctx, path, content))]
@@ -349,7 +351,15 @@ def _of_the_bundle(ctx: click.Context, values: Mapping[str, Any]) -> dict[str, A
             raise InputError(f"{source}: {foreign[0]}: no bundle may set this; give it on the command line instead")
         recipe |= part
     unset = {name for name in recipe if ctx.get_parameter_source(name) is ParameterSource.DEFAULT}
-    return {p.name: p.type_cast_value(ctx, recipe[p.name]) for p in ctx.command.params if p.name in unset}
+    taken = {p.name: p.type_cast_value(ctx, recipe[p.name]) for p in ctx.command.params if p.name in unset}
+    only = family_of(folder).only.get(ctx.command.name or "", {}) if is_there else {}
+    only = {name: value for name, value in only.items() if name in values}
+    for name, value in only.items():
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT and values[name] != value:
+            option = f"--{name.replace('_', '-')}"
+            mend = "leave it out" if value in (None, ()) else f"take {value}"
+            raise InputError(f"{option} {values[name]}: has no meaning on {folder.name}; {mend}")
+    return taken | only
 
 
 def config_options(config_type: type[Config]) -> Callable[[Callable[[Config], None]], Callable[..., None]]:

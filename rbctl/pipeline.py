@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,24 +17,20 @@ import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 
-from rbctl import denoising, lora, memory
+from rbctl import denoising, lora
 from rbctl.any_lora import AnyLora
-from rbctl.attention import compile_blocks
-from rbctl.bundle.bundle import Bundle
-from rbctl.bundle.load import load
+from rbctl.bases import Base, SamplerOptions
+from rbctl.bases.load import load, sampler
 from rbctl.bundle.recipe import sampling_defaults
-from rbctl.conditioning import Encoded, PseudoRegions, guided
-from rbctl.device import DTYPES, pick_attention, pick_device, pick_precision
-from rbctl.encoding import Encoder
+from rbctl.device import DTYPES, pick_device, pick_precision
 from rbctl.errors import InputError
 from rbctl.image_prompt import Injection, LocalTokens
 from rbctl.lora_loader import LoraLoader
-from rbctl.measurements import measured
 from rbctl.progress import progress
 from rbctl.relations import Box, Relation, load_relation, shipped
 from rbctl.request import Picture, Request, requested
-from rbctl.roles import find_relation, place
-from rbctl.shortcuts import NO_SHORTCUTS, QUALITY, Quality, Shortcuts
+from rbctl.roles import find_relation, order_of_roles, place
+from rbctl.shortcuts import QUALITY, Quality, Shortcuts
 
 _FINITE = {
     torch.float16: "take --precision bf16 or fp32",
@@ -65,26 +60,34 @@ class RelationPipeline(LoraLoader):
         local_injection: local tokens come behind CLIP's (paper), in the place of its patches, or are added to them.
         pseudo_mask_step: from this step on the text-attention maps replace the boxes; 0 keeps the boxes.
         attention: backend of the parallel cross-attention, a name of ``rbctl doctor``.
+        reference_mask: of bases with reference pictures in their sequence, which have none of the options above:
+            "boxes" lets only the places in an individual's box see its picture.
         prompt_weighting: A1111's marks weigh words of a prompt, "(word:1.2)"; else they are words too.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Base,
         *,
         local_tokens: LocalTokens = "own",
         local_grid: int | None = None,
         local_injection: Injection = "concat",
         pseudo_mask_step: int = 0,
         attention: str = "auto",
+        reference_mask: Literal["none", "boxes"] = "none",
         prompt_weighting: bool = True,
     ) -> None:
         super().__init__(bundle)
-        self.encoder = Encoder(bundle, local_tokens, local_grid, local_injection)
-        self.pseudo_mask_step = pseudo_mask_step
-        self.attention = attention
+        self.options = SamplerOptions(
+            local_tokens=local_tokens,
+            local_grid=local_grid,
+            local_injection=local_injection,
+            pseudo_mask_step=pseudo_mask_step,
+            attention=attention,
+            reference_mask=reference_mask,
+        )
+        self.sampler: Any = sampler(bundle, self.options)  # a base's own may do more than rbctl.bases.Sampler
         self.prompt_weighting = prompt_weighting
-        self.backend = pick_attention(attention, bundle.device, bundle.dtype)
         self._progress_bar = True
         self._scheduler = bundle.scheduler()
 
@@ -114,7 +117,7 @@ class RelationPipeline(LoraLoader):
         place = pick_device(device)
         dtype = torch_dtype or DTYPES[pick_precision("auto", place)]
         local_encoder = options.get("local_tokens", "own") != "none"
-        bundle = load(str(name_or_folder), place, dtype, local_encoder=local_encoder, lowvram=lowvram, vae=vae)
+        bundle = load(name_or_folder, place, dtype, local_encoder=local_encoder, lowvram=lowvram, vae=vae)
         return cls(bundle, **options)
 
     @property
@@ -128,14 +131,8 @@ class RelationPipeline(LoraLoader):
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> RelationPipeline:
         """Move the networks, or change their type; the VAE stays float32. Returns the pipeline itself."""
         bundle = self.bundle
-        bundle.device = torch.device(device) if device is not None else bundle.device
-        bundle.dtype = dtype or bundle.dtype
-        bundle.vae.to("cpu" if bundle.lowvram else bundle.device)
-        for part in ("unet", "text_encoder", "text_encoder_2", "image_prompt_encoder"):
-            if module := getattr(bundle, part):
-                module.to("cpu" if bundle.lowvram else bundle.device, bundle.dtype)
-        self.encoder.forget()
-        self.backend = pick_attention(self.attention, bundle.device, bundle.dtype)
+        bundle.move(torch.device(device) if device is not None else bundle.device, dtype or bundle.dtype)
+        self.sampler = sampler(bundle, self.options)
         return self
 
     @property
@@ -152,8 +149,8 @@ class RelationPipeline(LoraLoader):
         self._progress_bar = not disable
 
     def compile(self) -> None:
-        """Compile the UNet's transformer blocks: a slow start, then faster steps."""
-        compile_blocks(self.bundle.unet)
+        """Compile the blocks of the UNet or transformer: a slow start, then faster steps."""
+        self.bundle.compile()
 
     # --- the call
 
@@ -188,7 +185,7 @@ class RelationPipeline(LoraLoader):
                 for all, or one for each.
             boxes: where each goes, relative xyxy in [0, 1], likewise. [default: the relation's layout prior, else the
                 relation that the words express, else side by side]
-            height, width: pixels, multiples of 8.
+            height, width: pixels, multiples of 8, for some bases of 16.
             guidance_scale: classifier-free guidance; 1 or less is none.
             image_scale: weight of the image branch, gamma.
             original_size, crops_coords_top_left: SDXL's micro-conditioning, (height, width) and (top, left) in pixels.
@@ -230,13 +227,15 @@ class RelationPipeline(LoraLoader):
             "crop": crops_coords_top_left,
             "shortcuts": shortcuts or own_shortcuts,
         }
-        requests = [dataclasses.replace(request, **how) for request in requests]
+        requests = [
+            dataclasses.replace(request, order=order_by_words(request, self.loras), **how) for request in requests
+        ]
         generators = self._generators(requests, generator)
         noise = latents
         if noise is None:
-            noise = denoising.initial_noise(generators, bundle.unet.config.in_channels, self.latent_size(requests[0]))
+            noise = denoising.initial_noise(generators, bundle.latent_channels, self.latent_size(requests[0]))
         scheduler = type(self.scheduler).from_config(self.scheduler.config)  # each call's own: they have a state
-        scheduler.set_timesteps(requests[0].steps)
+        bundle.set_timesteps(scheduler, requests[0].steps, self.latent_size(requests[0]))
         with progress(len(scheduler.timesteps), "sampling", disable=not self._progress_bar) as bar:
 
             def on_step(step: int, latents: torch.Tensor) -> torch.Tensor | None:
@@ -290,94 +289,16 @@ class RelationPipeline(LoraLoader):
             on_step, generators: see :func:`rbctl.denoising.denoise`; without noise, the generators are of the seeds.
         """
         bundle, first = self.bundle, requests[0]
+        for request in requests:
+            self.sampler.check(request)
         if bundle.device.type == "cpu":  # a GPU says so itself
-            self._check_memory(requests)
-        encoded = self.encoder.encode(requests)
-        pseudo = None
-        if self.pseudo_mask_step and first.subjects:
-            if first.shortcuts != NO_SHORTCUTS:
-                raise InputError("pseudo_mask_step: reads every step; take quality 'best', which leaves nothing out")
-            pseudo = self.encoder.regions(requests, self.pseudo_mask_step)
+            self.sampler.check_memory(requests)
+        encoded = self.sampler.encode(requests)
         if noise is None:
             generators = denoising.generators_of([request.seed for request in requests])
-            noise = denoising.initial_noise(generators, bundle.unet.config.in_channels, self.latent_size(first))
-        scales = torch.tensor([request.guidance_scale for request in requests])
+            noise = denoising.initial_noise(generators, bundle.latent_channels, self.latent_size(first))
         scheduler = scheduler or bundle.scheduler(first.scheduler)
-        return self.denoise_encoded(
-            encoded,
-            noise,
-            first.steps,
-            scales,
-            scheduler,
-            on_step,
-            pseudo,
-            generators,
-            first.original_size,
-            first.crop,
-            first.shortcuts,
-        )
-
-    @measured("denoise")
-    def denoise_encoded(
-        self,
-        encoded: Encoded,
-        noise: torch.Tensor,
-        steps: int,
-        guidance_scale: float | torch.Tensor,
-        scheduler: Any = None,
-        on_step: denoising.OnStep | None = None,
-        pseudo: PseudoRegions | None = None,
-        generators: Sequence[torch.Generator | None] | None = None,
-        original_size: tuple[int, int] | None = None,
-        crop: tuple[int, int] = (0, 0),
-        shortcuts: Shortcuts = NO_SHORTCUTS,
-    ) -> torch.Tensor:
-        """:meth:`denoise` of what is encoded already.
-
-        Args:
-            noise: (B, C, h, w) unit noise; the pictures have its size.
-            guidance_scale: one for all or (B,); of no effect without negative prompts.
-            pseudo: regions read off the text attention, which replace the boxes; they need every step whole.
-            shortcuts: what is left out.
-        """
-        bundle, (h, w) = self.bundle, noise.shape[-2:]
-        rows = partial(
-            guided,
-            size=(h * bundle.latent_scale, w * bundle.latent_scale),
-            latent_size=(h, w),
-            levels=bundle.levels,
-            backend=self.backend,
-            original_size=original_size,
-            crop=crop,
-        )
-        conditioning, unguided = rows(encoded), None
-        if encoded.negative_prompt_embeds is not None and not shortcuts.always_guided:
-            unguided = rows(dataclasses.replace(encoded, negative_prompt_embeds=None))
-        conditioning.pseudo = pseudo
-        scales = torch.as_tensor(guidance_scale, device=bundle.device).expand(len(noise))
-        bundle.place("unet")
-        return denoising.denoise(
-            bundle.unet,
-            scheduler or bundle.scheduler(),
-            noise.to(bundle.device),
-            conditioning,
-            steps,
-            None if encoded.negative_prompt_embeds is None else scales,
-            on_step,
-            generators,
-            shortcuts,
-            unguided,
-        )
-
-    def _check_memory(self, requests: Sequence[Request]) -> None:
-        bundle, first = self.bundle, requests[0]
-        latent_size, rows = self.latent_size(first), len(requests) * (2 if first.guided else 1)
-        denoising = memory.forward_bytes(bundle.unet.config, rows, latent_size, bundle.dtype.itemsize)
-        decoding = memory.picture_bytes(bundle.vae.config, first.height, first.width)
-        what = f"{first.source}: {len(requests)} x {first.width} x {first.height} pixels at once"
-        mend = "make them smaller, or lower --batch-size"
-        memory.require(max(denoising, decoding), bundle.device, what, mend)
-        memory.require_time(bundle.unet.config, latent_size, bundle.device, what)
+        return self.sampler.denoise(requests, encoded, noise, scheduler, on_step, generators)
 
     def decode(self, requests: Sequence[Request], latents: torch.Tensor) -> torch.Tensor:
         """Pictures (B, 3, H, W) of scaled latents.
@@ -395,6 +316,19 @@ class RelationPipeline(LoraLoader):
         return decoded
 
 
+def order_by_words(request: Request, loras: Sequence[AnyLora]) -> tuple[int, ...]:
+    """The individuals in the order of the roles of the relation that the words say; () where they do not tell."""
+    names = [subject.name for subject in request.subjects]
+    return order_of_roles(request.words, names, _said(request.words, names, loras, None))
+
+
+def _said(text: str, names: Sequence[str], loras: Sequence[AnyLora], named: Relation | None) -> Relation | None:
+    """The relation that a text says: one of the LoRAs' or the named one first, then the shipped ones."""
+    own = [*([named] if named else []), *(own for file in loras if (own := lora.relation_of(file)))]
+    known = [*own, *(load_relation(name) for name in shipped())]
+    return find_relation(text, own, names) or find_relation(text, known, names) or next(iter(own), None)
+
+
 def boxes_by_words(
     text: str, names: Sequence[str], loras: Sequence[AnyLora], relation: Relation | None = None
 ) -> tuple[Box, ...]:
@@ -409,9 +343,7 @@ def boxes_by_words(
     Returns:
         N boxes, relative xyxy in [0, 1].
     """
-    own = [*([relation] if relation else []), *(own for file in loras if (own := lora.relation_of(file)))]
-    known = [*own, *(load_relation(name) for name in shipped())]
-    said = find_relation(text, own, names) or find_relation(text, known, names) or next(iter(own), None)
+    said = _said(text, names, loras, relation)
     return place(text, names, said, lora.layout_prior(loras)).boxes
 
 

@@ -63,6 +63,7 @@ class Request:
         embeddings: what learned tokens in ``words`` stand for.
         shortcuts: what sampling leaves out.
         source: where it was asked for, for errors.
+        order: the subjects' numbers in the order of the relation's roles; () is as they stand.
     """
 
     words: str
@@ -81,6 +82,7 @@ class Request:
     negative_weights: tuple[float, ...] = ()
     shortcuts: Shortcuts = NO_SHORTCUTS
     source: str = "prompt"
+    order: tuple[int, ...] = ()
 
     @property
     def guided(self) -> bool:

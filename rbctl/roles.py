@@ -101,6 +101,15 @@ def roles_by_height(boxes: Sequence[Box], relation: Relation) -> float:
     return sum(one * other for one, other in zip(here, usual, strict=True))
 
 
+def order_of_roles(text: str, names: Sequence[str], relation: Relation | None) -> tuple[int, ...]:
+    """The numbers of a text's individuals in the order of the relation's roles.
+
+    () where that is as they stand, or where the text does not tell.
+    """
+    known = relation and read_roles(text, names, relation).individuals
+    return known if known and sorted(known) == [*range(len(names))] != [*known] else ()
+
+
 def place(text: str, names: Sequence[str], relation: Relation | None, prior: LayoutPrior | None) -> Placement:
     """Boxes for individuals that were given none: each gets that of its role.
 

@@ -19,7 +19,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from rbctl.bundle import convert
-from rbctl.bundle.catalogue import CATALOGUE, RELEASES, BundleSpec, Component, contents, state
+from rbctl.bundle.catalogue import CATALOGUE, RELEASES, BundleSpec, Component, contents, missing_parts, state
 from rbctl.bundle.download import pull, verify
 from rbctl.cli import main
 from rbctl.errors import InputError
@@ -454,3 +454,22 @@ def test_every_release_is_pulled_resumed_and_verified(
     assert [path for path, *_ in hub.served] == ["prompts.json"]
     (folder / "prompts.json").write_text("[2]")
     assert "1 problems" in one_line(rbctl("verify", folder))
+
+
+def test_a_snapshot_of_whole_folders_is_pulled_and_goes_on(hub: Hub, tmp_path: Path) -> None:
+    from tiny_bases import tiny_flux2_klein
+
+    snapshot = tiny_flux2_klein(tmp_path / "snapshot")
+    (snapshot / "recipe.yaml").unlink()
+    files = {p.relative_to(snapshot).as_posix(): p.read_bytes() for p in snapshot.rglob("*") if p.is_file()}
+    (spec,) = (spec for name, spec in CATALOGUE.items() if name == "flux2-klein-4b")
+    repo = str(spec.components[0].repo_id)
+    hub.repositories[repo] = files | {"README.md": b"x", "flux.safetensors": b"one file", "transformer/own.py": b"code"}
+    folder = tmp_path / "klein"
+    pull(spec, folder)
+    assert missing_parts(folder) == []
+    assert sorted(contents(folder)) == sorted(files)
+    assert verify(folder) == []
+    (folder / "vae" / "config.json").unlink()
+    pull(spec, folder)
+    assert verify(folder) == []

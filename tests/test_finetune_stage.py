@@ -26,7 +26,9 @@ from processes import run, start
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from rbctl import lora, pipeline
+from rbctl import lora
+from rbctl.bases.sdxl import sampling
+from rbctl.bases.sdxl.training import Training
 from rbctl.bundle.load import load as load_bundle
 from rbctl.errors import InputError
 from rbctl.files import read_yaml
@@ -656,7 +658,7 @@ def test_a_wide_target_is_trained_on_whole_beside_square_ones(
     assert (own["boxes"][0, 0, :, 2:] > own["boxes"][0, 0, :, :2]).all()  # nobody is cut off
     assert own["boxes"][0, 0, :, 2].max() < 0.36
     sizes = encodings.training_sizes([triplet.target for triplet in load(wide)[:2]], config, 128)
-    assert encodings.fit(own, 1, sizes)
+    assert encodings.fit(own, Training.shapes, 1, sizes)
     for name in ("latents_mean", "object_mask"):  # the square one is as it was
         side = square[name].shape[-1]
         assert torch.allclose(own[name][1, ..., :side, :side].float(), square[name][1].float(), atol=1e-5)
@@ -743,15 +745,16 @@ def test_the_variable_names_the_attention_backend(
         config = FinetuneConfig(relation="hug", preview_steps=1, **options)
         preview.preview(bundle, own, config, tmp_path / "preview.png")
         predicted = Objective.of(bundle, config).predict(bundle.unet, micro_batch(own, None, [0], config, 1000, "cpu"))
-        assert asked.pop() == predicted.conditioning.backend
-        return predicted.conditioning.backend
+        backend = predicted.made.conditioning.backend
+        assert asked.pop() == backend
+        return backend
 
     def noted(encoded: Any, **options: Any) -> Any:
         asked.append(options["backend"])
         return guided(encoded, **options)
 
-    guided = pipeline.guided
-    monkeypatch.setattr(pipeline, "guided", noted)
+    guided = sampling.guided
+    monkeypatch.setattr(sampling, "guided", noted)
     monkeypatch.delenv("RBCTL_ATTENTION", raising=False)
     assert taken() is None
     monkeypatch.setenv("RBCTL_ATTENTION", "eager")

@@ -21,9 +21,15 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from commands import call
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 from PIL import Image
+from tiny_bases import tiny_flux2_klein, tiny_qwen_image_edit
 
 from rbctl.cli import main
+from rbctl.pictures import read_record
+from rbctl.plugins.generate.pipeline import LocalEditor
+from rbctl.triplets import load
 from rbctl.triplets.raw import RawTriplet, read_origin, read_raw
 
 KEY = "sk-test-THISMUSTNEVERBESEEN1234567890"
@@ -703,6 +709,57 @@ def test_the_safety_checker_of_a_pipeline_is_a_refusal(
     monkeypatch.setattr(StableDiffusionXLPipeline, "__call__", checked)
     assert "1 prompts refused" in paint_locally(tmp_path / "set", tiny_bundle, "--size", "64x64").stderr
     assert [t.id for t in complete(tmp_path / "set")] == ["1"]
+
+
+EDITORS = {"flux2": tiny_flux2_klein, "qwen_image_edit": tiny_qwen_image_edit}
+
+
+@pytest.fixture(params=EDITORS)
+def editor(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", 64 * 64)  # of its references
+    return EDITORS[request.param](tmp_path / request.param)
+
+
+def edit(output: Path, model: Path, *arguments: object, code: int = 0) -> Result:
+    common = ("--engine", "edit", "--model", model, "--steps", 1, "--device", "cpu", "--size", "64x64", "-n", 1)
+    return generate(output, *common, *arguments, code=code)
+
+
+@pytest.mark.slow
+def test_an_editor_is_shown_the_earlier_pictures_and_goes_on_where_it_was_killed(
+    editor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(tmp_path / "whole", editor)
+    (triplet,) = complete(tmp_path / "whole")
+    records = [read_record(path) for path in (triplet.target, *(thing.image for thing in triplet.objects))]
+    assert [len(record["references"]) for record in records if record] == [0, 1, 2]
+    assert read_origin(tmp_path / "whole")["origin"] == "edit"
+
+    paint, left = LocalEditor.paint, [True, False]
+
+    def killed(self: Any, *arguments: Any) -> Any:
+        if not left.pop(0):
+            raise KeyboardInterrupt
+        return paint(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalEditor, "paint", killed)
+        edit(tmp_path / "torn", editor, code=130)
+    assert "1 made" in edit(tmp_path / "torn", editor).stderr
+    for path in (tmp_path / "whole").rglob("*.png"):
+        assert (tmp_path / "torn" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+    assert "its references is 'earlier'" in edit(tmp_path / "torn", editor, "--references", "none", code=2).stderr
+
+    if editor.name == "flux2":  # in the other one's noise, the oracle finds nobody
+        oracle = [f"--backend={step}=oracle" for step in ("boxes", "masks", "keypoints", "identity")]
+        annotated = call("annotate", tmp_path / "torn", "--bundle", "mini", *oracle)
+        assert "1 of 1 triplets written" in annotated.stderr, annotated.output
+        assert call("data", "check", tmp_path / "torn").exit_code == 0
+        assert load(tmp_path / "torn")[0].prompt == triplet.text
+
+
+def test_a_pipeline_that_takes_no_pictures_is_no_editor(tiny_bundle: Path, tmp_path: Path) -> None:
+    assert "takes no pictures; take --engine diffusers" in edit(tmp_path / "set", tiny_bundle, code=2).stderr
 
 
 def test_names_are_words_and_never_patterns(tmp_path: Path) -> None:

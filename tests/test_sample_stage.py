@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from rbctl import attention, denoising, lora, pictures
-from rbctl.bundle.fingerprints import BASE, fingerprint
+from rbctl.bundle.fingerprints import base_fingerprint, fingerprint
 from rbctl.bundle.load import load
 from rbctl.cli import main
 from rbctl.errors import InputError
@@ -301,7 +301,7 @@ def test_pseudo_masks_of_two_objects_of_one_name(place: Path, tiny_bundle: Path)
     path = place / "cats.txt"
     path.write_text("A {cat: cat.png} hugs a {cat: dog.png}")
     jobs = planned(path, tiny_bundle)
-    first, second = RelationPipeline.from_pretrained(tiny_bundle, device="cpu").encoder.spans(jobs[0].request)
+    first, second = RelationPipeline.from_pretrained(tiny_bundle, device="cpu").sampler.encoder.spans(jobs[0].request)
     assert first == (2, 3)
     assert second == (5, 6)
 
@@ -312,7 +312,7 @@ def test_a_lora_of_another_base_is_refused(sample: Any, place: Path, tiny_bundle
     line, path = tmp_path / "one.txt", tmp_path / "marked.safetensors"
     line.write_text("A bear sleeps. --s 1")
     arguments = (line, "--output", tmp_path / "out", "--lora", path)
-    write_safetensors(path, tensors, {**metadata, "rbctl.base": fingerprint(tiny_bundle, BASE)})
+    write_safetensors(path, tensors, {**metadata, "rbctl.base": base_fingerprint(tiny_bundle)})
     result = sample(*arguments)
     assert result.exit_code == 0, result.output
     write_safetensors(path, tensors, {**metadata, "rbctl.base": "0" * 64, "rbctl.local_tokens": "none"})

@@ -70,14 +70,14 @@ class Loops:
     def __init__(self, bundle: Bundle, batch: Sequence[Request]) -> None:
         self.bundle, self.size = bundle, (batch[0].height, batch[0].width)
         pipe = RelationPipeline(bundle)
-        self.encoded, latent_size = pipe.encoder.encode(batch), pipe.latent_size(batch[0])
+        self.encoded, latent_size = pipe.sampler.encode(batch), pipe.latent_size(batch[0])
         generators = generators_of(range(len(batch)))
         self.noise = initial_noise(generators, bundle.unet.config.in_channels, latent_size).to(bundle.device)
 
     def ours(self, backend: str, steps: int) -> torch.Tensor:
         """As ``rbctl sample`` does it: masks built and K and V projected once, before the first step."""
         pipe = RelationPipeline(self.bundle, attention=backend)
-        return pipe.denoise_encoded(self.encoded, self.noise, steps, GUIDANCE)
+        return pipe.sampler.denoise_encoded(self.encoded, self.noise, steps, GUIDANCE)
 
     def official(self, steps: int) -> torch.Tensor:
         """Masks, K and V at every layer and step."""
@@ -167,7 +167,7 @@ def _around(bench: Bench, batch: Sequence[Request], title: str) -> tuple[float |
     latents = torch.randn(len(batch), bundle.unet.config.in_channels, *bench.scale.latent_size, device=device)
     decode = functools.partial(bundle.decode_latents, latents)
     with bench.row("sampling", f"{title}, before and after the loop") as row:
-        row["encoding s"] = seconds(lambda: RelationPipeline(bundle).encoder.encode(batch), device, rounds=2)
+        row["encoding s"] = seconds(lambda: RelationPipeline(bundle).sampler.encode(batch), device, rounds=2)
         row["of it text s"] = seconds(lambda: bundle.encode_prompts(texts), device, rounds=2)
         _, most = peak(decode, device)
         row["decoding s"] = seconds(decode, device, rounds=2, warm_up=0)

@@ -100,7 +100,7 @@ def _tune(bench: Bench, stored: dict[str, torch.Tensor], row: Row, micro_batch: 
     accelerator = Accelerator(mixed_precision=mixed, cpu=bench.device.type == "cpu")
     bundle = load(str(bench.folder), bench.device, bench.dtype, encoders=False)
     output = Path(tempfile.mkdtemp(dir=bench.work))
-    prepare(bundle.unet, config)
+    prepare(bundle, config)
     task = relation_task("hug", bundle, stored, None, config)
     training = functools.partial(train, Run(output, "finetune", config), task, accelerator, {}, None)
     _, most = peak(training, bench.device)
@@ -116,7 +116,7 @@ def _micro_step(bench: Bench, bundle: Bundle, stored: dict[str, torch.Tensor], s
     """Forward and backward pass of one micro-batch."""
     config = _tuning(bench, size)
     objective = Objective.of(bundle, config)
-    batch = micro_batch(stored, None, range(size), config, len(objective.alphas_cumprod), bench.device)
+    batch = micro_batch(stored, None, range(size), config, objective.timesteps, bench.device)
     with torch.autocast(bench.device.type, bench.dtype, enabled=bench.precision != "fp32"):
         loss, _ = objective.loss(bundle.unet, batch)
     loss.backward()

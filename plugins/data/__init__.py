@@ -122,7 +122,7 @@ def check(ctx: click.Context, folder: Path, bundle: str | None, as_json: bool, f
 
     tokenizer = None
     if bundle:
-        from rbctl.bundle.load import load_tokenizer
+        from rbctl.bases.load import load_tokenizer
 
         tokenizer = load_tokenizer(bundle)
     problems = find_problems(folder, follow_outside, tokenizer=tokenizer)

@@ -144,8 +144,9 @@ class Baseline:
             return captions[int(torch.randint(len(captions), (), generator=generator(config.seed, "caption", number)))]
 
         def loss(model: Any, numbers: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            timesteps = len(objective.alphas_cumprod)
-            batches = micro_batches(self.encoded, self.encoded_class, numbers, config, timesteps, bundle.device)
+            batches = micro_batches(
+                self.encoded, self.encoded_class, numbers, config, objective.timesteps, bundle.device
+            )
             return mean_loss(batches, lambda batch: loss_of(model, batch))
 
         def loss_of(model: Any, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -76,7 +76,9 @@ class FinetuneConfig:
     rank: int = setting(4, "Rank of the LoRA.", group="LoRA", min=1, max=1024)
     alpha: float = setting(4.0, "Scale of the LoRA is alpha / rank.", min=1e-3, max=1_000_000.0)
     lora_layers: Literal["attn2", "attention", "transformer"] = setting(
-        "attn2", "Layers of the LoRA: the cross-attention (paper), both attentions, or all of a transformer block's."
+        "attn2",
+        "Layers of the LoRA: the cross-attention (paper), both attentions, or all of a transformer block's. "
+        "Of a transformer, attn2 is where pictures read the words.",
     )
     init_lora: Path | None = option(
         None, "LoRA file to start from, of the same layers and rank. [default: a LoRA that does nothing yet]"
@@ -139,6 +141,11 @@ class FinetuneConfig:
     local_injection: Literal["concat", "replace", "add"] = setting(
         "concat", "Local tokens follow CLIP's (paper), replace its patches, or are added to them."
     )
+    reference_mask: Literal["none", "boxes"] = setting(
+        "none",
+        "Bases with reference pictures in their sequence: boxes lets only the places in an individual's box see its "
+        "picture.",
+    )
     gamma: float | None = setting(
         None, "Weight of the image branch. [default: the bundle's, 0.6 for SDXL]", min=0.0, max=10.0
     )
@@ -166,9 +173,10 @@ class FinetuneConfig:
     save_every: int = option(
         0, "Steps between extra LoRA files: RELATION-000100.safetensors; 0 for none.", min=0, max=1_000_000
     )
-    format: Literal["kohya", "official"] = option(
+    format: Literal["kohya", "official", "diffusers"] = option(
         "kohya",
-        "Names in the LoRA file: kohya's, for ComfyUI and others; official, the authors', for diffusers.",
+        "Names in the LoRA file: kohya's, for ComfyUI and others; official, the authors', for diffusers; diffusers, "
+        "its own names, for transformers the only ones.",
         group="LoRA",
     )
     author: str | None = option(None, "Author, for the file's metadata.")

@@ -12,15 +12,13 @@ import torch
 from PIL import Image
 from torch.nn.functional import pad
 
-from rbctl.bundle.bundle import Bundle
-from rbctl.conditioning import DUMMY_TOKENS
+from rbctl.bases import Base
+from rbctl.bases.load import summary, training
 from rbctl.draws import generator
 from rbctl.errors import InputError
 from rbctl.files import read_image
-from rbctl.image_prompt import clip_pixels
 from rbctl.kept import not_finite
 from rbctl.measurements import measured
-from rbctl.phrases import token_span
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.progress import progress
 from rbctl.triplets import Triplet, geometry
@@ -30,37 +28,33 @@ from rbctl.triplets.geometry import Annotated
 _OPTIONS = ("seed", "augmentation_draws", "random_flip", "max_zoom", "local_tokens", "local_grid", "local_injection")
 
 # The tensors and their dimensions: S triplets and prior scenes, A versions, N objects, K keypoints, H x W pixels,
-# h x w latents, p x p those of image prompts, M image tokens, T text tokens. Absent objects are zeros: a box that no
-# query lies in. Smaller targets are padded at the right and bottom to the largest; time_ids tell their own size.
+# h x w latents, p x p those of image prompts. Absent objects are zeros. Smaller targets are padded at the right and
+# bottom to the largest; time_ids tell their own size. Every base has more of its own (rbctl.bases.Training.shapes).
 _SHAPES = {
     "latents_mean": "S A C h w",
     "latents_std": "S A C h w",
     "prompt_latents_mean": "S A N C p p",
     "prompt_latents_std": "S A N C p p",
-    "image_tokens": "S A M D",
     "boxes": "S A N 4",
     "target_keypoints": "S A N K 2",
     "image_keypoints": "S A N K 2",
     "visible": "S A N K",
     "object_mask": "S A H W",
     "time_ids": "S A 6",
-    "prompt_embeds": "S T D",
-    "pooled_prompt_embeds": "S P",
-    "predicate_span": "S 2",
-    "empty_prompt_embeds": "T D",
-    "empty_pooled_prompt_embeds": "P",
 }
-_TYPES = {"visible": torch.bool, "object_mask": torch.bool, "predicate_span": torch.int64}  # others: floating point
-PER_TRIPLET = ("prompt_embeds", "pooled_prompt_embeds", "predicate_span")
+_BOOLS = {"visible", "object_mask", "present", "words_mask", "negative_mask"}
+_TYPES = {**dict.fromkeys(_BOOLS, torch.bool), "predicate_span": torch.int64}  # others: floating point
 _PER_OBJECT = ("prompt_latents_mean", "prompt_latents_std", "boxes", "target_keypoints", "image_keypoints", "visible")
 
 
-def training_sizes(targets: Sequence[Path], config: FinetuneConfig, resolution: int) -> list[tuple[int, int]]:
-    """Width and height that each target is trained at: by its aspect ratio, or all square."""
+def training_sizes(
+    targets: Sequence[Path], config: FinetuneConfig, resolution: int, multiple: int = 8
+) -> list[tuple[int, int]]:
+    """Width and height that each target is trained at: by its aspect ratio, or all square; in whole ``multiple``s."""
     square = (resolution, resolution)
     if not config.aspect_buckets:
         return [square] * len(targets)
-    return [geometry.bucket(read_image(target).size, resolution) for target in targets]
+    return [geometry.bucket(read_image(target).size, resolution, multiple) for target in targets]
 
 
 def pad_targets(rows: Sequence[dict[str, torch.Tensor]]) -> None:
@@ -96,13 +90,20 @@ def made_from(
     }
 
 
-def fit(tensors: Mapping[str, torch.Tensor], versions: int, targets: Sequence[tuple[int, int]]) -> bool:
-    """Whether tensors are of the names, shapes and types that :func:`encode` gives targets of these sizes."""
+def fit(
+    tensors: Mapping[str, torch.Tensor], own: Mapping[str, str], versions: int, targets: Sequence[tuple[int, int]]
+) -> bool:
+    """Whether tensors are of the names, shapes and types that :func:`encode` gives targets of these sizes.
+
+    Args:
+        own: the base's (rbctl.bases.Training.shapes).
+    """
+    shapes = {**_SHAPES, **own}
     width, height = (max(side) for side in zip(*targets, strict=True))
     sizes = {"S": len(targets), "A": versions, "H": height, "W": width} | {n: int(n) for n in "246"}
-    if tensors.keys() != _SHAPES.keys():
+    if tensors.keys() != shapes.keys():
         return False
-    for name, dimensions in _SHAPES.items():
+    for name, dimensions in shapes.items():
         tensor, names = tensors[name], dimensions.split()
         if tensor.dtype != _TYPES[name] if name in _TYPES else not tensor.is_floating_point():
             return False
@@ -115,20 +116,23 @@ def fit(tensors: Mapping[str, torch.Tensor], versions: int, targets: Sequence[tu
 @measured("encode the triplets")
 @torch.no_grad()
 def encode(
-    bundle: Bundle,
+    base: Base,
     triplets: Sequence[Triplet],
     prior: Sequence[Triplet],
     config: FinetuneConfig,
     resolution: int,
 ) -> dict[str, torch.Tensor]:
-    """Encodings of the triplets, then of the prior set, as ``_SHAPES`` names them; :func:`split` takes them apart.
+    """Encodings of the triplets, then of the prior set, as ``_SHAPES`` and the base name them.
+
+    :func:`split` takes them apart.
 
     Raises:
         InputError: a picture cannot be read, a prompt lacks its predicate, or a network gave NaN.
     """
-    everything = [*triplets, *prior]
+    everything, course = [*triplets, *prior], training(base, config)
     most = max(len(triplet.objects) for triplet in everything)
-    sizes = training_sizes([triplet.target for triplet in everything], config, resolution)
+    targets = [triplet.target for triplet in everything]
+    sizes = training_sizes(targets, config, resolution, summary(base.folder).multiple)
     rows = []
     with progress(len(everything) * config.augmentation_draws, "encoding triplets", unit="version") as bar:
         for number, triplet in enumerate(everything):
@@ -137,22 +141,24 @@ def encode(
             ]
             views = [View.of(triplet, frame, resolution) for frame in frames]
             # Network by network, as with --lowvram each must come to the device.
-            latents = [_latents(bundle, view) for view in views]
-            words = _words(bundle, triplet, config.attention_loss_weight > 0 and number < len(triplets))
-            phrases = bundle.encode_phrases([individual.name for individual in triplet.objects])
-            bundle.place("image_prompt_encoder")
+            latents = [_latents(base, view) for view in views]
+            names = [individual.name for individual in triplet.objects]
+            where = f"triplet {triplet.id!r}" if number < len(triplets) else None
+            texts = course.texts(triplet.prompt, triplet.predicate, names, where)
+            words = course.of_triplet(texts)
             versions = []
             for view, of_vae in zip(views, latents, strict=True):
-                of_clip = _image_tokens(bundle, view, phrases, config)
-                versions.append(_padded(of_vae | of_clip | view.annotations(), most))
+                images, squares = ([shown.image for shown in pictures] for pictures in (view.prompts, view.squares))
+                own = course.padded(course.of_version(texts, images, squares, view.boxes), len(names), most)
+                versions.append(_padded(of_vae | view.annotations(), most) | own)
                 bar.update()
+            course.even(versions)
             rows.append({name: torch.stack([row[name] for row in versions]) for name in versions[0]} | words)
     pad_targets(rows)
-    encoded = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
-    embeds, pooled = bundle.encode_prompts([""])
-    encoded |= {"empty_prompt_embeds": embeds[0].cpu(), "empty_pooled_prompt_embeds": pooled[0].cpu()}
+    course.even(rows)
+    encoded = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]} | course.of_nothing()
     if (name := not_finite(encoded)) is not None:  # a damaged bundle, or fp16 overflow
-        raise InputError(f"{bundle.folder}: the frozen networks gave NaN in {name}; try --precision bf16 or fp32")
+        raise InputError(f"{base.folder}: the frozen networks gave NaN in {name}; try --precision bf16 or fp32")
     return encoded
 
 
@@ -247,9 +253,9 @@ class View:
         }
 
 
-def _latents(bundle: Bundle, view: View) -> dict[str, torch.Tensor]:
-    mean, std = bundle.encode_pictures(pixels_of([view.target.image]))
-    prompt_mean, prompt_std = bundle.encode_pictures(pixels_of([square.image for square in view.squares]))
+def _latents(base: Base, view: View) -> dict[str, torch.Tensor]:
+    mean, std = base.encode_pictures(pixels_of([view.target.image]))
+    prompt_mean, prompt_std = base.encode_pictures(pixels_of([square.image for square in view.squares]))
     return {
         "latents_mean": mean[0],
         "latents_std": std[0],
@@ -258,36 +264,13 @@ def _latents(bundle: Bundle, view: View) -> dict[str, torch.Tensor]:
     }
 
 
-def _image_tokens(bundle: Bundle, view: View, phrases: torch.Tensor, config: FinetuneConfig) -> dict[str, torch.Tensor]:
-    images, encoder = [prompt.image for prompt in view.prompts], bundle.image_prompt_encoder
-    local = None
-    if config.local_tokens != "none":
-        local = clip_pixels(images, bundle.local_image_size).to(bundle.device, bundle.dtype)
-    pixels = clip_pixels(images, bundle.clip_image_size).to(bundle.device, bundle.dtype)
-    tokens = encoder.object_tokens(pixels, local, config.local_tokens, config.local_grid, config.local_injection)
-    return {"image_tokens": encoder.adapter_tokens(tokens, view.boxes[None].to(bundle.device), phrases[None])[0]}
-
-
 def _padded(encoded: dict[str, torch.Tensor], most: int) -> dict[str, torch.Tensor]:
-    """With absent objects, up to ``most``: no query lies in their all-zero boxes, and no keypoint of theirs counts."""
-    objects = encoded["boxes"].shape[0]
-    per_object = (encoded["image_tokens"].shape[0] - DUMMY_TOKENS) // objects
-    rows = dict.fromkeys(_PER_OBJECT, most - objects) | {"image_tokens": per_object * (most - objects)}
-    for name, count in rows.items():
+    """With absent objects, up to ``most``: no keypoint of theirs counts."""
+    missing = most - encoded["boxes"].shape[0]
+    for name in _PER_OBJECT:
         tensor = encoded[name]
-        encoded[name] = torch.cat((tensor, tensor.new_zeros(count, *tensor.shape[1:])))
+        encoded[name] = torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:])))
     return encoded
-
-
-def _words(bundle: Bundle, triplet: Triplet, needs_predicate: bool) -> dict[str, torch.Tensor]:
-    embeds, pooled = bundle.encode_prompts([triplet.prompt])
-    span = token_span(bundle.tokenizer, triplet.prompt, triplet.predicate)
-    if needs_predicate and span == (0, 0):
-        raise InputError(
-            f"triplet {triplet.id!r}: its prompt {triplet.prompt!r} does not hold the predicate {triplet.predicate!r}, "
-            "which --attention-loss-weight needs; mend the data or set the weight to 0"
-        )
-    return {"prompt_embeds": embeds[0], "pooled_prompt_embeds": pooled[0], "predicate_span": torch.tensor(span)}
 
 
 def pixels_of(images: Sequence[Image.Image]) -> torch.Tensor:

@@ -26,7 +26,7 @@ def measure(unet: Any, prior: Mapping[str, torch.Tensor], objective: Objective) 
     Args:
         prior: encodings of the prior set.
     """
-    count, steps = min(_MOST, prior["boxes"].shape[0]), len(objective.alphas_cumprod)
+    count, steps = min(_MOST, prior["boxes"].shape[0]), objective.timesteps
     timesteps = [round(steps * (k + 0.5) / _LEVELS) for k in range(_LEVELS)]
     pairs = [(scene, timestep) for scene in range(count) for timestep in timesteps]
     size = objective.config.micro_batch_size
@@ -38,7 +38,7 @@ def measure(unet: Any, prior: Mapping[str, torch.Tensor], objective: Objective) 
             lora.use(unet, adapter)
             total = 0.0
             for first in range(0, len(pairs), size):
-                for batch in fixed_micro_batches(prior, pairs[first : first + size], objective.alphas_cumprod.device):
+                for batch in fixed_micro_batches(prior, pairs[first : first + size], objective.device):
                     prediction = objective.predict(unet, batch)
                     total += float(losses.denoising(prediction.output, prediction.target).sum())
                     bar.update(len(batch.timesteps))

@@ -13,21 +13,20 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from rbctl.bundle.bundle import Bundle
+from rbctl.bases import Base, family_of
 from rbctl.bundle.catalogue import read_manifest
-from rbctl.bundle.fingerprints import BASE, fingerprint
+from rbctl.bundle.fingerprints import base_fingerprint
 from rbctl.files import read_image
 from rbctl.options import to_yaml
 from rbctl.plugins.finetune.config import FinetuneConfig
 
 _PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}  # diffusers' word: modelspec's
-_SDXL = "stable-diffusion-xl-v1-base"
-_SDXL_WIDTHS = [320, 640, 1280]
+_KOHYA = {"stable-diffusion-xl-v1-base": "sdxl_base_v1-0"}  # modelspec's name of a base: that of kohya's scripts
 _THUMBNAIL = 256  # pixels, as modelspec proposes
 
 
 def of_file(
-    config: FinetuneConfig, folder: Path, bundle: Bundle, kind: str, title: str, trigger: str, data: str
+    config: FinetuneConfig, folder: Path, bundle: Base, kind: str, title: str, trigger: str, data: str
 ) -> dict[str, str]:
     """What files of every method say.
 
@@ -37,8 +36,8 @@ def of_file(
         trigger: what a prompt says to get what was learned.
         data: hash of what it was learned from.
     """
-    architecture = _architecture(bundle)
-    prediction_type = str(bundle.scheduler_config.get("prediction_type", "epsilon"))
+    architecture = bundle.architecture
+    prediction_type = str(bundle.scheduler().config.get("prediction_type", ""))
     described = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{architecture}/{kind}" if kind else architecture,
@@ -48,18 +47,18 @@ def of_file(
         "modelspec.prediction_type": _PREDICTION_TYPES.get(prediction_type, prediction_type),
         "modelspec.author": config.author,
         "modelspec.license": config.licence or _licence(bundle),
-        "ss_base_model_version": "sdxl_base_v1-0" if architecture == _SDXL else architecture,
+        "ss_base_model_version": _KOHYA.get(architecture, architecture),
         "ss_sd_model_name": bundle.name,
         "ss_v2": "False",
         "rbctl.recipe": to_yaml("finetune", dataclasses.replace(config, output=None), folder),
         "rbctl.data_hash": data,
-        "rbctl.base": fingerprint(bundle.folder, BASE),
+        "rbctl.base": base_fingerprint(bundle.folder),
     }
     return {key: value for key, value in described.items() if value}
 
 
 def of_lora(
-    config: FinetuneConfig, bundle: Bundle, name: str, captions: Iterable[str], resolution: int, steps: int
+    config: FinetuneConfig, bundle: Base, name: str, captions: Iterable[str], resolution: int, steps: int
 ) -> dict[str, str]:
     """What a LoRA says besides: how it was trained, in the words of kohya's scripts.
 
@@ -92,12 +91,8 @@ def thumbnail(preview: Path) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
-def _architecture(bundle: Bundle) -> str:
-    """modelspec's name of SDXL for what is built like it; a smaller UNet goes by its bundle's name."""
-    return _SDXL if list(bundle.unet.config.block_out_channels) == _SDXL_WIDTHS else bundle.name
-
-
-def _licence(bundle: Bundle) -> str | None:
-    """That of the bundle's UNet, if its manifest tells."""
+def _licence(bundle: Base) -> str | None:
+    """That of what the LoRA is tuned on, if its manifest tells."""
+    parts = family_of(bundle.folder).learned_on
     files = read_manifest(bundle.folder).items()
-    return next((entry.get("licence") for path, entry in files if path.startswith("unet/")), None)
+    return next((entry.get("licence") for path, entry in files if Path(path).parts[0] in parts), None)

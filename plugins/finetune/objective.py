@@ -7,91 +7,78 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rbctl import denoising, losses
-from rbctl.bundle.bundle import Bundle
-from rbctl.conditioning import Conditioning, ImageBranch, TextMaps, latent_grids
-from rbctl.device import pick_attention
+from rbctl import bases, losses
+from rbctl.bases import Base, Training
+from rbctl.bases.load import training
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.plugins.finetune.samples import MicroBatch
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What the base model fixes of the loss.
+    """The loss on a base.
 
     Attributes:
-        alphas_cumprod: abar of every training timestep (T,), on the device of training.
-        prediction_type: what the UNet predicts, "epsilon" or "v_prediction".
-        gamma: weight of the image branch.
-        levels: number of resolutions in the UNet.
+        training: what the base fixes of it.
+        timesteps: how many there are to draw from.
     """
 
     config: FinetuneConfig
-    alphas_cumprod: torch.Tensor
-    prediction_type: str
-    gamma: float
-    levels: int
+    training: Training
+    device: torch.device
 
     @classmethod
-    def of(cls, bundle: Bundle, config: FinetuneConfig) -> Objective:
-        """The objective on a bundle, on the bundle's device."""
-        alphas, prediction_type = bundle.training_schedule()
-        gamma = bundle.gamma if config.gamma is None else config.gamma
-        return cls(config, alphas.to(bundle.device), prediction_type, gamma, bundle.levels)
+    def of(cls, base: Base, config: FinetuneConfig) -> Objective:
+        """The objective on a base, on the base's device."""
+        return cls(config, training(base, config), base.device)
+
+    @property
+    def timesteps(self) -> int:
+        return self.training.timesteps
+
+    def levels(self, batch: MicroBatch) -> torch.Tensor:
+        """The timesteps (B,) that the model is told."""
+        return self.training.levels(batch.timesteps, (batch.latents.shape[-2], batch.latents.shape[-1]))
 
     def noised(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The UNet's input, and what its output should be; (B, C, h, w) float32."""
-        abar = self.alphas_cumprod[batch.timesteps]
-        return losses.noised(batch.latents, batch.noise, abar, self.prediction_type)
+        """The model's input, and what its output should be; (B, C, h, w) float32."""
+        return self.training.noised(batch.latents, batch.noise, self.levels(batch))
 
-    def predict(self, unet: Any, batch: MicroBatch) -> Prediction:
-        """Call the UNet on a micro-batch."""
-        encoded, config = batch.encoded, self.config
+    def predict(self, model: Any, batch: MicroBatch) -> Prediction:
+        """Call the model on a micro-batch."""
         noisy, target = self.noised(batch)
-        grids = latent_grids((noisy.shape[-2], noisy.shape[-1]), self.levels)
-        conditioning = Conditioning(
-            prompt_embeds=encoded["prompt_embeds"],
-            pooled_prompt_embeds=encoded["pooled_prompt_embeds"],
-            time_ids=encoded["time_ids"],
-            image=ImageBranch.build(encoded["image_tokens"], encoded["boxes"], grids, self.gamma),
-            text_maps=TextMaps(spans=encoded["predicate_span"]) if config.attention_loss_weight else None,
-            backend=pick_attention(config.attention, noisy.device, encoded["prompt_embeds"].dtype),
-        )
-        output = denoising.predict(unet, noisy, batch.timesteps, conditioning)
-        return Prediction(noisy, output, target, conditioning)
+        made = self.training.predict(model, noisy, self.levels(batch), batch.encoded, batch.prompt_latents)
+        return Prediction(noisy, made.output, target, made)
 
-    def loss(self, unet: Any, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, model: Any, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """L = L_denoise + kml_weight * L_KML [+ attention_loss_weight * L_attention], mean over B; and its parts.
 
         KML's gate on the timestep is taken per sample. A sample of the prior set costs prior_weight * L_denoise alone.
         """
-        config, encoded = self.config, batch.encoded
-        noisy, output, target, conditioning = self.predict(unet, batch)
-        error = losses.denoising(output, target)
-        abar = self.alphas_cumprod[batch.timesteps]
+        config, encoded, base = self.config, batch.encoded, self.training
+        noisy, output, target, made = self.predict(model, batch)
+        levels, error = self.levels(batch), losses.denoising(output, target)
+        references = batch.prompt_latents
         kml = losses.keypoint_matching(
-            losses.pred_original_sample(noisy, output, abar, self.prediction_type),
-            batch.prompt_latents,
+            base.cells(base.clean(noisy, output, levels)),
+            base.cells(references.flatten(0, 1)).unflatten(0, references.shape[:2]),
             encoded["target_keypoints"],
             encoded["image_keypoints"],
             encoded["visible"],
             as_code=config.kml_gather == "as_code",
         )
-        gate = (batch.timesteps <= config.kml_max_timestep).float()
+        gate = (levels <= config.kml_max_timestep).float()
         total = error + config.kml_weight * gate * kml
         parts = {"denoising": error, "kml": kml}
-        if conditioning.text_maps is not None:
-            sides = {h * w: (h, w) for h, w in latent_grids((noisy.shape[-2], noisy.shape[-1]), self.levels)}
-            maps = [m.unflatten(1, sides[m.shape[1]]) for m in conditioning.text_maps.maps.values()]
-            as_code = config.kml_gather == "as_code"
-            parts["attention"] = losses.predicate_attention(maps, encoded["object_mask"], as_code)
+        if "attention" in made.losses:
+            parts["attention"] = made.losses["attention"]
             total = total + config.attention_loss_weight * parts["attention"]
         total = torch.where(batch.own > 0, total, config.prior_weight * error)
         return total.mean(), batch.means(parts)
 
 
 class Prediction(NamedTuple):
-    """One call of the UNet: its input, its output, what that should have been, and what it was conditioned on.
+    """One call of the model: its input, its output, what that should have been, and all that the base says of it.
 
     Latents are (B, C, h, w) float32.
     """
@@ -99,4 +86,4 @@ class Prediction(NamedTuple):
     noisy: torch.Tensor
     output: torch.Tensor
     target: torch.Tensor
-    conditioning: Conditioning
+    made: bases.Prediction

@@ -14,9 +14,10 @@ import torch
 import yaml
 
 from rbctl import kept, lora
-from rbctl.bundle.bundle import Bundle
+from rbctl.bases import Base, family_of
+from rbctl.bases.load import load, load_tokenizer, summary
+from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.fingerprints import local_encoder_hash
-from rbctl.bundle.load import load, load_tokenizer
 from rbctl.device import DTYPES
 from rbctl.errors import InputError
 from rbctl.files import atomic_write, write_text
@@ -45,7 +46,7 @@ class RelationLora:
     prior: list[Triplet]
     problems: list[Problem]
     resolution: int
-    bundle: Bundle
+    bundle: Base
     encoded: dict[str, torch.Tensor]
     encoded_prior: dict[str, torch.Tensor] | None
 
@@ -69,20 +70,22 @@ class RelationLora:
         self._check(resolution)
         return {"data": data_hash(self.triplets), "prior": data_hash(self.prior) if self.prior else None}
 
-    def load(self, run: Run, resolution: int, device: torch.device, facts: Mapping[str, Any]) -> Bundle:
+    def load(self, run: Run, resolution: int, device: torch.device, facts: Mapping[str, Any]) -> Base:
         config, dtype = self.config, DTYPES[facts["precision"]]
         if run.world.first:
             self._warn()
         self.resolution = resolution
         targets = [triplet.target for triplet in (*self.triplets, *self.prior)]
-        sizes = encodings.training_sizes(targets, config, resolution)
+        sizes = encodings.training_sizes(targets, config, resolution, summary(resolve(config.bundle)).multiple)
         made_from = encodings.made_from(config, facts, resolution, dtype, sizes)
-        path = run.folder / _FROZEN
+        path, own = run.folder / _FROZEN, family_of(resolve(config.bundle)).module("training").Training.shapes
         others = run.folder.parent.glob(f"*/{_FROZEN}")  # of another rank or learning rate, on the same data
         if run.world.first and not path.is_file() and (twin := kept.twin(sorted(others), made_from)):
             with atomic_write(path) as partial:
                 shutil.copyfile(twin, partial)
-        encoded = kept.load(path, made_from, lambda tensors: encodings.fit(tensors, config.augmentation_draws, sizes))
+        encoded = kept.load(
+            path, made_from, lambda tensors: encodings.fit(tensors, own, config.augmentation_draws, sizes)
+        )
         if encoded:
             self.bundle = load(config.bundle, device, dtype, encoders=False)
         else:
@@ -137,15 +140,14 @@ class RelationLora:
         )
 
     def _write(self, path: Path, step: int, facts: Mapping[str, Any]) -> None:
-        config, unet = self.config, self.bundle.unet
-        stated = self._metadata(step, facts)
-        lora.save(path, lora.state(unet), stated, config.alpha, config.format, lora.sdxl_blocks(unet))
+        config = self.config
+        self.bundle.save_lora(path, self._metadata(step, facts), config.alpha, config.format)
 
     def save(self, steps: int, facts: Mapping[str, Any]) -> Path:
         path = self.output / f"{self.name}.safetensors"
         self._write(path, steps, facts)
         if self.encoded_prior:
-            measured = forgetting.measure(self.bundle.unet, self.encoded_prior, Objective.of(self.bundle, self.config))
+            measured = forgetting.measure(self.bundle.model, self.encoded_prior, Objective.of(self.bundle, self.config))
             forgetting.report(self.output / "forgetting.json", measured)
         return path
 
@@ -159,8 +161,7 @@ class RelationLora:
         captions = [triplet.prompt for triplet in self.triplets]
         own = {
             "modelspec.description": f"Relation LoRA: individuals of whom one {predicate} the other.",
-            "modelspec.usage_hint": f"Say {predicate!r} in the prompt. It was trained beside MS-Diffusion's adapter, "
-            "which individuals from pictures need; rbctl sample has it.",
+            "modelspec.usage_hint": f"Say {predicate!r} in the prompt. {bundle.adapter_hint}",
             "rbctl.relation": self.name,
             "rbctl.relation_file": json.dumps(as_plain(self.relation)),
             "rbctl.predicate": predicate,
@@ -169,6 +170,8 @@ class RelationLora:
             "rbctl.trigger_prompt": self.triplets[0].prompt,
             "rbctl.local_tokens": config.local_tokens,
         }
+        if "reference_mask" not in family_of(bundle.folder).only["finetune"]:
+            own["rbctl.reference_mask"] = config.reference_mask
         if self.errors:
             own["rbctl.allowed_errors"] = "\n".join(map(str, self.errors))
         if config.local_tokens != "none":
@@ -186,24 +189,25 @@ class RelationLora:
 
 def relation_task(
     name: str,
-    bundle: Bundle,
+    bundle: Base,
     encoded: Mapping[str, torch.Tensor],
     prior: Mapping[str, torch.Tensor] | None,
     config: FinetuneConfig,
 ) -> Task:
-    """Training the LoRA that is on the bundle's UNet.
+    """Training the LoRA that is on the base's model.
 
     Args:
         encoded, prior: encodings of the relation's triplets and of the prior set.
     """
-    objective, unet = Objective.of(bundle, config), bundle.unet
+    objective, network = Objective.of(bundle, config), bundle.model
 
     def loss(model: Any, numbers: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        timesteps = len(objective.alphas_cumprod)
-        batches = micro_batches(encoded, prior, numbers, config, timesteps, bundle.device)
+        batches = micro_batches(encoded, prior, numbers, config, objective.timesteps, bundle.device)
         return mean_loss(batches, lambda batch: objective.loss(model, batch))
 
-    return Task(name, unet, lora.named_parameters(unet), loss, lambda path: preview(bundle, encoded, config, path))
+    return Task(
+        name, network, lora.named_parameters(network), loss, lambda path: preview(bundle, encoded, config, path)
+    )
 
 
 def _whole_boxes(triplet: Triplet, resolution: int) -> list[list[float]]:

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import torch
 
-from rbctl import attention, lora, unet_weights
-from rbctl.bundle.bundle import Bundle
+from rbctl import lora, unet_weights
+from rbctl.bases import Base, family_of
+from rbctl.bases.load import summary
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.config import summary
 from rbctl.bundle.fingerprints import generator_fingerprint
 from rbctl.device import DTYPES, pick_attention, pick_device, pick_tuning_precision, products_in_bf16
 from rbctl.errors import InputError
@@ -60,12 +60,12 @@ class Method(Protocol):
         """Read the data; its hashes, which the run depends on."""
         ...
 
-    def load(self, run: Run, resolution: int, device: torch.device, facts: Mapping[str, Any]) -> Bundle:
+    def load(self, run: Run, resolution: int, device: torch.device, facts: Mapping[str, Any]) -> Base:
         """The bundle, and encode the data with it."""
         ...
 
     def task(self, facts: Mapping[str, Any]) -> Task:
-        """What is trained; a LoRA is on the UNet by now."""
+        """What is trained; a LoRA is on the base's model by now."""
         ...
 
     def save(self, steps: int, facts: Mapping[str, Any]) -> Path:
@@ -85,7 +85,10 @@ def run(config: FinetuneConfig, callback: Callback | None = None, triplets: Sequ
     """
     method: Method = RelationLora(config, triplets) if config.method == "relation_lora" else Baseline(config)
     config, output, base = method.config, method.output, resolve(config.bundle)
-    resolution = config.resolution or summary(base).resolution
+    said = summary(base)
+    resolution = config.resolution or said.resolution
+    if resolution % said.multiple:
+        raise InputError(f"--resolution {resolution}: {base.name} needs a multiple of {said.multiple}")
     device = pick_device(config.device)
     precision = pick_tuning_precision(config.precision, device)
     if precision == "fp16" and device.type == "cpu":
@@ -116,12 +119,12 @@ def run(config: FinetuneConfig, callback: Callback | None = None, triplets: Sequ
             run.check(facts)
             world.wait()
             bundle = method.load(run, resolution, accelerator.device, facts)
-            prepare(bundle.unet, config)
+            prepare(bundle, config)
             if initial:
-                lora.start_from(bundle.unet, initial, config.alpha)
+                lora.start_from(bundle.model, initial, config.alpha)
             run.begin(facts | {"processes": world.size})  # only now is all the input known to be good
             world.wait()
-            with products_in_bf16([bundle.unet], accelerator.device, precision == "mixed"):
+            with products_in_bf16([bundle.model], accelerator.device, precision == "mixed"):
                 steps = train(run, method.task(facts), accelerator, facts, callback)
             path = method.save(steps, facts) if world.first else output
             if world.first:
@@ -145,10 +148,9 @@ def _initial(config: FinetuneConfig, output: Path) -> lora.LoraFile | None:
     file = lora.read(path)
     if file.rank != config.rank:
         raise InputError(f"{where}: has rank {file.rank}, not {config.rank}; take --rank {file.rank}")
-    targets = {key.partition(".transformer_blocks.")[2].partition(".")[2].rsplit(".", 2)[0] for key in file.tensors}
-    if targets != set(lora.LAYERS[config.lora_layers]):
-        known = [name for name, own in lora.LAYERS.items() if targets == set(own)]
-        mend = f"take --lora-layers {known[0]}" if known else "take another LoRA"
+    layers = family_of(resolve(config.bundle)).layers_of(file.modules)
+    if layers != config.lora_layers:
+        mend = f"take --lora-layers {layers}" if layers else "take another LoRA"
         raise InputError(f"{where}: is not on the layers of --lora-layers {config.lora_layers}; {mend}")
     return file
 
@@ -173,14 +175,15 @@ def _accelerator(config: FinetuneConfig, precision: str, device: torch.device, o
     )
 
 
-def prepare(unet: Any, config: FinetuneConfig) -> None:
-    """Make a bundle's UNet ready for training: with a LoRA on it, or with weights of its own that learn."""
+def prepare(base: Base, config: FinetuneConfig) -> None:
+    """Make a base's model ready for training: with a LoRA on it, or with weights of its own that learn."""
+    model = base.model
     if config.method in WITH_LORA:
-        lora.add(unet, config.rank, config.alpha, config.seed, targets=lora.LAYERS[config.lora_layers])
+        lora.add(model, config.rank, config.alpha, config.seed, targets=base.lora_targets(config.lora_layers))
     if part := UNET_PARTS.get(config.method):
-        unet_weights.make_trainable(unet, part)
+        unet_weights.make_trainable(model, part)
     if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        model.enable_gradient_checkpointing()
     if config.compile:
-        attention.compile_blocks(unet)
-    unet.train()
+        base.compile()
+    model.train()

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from rbctl.bases import PER_TRIPLET
 from rbctl.draws import generator
 from rbctl.plugins.finetune.config import FinetuneConfig
-from rbctl.plugins.finetune.encodings import PER_TRIPLET
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,14 @@ def command(config: GenerateConfig) -> None:
     miniature   draws the triplets in the embedded world
     openai      calls the OpenAI images API; the key is read from OPENAI_API_KEY, and --budget limits the cost
     diffusers   runs a local text-to-image pipeline, which does not keep identities between pictures
+    edit        runs a local editor that takes several pictures, such as FLUX.2 Klein, and so keeps them
 
     \b
       rbctl generate --relation ride -n 6
       rbctl generate --relation ride -n 6 --engine openai --estimate
       rbctl generate --relation ride -n 6 --engine openai --quality high --budget 3
       rbctl generate --relation ride -n 6 --engine diffusers --model sdxl --pairs pets.txt
+      rbctl generate --relation ride -n 6 --engine edit --model FLUX.2-klein-4B --size 1024x1024
     """
     if config.estimate:
         from rbctl.plugins.generate.run import estimate

@@ -21,29 +21,30 @@ class GenerateConfig:
     relation: str = option(..., "Relation: the name of a shipped one, or the path of a YAML file.", group="Data")
     number: int = option(6, "Triplets of the set.", min=1, max=10_000)
     output: Path | None = option(None, "Folder of the set. [default: runs/generate/RELATION]", group="Run")
-    engine: Literal["miniature", "openai", "diffusers"] = option(
+    engine: Literal["miniature", "openai", "diffusers", "edit"] = option(
         "miniature", "Who makes the pictures.", group="Pictures"
     )
     seed: int = option(0, "Seed of the pairs and, except for openai, of the pictures.", min=0, max=2**31)
     size: str | None = option(
-        None, "Pixels, WIDTHxHEIGHT. [default: miniature 128x128, openai 1024x1024, diffusers the pipeline's]"
+        None, "Pixels, WIDTHxHEIGHT. [default: miniature 128x128, openai 1024x1024, others the pipeline's]"
     )
     pairs: Path | None = option(
         None,
-        "Individuals for openai and diffusers: a text file with a pair on each line, as 'cat, dog'. [default: shipped]",
+        "Individuals for all but miniature: a text file with a pair on each line, as 'cat, dog'. [default: shipped]",
         group="Data",
     )
     estimate: bool = option(False, "Print the prompts, the number of pictures and their cost, and stop.", group="Run")
 
     model: str | None = option(
         None,
-        f"openai: its name, by default {OPENAI_MODEL}; diffusers: a bundle's name or a pipeline's folder.",
+        f"openai: its name, by default {OPENAI_MODEL}; diffusers and edit: a bundle's name or a pipeline's folder.",
         group="Pictures",
     )
     quality: Literal["low", "medium", "high", "xhigh", "max"] = option("medium", "Quality, for openai.")
     references: Literal["earlier", "none"] = option(
         "earlier",
-        "Earlier pictures of a triplet that openai is shown, so that identities hold; none for servers that take none.",
+        "Earlier pictures of a triplet that openai and edit are shown, so that identities hold; none for servers that "
+        "take none.",
     )
     price: float | None = option(
         None,
@@ -59,12 +60,12 @@ class GenerateConfig:
     retries: int = option(5, "Retries after a failure of openai, with growing pauses.", min=0, max=100)
 
     steps: int | None = option(
-        None, "Denoising steps of diffusers. [default: the pipeline's]", group="Pictures", min=1, max=1000
+        None, "Denoising steps of diffusers and edit. [default: the pipeline's]", group="Pictures", min=1, max=1000
     )
     guidance_scale: float | None = option(
-        None, "Classifier-free guidance of diffusers. [default: the pipeline's]", min=0, max=100
+        None, "Classifier-free guidance of diffusers and edit. [default: the pipeline's]", min=0, max=100
     )
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run diffusers.", group="Hardware")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run diffusers and edit.", group="Hardware")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on CUDA, fp32 on the CPU.")
 
     def __post_init__(self) -> None:
@@ -72,8 +73,8 @@ class GenerateConfig:
             raise ValueError(f"--size {self.size}: WIDTHxHEIGHT was expected, as 1024x1024")
         if self.engine == "miniature" and len(set(self.pixels)) > 1:
             raise ValueError(f"--size {self.size}: the embedded world is square; give 128x128 or the like")
-        if self.engine == "diffusers" and self.model is None:
-            raise ValueError("--engine diffusers: give --model, a bundle's name or the folder of a pipeline")
+        if self.engine in ("diffusers", "edit") and self.model is None:
+            raise ValueError(f"--engine {self.engine}: give --model, a bundle's name or the folder of a pipeline")
 
     @property
     def pixels(self) -> tuple[int | None, int | None]:

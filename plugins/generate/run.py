@@ -21,7 +21,7 @@ from rbctl.plugins.generate.config import GenerateConfig
 from rbctl.plugins.generate.costs import ahead
 from rbctl.plugins.generate.miniature import SIZE, draw_set
 from rbctl.plugins.generate.painting import Done, paint_set, places, refused_numbers
-from rbctl.plugins.generate.pipeline import LocalPipeline
+from rbctl.plugins.generate.pipeline import LocalEditor, LocalPipeline
 from rbctl.provenance import DRAWN, SHEET, SourceType, check_signer
 from rbctl.relations import Relation, load_relation
 from rbctl.runs import RUNS, claim
@@ -88,7 +88,7 @@ def _candidates(config: GenerateConfig, relation: Relation) -> Iterator[Candidat
 
 def _references(config: GenerateConfig) -> bool:
     """The engine is shown the earlier pictures of a triplet."""
-    return config.engine == "openai" and config.references == "earlier"
+    return config.engine in ("openai", "edit") and config.references == "earlier"
 
 
 def _facts(config: GenerateConfig, relation: Relation) -> dict[str, Any]:
@@ -102,6 +102,7 @@ def _facts(config: GenerateConfig, relation: Relation) -> dict[str, Any]:
         return facts | config.openai | {"references": config.references}
     assert config.model is not None
     model = pipeline_folder(config.model).resolve().name
+    facts |= {"references": config.references} if config.engine == "edit" else {}
     return {**facts, "model": model, "size": config.size, "steps": config.steps, "guidance": config.guidance_scale}
 
 
@@ -129,6 +130,8 @@ def _paint(folder: Path, relation: Relation, config: GenerateConfig) -> Done:
     source = _candidates(config, relation)
     if config.engine == "diffusers":
         return paint_set(folder, relation, source, config.number, LocalPipeline(config), config.max_refusals)
+    if config.engine == "edit":
+        return paint_set(folder, relation, source, config.number, LocalEditor(config), config.max_refusals)
     from rbctl.plugins.generate.openai_images import OpenAIImages  # here: the package openai may be missing
 
     painter = OpenAIImages(config, folder)

@@ -95,7 +95,7 @@ def pull_(name: str, output: Path | None) -> None:
     folder = output or catalogue.bundles_root() / name
     pull(CATALOGUE[name], folder)
     click.echo(folder)
-    if not catalogue.has_local_encoder(folder):
+    if catalogue.lacks_local_encoder(folder):
         for component in CATALOGUE[name].components:
             if component.target == "clipself":
                 click.echo(f"not in it: {component.note.replace('FOLDER', str(folder))}", err=True)
@@ -166,7 +166,7 @@ def import_(dest: str, **sources: Any) -> None:
     folder = catalogue.place(dest)
     gaps = import_bundle(folder, **sources)
     click.echo(folder)
-    if not catalogue.has_local_encoder(folder):
+    if catalogue.lacks_local_encoder(folder):
         click.echo("no local encoder in it: it runs with --local-tokens none only", err=True)
     if gaps:
         click.echo(f"still missing: {', '.join(gaps)}; add them with 'rbctl models import {dest}'", err=True)

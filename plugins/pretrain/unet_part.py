@@ -297,7 +297,7 @@ class UNetPart(Part):
             boxes=boxes[:count],
             object_weights=torch.full(boxes[:count, :, 0].shape, self.frozen.gamma, device=self.device),
         )
-        sampled = RelationPipeline(self.frozen).denoise_encoded(encoded, noise[:count], _STEPS, _GUIDANCE)
+        sampled = RelationPipeline(self.frozen).sampler.denoise_encoded(encoded, noise[:count], _STEPS, _GUIDANCE)
         pictures = denoising.to_pictures(self.frozen.decode_latents(sampled))
         sheet = grid([*itertools.chain(*portraits), *pictures, *scenes], count)
         save_png(sheet, folder / "previews" / f"step-{step:06d}.png", source_type=SHEET)

@@ -125,6 +125,12 @@ class SampleConfig:
         "Local tokens follow CLIP's (paper), replace its patches, or are added to them.",
         of_bundle=True,
     )
+    reference_mask: Literal["none", "boxes"] = option(
+        "none",
+        "Bases with reference pictures in their sequence: boxes lets only the places in an individual's box see its "
+        "picture. As in training.",
+        of_bundle=True,
+    )
     pseudo_mask_step: int = option(
         0,
         "From this step on the objects' text-attention maps replace the boxes; 0 keeps the boxes.",

@@ -13,7 +13,8 @@ from typing import Any
 
 from rbctl import embeddings, lora
 from rbctl.any_lora import AnyLora
-from rbctl.bundle.config import Summary, summary
+from rbctl.bases import Summary
+from rbctl.bases.load import check_schedule, summary
 from rbctl.bundle.fingerprints import generator_fingerprint
 from rbctl.bundle.other_vae import vae_files
 from rbctl.device import pick_device, pick_precision
@@ -27,8 +28,8 @@ from rbctl.prompts import Prompt, PromptObject
 from rbctl.prompts.weights import WeightedText, read_weights
 from rbctl.relations import Relation
 from rbctl.request import Request, Subject
-from rbctl.roles import Placement, place, read_roles
-from rbctl.schedulers import check_scheduler, make_scheduler
+from rbctl.roles import Placement, order_of_roles, place, read_roles
+from rbctl.schedulers import check_scheduler
 from rbctl.shortcuts import NO_SHORTCUTS
 from rbctl.weighting import check_installed
 
@@ -115,7 +116,7 @@ def plan(
         for job in _jobs(number, prompt, own, config, defaults, bundle, digests, output)
     ]
     for name, steps in {(job.request.scheduler, job.request.steps) for job in jobs}:
-        make_scheduler(scheduler, name, steps)  # what it does not take is told before the networks are loaded
+        check_schedule(folder, name, steps)  # what it does not take is told before the networks are loaded
     return jobs
 
 
@@ -184,6 +185,8 @@ def _jobs(
     # What follows stands there only where it is used: other pictures keep their fingerprints.
     if words.words != record["text"]:
         record["words"] = words.words
+    if config.reference_mask != "none":
+        record["reference_mask"] = config.reference_mask
     if (config.local_grid, config.local_injection) != (None, "concat"):
         record |= {"local_grid": config.local_grid, "local_injection": config.local_injection}
     if config.shortcuts != NO_SHORTCUTS:
@@ -203,6 +206,9 @@ def _jobs(
             {"path": relative(e.path, output), "token": e.token, "hash": digests[e.path]} for e in tokens if e.path
         ]
     subjects = tuple(_subject(entry, scale) for entry in objects)
+    order = order_of_roles(prompt.text, [entry.name for entry in objects], relation) if defaults.ordered else ()
+    if order:
+        record["order"] = order
     seeds: Sequence[int] = prompt.seed or (config.seed,)
     if len(seeds) == 1:
         seeds = range(seeds[0], seeds[0] + _first(prompt.images, config.images))
@@ -222,6 +228,7 @@ def _jobs(
             embeddings=tokens,
             shortcuts=config.shortcuts,
             source=prompt.source,
+            order=order,
             **(drawn | {"negative_prompt": negative.words}),
         )
         name = _file_name(prompt.text, seed, own["fingerprint"])

@@ -14,7 +14,7 @@ import torch
 from rbctl import any_lora, denoising, embeddings, pictures
 from rbctl.any_lora import AnyLora
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.fingerprints import BASE, fingerprint, local_encoder_hash
+from rbctl.bundle.fingerprints import base_fingerprint, local_encoder_hash
 from rbctl.device import DTYPES, pick_device, pick_precision
 from rbctl.embeddings import Embedding
 from rbctl.errors import InputError
@@ -79,10 +79,10 @@ def _check_training(files: Iterable[AnyLora | Embedding], config: SampleConfig, 
         InputError: an embedding is of another width than the bundle's text encoders, or a file is of another base, and
             that is not allowed.
     """
-    own_base, own_encoder, name = fingerprint(folder, BASE), local_encoder_hash(folder), folder.resolve().name
-    configs = [read_object(folder / part / "config.json") for part in ("text_encoder", "text_encoder_2")]
+    own_base, own_encoder, name = base_fingerprint(folder), local_encoder_hash(folder), folder.resolve().name
     for file in files:
         if isinstance(file, Embedding):
+            configs = [read_object(folder / part / "config.json") for part in ("text_encoder", "text_encoder_2")]
             embeddings.check_widths(file, [encoder["hidden_size"] for encoder in configs], name)
     for file in files:
         if file.metadata.get("rbctl.base", own_base) != own_base and not config.allow_other_base:
@@ -97,6 +97,10 @@ def _check_training(files: Iterable[AnyLora | Embedding], config: SampleConfig, 
         if trained != config.local_tokens:
             used = f"used with --local-tokens {config.local_tokens}"
             click.echo(f"{file.path}: trained with --local-tokens {trained}, {used}", err=True)
+        mask = file.metadata.get("rbctl.reference_mask", config.reference_mask)
+        if mask != config.reference_mask:
+            used = f"used with --reference-mask {config.reference_mask}"
+            click.echo(f"{file.path}: trained with --reference-mask {mask}, {used}", err=True)
 
 
 def _copy_image_prompts(jobs: Sequence[Job], output: Path) -> None:
@@ -129,6 +133,7 @@ def _sample(jobs: Sequence[Job], config: SampleConfig, output: Path) -> None:
         local_injection=config.local_injection,
         pseudo_mask_step=config.pseudo_mask_step,
         attention=config.attention,
+        reference_mask=config.reference_mask,
     )
     for job in jobs:
         for file, _ in job.loras:
@@ -141,8 +146,7 @@ def _sample(jobs: Sequence[Job], config: SampleConfig, output: Path) -> None:
             late = unread(pipe.bundle.tokenizer, job.request.words, names)
             lost = f": {', '.join(late)}; say them earlier, or shorten it" if late else ""
             click.echo(f"{job.record['source']}: too long for the text encoders; its end is not read{lost}", err=True)
-        if config.pseudo_mask_step:
-            pipe.encoder.spans(job.request)  # what is wrong with one is told before the first picture
+        pipe.sampler.check(job.request)  # what is wrong with one is told before the first picture
 
     def finish(batch: Sequence[Job], latents: torch.Tensor) -> None:
         with torch.cuda.stream(stream):

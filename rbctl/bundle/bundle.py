@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rbctl import attention, lora
 from rbctl.embeddings import Embedding, pieces, placed, token_ids
 from rbctl.measurements import measured
 from rbctl.pretrained import loading
@@ -17,6 +18,8 @@ from rbctl.prompts.weights import WeightedText
 from rbctl.schedulers import make_scheduler
 from rbctl.weighting import weighted_embeds
 
+_SDXL = "stable-diffusion-xl-v1-base"
+_SDXL_WIDTHS = [320, 640, 1280]
 _NETWORKS = ("text_encoder", "text_encoder_2", "image_prompt_encoder", "unet", "vae")
 
 
@@ -61,6 +64,27 @@ class Bundle:
         return int(self.unet.config.sample_size * self.latent_scale)
 
     @property
+    def model(self) -> Any:
+        """The network that learns."""
+        return self.unet
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.unet.config.in_channels)
+
+    @property
+    def architecture(self) -> str:
+        """modelspec's name of SDXL for what is built like it; a smaller UNet goes by its bundle's name."""
+        return _SDXL if list(self.unet.config.block_out_channels) == _SDXL_WIDTHS else self.name
+
+    @property
+    def adapter_hint(self) -> str:
+        """What a user of its LoRAs must know of it."""
+        return (
+            "It was trained beside MS-Diffusion's adapter, which individuals from pictures need; rbctl sample has it."
+        )
+
+    @property
     def levels(self) -> int:
         """Number of resolutions in the UNet."""
         return len(self.unet.config.block_out_channels)
@@ -80,6 +104,31 @@ class Bundle:
         self.lowvram = False
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def move(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move the networks, or change their type; the VAE stays float32."""
+        self.device, self.dtype = device, dtype
+        place = "cpu" if self.lowvram else device
+        self.vae.to(place)
+        for part in ("unet", "text_encoder", "text_encoder_2", "image_prompt_encoder"):
+            if module := getattr(self, part):
+                module.to(place, dtype)
+
+    def compile(self) -> None:
+        """Compile the UNet's transformer blocks: a slow start, then faster steps."""
+        attention.compile_blocks(self.unet)
+
+    def lora_targets(self, layers: str) -> Sequence[str]:
+        """How the names of the UNet's layers end that ``--lora-layers`` means."""
+        return lora.LAYERS[layers]
+
+    def save_lora(self, path: Path, metadata: Mapping[str, str], alpha: float, form: lora.LoraForm) -> None:
+        """Write the LoRA that is on the UNet."""
+        lora.save(path, lora.state(self.unet), metadata, alpha, form, lora.sdxl_blocks(self.unet))
+
+    def set_timesteps(self, scheduler: Any, steps: int, latent_size: tuple[int, int]) -> None:
+        """Make a scheduler ready; the size of the pictures changes nothing."""
+        scheduler.set_timesteps(steps, device=self.device)
 
     def scheduler(self, name: str | None = None) -> Any:
         """A fresh scheduler for sampling: of this name, else as the bundle names it (Euler for SDXL).

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from rbctl import formats
+from rbctl.bases import family_of
 from rbctl.bundle import hashes
 from rbctl.errors import InputError, abridged, nearest, shortened
 from rbctl.files import read_object, sha256, write_json
@@ -34,6 +35,7 @@ class Component:
         repo_id: repository on the hub; None: no public source is known, each user brings the file.
         revision: commit (pinned), or a branch whose commit at the time of the pull is recorded.
         files: {path in the repository: path in the bundle}; where ``convert`` is set the second is unused.
+        folders: in place of ``files``: the repository's folders that are taken whole, data files alone, as they stand.
         find: name of the part's one file, wherever it lies in the repository; where none is there, the bundle does
             without the part.
         convert: what is made of the files: ``adapter``, ``image_encoder`` or ``local_encoder`` (see convert.py); empty:
@@ -48,6 +50,7 @@ class Component:
     repo_id: str | None
     revision: str = "main"
     files: Mapping[str, str] = field(default_factory=dict)
+    folders: Sequence[str] = ()
     find: str = ""
     convert: str = ""
     produces: Sequence[str] = ()
@@ -125,16 +128,6 @@ RELEASES = {
     for name, release in read_object(Path(__file__).with_name("releases.json")).items()
 }
 
-# What a folder must hold to be a bundle: part -> groups of patterns; a file must match one of each group.
-_NETWORK = (("config.json",), ("*.safetensors", "*.bin"))
-_REQUIRED: dict[str, tuple[tuple[str, ...], ...]] = {
-    **dict.fromkeys(("unet", "vae", "text_encoder", "text_encoder_2", "clip_vision"), _NETWORK),
-    "tokenizer": (("vocab.json", "tokenizer.json"),),
-    "tokenizer_2": (("vocab.json", "tokenizer.json"),),
-    "scheduler": (("scheduler_config.json",),),
-    ".": (("ms_adapter.safetensors", "ms_adapter.bin"),),
-}
-
 
 def size_text(count: float) -> str:
     """Bytes as people read them: ``14.9 GB``."""
@@ -169,7 +162,9 @@ def missing_parts(folder: Path) -> list[str]:
     def has(part: str, patterns: tuple[str, ...]) -> bool:
         return any(next((folder / part).glob(pattern), None) for pattern in patterns)
 
-    gaps = [part for part, groups in _REQUIRED.items() if not all(has(part, patterns) for patterns in groups)]
+    gaps = [
+        part for part, groups in family_of(folder).parts.items() if not all(has(part, patterns) for patterns in groups)
+    ]
     return ["ms_adapter" if part == "." else part for part in gaps]
 
 
@@ -263,9 +258,15 @@ def resolve(name_or_folder: str | Path) -> Path:
         hint = nearest(name, [*CATALOGUE, *here]) or "; 'rbctl models list' shows what there is"
         raise InputError(f"{shortened(name, 200)}: no such bundle or folder{hint}")
     if gaps := missing_parts(folder):
-        mend = f"'rbctl models pull {name}' goes on" if known else "'rbctl models import' adds parts"
+        mend = f"'rbctl models pull {name}' goes on" if known else _import(folder)
         raise InputError(f"{folder}: not a whole bundle ({', '.join(gaps)} missing); {mend}")
     return folder
+
+
+def _import(folder: Path) -> str:
+    """What adds parts to a bundle that is not of the catalogue."""
+    whole = family_of(folder).snapshot
+    return "get its snapshot again" if whole else "'rbctl models import' adds parts"
 
 
 def _mend(spec: BundleSpec) -> str:
@@ -275,10 +276,19 @@ def _mend(spec: BundleSpec) -> str:
     return f"'rbctl models pull {spec.name}' ({size_text(spec.bytes)})"
 
 
+def lacks_local_encoder(folder: Path) -> bool:
+    """The bundle could have a CLIPSelf encoder, and has none."""
+    has_place = family_of(folder).only.get("sample", {}).get("local_tokens") != "none"
+    return has_place and not has_local_encoder(folder)
+
+
 def state(folder: Path) -> str:
     """One line on a bundle folder: whole or which parts are missing, size, place."""
-    gaps = ", ".join(missing_parts(folder))
-    local = "" if has_local_encoder(folder) else ", no local encoder"
+    try:
+        gaps = ", ".join(missing_parts(folder))
+    except InputError as error:
+        return str(error)
+    local = ", no local encoder" if lacks_local_encoder(folder) else ""
     size = size_text(sum((folder / path).stat().st_size for path in contents(folder)))
     return f"{f'{gaps} missing' if gaps else 'complete'}{local}, {size}, {folder}"
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 
 from rbctl import formats
+from rbctl.bases import Summary
 from rbctl.errors import InputError, abridged
 from rbctl.files import read_object
 from rbctl.formats import Positive
@@ -54,14 +55,6 @@ class _Scheduler:
 @dataclass(frozen=True)
 class _TextEncoder:
     max_position_embeddings: Positive = 77
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a bundle says of itself without loading a network: side in pixels, default weight of the image branch."""
-
-    resolution: int
-    gamma: float
 
 
 def adapter_config(folder: Path) -> AdapterConfig:

@@ -9,17 +9,28 @@ are read when a pull starts.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from rbctl.bundle.assemble import check_widths
-from rbctl.bundle.catalogue import MANIFEST, BundleSpec, Component, Release, contents, read_manifest, record, size_text
+from rbctl.bundle.catalogue import (
+    MANIFEST,
+    BundleSpec,
+    Component,
+    Release,
+    contents,
+    missing_parts,
+    read_manifest,
+    record,
+    size_text,
+)
 from rbctl.bundle.convert import convert_adapter, convert_image_encoder, convert_local_encoder
 from rbctl.errors import NO_ROOM, InputError, reason
 from rbctl.files import read_network_config, sha256, write_json
@@ -28,6 +39,7 @@ from rbctl.progress import progress
 from rbctl.runs import claim
 
 _STAGING = ".pull"
+_DATA = (".json", ".safetensors", ".txt", ".jinja")  # files of networks, tokenizers and schedulers
 _PROGRAMS = (".py", ".sh", ".bat", ".exe", ".dll", ".so")  # a release is data
 
 
@@ -115,6 +127,19 @@ def _listing(component: Component, revision: str) -> list[_Remote]:
         if path not in there:
             raise InputError(f"{component.repo_id}@{revision}: the hub declares no file {path}")
     return [there[path] for path in component.files]
+
+
+def _with_files(component: Component, folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> Component:
+    """A component of whole folders with the names of its files: as recorded, where all is there, else the hub's."""
+    if not component.folders or component.repo_id is None:
+        return component
+    own = {path: entry for path, entry in entries.items() if entry.get("repo") == component.repo_id}
+    begun = next((str(entry["commit"]) for entry in own.values()), component.revision)
+    names: Iterable[str] = own
+    if missing_parts(folder) or not all((folder / path).is_file() for path in own):
+        names, _ = _declared(component.repo_id, begun)
+    taken = [p for p in names if PurePosixPath(p).suffix in _DATA and p.partition("/")[0] in component.folders]
+    return dataclasses.replace(component, files={path: path for path in taken if path.count("/") <= 1})
 
 
 def _git_id(path: Path) -> str:
@@ -266,7 +291,8 @@ def pull(spec: BundleSpec, folder: Path) -> None:
         staging = folder / _STAGING
         todo: list[tuple[Component, list[tuple[_Remote, str]]]] = []
         entries = read_manifest(folder)
-        for component in spec.components:
+        for listed in spec.components:
+            component = _with_files(listed, folder, entries)
             lacks = [place for place in component.results if not _have(folder, component, entries, place)]
             if component.repo_id is None or not lacks:
                 continue

@@ -6,10 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from rbctl.bases import family_of
 from rbctl.bundle.catalogue import contents, has_local_encoder
 from rbctl.bundle.hashes import file_hashes
-
-BASE = ("unet", "ms_adapter.safetensors", "ms_adapter.bin")  # what a relation LoRA was tuned on
 
 
 def fingerprint(folder: Path, parts: Sequence[str] | None = None) -> str:
@@ -18,11 +17,16 @@ def fingerprint(folder: Path, parts: Sequence[str] | None = None) -> str:
     The hashes are those of the files as they are now, not those of ``bundle.json``, which says what came once.
 
     Args:
-        parts: only these files and folders of it, as ``BASE``.
+        parts: only these files and folders of it, as those that a LoRA is tuned on.
     """
     paths = [path for path in contents(folder) if parts is None or Path(path).parts[0] in parts]
     digests = file_hashes(folder, paths)
     return hashlib.sha256("".join(f"{path}\0{digest}\n" for path, digest in digests.items()).encode()).hexdigest()
+
+
+def base_fingerprint(folder: Path) -> str:
+    """Names what a relation LoRA is tuned on: the UNet and the adapter, or the transformer."""
+    return fingerprint(folder, family_of(folder).learned_on)
 
 
 def generator_fingerprint(folder: Path) -> str:

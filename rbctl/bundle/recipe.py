@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rbctl import formats
+from rbctl.bases import recipe_of
 from rbctl.defaults import GUIDANCE_SCALE, NEGATIVE_PROMPT, STEPS
 from rbctl.errors import InputError
-from rbctl.files import read_yaml
-from rbctl.options import BUNDLE_RECIPE
 from rbctl.prompts.fields import Settings
 from rbctl.shortcuts import QUALITY, Shortcuts, options_of
 
-_SAMPLING = ("steps", "guidance_scale", "negative_prompt", "scale")
+_SAMPLING = ("steps", "guidance_scale", "negative_prompt", "scale", "width", "height")
 
 
 def sampling_defaults(folder: Path, quality: str = QUALITY) -> tuple[dict[str, Any], Shortcuts]:
@@ -23,8 +22,7 @@ def sampling_defaults(folder: Path, quality: str = QUALITY) -> tuple[dict[str, A
     Raises:
         InputError: the recipe is damaged; file and key are named.
     """
-    path = folder / BUNDLE_RECIPE
-    recipe = read_yaml(path) if path.is_file() else {}
+    path, recipe = recipe_of(folder)
     own = recipe.get("sample", {})
     if not isinstance(own, dict):
         raise InputError(f"{path}: section 'sample' must be a mapping of options to values")

@@ -95,7 +95,7 @@ def crop(a: Annotated, left: int, top: int, width: int, height: int, fill: tuple
     return _annotated(image, masks, keypoints)
 
 
-def bucket(size: tuple[int, int], resolution: int) -> tuple[int, int]:
+def bucket(size: tuple[int, int], resolution: int, multiple: int = 8) -> tuple[int, int]:
     """Width and height to train a picture at: near its own aspect ratio, and about ``resolution`` squared pixels.
 
     A square picture is trained at ``resolution`` x ``resolution``. Sides are multiples of a sixteenth of it (64 pixels
@@ -103,9 +103,9 @@ def bucket(size: tuple[int, int], resolution: int) -> tuple[int, int]:
 
     Args:
         size: of the picture, width and height.
-        resolution: a multiple of 8.
+        resolution: a multiple of ``multiple``, as the sides are.
     """
-    step = max(8, min(64, resolution // 16 // 8 * 8))
+    step = max(multiple, min(64, resolution // 16 // multiple * multiple))
     sides = {(resolution, resolution)}
     for side in range(resolution // 2 // step * step or step, 2 * resolution + 1, step):
         other = resolution**2 // side // step * step

@@ -16,9 +16,9 @@ import yaml
 from PIL import Image
 
 from rbctl import formats, layout, lora
+from rbctl.bases.load import summary
 from rbctl.bundle.assemble import with_local_encoder
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.config import summary
 from rbctl.bundle.fingerprints import fingerprint
 from rbctl.errors import InputError
 from rbctl.files import (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rbctl.bundle.catalogue import resolve
-from rbctl.bundle.fingerprints import BASE, fingerprint
+from rbctl.bundle.fingerprints import base_fingerprint
 from rbctl.device import pick_device
 from rbctl.errors import InputError
 from rbctl.files import write_json, write_text
@@ -82,7 +82,7 @@ def _planted(config: JudgeCheckConfig, output: Path) -> tuple[list[Item], list[b
     if config.sampled:
         pipeline = RelationPipeline.from_pretrained(config.bundle, device=config.device)
         pipeline.set_progress_bar_config(disable=True)
-        made_by = fingerprint(resolve(config.bundle), BASE)[:8]
+        made_by = base_fingerprint(resolve(config.bundle))[:8]
         planted = resample(planted, pipeline, output / f"sampled-{made_by}")
     write_set(planted, output)
     save_png(sheet(planted), output / "sheet.png", source_type=SHEET if config.sampled else DRAWN)
