@@ -70,7 +70,7 @@ def individuals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def tune(bundle: Path, triplets: Path, output: Path, *flags: object) -> Any:
     options = ["--relation", "hug", "--bundle", bundle, "--data", triplets, "--output", output, "--prior", "none"]
-    few = ["--steps", 3, "--batch-size", 2, "--learning-rate", 1e-2, "--preview-steps", 1]
+    few = ["--steps", 3, "--precision", "fp32", "--batch-size", 2, "--learning-rate", 1e-2, "--preview-steps", 1]
     return call("finetune", *options, *few, *flags)
 
 

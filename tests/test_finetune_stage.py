@@ -71,6 +71,7 @@ class Road:
             "micro_batch_size": 8,
             "checkpoint_every": 2,
             "learning_rate": 1e-3,
+            "precision": "fp32",  # mixed is of some CPUs alone, and rounds by how a batch is divided
             **options,
         }
         flags: list[object] = ["finetune"]
