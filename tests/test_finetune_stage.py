@@ -499,6 +499,7 @@ def test_runs_of_the_same_data_encode_it_once(road: Road) -> None:
         ("other", {"rank": 2, "alpha": 2.0}, False),
         ("local", {"local_tokens": "none"}, True),  # of other encodings
     ):
+        road.log.unlink(missing_ok=True)
         assert road(output, steps=2, **options) == 0, road.said()
         assert ("encoding triplets" in road.said()) == encodes
 

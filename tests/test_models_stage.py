@@ -80,7 +80,7 @@ def test_catalogue_is_sound() -> None:
         places = [place for component in spec.components for place in component.results]
         assert len(places) == len(set(places))
         for component in spec.components:
-            assert bool(component.repo_id) == bool(component.files or component.find)
+            assert bool(component.repo_id) == bool(component.files or component.folders or component.find)
             assert component.licence
             assert component.pinned or component.revision == "main"
             assert component.repo_id or component.note
