@@ -77,9 +77,10 @@ def load(
 
 def twin(paths: Iterable[Path], made_from: Facts) -> Path | None:
     """The first file that says it was made from the same; those that cannot be read are passed over."""
+    wanted = content_hash(made_from)
     for path in paths:
         with contextlib.suppress(InputError):
-            if read_metadata(path).get("made_from") == content_hash(made_from):
+            if read_metadata(path).get("made_from") == wanted:
                 return path
     return None
 

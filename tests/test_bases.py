@@ -418,7 +418,13 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(bundle: Path, tuned: Path, t
     from rbctl.plugins.finetune import finetune
 
     options = {"bundle": str(bundle), "prior": "none", "steps": 3, "batch_size": 2, "learning_rate": 1e-2}
-    options |= {"preview_steps": 1, "augmentation_draws": 2, "micro_batch_size": 2, "preview_every": 3}
+    options |= {
+        "preview_steps": 1,
+        "augmentation_draws": 2,
+        "micro_batch_size": 2,
+        "preview_every": 3,
+        "precision": "fp32",
+    }
     for enough in (lambda step, row: step == 1, None):
         finetune("hug", triplets, tmp_path / "run", callback=enough, **options)
     assert (tmp_path / "run" / "hug.safetensors").read_bytes() == (tuned / "hug.safetensors").read_bytes()

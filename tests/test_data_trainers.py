@@ -16,7 +16,8 @@ from PIL import Image, ImageCms
 from training_sets import EVERY, GOLDENS, TRAINED, listing, tiny_set
 from triplet_sets import lines, write_lines
 
-from rbctl.plugins.data.trainers.instruction import instruct, places, read_instruction
+from rbctl.instructions import instruct
+from rbctl.plugins.data.trainers.instruction import places, read_instruction
 from rbctl.triplets import data_hash, load
 from rbctl.triplets.raw import read_raw
 
@@ -79,7 +80,7 @@ def test_without_our_table_pictures_and_roles_come_back(tiny: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_datasets_reads_the_columns_of_diffusers(tiny: Path, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="diffusers reads by it: pip install datasets")
     export(tiny, tmp_path / "out", "--to", "diffusers")
     rows = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out/data"), cache_dir=str(tmp_path / "cache"))
     train = rows["train"]
@@ -157,6 +158,8 @@ def test_a_relation_of_ones_own_gives_roles_and_words(tmp_path: Path) -> None:
         ("A red cat hugs a cat.", ["cat", "red cat"], "The red cat of image 2 hugs the cat of image 1."),
         ("A cat and a cat hug.", ["cat", "cat"], "The cat of image 1 and the cat of image 2 hug."),
         ("my cat rides Tom", ["cat", "Tom"], "my cat of image 1 rides Tom of image 2"),
+        ("Tom rides a cat", ["Tom", "cat"], "Tom of image 1 rides the cat of image 2"),
+        ("Cat rides Tom", ["cat", "Tom"], "The cat of image 1 rides Tom of image 2"),
         ("red cat, blue dog", ["red cat", "blue dog"], "The red cat of image 1, the blue dog of image 2"),
         ("In snow, an old fox hugs a very old ox.", ["fox", "ox"], None),
         ("Two cats hug.", ["cat", "cat"], False),

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from rbctl.bases import INDEX
+from rbctl.bases import INDEX, Summary
+from rbctl.bases.reference_transformer import LARGEST_REFERENCE, ReferenceTransformer
 from rbctl.errors import InputError
 from rbctl.files import read_object
 from rbctl.pretrained import from_pretrained, loading, network
@@ -60,3 +61,15 @@ def read_editor(
         parts["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler.from_config(read_object(path))
     parts["tokenizer"] = from_pretrained(transformers.AutoTokenizer, folder / "tokenizer")
     return parts
+
+
+def summary(folder: Path) -> Summary:
+    """Raises InputError where :func:`check_editor` does."""
+    check_editor(folder)
+    return Summary(LARGEST_REFERENCE, multiple=ReferenceTransformer.multiple, ordered=True)
+
+
+def check_schedule(folder: Path, name: str | None, steps: int) -> None:
+    """Raises InputError where a scheduler is named: an editor has its own."""
+    if name is not None:
+        raise InputError(f"{folder}: has a scheduler of its own; leave --ss and --scheduler out")

@@ -9,7 +9,8 @@ from pathlib import Path
 from rbctl.errors import InputError, abridged
 from rbctl.files import read_image, sha256
 from rbctl.images import open_image
-from rbctl.plugins.data.trainers.instruction import instruct, places
+from rbctl.instructions import instruct
+from rbctl.plugins.data.trainers.instruction import places
 from rbctl.relations import Relation, load_relation, shipped
 from rbctl.roles import find_relation
 from rbctl.triplets import Triplet, TripletObject

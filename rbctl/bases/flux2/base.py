@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from rbctl.bases import Summary
-from rbctl.bases.editors import check_editor, read_editor
-from rbctl.bases.reference_transformer import LARGEST_REFERENCE, Reading, ReferenceTransformer
+from rbctl.bases.editors import check_editor, check_schedule, read_editor, summary
+from rbctl.bases.reference_transformer import Reading, ReferenceTransformer
 from rbctl.errors import InputError
 from rbctl.pretrained import from_pretrained
+
+__all__ = ["check_schedule", "load", "load_tokenizer", "summary"]
 
 _MOST_TOKENS = 512  # of a text, with the words around it
 _BETWEEN = 10  # references' time coordinates are 10, 20, ..., as in the pipeline of diffusers
@@ -122,16 +123,6 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, **options: Any)
     distilled = bool(check_editor(folder).get("is_distilled"))
     pipeline = diffusers.Flux2KleinPipeline(**parts, tokenizer=tokenizer, is_distilled=distilled)
     return Flux2(folder, device, dtype, pipeline, bool(options.get("lowvram")))
-
-
-def summary(folder: Path) -> Summary:
-    check_editor(folder)
-    return Summary(LARGEST_REFERENCE, multiple=Flux2.multiple, ordered=True)
-
-
-def check_schedule(folder: Path, name: str | None, steps: int) -> None:
-    if name is not None:
-        raise InputError(f"{folder}: has a scheduler of its own; leave --ss and --scheduler out")
 
 
 def load_tokenizer(folder: Path) -> Any:

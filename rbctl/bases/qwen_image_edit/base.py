@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from rbctl.bases import Summary
-from rbctl.bases.editors import check_editor, read_editor
+from rbctl.bases.editors import check_schedule, read_editor, summary
 from rbctl.bases.qwen_image_edit.attention import MaskedAttention
-from rbctl.bases.reference_transformer import LARGEST_REFERENCE, Reading, ReferenceTransformer
+from rbctl.bases.reference_transformer import Reading, ReferenceTransformer
 from rbctl.errors import InputError
 from rbctl.pretrained import from_pretrained
+
+__all__ = ["check_schedule", "load", "load_tokenizer", "summary"]
 
 _SEEN = 384  # side in pixels at which the text encoder sees a reference, as in the pipeline of diffusers
 _PARTS = {
@@ -117,16 +118,6 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, **options: Any)
     processor = from_pretrained(transformers.Qwen2VLProcessor, folder / "processor") if text is not None else None
     pipeline = diffusers.QwenImageEditPlusPipeline(**parts, processor=processor)
     return QwenImageEdit(folder, device, dtype, pipeline, bool(options.get("lowvram")))
-
-
-def summary(folder: Path) -> Summary:
-    check_editor(folder)
-    return Summary(LARGEST_REFERENCE, multiple=QwenImageEdit.multiple, ordered=True)
-
-
-def check_schedule(folder: Path, name: str | None, steps: int) -> None:
-    if name is not None:
-        raise InputError(f"{folder}: has a scheduler of its own; leave --ss and --scheduler out")
 
 
 def load_tokenizer(folder: Path) -> Any:
