@@ -600,6 +600,39 @@ def test_a_grid_of_lora_weights_and_seeds_and_the_report_on_its_pictures(
     assert "<table" in page.run(f"fetch({address!r}).then(answer => answer.text())")
 
 
+@pytest.mark.slow
+def test_two_pages_take_turns_and_a_reload_loses_nothing(
+    page: Browser, served: tuple[Path, str], tmp_path: Path
+) -> None:
+    def prepare(one: Browser, count: int) -> None:
+        one.wait("document.querySelector('#individuals input[type=file]')")
+        one.drop("#individuals", INDIVIDUALS)
+        one.wait("document.querySelectorAll('#boxes .box').length === 2")
+        one.run("document.querySelector('#quality input[value=draft]').click()")
+        one.write("#count input[type=number]", str(count), "Tab")
+
+    assert CHROMIUM is not None
+    other = Browser(CHROMIUM, tmp_path / "other")
+    try:
+        other.open(served[1])
+        prepare(other, 1)
+        prepare(page, 16)
+        page.click("#sample")
+        page.wait(f"{text('#state')}.startsWith('Picture 1 of 16')")
+        other.click("#sample")
+        other.wait(f"{text('#state')}.endsWith('Waiting for its turn ...')")  # after gradio's own place in the queue
+        assert other.run("document.querySelector('#sample').disabled")
+        other.click("#cancel")
+        page.open(served[1])  # reloaded in the middle
+        other.wait(f"{text('#state')}.endsWith('Cancelled; 0 of 1 made.')")
+        other.wait("!document.querySelector('#sample').disabled")
+        prepare(page, 1)
+        page.click("#sample")
+        page.wait(f"{text('#state')} === '1 of 1 made.'")
+    finally:
+        other.close()
+
+
 # --- strangers
 
 SECRET = "the secret of another folder"

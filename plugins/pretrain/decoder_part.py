@@ -21,6 +21,7 @@ from rbctl.errors import InputError
 from rbctl.files import read_object
 from rbctl.pictures import grid, save_png
 from rbctl.plugins.pretrain import renders
+from rbctl.plugins.pretrain.architecture import VAE
 from rbctl.plugins.pretrain.config import PretrainConfig
 from rbctl.plugins.pretrain.loop import Part
 from rbctl.plugins.pretrain.vae_part import drawn_pictures, psnr
@@ -47,8 +48,12 @@ class DecoderPart(Part):
         if not folder.is_dir():
             raise InputError(f"{folder}: not there yet; make it with 'rbctl pretrain vae'")
         self.settings = read_object(folder / "config.json")
-        self.vae = UnshuffleVAE.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=False)
-        self.vae = self.vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
+        vae = UnshuffleVAE.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=False)
+        if self.settings.get("coarse_channels") is None:
+            coarse = {key: VAE[key] for key in ("coarse_channels", "coarse_layers")}
+            vae = with_coarse_level(vae, **coarse)
+            self.settings |= coarse
+        self.vae = vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
         self.vae.decoder.requires_grad_(True)
         self.plain = (self.vae.decoder[-2].weight,)
         self.forward = torch.compile(self._loss) if config.compile else self._loss
@@ -104,6 +109,16 @@ class DecoderPart(Part):
 
     def finish(self) -> None:
         write_network(self.bundle / "vae", self.settings, self.vae.state_dict())
+
+
+def with_coarse_level(vae: UnshuffleVAE, coarse_channels: int, coarse_layers: int) -> UnshuffleVAE:
+    """The same VAE with a coarse level in its decoder. It decodes as before until it is trained."""
+    deeper = UnshuffleVAE.from_config(vae.config, coarse_channels=coarse_channels, coarse_layers=coarse_layers)
+    deeper.encoder.load_state_dict(vae.encoder.state_dict())
+    head = 1 + vae.config.decoder_layers  # the first convolution and the blocks before the coarse level
+    deeper.decoder[:head].load_state_dict(vae.decoder[:head].state_dict())
+    deeper.decoder[-2].load_state_dict(vae.decoder[-2].state_dict())
+    return deeper
 
 
 def partly_smooth_noise(shape: torch.Size, chance: torch.Generator) -> torch.Tensor:
