@@ -37,7 +37,7 @@ from rbctl.plugins.pretrain import rendering, renders, unet_part
 from rbctl.plugins.pretrain.architecture import MINI, VAE
 from rbctl.plugins.pretrain.bundle import write_tokenizers
 from rbctl.plugins.pretrain.config import EASY, HELD_OUT, PretrainConfig
-from rbctl.plugins.pretrain.decoder_part import partly_smooth_noise
+from rbctl.plugins.pretrain.decoder_part import partly_smooth_noise, with_coarse_level
 from rbctl.plugins.pretrain.loop import Part, average_decay, rate, train
 from rbctl.plugins.pretrain.optimizer import orthogonalised
 from rbctl.plugins.pretrain.rendering import pool, write_renders
@@ -318,13 +318,12 @@ def test_a_compiled_painter_sees_lots_of_one_size(work: Path, tmp_path: Path, mo
 
 
 def test_a_coarse_level_starts_as_the_identity() -> None:
-    plain = UnshuffleVAE.from_config({**VAE, "coarse_channels": None})
-    deep = UnshuffleVAE.from_config(VAE)
-    for index in range(VAE["decoder_layers"] + 1):
-        deep.decoder[index].load_state_dict(plain.decoder[index].state_dict())
-    deep.decoder[-2].load_state_dict(plain.decoder[-2].state_dict())
-    latents = torch.randn(2, 4, 16, 24, generator=generator("coarse"))
-    assert torch.allclose(deep.decode(latents).sample, plain.decode(latents).sample, atol=1e-6)
+    plain = UnshuffleVAE.from_config({**VAE, "coarse_channels": None, "scaling_factor": 0.7})
+    deep = with_coarse_level(plain, VAE["coarse_channels"], VAE["coarse_layers"])
+    assert deep.config.scaling_factor == 0.7
+    pictures = torch.rand(2, 3, 64, 96, generator=generator("coarse")) * 2 - 1
+    assert torch.equal(deep(pictures), plain(pictures))
+    assert deep.decoder.state_dict().keys() == UnshuffleVAE.from_config(VAE).decoder.state_dict().keys()
 
 
 def test_noise_of_latents_has_unit_size_and_smooth_parts() -> None:

@@ -156,7 +156,7 @@ def _bodies(reading: Reading, k: int, group: Sequence[Individual], slots: torch.
     }
     areas, least, near = reading.areas[k].tolist(), _LEAST_AREA[len(group)], _ONE_BODY[len(group)]
     bodies = [role for role, area in enumerate(areas) if area >= least / 2]
-    likes = _likes(torch.stack(list(table.values())).sum(0), bodies)
+    likes = _likes(torch.stack(list(table.values())).clamp(min=oracle_scores.LEAST).sum(0), bodies)
     missing = [not any(others.isdisjoint({who}) for others in likes.values()) for who in range(len(group))]
     if not any(missing):  # next to nothing is there, whatever it looks like
         missing = [areas[int(slot)] < least / 2 for slot in slots]

@@ -18,7 +18,9 @@ from rbctl.menagerie.oracle import ATTRIBUTES, NECK, NOSE, POINTS, Oracle, Readi
 from rbctl.menagerie.scenes import scene_rule
 from rbctl.relations import Relation, load_relation
 
+LEAST = -4.0  # log-probability of a part of a look, at least: how wrong a wrong one is tells nothing
 _SHOWN = 0.01  # of the picture: a role that covers less is hardly there
+_NOWHERE = 1e-8  # a role that is not there fits worse than one in which all of the look is wrong
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def find_slots(reading: Reading, individuals: Groups) -> torch.Tensor:
     groups = _groups(reading, individuals)
     count = len(groups[0])
     scores = torch.stack([_log_likelihood(reading, [group[k] for group in groups]) for k in range(count)], dim=1)
-    scores = scores + (reading.areas / _SHOWN).clamp(1e-3, 1).log()[:, None]  # (B, individual, role)
+    scores = scores + (reading.areas / _SHOWN).clamp(_NOWHERE, 1).log()[:, None]  # (B, individual, role)
     orders = torch.tensor(list(itertools.permutations(range(reading.roles), count)), device=scores.device)
     totals = scores[:, torch.arange(count, device=scores.device), orders].sum(-1)  # (B, orders)
     totals[:, 0] += 1e-6  # where nothing tells, each has its own
@@ -237,5 +239,6 @@ def _log_likelihood(reading: Reading, individuals: Sequence[Individual]) -> torc
     total: Any = 0
     for at, name in enumerate(ATTRIBUTES):
         values: torch.Tensor = getattr(reading, name)
-        total = total + values.gather(2, looks[:, at, None, None].expand(-1, reading.roles, 1))[..., 0]
+        own = values.gather(2, looks[:, at, None, None].expand(-1, reading.roles, 1))[..., 0]
+        total = total + own.clamp(min=LEAST)
     return total
