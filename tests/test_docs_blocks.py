@@ -80,7 +80,8 @@ def test_the_blocks_of_a_page_run_one_after_the_other(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for folder in ("recipes", "bench"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     for body in blocks(page)[0]:
         for line in body.replace("\\\n", " ").splitlines():
             if line and not line.startswith("#"):
