@@ -489,6 +489,25 @@ def test_a_relation_of_ones_own_is_trained_to_the_end(
     assert (work / "runs" / "finetune" / "sit_back_to_back" / "sit_back_to_back.safetensors").is_file()
 
 
+@pytest.mark.slow
+def test_a_page_that_is_reloaded_finds_its_training_again(page: Browser, served: tuple[Path, str]) -> None:
+    def train() -> None:
+        page.wait("document.querySelector('#individuals input[type=file]')")
+        page.run(tab("Relation"))
+        page.wait("document.querySelector('#train-steps')?.offsetParent")
+        page.write("#learned input", "wave", "Enter")
+        page.write("#train-steps input", "6", "Tab")
+        page.click("#train")
+
+    train()
+    page.wait(f"{field('#log')}.includes('finetune wave')")
+    page.open(served[1])
+    train()  # of the same training: a second one in this folder would be refused
+    page.wait(f"{field('#log')}.includes('Trained.')")
+    losses = read_jsonl(served[0] / "runs" / "finetune" / "wave" / "metrics.jsonl")
+    assert [row["step"] for row in losses] == list(range(1, 7))
+
+
 @pytest.fixture
 def own_lora(served: tuple[Path, str]) -> str:
     """A LoRA of chance in the work folder, by its name there; the relation hug finds it."""
