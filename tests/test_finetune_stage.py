@@ -813,8 +813,14 @@ def test_pictures_of_the_base_model_as_prior(road: Road, triplets: Path, tmp_pat
 @pytest.mark.usefixtures("one_thread")  # as the command has it: sums over two threads round otherwise
 def test_a_lora_from_python_is_that_of_the_command_line(road: Road, triplets: Path) -> None:
     assert road("command", steps=4) == 0, road.said()
-    options = {"bundle": str(road.bundle), "batch_size": 2, "micro_batch_size": 8, "learning_rate": 1e-3}
-    options |= {"precision": "fp32"}  # as the command's, see Road.arguments
+    # As Road.arguments has them.
+    options = {
+        "bundle": str(road.bundle),
+        "batch_size": 2,
+        "micro_batch_size": 8,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+    }
     seen: list[int] = []
 
     def stop_at_two(step: int, row: Mapping[str, float]) -> bool:
