@@ -260,6 +260,23 @@ def test_scenes_with_a_fault_show_what_is_left(work: Path) -> None:
     assert not (shown & (faulty.individuals.all()[..., 0] == renders.NOBODY)).any()
 
 
+def test_merged_bodies_are_one_that_looks_like_whoever_shows_more() -> None:
+    row = {
+        "boxes": np.arange(3)[:, None].repeat(4, 1),
+        "keypoints": np.arange(3)[:, None, None].repeat(17, 1),
+        "mask32": np.zeros((3, 32, 32), np.uint8),
+        "individuals": np.array([[5, 1, 1, 0], [6, 2, 2, 1], [7, 3, 3, 2]]),
+        "person": np.array([50, 60, 70]),
+    }
+    row["mask32"][0, :4], row["mask32"][1, 2:12], row["mask32"][2, 20:] = 200, 200, 255
+    rendering.as_one_body(row)
+    assert row["person"].tolist() == [60, 70, renders.NOBODY]
+    assert row["individuals"][:, 0].tolist() == [6, 7, renders.NOBODY]
+    assert [int(mask.any(1).sum()) for mask in row["mask32"]] == [12, 12, 0]
+    assert row["mask32"].max() == 255
+    assert row["keypoints"][:, 0, 0].tolist() == row["boxes"][:, 0].tolist() == [0, 2, 1]
+
+
 def test_held_out_individuals_stand_in_no_other_scene(work: Path) -> None:
     def looks(kind: str) -> set[tuple[int, ...]]:
         rows = renders.scenes(work / "renders", kind).individuals.all().reshape(-1, 4)

@@ -129,6 +129,7 @@ class _Row(NamedTuple):
     people: list[int]
     relation: str | None = None
     portraits: Sequence[Scene] = ()
+    merged: bool = False  # the first two are one body
 
 
 def _draw(
@@ -159,7 +160,7 @@ def _faulty(scene: Scene, people: list[int], rng: np.random.Generator) -> _Row:
     if fault == "left_out":
         return _Row(left_out(scene, who), people[:who] + people[who + 1 :])
     change = {"deserted": deserted, "merged": merged, "parted": parted}[fault]
-    return _Row(change(scene), people)
+    return _Row(change(scene), people, merged=fault == "merged")
 
 
 def scene_relation(number: int, relations: Sequence[Relation], shares: Sequence[float]) -> Relation:
@@ -197,6 +198,24 @@ def _rendered(
     return made
 
 
+def as_one_body(row: dict[str, np.ndarray]) -> None:
+    """Change what a row says of its individuals: the first two are one body, which looks like whoever shows more.
+
+    The second one goes behind all others, without look and mask. It keeps its keypoints: its head is there.
+
+    Args:
+        row: boxes, keypoints, mask32, individuals and person of R individuals, changed in place.
+    """
+    masks = row["mask32"]
+    if masks[1].sum(dtype=np.int64) > masks[0].sum(dtype=np.int64):
+        for name in ("individuals", "person"):
+            row[name][0] = row[name][1]
+    masks[0] = np.minimum(masks[0].astype(np.int64) + masks[1], 255)
+    masks[1], row["individuals"][1], row["person"][1] = 0, NOBODY, NOBODY
+    for name in ("boxes", "keypoints", "mask32", "individuals", "person"):
+        row[name][1:] = np.roll(row[name][1:], -1, axis=0)
+
+
 def _filled(rows: Sequence[Sequence[Any]], absent: Any, kind: type[np.integer]) -> np.ndarray:
     """Rows of one to ``MOST`` values as an array (n, ``MOST``, ...), with ``absent`` for what is not there."""
     return np.array([[*row, *[absent] * (MOST - len(row))] for row in rows], kind)
@@ -219,6 +238,9 @@ def _write_shard(place: Path, config: PretrainConfig, people: Sequence[Individua
     nobody = [NOBODY] * len(ATTRIBUTES)
     arrays["individuals"] = _filled([[look(i) for i in scene.individuals] for scene in scenes], nobody, np.int16)
     arrays["person"] = _filled([row.people for row in rows], NOBODY, np.int32)
+    for number, row in enumerate(rows):
+        if row.merged:
+            as_one_body({name: array[number] for name, array in arrays.items()})
     if kind == "portraits":  # one individual: no axis for it
         arrays = {name: array if name == "pictures" else array[:, 0] for name, array in arrays.items()}
     else:

@@ -15,6 +15,7 @@ from rbctl.progress import progress
 from rbctl.relations import Relation, load_relation
 
 _STEPS, _BATCH, _LEARNING_RATE, _WARMUP = 150, 32, 5e-4, 20
+_HEAD_RATE = 5e-3  # of the relation's layer: the longer its rows and the smaller its features, the less a step says
 _NEW = 8  # of a batch; with 16 it saw the new relation in 2 % of renders that show others
 _EACH = 60  # renders of a relation; of the new one eight times as many
 
@@ -63,7 +64,9 @@ def _teach(oracle: Oracle, examples: Examples, steps: int, free: torch.Tensor) -
     new = labels == len(oracle.relations) - 1
     lots = [(torch.nonzero(new)[:, 0], _NEW), (torch.nonzero(~new)[:, 0], _BATCH - _NEW)]
     oracle.train()
-    optimizer = torch.optim.AdamW(oracle.parameters(), lr=_LEARNING_RATE)
+    head = list(oracle.relation.parameters())
+    rest = [parameter for name, parameter in oracle.named_parameters() if not name.startswith("relation.")]
+    optimizer = torch.optim.AdamW([{"params": rest}, {"params": head, "lr": _HEAD_RATE}], lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / _WARMUP) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
     )
