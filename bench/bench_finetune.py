@@ -43,9 +43,11 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[Trip
     return bundle, load_triplets(folder / "hug"), config
 
 
-def step(bundle: Bundle, results: dict[str, torch.Tensor], config: FinetuneConfig, first: int) -> float:
+def step(
+    bundle: Bundle, results: dict[str, torch.Tensor], config: FinetuneConfig, first: int, count: int = BATCH
+) -> float:
     objective = Objective.of(bundle, config)
-    batch = micro_batch(results, None, range(first, first + BATCH), config, objective.timesteps, bundle.device)
+    batch = micro_batch(results, None, range(first, first + count), config, objective.timesteps, bundle.device)
     loss, _ = objective.loss(bundle.unet, batch)
     loss.backward()
     return float(loss.detach())
@@ -71,21 +73,21 @@ def test_step(compare: Callable[..., Any], setting: Any) -> None:
 
 @pytest.mark.skipif(pick_training_precision("auto", CPU) == "fp32", reason="this CPU does not multiply bf16")
 def test_mixed_precision(compare: Callable[..., Any], tmp_path: Path) -> None:
-    """A step of the bundle mini with its products in bf16, as ``auto`` takes them here, against float32."""
+    """A step of mini's recipe with its products in bf16, as ``auto`` takes them here, against float32."""
     draw_triplets(load_relation("hug"), 4, 0, tmp_path)
     bundle = load("mini", CPU, torch.float32)
     lora.add(bundle.unet, 16, 16, seed=0)
     bundle.unet.train()
-    config = FinetuneConfig(relation="hug", data=tmp_path, micro_batch_size=8)
+    config = FinetuneConfig(relation="hug", data=tmp_path)
     results = encodings.encode(bundle, load_triplets(tmp_path), [], config, RESOLUTION)
 
     def mixed() -> float:
         with products_in_bf16([bundle.unet], CPU, enabled=True):
-            return step(bundle, results, config, 0)
+            return step(bundle, results, config, 0, config.batch_size)
 
     compare(
-        f"finetune, one step of {BATCH} on mini, mixed precision / float32",
+        f"finetune, one step of {config.batch_size} on mini, mixed precision / float32",
         mixed,
-        lambda: step(bundle, results, config, 0),
+        lambda: step(bundle, results, config, 0, config.batch_size),
         rounds=5,
     )

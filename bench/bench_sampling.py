@@ -23,7 +23,7 @@ from rbctl.bundle.load import load
 from rbctl.conditioning import Conditioning, Encoded, guided
 from rbctl.denoising import denoise, generators_of, initial_noise, predict
 
-PICTURES, STEPS = 2, 30
+PICTURES, STEPS = 2, 15
 BOXES = [[0.06, 0.3, 0.53, 0.92], [0.47, 0.3, 0.94, 0.92]]
 
 
@@ -74,7 +74,7 @@ def test_sampling(compare: Callable[..., Any], sides: tuple[Side, Side]) -> None
     ours, baseline = sides
     made, wanted = (side.bundle.decode_latents(side.sample()) for side in sides)
     torch.testing.assert_close(made, wanted, rtol=0, atol=1e-3)
-    # Every step frees what it took: two have the peak of thirty.
+    # Every step frees what it took: two have the peak of all.
     compare(
         f"sampling mini, {STEPS} steps, {PICTURES} pictures",
         ours.sample,

@@ -89,7 +89,7 @@ def scale(compare: Callable[..., Any], tmp_path: Path) -> Callable[[str, Callabl
             f"scale, {name}, {TIMES} goes / {TIMES} times the items in one",
             lambda: go(TIMES),
             lambda: [go(1) for _ in range(TIMES)],
-            rounds=3,
+            rounds=2,
         )
 
     return run
