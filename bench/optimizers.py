@@ -123,7 +123,6 @@ class Way:
 WAYS = {
     "adamw": Way(),
     "lora+": Way(LoraPlus, {"learning_rate": 2.5e-3}),
-    "rslora": Way(options={"alpha": 64.0, "learning_rate": 2.5e-3}),
     "muon": Way(muon, {"learning_rate": 5e-3}),
     "muon 1e-2": Way(muon, {"learning_rate": 1e-2}),
     "prodigy": Way(prodigy, {"learning_rate": 1.0}),
