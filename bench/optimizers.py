@@ -33,7 +33,7 @@ SCENES = 20  # of a verb
 SCORES = ("relation", "contact", "species")
 RATIO = 4  # of LoRA+: the rate of B over that of A
 MOMENTUM = 0.9  # of Muon
-DECAY = 0.95  # of averaged weights
+DECAY, STEPS = 0.95, 100  # of averaged weights
 GAMMA = 5.0  # of min-SNR
 
 Optimizer = Callable[..., torch.optim.Optimizer]
@@ -56,8 +56,8 @@ class LoraPlus(torch.optim.AdamW):
 class Averaged(torch.optim.AdamW):
     """AdamW; after the last step averages of the weights take their place."""
 
-    def __init__(self, parameters: Any, lr: float, weight_decay: float, steps: int) -> None:
-        self.weights, self.left, self.done = list(parameters), steps, 0
+    def __init__(self, parameters: Any, lr: float, weight_decay: float) -> None:
+        self.weights, self.done = list(parameters), 0
         self.averages = [p.detach().clone() for p in self.weights]
         super().__init__(self.weights, lr=lr, weight_decay=weight_decay)
 
@@ -68,7 +68,7 @@ class Averaged(torch.optim.AdamW):
         decay = min(DECAY, (1 + self.done) / (10 + self.done))
         for average, p in zip(self.averages, self.weights, strict=True):
             average.lerp_(p, 1 - decay)
-            if self.done == self.left:
+            if self.done == STEPS:
                 p.copy_(average)
 
 
@@ -127,7 +127,7 @@ WAYS = {
     "muon 1e-2": Way(muon, {"learning_rate": 1e-2}),
     "prodigy": Way(prodigy, {"learning_rate": 1.0}),
     "min-snr": Way(loss=min_snr),
-    "averaged": Way(lambda *args, **options: Averaged(*args, **options, steps=100), {"steps": 100}),
+    "averaged": Way(Averaged, {"steps": STEPS}),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 
@@ -66,7 +67,8 @@ def _teach(oracle: Oracle, examples: Examples, steps: int, free: torch.Tensor) -
     oracle.train()
     head = list(oracle.relation.parameters())
     rest = [parameter for name, parameter in oracle.named_parameters() if not name.startswith("relation.")]
-    optimizer = torch.optim.AdamW([{"params": rest}, {"params": head, "lr": _HEAD_RATE}], lr=_LEARNING_RATE)
+    groups: list[dict[str, Any]] = [{"params": rest}, {"params": head, "lr": _HEAD_RATE}]
+    optimizer = torch.optim.AdamW(groups, lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / _WARMUP) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
     )
