@@ -116,7 +116,8 @@ class Browser:
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
 
     def place(self, selector: str) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of an element in the window, scrolled to."""
+        """Left, top, right and bottom of an element in the window, waited for and scrolled to."""
+        self.wait(f"document.querySelector({selector!r})")
         box = f"(e => [e.left, e.top, e.right, e.bottom])(document.querySelector({selector!r}).getBoundingClientRect())"
         self.run(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
         left, top, right, bottom = self.run(box)

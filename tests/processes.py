@@ -31,6 +31,7 @@ def _main(arguments: Sequence[str], log: str, file_limit: int | None, folder: st
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails with an error, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+        sys.dont_write_bytecode = True  # Python would leave modules cut short for all that come after
     sys.argv = ["rbctl", *arguments]
     main(list(arguments))
 

@@ -73,6 +73,7 @@ def _main(arguments: list[str], log: str, surroundings: dict[str, str], file_lim
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails with an error, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+        sys.dont_write_bytecode = True  # Python would leave modules cut short for all that come after
     sys.argv = ["rbctl", *arguments]
     main(arguments)
 

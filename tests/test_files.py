@@ -76,12 +76,13 @@ def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path: Path) -> None:
     files.write_text(text, "old")
     picture.write_bytes(b"old")
     script = f"""
-import os, pathlib, resource
+import os, pathlib, resource, sys
 from PIL import Image
 from rbctl.errors import InputError
 from rbctl.files import write_bytes
 from rbctl.pictures import save_png
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+sys.dont_write_bytecode = True
 noise = Image.frombytes("RGB", (64, 64), os.urandom(64 * 64 * 3))
 for write in (
     lambda: write_bytes(pathlib.Path({str(text)!r}), bytes(100000)),
