@@ -75,7 +75,7 @@ def test_start_of_sampling(compare: Callable[..., Any]) -> None:
         "imports of rbctl sample / of whole libraries, user CPU time",
         lambda: call(*SAMPLE),
         lambda: call(*EVERYTHING),
-        rounds=3,
+        rounds=2,
         processes=True,
         memory=(resident_mb(*SAMPLE), resident_mb(*EVERYTHING)),
     )

@@ -82,7 +82,8 @@ def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Com
         processes: bool = False,
     ) -> Comparison:
         if memory is True:
-            memory = (peak_mb(ours), peak_mb(baseline))  # and a warm-up
+            memory = (peak_mb(ours), peak_mb(baseline))
+        warm_up = 0 if memory else 1  # both sides have run where their memory was measured
         clock = processes_clock if processes else time.perf_counter
         typical = statistics.median if processes else min
         ours_s: list[float] = []
@@ -91,9 +92,9 @@ def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Com
             lambda: ours_s.append(seconds(ours, clock)),
             setup=lambda: baseline_s.append(seconds(baseline, clock)),
             rounds=rounds,
-            warmup_rounds=1,
+            warmup_rounds=warm_up,
         )
-        del ours_s[0], baseline_s[0]  # the warm-up
+        del ours_s[:warm_up], baseline_s[:warm_up]
         for _ in range(REPEATS):
             if typical(baseline_s) / typical(ours_s) >= SLACK * request.config.stash[_RECORDED].get(name, 0):
                 break

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import official
@@ -102,6 +103,9 @@ class _Count:
 def calls(steps: int, shortcuts: Shortcuts, guidance: bool) -> list[tuple[int, bool]]:
     """Rows of each call of the UNet, and whether it is whole, as the sampling loop itself calls a tiny one."""
     unet, made = on_meta(SMALL.architecture), list[tuple[int, bool]]()
+    for module in unet.modules():
+        if isinstance(module, Transformer2DModel):  # what takes the time, and changes nothing in who is called
+            module.forward = lambda features, **_: (features,)
     unet.conv_in.register_forward_hook(lambda _module, _inputs, features: made.append((len(features), False)))
     unet.mid_block.register_forward_hook(lambda *_: made.append((made.pop()[0], True)))
     noise = torch.empty(1, unet.config.in_channels, *SMALL.latent_size, device="meta")
