@@ -1,6 +1,6 @@
 """Whether the loss on other triplets tells when a relation is learned: that loss and the oracle's score, step by step.
 
-``python bench/early_stop.py FOLDER [--relations ride shake_hands] [--steps 200] [--every 40]``; some ten minutes a
+``python -m bench.early_stop FOLDER [--relations ride shake_hands] [--steps 200] [--every 40]``; some ten minutes a
 relation on one core.
 """
 
@@ -9,19 +9,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from bench.scored_loras import scores
 from rbctl import lora
-from rbctl.bundle.catalogue import resolve
 from rbctl.bundle.load import load
-from rbctl.device import pick_device
-from rbctl.menagerie.judge import Judge
-from rbctl.menagerie.oracle import load_oracle
 from rbctl.menagerie.triplets import draw_triplets
-from rbctl.plugins.eval.gates.measuring import Arm, Measuring
-from rbctl.plugins.eval.gates.recipe import read_gates
-from rbctl.plugins.eval.stages import Stages
 from rbctl.plugins.finetune import encodings, finetune, forgetting
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.plugins.finetune.objective import Objective
@@ -38,12 +31,13 @@ def losses_on_others(folder: Path, relation: str, files: list[Path]) -> list[flo
     if not folder.is_dir():
         draw_triplets(load_relation(relation), OTHERS, SEED, folder)
     config = FinetuneConfig(relation=relation, data=folder, augmentation_draws=1, resolution=RESOLUTION)
+    bundle = load("mini", torch.device("cpu"), torch.float32)
+    encoded = encodings.encode(bundle, load_triplets(folder), [], config, RESOLUTION)
     means = []
     for path in files:
-        bundle = load("mini", pick_device("cpu"), torch.float32)
         lora.attach(bundle.unet, lora.read(path), lora.ADAPTER)
-        encoded = encodings.encode(bundle, load_triplets(folder), [], config, RESOLUTION)
         means.append(forgetting.measure(bundle.unet, encoded, Objective.of(bundle, config))["with"])
+        bundle.unet.delete_adapters(lora.ADAPTER)
     return means
 
 
@@ -60,21 +54,10 @@ def main() -> None:
         last = finetune(relation, output=folder, bundle="mini", steps=arguments.steps, save_every=arguments.every)
         files = [*sorted(folder.glob(f"{relation}-*.safetensors")), last]
         means = losses_on_others(folder / "others", relation, files)
-        judge = Judge(load_oracle(resolve("mini") / "oracle"))
-        work = Measuring(read_gates("mini", {}), folder / "scores", Stages(folder / "scores", "mini", "cpu", 2), judge)
-        cases = work.cases(relation, SCENES)
-        arms = [Arm(path.stem, cases, relation, [_boxes(path)] * SCENES, path) for path in files]
-        work.sample(arms)
-        for path, mean, arm in zip(files, means, arms, strict=True):
-            scores = work.scores(work.pictures(arm), cases)
-            said = "  ".join(f"{name} {np.nanmean(scores[name]):.3f}" for name in ("relation", "contact", "species"))
+        scored = scores(folder / "scores", [(relation, path) for path in files], SCENES)
+        for path, mean, values in zip(files, means, scored, strict=True):
+            said = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
             print(f"{path.stem:24}loss {mean:.4f}  {said}", flush=True)
-
-
-def _boxes(path: Path) -> tuple[tuple[float, float, float, float], ...]:
-    prior = lora.layout_prior([lora.read(path)])
-    assert prior is not None
-    return prior.boxes()
 
 
 if __name__ == "__main__":

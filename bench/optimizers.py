@@ -1,6 +1,6 @@
 """What relation LoRAs of ``mini`` learn in the recipe's steps with other optimizers and losses, by the oracle.
 
-``python bench/optimizers.py FOLDER [--ways adamw muon ...] [--seed 0]``: LoRAs of five held-out verbs from six triplets
+``python -m bench.optimizers FOLDER [--ways adamw muon ...] [--seed 0]``: LoRAs of five held-out verbs from six triplets
 each, 20 scenes of new individuals a verb; about five minutes a way on two idle cores. Prodigy wants
 ``pip install prodigyopt``. What FOLDER holds is not made again.
 """
@@ -18,19 +18,11 @@ from unittest import mock
 import numpy as np
 import torch
 
+from bench.scored_loras import SCORES, gates, scores
 from rbctl import losses
-from rbctl.bundle.catalogue import resolve
-from rbctl.device import pick_device
-from rbctl.lora import layout_prior, read
-from rbctl.menagerie.judge import Judge
-from rbctl.menagerie.oracle import load_oracle
-from rbctl.plugins.eval.gates.measuring import Arm, Measuring
-from rbctl.plugins.eval.gates.recipe import read_gates
-from rbctl.plugins.eval.stages import Stages
 from rbctl.plugins.finetune import finetune
 
 SCENES = 20  # of a verb
-SCORES = ("relation", "contact", "species")
 RATIO = 4  # of LoRA+: the rate of B over that of A
 MOMENTUM = 0.9  # of Muon
 DECAY, STEPS = 0.95, 100  # of averaged weights
@@ -133,21 +125,14 @@ WAYS = {
 
 def score(folder: Path, way: Way, seed: int) -> dict[str, float]:
     """Tune, sample and judge; the mean of the verbs' means."""
-    gates = read_gates("mini", {})
-    judge = Judge(load_oracle(resolve(gates.bundle) / "oracle", pick_device("cpu")))
-    work = Measuring(gates, folder, Stages(folder, gates.bundle, "cpu", 2), judge)
-    arms = []
-    for relation in gates.relations:
-        options = {**gates.finetune, **way.options, "bundle": gates.bundle, "seed": seed}
+    recipe = gates()
+    loras = []
+    for relation in recipe.relations:
+        options = {**recipe.finetune, **way.options, "bundle": recipe.bundle, "seed": seed}
         with mock.patch("torch.optim.AdamW", way.optimizer), way.loss():
-            path = finetune(relation, output=folder / "loras" / f"{relation}-s{seed}", **options)
-        prior = layout_prior([read(path)])
-        assert prior is not None
-        cases = work.cases(relation, SCENES)
-        arms.append(Arm(f"{relation}-s{seed}", cases, relation, [prior.boxes()] * SCENES, path))
-    work.sample(arms)
-    scores = [work.scores(work.pictures(arm), arm.cases) for arm in arms]
-    return {name: float(np.mean([np.nanmean(each[name]) for each in scores])) for name in SCORES}
+            loras.append((relation, finetune(relation, output=folder / "loras" / f"{relation}-s{seed}", **options)))
+    scored = scores(folder / f"scores-s{seed}", loras, SCENES)
+    return {name: float(np.mean([values[name] for values in scored])) for name in SCORES}
 
 
 def main() -> None:
