@@ -84,8 +84,9 @@ def test_sampling(compare: Callable[..., Any], sides: tuple[Side, Side]) -> None
     )
 
 
-def test_quality(compare: Callable[..., Any]) -> None:
-    """Eight pictures as ``rbctl sample`` makes them by default, encoders and VAE included, against the best quality.
+@pytest.mark.parametrize("pictures", [2, pytest.param(8, marks=pytest.mark.thorough)])
+def test_quality(compare: Callable[..., Any], pictures: int) -> None:
+    """Pictures as ``rbctl sample`` makes them by default, encoders and VAE included, against the best quality.
 
     Each prompt has individuals of its own, whose pictures are read anew.
     """
@@ -94,12 +95,14 @@ def test_quality(compare: Callable[..., Any]) -> None:
 
     def draw(**quality: Any) -> None:
         pipe.sampler.forget()
-        for number in range(8):
+        for number in range(pictures):
             colours = {"cat": (255, 30 * number, 0), "bear": (0, 30 * number, 255)}
             images = {name: Image.new("RGB", (128, 128), colour) for name, colour in colours.items()}
             pipe(f"A {{cat}} is sitting beside a {{bear}}, {number}", images, **quality)
 
-    compare("sampling mini, 8 pictures, best quality / default", draw, partial(draw, quality="best"), rounds=2)
+    compare(
+        f"sampling mini, {pictures} pictures, best quality / default", draw, partial(draw, quality="best"), rounds=2
+    )
 
 
 @torch.no_grad()

@@ -85,11 +85,13 @@ def scale(compare: Callable[..., Any], tmp_path: Path) -> Callable[[str, Callabl
             with tempfile.TemporaryDirectory(dir=tmp_path) as made:
                 work(times, Path(made))
 
+        go(1)
         compare(
             f"scale, {name}, {TIMES} goes / {TIMES} times the items in one",
             lambda: go(TIMES),
             lambda: [go(1) for _ in range(TIMES)],
             rounds=2,
+            warm_up=0,
         )
 
     return run

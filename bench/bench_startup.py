@@ -65,7 +65,7 @@ def test_start(compare: Callable[..., Any], name: str, command: tuple[str, ...])
         f"{name} / import torch",
         lambda: call(*command),
         lambda: call(*TORCH),
-        rounds=2,
+        rounds=1,
         memory=(resident_mb(*command), resident_mb(*TORCH)),
     )
 
@@ -75,7 +75,7 @@ def test_start_of_sampling(compare: Callable[..., Any]) -> None:
         "imports of rbctl sample / of whole libraries, user CPU time",
         lambda: call(*SAMPLE),
         lambda: call(*EVERYTHING),
-        rounds=2,
+        rounds=1,
         processes=True,
         memory=(resident_mb(*SAMPLE), resident_mb(*EVERYTHING)),
     )

@@ -63,7 +63,7 @@ def report(request: pytest.FixtureRequest) -> Callable[[str, list[str]], None]:
 
 @pytest.fixture
 def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Comparison]:
-    """``compare(name, ours, baseline, rounds=7, memory=False, processes=False)``, both without arguments.
+    """``compare(name, ours, baseline, rounds=7, memory=False, processes=False, warm_up=1)``, both without arguments.
 
     ``memory=True`` takes the ``peak_mb`` of either side, which slows a long one down and holds a record of all it did;
     a pair is the two peaks in MB, found otherwise. ``processes=True`` compares the user CPU time of the processes that
@@ -80,10 +80,12 @@ def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Com
         rounds: int = 7,
         memory: bool | tuple[float, float] = False,
         processes: bool = False,
+        warm_up: int = 1,
     ) -> Comparison:
         if memory is True:
             memory = (peak_mb(ours), peak_mb(baseline))
-        warm_up = 0 if memory else 1  # both sides have run where their memory was measured
+        if memory:
+            warm_up = 0  # both sides have run where their memory was measured
         clock = processes_clock if processes else time.perf_counter
         typical = statistics.median if processes else min
         ours_s: list[float] = []

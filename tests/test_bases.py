@@ -303,6 +303,21 @@ def test_every_matrix_has_a_name_that_comfyui_knows(tuned: Path, bundle: Path) -
     assert family_of(bundle).layers_of(lora.read(tuned / "hug.safetensors").modules) == "attn2"
 
 
+def test_show_and_check_know_it_and_convert_refuses_it(tuned: Path) -> None:
+    path = tuned / "hug.safetensors"
+    shown = call("lora", "show", path)
+    assert shown.exit_code == 0
+    rows = {line[:9].strip(): line[10:] for line in shown.output.splitlines()}
+    assert rows["file"].endswith("the relation hug")
+    architecture = lora.read(path).metadata["modelspec.architecture"].removesuffix("/lora")
+    assert rows["base"].startswith(f"'{architecture}', trained on")
+    assert rows["layers"].startswith("transformer: ")
+    assert rows["loads in"] == "diffusers, ComfyUI and rbctl"
+    assert call("lora", "check", path).output == f"{path}: nothing is wrong\n"
+    told = f"{path}: is of a transformer; diffusers and ComfyUI load it as it is"
+    refused(call("lora", "convert", path, "--format", "kohya"), told)
+
+
 def test_alpha_is_in_the_matrices(bundle: Path, triplets: Path, tmp_path: Path) -> None:
     base = load(bundle, CPU, torch.float32, encoders=False)
     lora.add(base.model, 4, 8, seed=0, targets=base.lora_targets("attention"))

@@ -68,7 +68,7 @@ def test_at_full_size_every_module_has_the_name_and_shape_that_programs_look_for
 @pytest.mark.slow
 def test_diffusers_finds_every_module_and_adds_the_same_change(tiny_bundle: Path, tmp_path: Path) -> None:
     config = json.loads((tiny_bundle / "unet" / "config.json").read_text(encoding="utf-8"))
-    cases = json.loads(table.write_cases(tmp_path, config).read_text(encoding="utf-8"))
+    cases = json.loads(table.write_cases(tmp_path, config, {}).read_text(encoding="utf-8"))
     assert len(cases["files"]) == len(lora.LAYERS) * len(table.FORMS)
     for file in cases["files"]:
         path, matrices = Path(file["path"]), Path(file["matrices"])
@@ -76,6 +76,18 @@ def test_diffusers_finds_every_module_and_adds_the_same_change(tiny_bundle: Path
         assert result == {"modules": len(programs.load_file(matrices)) // 2, "difference": 0.0}, file
     without_alpha = programs.compare(programs.diffusers(path, cases), matrices, table.RANK, cases["names"])
     assert without_alpha["difference"] > 0.01
+
+
+@pytest.mark.slow
+def test_diffusers_finds_every_module_of_an_editors_transformer(tiny_bundle: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_bundle / "unet" / "config.json").read_text(encoding="utf-8"))
+    cases = json.loads(table.write_cases(tmp_path, config, table.EDITORS).read_text(encoding="utf-8"))
+    files = [file for file in cases["files"] if file["form"] in table.EDITORS and "-transformer-" in file["path"]]
+    assert len(files) == len(table.EDITORS)
+    for file in files:
+        changes = programs.diffusers_editor(Path(file["path"]), cases["editors"][file["form"]])
+        result = programs.compare(changes, Path(file["matrices"]), file["alpha"], cases["names"])
+        assert result == {"modules": len(programs.load_file(file["matrices"])) // 2, "difference": 0.0}, file
 
 
 def test_a_program_that_is_not_there_is_a_row_that_says_how_to_give_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from rbctl import any_lora, lora
 from rbctl.errors import abridged
 from rbctl.plugins.lora.faults import faults, right_hashes
-from rbctl.plugins.lora.stored import DIFFUSERS, KOHYA_PLAIN, Module, StoredLora
+from rbctl.plugins.lora.stored import DIFFUSERS, KOHYA_PLAIN, OF_TRANSFORMER, Module, StoredLora
 
 _BASES = {2048: "SDXL", 1024: "Stable Diffusion 2", 768: "Stable Diffusion 1"}  # by the width of their text
+_OF_BLOCK = re.compile(r".*blocks\.\d+\.")  # what stands before the name of a layer in its block
 _ALL = "ComfyUI, InvokeAI, sd-scripts, diffusers and rbctl; by their key rules A1111 and Forge"
 
 
@@ -37,7 +39,7 @@ def description(file: StoredLora) -> Iterator[tuple[str, str]]:
     yield "rank", _values(m.down.shape[0] for m in matrices if m.down is not None)
     yield "alpha", _values("as rank" if module.alpha is None else f"{module.alpha:g}" for module in matrices)
     yield "dtype", _values(str(m.down.dtype).removeprefix("torch.") for m in matrices if m.down is not None)
-    named = [module for module in file.modules if module.network == "unet"] or file.modules
+    named = [module for module in file.modules if module.network in ("unet", "transformer")] or file.modules
     forms = sorted({module.form for module in named})
     yield "names", " and ".join(forms)
     hashes = right_hashes(file)
@@ -46,14 +48,16 @@ def description(file: StoredLora) -> Iterator[tuple[str, str]]:
 
 
 def _base(file: StoredLora) -> str | None:
-    """The family of base models, by the width of the text that its matrices take."""
+    """The family of base models: by the width of the text that its matrices take, or as the metadata name it."""
     for module in file.modules:
         if module.down is not None and module.down.ndim and module.name.replace(".", "_").endswith("attn2_to_k"):
             width = module.down.shape[-1]
             return _BASES.get(width, f"a model of its own whose text is {width} wide")
-    if file.metadata.get("modelspec.architecture", "").startswith("stable-diffusion-xl"):
+    architecture = file.metadata.get("modelspec.architecture", "").removesuffix("/lora")
+    if architecture.startswith("stable-diffusion-xl"):
         return "SDXL"
-    return None
+    of_transformer = any(module.network == "transformer" for module in file.modules)
+    return abridged(architecture) if architecture and of_transformer else None
 
 
 def _base_stated(file: StoredLora) -> Iterator[str]:
@@ -70,7 +74,7 @@ def _kinds(modules: Iterable[Module]) -> str:
         if module.down is not None and module.down.ndim > 2:
             counts["convolutions"] += 1
         elif module.layer:
-            counts[module.layer.rsplit(".transformer_blocks.", 1)[-1].partition(".")[2].partition(".")[0]] += 1
+            counts[_OF_BLOCK.sub("", module.layer).partition(".")[0]] += 1
         else:
             counts["other layers"] += 1
         if module.kind:
@@ -87,6 +91,8 @@ def _values(values: Iterable[object]) -> str:
 
 def _programs(base: str | None, forms: list[str]) -> str:
     """The programs that load files with these names (docs/clients.md)."""
+    if OF_TRANSFORMER in forms:
+        return "diffusers, ComfyUI and rbctl"
     if base in ("Stable Diffusion 1", "Stable Diffusion 2"):
         return f"programs for {base}; rbctl has SDXL alone"
     if base != "SDXL":

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 
 from rbctl import any_lora, lora_names
+from rbctl.bases import families
 from rbctl.errors import InputError, abridged
 from rbctl.files import read_safetensors
 
 KOHYA_SDXL = "kohya's, with SDXL's block numbers"
 KOHYA_PLAIN = "kohya's, with diffusers' block names"
 DIFFUSERS = "diffusers', as the authors' file has them"
+OF_TRANSFORMER = "diffusers', of a transformer"
 
 # How the name of a module begins: its network.
 _NETWORKS = {
@@ -24,6 +26,7 @@ _NETWORKS = {
     "lora_te2_": "text_encoder_2",
     "lora_te_": "text_encoder",
     "unet.": "unet",
+    "transformer.": "transformer",
     "text_encoder.": "text_encoder",
     "text_encoder_2.": "text_encoder_2",
 }
@@ -41,9 +44,9 @@ class Module:
 
     Attributes:
         name: in the file, "lora_unet_input_blocks_4_1_..." or "unet.down_blocks.1...".
-        network: "unet", "text_encoder" or "text_encoder_2"; None where the name tells none.
+        network: "unet", "transformer", "text_encoder" or "text_encoder_2"; None where the name tells none.
         layer: diffusers' path of it, if it is one that relation LoRAs are on; else None.
-        form: of the name: ``KOHYA_SDXL``, ``KOHYA_PLAIN`` or ``DIFFUSERS``.
+        form: of the name: ``KOHYA_SDXL``, ``KOHYA_PLAIN``, ``DIFFUSERS`` or ``OF_TRANSFORMER``.
         down, up: matrices (rank, in) and (out, rank), of a convolution with its kernel's size behind; None if missing.
         alpha: the scale is alpha / rank; None for 1.
         others: further parts of the name, as "dora_scale".
@@ -99,7 +102,7 @@ def read(path: Path) -> StoredLora:
         parts.setdefault(name, {})[part] = value
     modules = tuple(_module(path, name, own, metadata) for name, own in parts.items())
     if not any(module.network for module in modules):
-        raise InputError(f"{path}: holds no LoRA of a UNet or text encoder")
+        raise InputError(f"{path}: holds no LoRA of a UNet, transformer or text encoder")
     return StoredLora(path, tensors, metadata, modules)
 
 
@@ -123,11 +126,14 @@ def _module(path: Path, name: str, parts: Mapping[str, torch.Tensor], metadata: 
         form = KOHYA_PLAIN if _PLAIN.match(name) else KOHYA_SDXL
         kohya = name
     else:
-        form = DIFFUSERS
+        form = OF_TRANSFORMER if network == "transformer" else DIFFUSERS
         # Through kohya's names and back: what returns is a layer that relation LoRAs are on.
         kohya = lora_names.kohya_name(name.removeprefix("unet."), sdxl_blocks=False)
         if value is None and down is not None and down.ndim and down.shape[0]:
             value = any_lora.scale_in(path, metadata, name, down.shape[0]) * down.shape[0]
     layer = lora_names.path_of(kohya) if network == "unet" else None
+    if network == "transformer":
+        path_in_it = name.removeprefix("transformer.")
+        layer = path_in_it if any(family.layers_of([path_in_it]) for family in families().values()) else None
     others = tuple(part for part in parts if part not in _PARTS.values())
     return Module(name, network, layer, form, down, parts.get("up"), value, others)

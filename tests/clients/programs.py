@@ -2,8 +2,8 @@
 
     python tests/clients/programs.py PROGRAM CASES.json [CHECKOUT]
 
-Each function yields what its program adds to the weights of SDXL's UNet: the layer's name and a matrix (out x in), one
-layer at a time, as the whole would take 9 GB.
+Each function yields what its program adds to the weights of SDXL's UNet, or of an editor's transformer: the name of
+the layer and a matrix (out x in). It yields one layer at a time, as the whole would take 9 GB.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ from safetensors.torch import load_file
 Changes = Iterator[tuple[str, torch.Tensor]]
 
 
-def unwritten_unet(cases: dict[str, Any]) -> Any:
-    """diffusers' UNet; no weight is written or read, so the system gives it no memory."""
-    from diffusers import UNet2DConditionModel
+def unwritten(model_class: str, config: dict[str, Any]) -> Any:
+    """A model of diffusers; no weight is written or read, so the system gives it no memory."""
+    import diffusers
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(cases["unet_config"])
-    return unet.to_empty(device="cpu")
+        model = getattr(diffusers, model_class).from_config(config)
+    return model.to_empty(device="cpu")
+
+
+def unwritten_unet(cases: dict[str, Any]) -> Any:
+    return unwritten("UNet2DConditionModel", cases["unet_config"])
 
 
 def of_peft(unet: Any) -> Changes:
@@ -50,6 +54,16 @@ def diffusers(path: Path, cases: dict[str, Any]) -> Changes:
     yield from of_peft(unet)
 
 
+def diffusers_editor(path: Path, editor: dict[str, Any]) -> Changes:
+    """The two steps of the editor pipeline's load_lora_weights."""
+    import diffusers
+
+    loader = getattr(diffusers, editor["pipeline"])
+    transformer = unwritten(editor["transformer"], editor["config"])
+    loader.load_lora_into_transformer(loader.lora_state_dict(load_file(path)), transformer, low_cpu_mem_usage=True)
+    yield from of_peft(transformer)
+
+
 def peft(path: Path, cases: dict[str, Any]) -> Changes:
     """rbctl's reader, which gives peft its own names, and peft's layers."""
     from peft import LoraConfig, inject_adapter_in_model
@@ -65,23 +79,47 @@ def peft(path: Path, cases: dict[str, Any]) -> Changes:
     yield from of_peft(unet)
 
 
+def comfyui_added(model: Any, path: Path) -> Changes:
+    """What ComfyUI adds to the weights of its model, by their names there; a weight with parts comes once for each."""
+    import comfy.lora
+
+    weights = model.state_dict()
+    patches = comfy.lora.load_lora(load_file(path), comfy.lora.model_lora_keys_unet(model, {}))
+    for place, patch in patches.items():
+        key, part = place if isinstance(place, tuple) else (place, None)
+        change = comfy.lora.calculate_weight([(1.0, patch, 1.0, part, None)], torch.zeros(weights[key].shape), key)
+        yield key.removeprefix("diffusion_model."), change
+
+
 def comfyui(path: Path, cases: dict[str, Any]) -> Changes:
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True
-    import comfy.lora
     import comfy.model_detection
 
     shapes = {name: torch.empty(shape, device="meta") for name, shape in cases["unet_shapes"].items()}
     config = comfy.model_detection.model_config_from_diffusers_unet(shapes)
     with torch.device("meta"):
         model = config.get_model({}, device="meta")
-    weights = model.state_dict()
-    patches = comfy.lora.load_lora(load_file(path), comfy.lora.model_lora_keys_unet(model, {}))
-    for key, patch in patches.items():
-        zeros = torch.zeros(weights[key].shape)
-        change = comfy.lora.calculate_weight([(1.0, patch, 1.0, None, None)], zeros, key)
-        yield key.removeprefix("diffusion_model.").removesuffix(".weight"), change
+    for key, change in comfyui_added(model, path):
+        yield key.removesuffix(".weight"), change
+
+
+def comfyui_editor(path: Path, editor: dict[str, Any]) -> Changes:
+    """ComfyUI has one weight where FLUX.2 has three in diffusers; diffusers' reader of its checkpoints splits it."""
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    import comfy.supported_models
+    from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers as in_parts
+
+    with torch.device("meta"):
+        model = getattr(comfy.supported_models, editor["comfyui"])(editor["comfyui_config"]).get_model({})
+    for key, change in comfyui_added(model, path):
+        parts = in_parts({key: change}) if editor["comfyui"] == "Flux2" else {key: change}
+        for name, part in parts.items():
+            if part.any():
+                yield name.removesuffix(".weight"), part
 
 
 def sd_scripts(path: Path, cases: dict[str, Any]) -> Changes:
@@ -117,13 +155,15 @@ def invokeai(path: Path, cases: dict[str, Any]) -> Changes:
         yield name, patch.get_parameters({"weight": torch.zeros(layer.weight.shape)}, weight=1.0)["weight"]
 
 
-PROGRAMS: dict[str, Callable[[Path, dict[str, Any]], Changes]] = {
+Load = Callable[[Path, dict[str, Any]], Changes]
+PROGRAMS: dict[str, Load] = {
     "diffusers": diffusers,
     "peft": peft,
     "InvokeAI": invokeai,
     "ComfyUI": comfyui,
     "sd-scripts": sd_scripts,
 }
+WITH_EDITORS: dict[str, Load] = {"diffusers": diffusers_editor, "ComfyUI": comfyui_editor}
 
 
 def compare(changes: Changes, path: Path, alpha: float, names: dict[str, str]) -> dict[str, float]:
@@ -165,11 +205,16 @@ def main(program: str, cases_path: str, checkout: str | None = None) -> None:
     sys.argv = sys.argv[:1]  # ComfyUI would read the arguments as its own
     if checkout:
         sys.path.insert(0, checkout)
-    cases, run = json.loads(Path(cases_path).read_text(encoding="utf-8")), PROGRAMS[program]
-    results = [
-        {**file, **compare(run(Path(file["path"]), cases), Path(file["matrices"]), file["alpha"], cases["names"])}
-        for file in cases["files"]
-    ]
+    cases = json.loads(Path(cases_path).read_text(encoding="utf-8"))
+    results = []
+    for file in cases["files"]:
+        if editor := cases["editors"].get(file["form"]):
+            if program not in WITH_EDITORS:
+                continue
+            changes = WITH_EDITORS[program](Path(file["path"]), editor)
+        else:
+            changes = PROGRAMS[program](Path(file["path"]), cases)
+        results.append({**file, **compare(changes, Path(file["matrices"]), file["alpha"], cases["names"])})
     print(json.dumps({"version": version_of(program, checkout), "results": results}))
 
 
