@@ -204,10 +204,19 @@ def main() -> None:
     type=Number(float, 1, 1000),
     multiple=True,
     metavar="GB",
-    help="Print which flags fit SDXL into a GPU of so many GB; may be given several times.",
+    help="Print which flags fit a base into a GPU of so many GB; may be given several times.",
+)
+@click.option(
+    "--base",
+    type=click.Choice(["sdxl", "flux2-klein-4b", "flux2-klein-9b", "qwen-image-edit"]),
+    default="sdxl",
+    show_default=True,
+    help="Base of the --plan.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
-def doctor(rehearse: bool, folder: Path, keep: bool, device: str, cards: tuple[float, ...], as_json: bool) -> None:
+def doctor(
+    rehearse: bool, folder: Path, keep: bool, device: str, cards: tuple[float, ...], base: str, as_json: bool
+) -> None:
     """Show versions, devices, attention backends with why each is or is not usable, bundles and stages.
 
     --rehearse shows what SDXL needs here, before anything is downloaded. It writes a bundle of random weights (16 GB),
@@ -221,14 +230,16 @@ def doctor(rehearse: bool, folder: Path, keep: bool, device: str, cards: tuple[f
 
     if cards:
         from rbctl import memory_plan
-        from rbctl.bundle.random_weights import full_size
 
-        plans = memory_plan.plans(full_size(), cards)
+        title, memory = memory_plan.of_base(base)
+        plans = memory_plan.fitting(memory, cards)
         if as_json:
             click.echo(json.dumps([vars(plan) for plan in plans], indent=2))
         else:
-            memory_plan.print_plans(plans)
+            memory_plan.print_plans(title, plans)
         return
+    if base != "sdxl":
+        raise click.UsageError("--base: is of the plan; give --plan GB too")
 
     if rehearse:
         from rbctl import rehearsal

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rbctl import attention, denoising, lora
+from rbctl.bases import families
+from rbctl.bases.published import PUBLISHED, Published
+from rbctl.bases.reference_transformer import Reading, ReferenceTransformer
+from rbctl.bundle import random_weights
 from rbctl.bundle.random_weights import Architecture, count_weights
 from rbctl.bundle.vae import vae_class
 from rbctl.conditioning import DUMMY_TOKENS, Conditioning, ImageBranch, latent_grids
@@ -29,6 +34,7 @@ _RESERVED = 1.0e9  # bytes: CUDA itself, its libraries' workspaces, and what the
 _GIB = 2**30  # a card of "12 GB" has so many times 12
 _HALF, _FULL = 2, 4  # bytes of a number in bf16, float32
 _OBJECTS, _TEXT, _PER_OBJECT = 2, 77, 16
+_WORDS = 512  # of an editor's text: FLUX.2 fills every text up to so many
 
 
 class _Held(TorchDispatchMode):
@@ -96,9 +102,11 @@ class Memory:
     """Bytes, in bf16 with the VAE in float32, for pictures of ``RESOLUTION`` pixels.
 
     Attributes:
-        unet, vae, texts, encoders: weights; the adapter's lie in the UNet and in the image encoders.
+        unet, vae, texts, encoders: weights; the adapter's lie in the UNet and in the image encoders. An editor's
+            transformer stands for the UNet.
         local: of the encoders, what --local-tokens none does not load.
-        step: what a denoising step of one picture with guidance holds besides the weights.
+        step: what a denoising step of one picture with guidance holds besides the weights. Editors call their
+            transformer once for each half of it.
         decoding, encoding: of one picture by the VAE.
         tuning, checkpointed: a sample of a training step, without and with gradient checkpointing. The LoRA itself, its
             gradients and AdamW's moments are some 50 MB more.
@@ -158,6 +166,55 @@ def measure(sizes: Architecture) -> Memory:
         tuning=tuning,
         checkpointed=checkpointed,
     )
+
+
+def measure_editor(published: Published) -> Memory:
+    """The same of a base with references in its sequence: two of them, each as large as the picture."""
+    base = published.on_meta()
+    torch.nn.Module.to(base.model.requires_grad_(False), torch.bfloat16)
+    with _on_meta():
+        texts = sum(parameter.numel() for parameter in published.text_encoder().parameters())
+        weights, of_vae = (sum(p.numel() for p in network.parameters()) for network in (base.model, base.vae))
+        with torch.no_grad():
+            step = peak_bytes(lambda: _velocity(base))
+            pixels, latents = torch.empty(1, 3, RESOLUTION, RESOLUTION), _editor_latents(base)
+            encoding = peak_bytes(lambda: base.encode_pictures(pixels))
+            decoding = peak_bytes(lambda: base.decode_latents(latents))
+        pattern = families()[published.family].layers["attn2"]
+        targets = [name for name, _ in base.model.named_modules() if re.fullmatch(pattern, name)]
+        lora.add(base.model, 4, 4.0, seed=0, targets=targets)
+        torch.nn.Module.to(base.model, torch.bfloat16).train()
+        tuning = peak_bytes(lambda: _velocity(base).sum().backward())
+        base.model.enable_gradient_checkpointing()
+        checkpointed = peak_bytes(lambda: _velocity(base).sum().backward())
+    return Memory(
+        unet=_HALF * weights,
+        vae=_FULL * of_vae,
+        texts=_HALF * texts,
+        encoders=0,
+        local=0,
+        step=step,
+        decoding=decoding,
+        encoding=encoding,
+        tuning=tuning,
+        checkpointed=checkpointed,
+    )
+
+
+def _editor_latents(base: ReferenceTransformer) -> torch.Tensor:
+    side = RESOLUTION // base.latent_scale
+    return torch.empty(1, base.latent_channels, side, side)
+
+
+def _velocity(base: ReferenceTransformer) -> torch.Tensor:
+    latents = _editor_latents(base)
+    reading = Reading(
+        words=torch.empty(1, _WORDS, base.model.config.joint_attention_dim, dtype=torch.bfloat16),
+        words_mask=None,
+        references=latents[:, None].expand(-1, _OBJECTS, -1, -1, -1),
+        present=torch.ones(1, _OBJECTS, dtype=torch.bool, device="cpu"),  # is looked at, which no meta tensor can be
+    )
+    return base.velocity(base.model, latents, torch.empty(1), reading)
 
 
 def _unet(sizes: Architecture) -> Any:
@@ -237,13 +294,15 @@ class Plan:
     needed: float
 
 
-def plans(sizes: Architecture, cards: Sequence[float]) -> list[Plan]:
-    """What to add to ``rbctl sample`` and ``rbctl finetune`` on each card (GB, as its name has them)."""
-    return fitting(measure(sizes), cards)
+def of_base(name: str) -> tuple[str, Memory]:
+    """The title of a base, "sdxl" or one of ``PUBLISHED``, and what its networks hold."""
+    if name == "sdxl":
+        return "SDXL", measure(random_weights.full_size())
+    return PUBLISHED[name].title, measure_editor(PUBLISHED[name])
 
 
 def fitting(memory: Memory, cards: Sequence[float]) -> list[Plan]:
-    """As :func:`plans`, for what is counted already."""
+    """What to add to ``rbctl sample`` and ``rbctl finetune`` on each card (GB, as its name has them)."""
     ladders = {"sample": _sampling(memory), "finetune": _finetuning(memory)}
     return [_first_fit(card, command, ladder) for card in cards for command, ladder in ladders.items()]
 
@@ -278,9 +337,9 @@ def _finetuning(memory: Memory) -> list[tuple[str, float]]:
     return settings
 
 
-def print_plans(plans: Sequence[Plan]) -> None:
-    """The plans on stdout, as a table."""
-    click.echo(f"SDXL at {RESOLUTION} pixels with two individuals in bf16, estimated from the shapes")
+def print_plans(title: str, plans: Sequence[Plan]) -> None:
+    """The plans for a base on stdout, as a table."""
+    click.echo(f"{title} at {RESOLUTION} pixels with two individuals in bf16, estimated from the shapes")
     rows = []
     for plan in plans:
         flags = "does not fit" if plan.flags is None else plan.flags or "none"

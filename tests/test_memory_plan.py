@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from rbctl import memory_plan
+from rbctl.bases.published import PUBLISHED
 from rbctl.bundle import random_weights
+from rbctl.cli import main
 from rbctl.memory_plan import Memory, peak_bytes
 from tests.commands import call, refused
 
@@ -69,6 +71,18 @@ def test_a_larger_card_needs_fewer_flags() -> None:
         "--lowvram --micro-batch-size 2 --gradient-checkpointing --local-tokens none",
     ]
     assert flags(4) == [None, None]
+
+
+@pytest.mark.slow
+def test_editors_have_a_plan_too() -> None:
+    rows = json.loads(call("doctor", "--plan", 24, "--base", "flux2-klein-4b", "--json").stdout)
+    sample, finetune = rows
+    assert sample["flags"] == ""
+    assert finetune["flags"] == "--micro-batch-size 2 --gradient-checkpointing"
+    assert 16 * _GB < sample["needed"] < 24 * _GB  # the weights alone have 16.1 (bench/base_sizes.py)
+    (offered,) = (option.type.choices for option in main.commands["doctor"].params if option.name == "base")
+    assert set(offered) == {"sdxl", *PUBLISHED}
+    refused(call("doctor", "--base", "flux2-klein-4b"), "give --plan GB too")
 
 
 @pytest.mark.slow
