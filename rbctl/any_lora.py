@@ -20,11 +20,12 @@ import click
 import torch
 
 from rbctl import lora, lora_names, unet_weights
-from rbctl.bases import family_of
+from rbctl.bases import families, family_of
 from rbctl.errors import InputError, abridged, reason
 from rbctl.files import read_safetensors
 from rbctl.lora import LoraFile
 from rbctl.parsing import parse_json
+from rbctl.pretrained import silent
 from rbctl.unet_weights import UNetWeights
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ NETWORKS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 _SDXL = SimpleNamespace(layers_per_block=2)  # all that diffusers asks of a UNet to renumber kohya's blocks
+# How other trainers' names of a transformer's layers begin; a UNet's blocks have none of these names at their top.
+_BLOCK = re.compile(r"(double_blocks|single_blocks|(single_)?transformer_blocks)[._]\d")
+OF_TRANSFORMER = re.compile(rf"(diffusion_model\.|base_model\.model\.|lora_unet_)?{_BLOCK.pattern}")
 _PLAIN = {"lora_down.weight", "lora_up.weight", "alpha", "dora_scale"}
 # How the parts of a module begin that is no plain LoRA, and what it is.
 OTHER_KINDS = {"hada_": "LoHa", "lokr_": "LoKr", "lora_mid": "Tucker", "diff": "whole differences", "oft_": "OFT"}
@@ -63,6 +67,8 @@ class ForeignLora:
     left_out: Mapping[str, int]
 
 
+_UNREADABLE = "holds no LoRA of a UNet, transformer or text encoder that diffusers reads"
+
 AnyLora: TypeAlias = LoraFile | ForeignLora | UNetWeights
 
 
@@ -78,6 +84,8 @@ def read(path: Path) -> AnyLora:
     ranks = {value.shape[0] for key, value in tensors.items() if ("lora_down" in key or "lora_A" in key) and value.ndim}
     if "step" in tensors or (len(ranks) <= 1 and any(key.startswith("rbctl.") for key in metadata)):
         return lora.read(path)
+    if any(map(OF_TRANSFORMER.match, tensors)):
+        tensors = _named_as_in_diffusers(path, tensors)
     of_kohya = {key: value for key, value in tensors.items() if key.startswith(_KOHYA)}
     others = {key: value for key, value in tensors.items() if key not in of_kohya}
     left_out: Counter[str] = Counter()
@@ -91,8 +99,43 @@ def read(path: Path) -> AnyLora:
         networks[network][module] = matrices
     if not networks:
         kinds = f" ({_counted(left_out)})" if left_out else ""
-        raise InputError(f"{path}: holds no LoRA of a UNet or text encoder that diffusers reads{kinds}")
+        raise InputError(f"{path}: {_UNREADABLE}{kinds}")
     return ForeignLora(path, networks, metadata, left_out)
+
+
+def _named_as_in_diffusers(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Other trainers' names of a transformer's layers -> diffusers', by its loader that knows most of the layers.
+
+    Those are the names of ai-toolkit, of kohya's scripts and of ComfyUI, and those without a prefix that step-distilled
+    LoRAs have. alpha / rank goes into the matrices: not every loader looks at it.
+    """
+    import diffusers
+
+    scaled = {f"diffusion_model.{key}" if _BLOCK.match(key) else key: value for key, value in tensors.items()}
+    for key in [key for key in scaled if key.endswith(".alpha")]:
+        alpha = scaled.pop(key)
+        for side in ("lora_up.weight", "lora_B.weight"):
+            up = f"{key.removesuffix('alpha')}{side}"
+            if up in scaled and scaled[up].ndim == 2 and scaled[up].numel():
+                if alpha.numel() != 1:
+                    raise InputError(f"{path}: {abridged(key)} has {alpha.numel()} numbers; one was expected")
+                scaled[up] = scaled[up].float() * (float(alpha) / scaled[up].shape[1])
+    best, most = dict[str, torch.Tensor](), 0
+    for family in families().values():
+        loader, layers = getattr(diffusers, family.pipelines[0]), [*family.layers.values()][-1]
+        if "transformer" not in family.learned_on:
+            continue
+        try:
+            with silent():
+                named = loader.lora_state_dict(dict(scaled))
+        except Exception:  # what they do not know makes diffusers' converters fail in any way
+            continue
+        modules = (key.removeprefix("transformer.").partition(".lora_")[0] for key in named)
+        if (known := sum(re.fullmatch(layers, module) is not None for module in modules)) > most:
+            best, most = named, known
+    if not best:
+        raise InputError(f"{path}: {_UNREADABLE}")
+    return best
 
 
 def tensors_hash(file: AnyLora) -> str:

@@ -42,7 +42,7 @@ def shards(index: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without the warnings and progress bars of diffusers and transformers."""
     import diffusers
     import transformers
@@ -71,7 +71,7 @@ def from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
         shards(index)
     if (folder / "config.json").is_file():
         read_network_config(folder / "config.json")
-    with loading(folder, loader.__name__), _silent():
+    with loading(folder, loader.__name__), silent():
         try:
             return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
         except Exception:  # told below of the file that is damaged, else raised again for ``loading``
@@ -120,7 +120,7 @@ def network_of_weights(loader: Any, config: Any, weights: Mapping[str, torch.Ten
     """
     options = {"config": config, "state_dict": dict(weights), "dtype": torch.float32}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with loading(path, loader.__name__), _silent():
+    with loading(path, loader.__name__), silent():
         model, report = loader.from_pretrained(None, trust_remote_code=False, **options)
     _refuse_gaps(report, f"{path}: has not all the weights of its kind")
     return model

@@ -190,7 +190,7 @@ def test_what_is_left_out_is_told_with_counts(
     write_safetensors(
         tmp_path / "other.safetensors", {key: value for key, value in tensors.items() if "unet_x" in key}, {}
     )
-    with pytest.raises(InputError, match="holds no LoRA of a UNet or text encoder that diffusers reads"):
+    with pytest.raises(InputError, match="holds no LoRA of a UNet, transformer or text encoder that diffusers reads"):
         any_lora.read(tmp_path / "other.safetensors")
 
 
@@ -277,3 +277,80 @@ def test_adapters_of_a_pipeline_are_named_as_in_diffusers(bundle: Bundle, tmp_pa
     assert pipe.get_active_adapters() == ["relations"]
     pipe.unload_lora_weights()
     assert torch.equal(draw(), base)
+
+
+# Layers of a transformer, as diffusers names them, with the sizes (out, in) of their weights.
+FLUX = {
+    "transformer_blocks.0.attn.to_q": (16, 16),
+    "transformer_blocks.0.attn.to_k": (16, 16),
+    "transformer_blocks.0.attn.to_v": (16, 16),
+    "transformer_blocks.0.attn.to_out.0": (16, 16),
+    "single_transformer_blocks.1.attn.to_qkv_mlp_proj": (144, 16),
+}
+QWEN = {
+    "transformer_blocks.0.attn.to_q": (16, 16),
+    "transformer_blocks.1.attn.add_k_proj": (16, 16),
+    "transformer_blocks.1.img_mlp.net.0.proj": (64, 16),
+}
+QKV = "double_blocks.0.img_attn.qkv"  # one weight in the names of FLUX's authors
+AUTHORS = {"transformer_blocks.0.attn.to_out.0": "double_blocks.0.img_attn.proj"}
+AUTHORS["single_transformer_blocks.1.attn.to_qkv_mlp_proj"] = "single_blocks.1.linear1"
+
+
+def of_another_trainer(layers: dict[str, tuple[int, int]], form: str) -> tuple[dict[str, torch.Tensor], Any]:
+    """A file's tensors with alpha 2 and rank 4, and what each layer gains by them."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = ("transformer_blocks.0.attn.to_" + letter for letter in "qkv")
+    down_name, up_name = ("lora_A", "lora_B") if form == "ai-toolkit" else ("lora_down", "lora_up")
+    shared, tensors, gained = torch.randn(4, 16, generator=generator), {}, {}
+    ups = {}
+    for name, (out, wide) in layers.items():
+        fused = layers is FLUX and name in (q, k, v)
+        down = shared if fused else torch.randn(4, wide, generator=generator)
+        ups[name] = up = torch.randn(out, 4, generator=generator)
+        gained[name] = up @ down / 2
+        if not fused:
+            tensors[AUTHORS.get(name, name) if layers is FLUX else name] = (down, up)
+    if layers is FLUX:
+        tensors[QKV] = (shared, torch.cat([ups[q], ups[k], ups[v]]))
+    file = {}
+    for name, (down, up) in tensors.items():
+        module = {
+            "ai-toolkit": f"diffusion_model.{name}",
+            "kohya": f"lora_unet_{name.replace('.', '_')}",
+            "without a prefix": name,
+        }[form]
+        file |= {f"{module}.{down_name}.weight": down, f"{module}.{up_name}.weight": up}
+        file[f"{module}.alpha"] = torch.tensor(2.0)
+    return file, gained
+
+
+@pytest.mark.parametrize(
+    ("layers", "form"),
+    [
+        (FLUX, "ai-toolkit"),
+        (FLUX, "kohya"),
+        (QWEN, "ai-toolkit"),
+        (QWEN, "kohya"),
+        (QWEN, "without a prefix"),
+    ],
+    ids=str,
+)
+def test_names_of_other_trainers_for_a_transformer_are_read(
+    layers: dict[str, tuple[int, int]], form: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "style.safetensors"
+    tensors, gained = of_another_trainer(layers, form)
+    write_safetensors(path, tensors, {})
+    file = any_lora.read(path)
+    assert isinstance(file, ForeignLora)
+    assert file.networks.keys() == {"transformer"}
+    assert not file.left_out
+    read = {name: matrices.up @ matrices.down for name, matrices in file.networks["transformer"].items()}
+    assert read.keys() == gained.keys()
+    for name, matrix in gained.items():
+        torch.testing.assert_close(read[name], matrix, rtol=0, atol=1e-5)
+    shown = CliRunner().invoke(main, ["lora", "show", str(path)])
+    assert shown.exit_code == 0
+    assert f"transformer: {len(tensors) // 3} modules" in shown.output
+    assert CliRunner().invoke(main, ["lora", "check", str(path)]).exit_code == 0

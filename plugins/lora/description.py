@@ -9,7 +9,14 @@ from collections.abc import Iterable, Iterator
 from rbctl import any_lora, lora
 from rbctl.errors import abridged
 from rbctl.plugins.lora.faults import faults, right_hashes
-from rbctl.plugins.lora.stored import DIFFUSERS, KOHYA_PLAIN, OF_TRANSFORMER, Module, StoredLora
+from rbctl.plugins.lora.stored import (
+    DIFFUSERS,
+    KOHYA_PLAIN,
+    OF_TRANSFORMER,
+    OTHERS_OF_TRANSFORMER,
+    Module,
+    StoredLora,
+)
 
 _BASES = {2048: "SDXL", 1024: "Stable Diffusion 2", 768: "Stable Diffusion 1"}  # by the width of their text
 _OF_BLOCK = re.compile(r".*blocks\.\d+\.")  # what stands before the name of a layer in its block
@@ -93,6 +100,8 @@ def _programs(base: str | None, forms: list[str]) -> str:
     """The programs that load files with these names (docs/clients.md)."""
     if OF_TRANSFORMER in forms:
         return "diffusers, ComfyUI and rbctl"
+    if OTHERS_OF_TRANSFORMER in forms:
+        return "diffusers and rbctl, if diffusers knows these names"
     if base in ("Stable Diffusion 1", "Stable Diffusion 2"):
         return f"programs for {base}; rbctl has SDXL alone"
     if base != "SDXL":

@@ -18,6 +18,7 @@ KOHYA_SDXL = "kohya's, with SDXL's block numbers"
 KOHYA_PLAIN = "kohya's, with diffusers' block names"
 DIFFUSERS = "diffusers', as the authors' file has them"
 OF_TRANSFORMER = "diffusers', of a transformer"
+OTHERS_OF_TRANSFORMER = "another trainer's, of a transformer"
 
 # How the name of a module begins: its network.
 _NETWORKS = {
@@ -31,8 +32,8 @@ _NETWORKS = {
     "text_encoder_2.": "text_encoder_2",
 }
 _DOTTED = re.compile(
-    r"(?P<module>.+?)\.(?:(?P<down>lora\.down\.weight|lora_A\.(?:default\.)?weight)"
-    r"|(?P<up>lora\.up\.weight|lora_B\.(?:default\.)?weight)|(?P<alpha>(?:lora\.)?alpha)|(?P<magnitude>lora_magnitude_.*))"
+    r"(?P<module>.+?)\.(?:(?P<down>lora[._]down\.weight|lora_A\.(?:default\.)?weight)"
+    r"|(?P<up>lora[._]up\.weight|lora_B\.(?:default\.)?weight)|(?P<alpha>(?:lora\.)?alpha)|(?P<magnitude>lora_magnitude_.*))"
 )
 _PLAIN = re.compile("lora_unet_(down_blocks|mid_block|up_blocks)_")
 _PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}
@@ -46,7 +47,7 @@ class Module:
         name: in the file, "lora_unet_input_blocks_4_1_..." or "unet.down_blocks.1...".
         network: "unet", "transformer", "text_encoder" or "text_encoder_2"; None where the name tells none.
         layer: diffusers' path of it, if it is one that relation LoRAs are on; else None.
-        form: of the name: ``KOHYA_SDXL``, ``KOHYA_PLAIN``, ``DIFFUSERS`` or ``OF_TRANSFORMER``.
+        form: of the name: one of the constants above.
         down, up: matrices (rank, in) and (out, rank), of a convolution with its kernel's size behind; None if missing.
         alpha: the scale is alpha / rank; None for 1.
         others: further parts of the name, as "dora_scale".
@@ -122,6 +123,9 @@ def _module(path: Path, name: str, parts: Mapping[str, torch.Tensor], metadata: 
     if alpha is not None and alpha.numel() != 1:
         raise InputError(f"{path}: the alpha of {abridged(name)} has {alpha.numel()} numbers; one was expected")
     value = None if alpha is None else float(alpha)
+    others = tuple(part for part in parts if part not in _PARTS.values())
+    if any_lora.OF_TRANSFORMER.match(name):
+        return Module(name, "transformer", None, OTHERS_OF_TRANSFORMER, down, parts.get("up"), value, others)
     if name.startswith("lora_"):
         form = KOHYA_PLAIN if _PLAIN.match(name) else KOHYA_SDXL
         kohya = name
@@ -135,5 +139,4 @@ def _module(path: Path, name: str, parts: Mapping[str, torch.Tensor], metadata: 
     if network == "transformer":
         path_in_it = name.removeprefix("transformer.")
         layer = path_in_it if any(family.layers_of([path_in_it]) for family in families().values()) else None
-    others = tuple(part for part in parts if part not in _PARTS.values())
     return Module(name, network, layer, form, down, parts.get("up"), value, others)
