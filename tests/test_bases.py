@@ -312,9 +312,9 @@ def test_show_and_check_know_it_and_convert_refuses_it(tuned: Path) -> None:
     architecture = lora.read(path).metadata["modelspec.architecture"].removesuffix("/lora")
     assert rows["base"].startswith(f"'{architecture}', trained on")
     assert rows["layers"].startswith("transformer: ")
-    assert rows["loads in"] == "diffusers, ComfyUI and rbctl"
+    assert rows["loads in"] == "diffusers, InvokeAI, ComfyUI and rbctl"
     assert call("lora", "check", path).output == f"{path}: nothing is wrong\n"
-    told = f"{path}: is of a transformer; diffusers and ComfyUI load it as it is"
+    told = f"{path}: is of a transformer; diffusers, InvokeAI and ComfyUI load it as it is"
     refused(call("lora", "convert", path, "--format", "kohya"), told)
 
 

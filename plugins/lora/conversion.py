@@ -44,7 +44,7 @@ def convert(path: Path, form: LoraForm, output: Path) -> None:
 
 def _refuse_other_kinds(file: StoredLora) -> None:
     if any(module.network == "transformer" for module in file.modules):
-        raise InputError(f"{file.path}: is of a transformer; diffusers and ComfyUI load it as it is")
+        raise InputError(f"{file.path}: is of a transformer; diffusers, InvokeAI and ComfyUI load it as it is")
     kinds: Counter[str] = Counter()
     for module in file.modules:
         if module.kind:

@@ -99,7 +99,7 @@ def _values(values: Iterable[object]) -> str:
 def _programs(base: str | None, forms: list[str]) -> str:
     """The programs that load files with these names (docs/clients.md)."""
     if OF_TRANSFORMER in forms:
-        return "diffusers, ComfyUI and rbctl"
+        return "diffusers, InvokeAI, ComfyUI and rbctl"
     if OTHERS_OF_TRANSFORMER in forms:
         return "diffusers and rbctl, if diffusers knows these names"
     if base in ("Stable Diffusion 1", "Stable Diffusion 2"):

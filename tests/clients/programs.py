@@ -155,6 +155,27 @@ def invokeai(path: Path, cases: dict[str, Any]) -> Changes:
         yield name, patch.get_parameters({"weight": torch.zeros(layer.weight.shape)}, weight=1.0)["weight"]
 
 
+def invokeai_editor(path: Path, editor: dict[str, Any]) -> Changes:
+    from invokeai.backend.model_manager.configs.factory import ModelConfigFactory
+    from invokeai.backend.patches.layer_patcher import LayerPatcher
+    from invokeai.backend.patches.lora_conversions import flux_diffusers_lora_conversion_utils as flux
+    from invokeai.backend.patches.lora_conversions import qwen_image_lora_conversion_utils as qwen_image
+
+    kind = type(ModelConfigFactory.from_model_on_disk(path).config).__name__
+    tensors, convert = load_file(path), None
+    if kind == "LoRA_LyCORIS_Flux2_Config" and flux.is_state_dict_flux2_diffusers_format(tensors):
+        convert = flux.lora_model_from_flux2_diffusers_state_dict
+    elif kind == "LoRA_LyCORIS_QwenImage_Config":
+        convert = qwen_image.lora_model_from_qwen_image_state_dict
+    if convert is None:
+        return
+    transformer = unwritten(editor["transformer"], editor["config"])
+    for key, patch in convert(tensors, alpha=None).layers.items():
+        name = key.removeprefix("lora_transformer-")
+        _, layer = LayerPatcher._get_submodule(transformer, name, layer_key_is_flattened=False)
+        yield name, patch.get_parameters({"weight": torch.zeros(layer.weight.shape)}, weight=1.0)["weight"]
+
+
 Load = Callable[[Path, dict[str, Any]], Changes]
 PROGRAMS: dict[str, Load] = {
     "diffusers": diffusers,
@@ -163,7 +184,7 @@ PROGRAMS: dict[str, Load] = {
     "ComfyUI": comfyui,
     "sd-scripts": sd_scripts,
 }
-WITH_EDITORS: dict[str, Load] = {"diffusers": diffusers_editor, "ComfyUI": comfyui_editor}
+WITH_EDITORS: dict[str, Load] = {"diffusers": diffusers_editor, "InvokeAI": invokeai_editor, "ComfyUI": comfyui_editor}
 
 
 def compare(changes: Changes, path: Path, alpha: float, names: dict[str, str]) -> dict[str, float]:
