@@ -273,9 +273,10 @@ def test_other_individuals_than_in_the_image_prompts_fail_a_gate(drawn_hug: Path
 
 
 @pytest.mark.slow
-def test_a_picture_without_an_animal_is_listed_and_the_rest_is_written(copied: Path) -> None:
+@pytest.mark.parametrize("ground", [0, 90, 128, 200, 255])
+def test_a_picture_without_an_animal_is_listed_and_the_rest_is_written(copied: Path, ground: int) -> None:
     row = lines(copied / "raw.jsonl")[1]
-    Image.new("RGB", (128, 128), (200, 200, 200)).save(copied / row["file_name"])
+    Image.new("RGB", (128, 128), (ground, ground, ground)).save(copied / row["file_name"])
     result = annotate(copied)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith("Error: ")

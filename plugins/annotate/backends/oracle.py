@@ -24,6 +24,7 @@ from rbctl.plugins.annotate.steps import Detections
 from rbctl.triplets.masks import box_of
 
 _LEAST_AREA, _MOST_AREA = 0.004, 0.5  # shares of the picture that an individual covers; more is an empty ground
+_LEAST_CONTRAST = 8.0  # of 255, standard deviation: everybody has eyes and an outline, a blank ground has none
 _SAME = 0.6  # maps that share more of the smaller one show one individual
 
 # How a portrait is shown: its size, where it lies from left (0) to right (1), and whether mirrored.
@@ -80,9 +81,9 @@ class _Reader:
 class Boxes(_Reader):
     def __call__(self, images: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> list[Detections]:
         detections = []
-        for roles, individuals in zip(self.roles(images), names, strict=True):
+        for image, roles, individuals in zip(images, self.roles(images), names, strict=True):
             maps = roles.maps.max(0, keepdims=True) if len(individuals) == 1 else _united(roles.maps)
-            seen = [(k, mask) for k, mask in enumerate(_masks(maps)) if _LEAST_AREA <= mask.mean() <= _MOST_AREA]
+            seen = [(k, mask) for k, mask in enumerate(_masks(maps)) if _is_somebody(image, mask)]
             scored = sorted(((box_of(mask), float(maps[k][mask].mean())) for k, mask in seen), key=lambda row: -row[1])
             boxes = np.array([box for box, _ in scored], np.float64).reshape(-1, 4)
             detections.append(Detections(boxes, np.array([score for _, score in scored])))
@@ -127,6 +128,13 @@ class Identity(_Reader):
             looks = self.alone(image)[1][None] if len(rows) == 1 else roles.looks[_roles_of_masks(roles.maps, rows)]
             vectors.append(np.sqrt(looks / len(ATTRIBUTES)).astype(np.float32))
         return vectors
+
+
+def _is_somebody(image: Image.Image, mask: np.ndarray) -> bool:
+    """Whether a region (H, W) of a picture may be an individual, by its size and its contrast."""
+    if not _LEAST_AREA <= mask.mean() <= _MOST_AREA:
+        return False
+    return float(np.asarray(image.convert("RGB"))[mask].std(axis=0).max()) >= _LEAST_CONTRAST
 
 
 def _framed(image: Image.Image, scale: float, left: float, mirrored: bool) -> Image.Image:
