@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 from torch.nn.functional import max_pool2d
 
 from rbctl.menagerie import Individual, oracle_scores
@@ -230,10 +231,15 @@ def _swapped(table: dict[str, torch.Tensor], slots: torch.Tensor) -> bool | None
 
 
 def _box(seen: torch.Tensor) -> Box | None:
-    """Box around where a map (n, n) is over a half, with a tenth to spare on every side, as in portraits."""
-    rows, columns = (torch.nonzero((seen > 0.5).any(dim=d)).flatten() / len(seen) for d in (1, 0))
-    if not len(rows):
+    """Box around the largest region where a map (n, n) is over a half, with a tenth to spare on every side.
+
+    A map may have stray cells on somebody else.
+    """
+    regions, count = ndimage.label(seen.cpu().numpy() > 0.5)
+    if not count:
         return None
+    largest = torch.from_numpy(regions == 1 + np.bincount(regions.ravel())[1:].argmax())
+    rows, columns = (torch.nonzero(largest.any(dim=d)).flatten() / len(seen) for d in (1, 0))
     ends = [(float(line[0]), float(line[-1]) + 1 / len(seen)) for line in (columns, rows)]
     (x0, x1), (y0, y1) = [(max(a - _SPARE * (b - a), 0.0), min(b + _SPARE * (b - a), 1.0)) for a, b in ends]
     return x0, y0, x1, y1

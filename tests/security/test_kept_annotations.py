@@ -160,13 +160,19 @@ def test_a_damaged_or_foreign_result_is_made_anew_and_told(copied: Path, damage:
     ],
 )
 def test_every_steps_result_is_held_to_its_form(copied: Path, step: str, act: Callable[[Path], None]) -> None:
-    metadata = (copied / "metadata.jsonl").read_bytes()
+    metadata = lines(copied / "metadata.jsonl")
     path = next(p for p in (copied / ".annotate" / step).glob("0-hug-*.npz") if p.name.count("-") == 2)
     act(path)
     result = annotate(copied)
     assert result.exit_code == 0, (result.output, result.exception)
     assert f"{path}: " in result.stderr
-    assert (copied / "metadata.jsonl").read_bytes() == metadata
+    # Read alone and not in a batch: the last digit may be another.
+    for made, before in zip(lines(copied / "metadata.jsonl"), metadata, strict=True):
+        for own, former in zip(made.pop("objects"), before.pop("objects"), strict=True):
+            for name in ("target_keypoints", "image_keypoints"):
+                np.testing.assert_allclose(own.pop(name), former.pop(name), rtol=0, atol=2e-5)
+            assert own == former
+        assert made == before
 
 
 @pytest.mark.slow
