@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 
 from rbctl.bases import families
@@ -26,8 +24,8 @@ def rows() -> list[list[str]]:
         base = published.on_meta()
         with torch.device("meta"):
             encoder = _count(published.text_encoder())
-        pattern = families()[published.family].layers["attn2"]
-        layers = [layer for path, layer in base.model.named_modules() if re.fullmatch(pattern, path)]
+        modules = dict(base.model.named_modules())
+        layers = [modules[name] for name in families()[published.family].targets(modules, "attn2")]
         weights = 4 * sum(layer.in_features + layer.out_features for layer in layers)
         own, whole = _count(base.model), 4 * _count(base.vae) / 1e9
         sizes = (own / 1e9, encoder / 1e9, 2 * own / 1e9 + whole, 2 * (own + encoder) / 1e9 + whole)

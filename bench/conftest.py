@@ -167,6 +167,7 @@ _HEAD = """\
 # Written by: python -m pytest bench --record-ratios (again and again: the lowest of all runs stays)
 # Taken out by hand: sdpa in float32, data and what is set against an import of torch, as they vary by more from run to
 # run; and bf16, which depends on whether the CPU has instructions for it.
+# Scale: 1 is a time that grows with the number of items; what is above comes from what a go costs once.
 """
 
 

@@ -122,16 +122,15 @@ def _named_as_in_diffusers(path: Path, tensors: Mapping[str, torch.Tensor]) -> d
                 scaled[up] = scaled[up].float() * (float(alpha) / scaled[up].shape[1])
     best, most = dict[str, torch.Tensor](), 0
     for family in families().values():
-        loader, layers = getattr(diffusers, family.pipelines[0]), [*family.layers.values()][-1]
         if "transformer" not in family.learned_on:
             continue
         try:
             with silent():
-                named = loader.lora_state_dict(dict(scaled))
-        except Exception:  # what they do not know makes diffusers' converters fail in any way
-            continue
+                named = getattr(diffusers, family.pipelines[0]).lora_state_dict(dict(scaled))
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, AssertionError):
+            continue  # of names or shapes that this family has not
         modules = (key.removeprefix("transformer.").partition(".lora_")[0] for key in named)
-        if (known := sum(re.fullmatch(layers, module) is not None for module in modules)) > most:
+        if (known := len(family.targets(modules, [*family.layers][-1]))) > most:
             best, most = named, known
     if not best:
         raise InputError(f"{path}: {_UNREADABLE}")

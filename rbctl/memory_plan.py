@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -180,9 +179,8 @@ def measure_editor(published: Published) -> Memory:
             pixels, latents = torch.empty(1, 3, RESOLUTION, RESOLUTION), _editor_latents(base)
             encoding = peak_bytes(lambda: base.encode_pictures(pixels))
             decoding = peak_bytes(lambda: base.decode_latents(latents))
-        pattern = families()[published.family].layers["attn2"]
-        targets = [name for name, _ in base.model.named_modules() if re.fullmatch(pattern, name)]
-        lora.add(base.model, 4, 4.0, seed=0, targets=targets)
+        layers = (name for name, _ in base.model.named_modules())
+        lora.add(base.model, 4, 4.0, seed=0, targets=families()[published.family].targets(layers, "attn2"))
         torch.nn.Module.to(base.model, torch.bfloat16).train()
         tuning = peak_bytes(lambda: _velocity(base).sum().backward())
         base.model.enable_gradient_checkpointing()

@@ -11,7 +11,7 @@ import functools
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -64,6 +64,10 @@ class Family:
     def layers_of(self, names: Collection[str]) -> str | None:
         """The value of ``--lora-layers`` that a LoRA on layers of these names has; None where there is none."""
         return next((which for which, own in self.layers.items() if all(re.fullmatch(own, n) for n in names)), None)
+
+    def targets(self, names: Iterable[str], layers: str) -> list[str]:
+        """Those of a model's names of layers that ``--lora-layers`` means."""
+        return [name for name in names if re.fullmatch(self.layers[layers], name)]
 
     def module(self, name: str) -> Any:
         """One of its heavy modules: "base", "sampling" or "training"."""

@@ -6,7 +6,6 @@ FlowMatchEulerDiscrete of diffusers has it. Timesteps are 1000 t.
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -200,8 +199,7 @@ class ReferenceTransformer(ABC):
         return len(self.tokenizer(prompt)["input_ids"]) > self.tokenizer.model_max_length
 
     def lora_targets(self, layers: str) -> list[str]:
-        pattern = family_of(self.folder).layers[layers]
-        return [name for name, _ in self.model.named_modules() if re.fullmatch(pattern, name)]
+        return family_of(self.folder).targets((name for name, _ in self.model.named_modules()), layers)
 
     def save_lora(self, path: Path, metadata: Mapping[str, str], alpha: float, form: Any) -> None:
         lora.save(path, lora.state(self.model), metadata, alpha, form, network="transformer")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -166,8 +165,9 @@ def write_cases(folder: Path, config: dict[str, Any], editors: Mapping[str, Edit
     for number, (label, editor) in enumerate(editors.items()):
         with torch.device("meta"):
             transformer = getattr(diffusers, editor.transformer).from_config(editor.config)
-        for layers, pattern in families()[editor.family].layers.items():
-            targets = [name for name, _ in transformer.named_modules() if re.fullmatch(pattern, name)]
+        family, modules = families()[editor.family], dict(transformer.named_modules())
+        for layers in family.layers:
+            targets = family.targets(modules, layers)
             names |= {name.replace(".", "_"): name for name in targets}
             tensors, matrices = drawn(transformer, targets), folder / f"editor-{number}-{layers}.safetensors"
             save_file(tensors, matrices)
