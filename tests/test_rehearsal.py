@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from click.testing import CliRunner, Result
 from rbctl import rehearsal
 from rbctl.bundle import random_weights
 from rbctl.cli import main
-from rbctl.measurements import Measurement, measured, read_measurements
+from rbctl.measurements import Measurement, read_measurements
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -103,18 +104,25 @@ def test_a_killed_command_is_told_with_what_it_was_at(tmp_path: Path, monkeypatc
     assert "rbctl finetune was killed, most likely because the memory was used up at 'train'" in result.stderr
 
 
-def test_nothing_is_measured_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RBCTL_MEASUREMENTS", raising=False)
-    with measured("train"):
-        pass
+MEASURED = """
+from rbctl.measurements import measured
+
+with measured("train"):
+    pixels = bytearray(200_000_000)
+del pixels
+with measured("decode"):
+    pass
+"""
+
+
+def test_nothing_is_measured_unless_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "measurements.jsonl"
-    assert read_measurements(path) == []
-    monkeypatch.setenv("RBCTL_MEASUREMENTS", str(path))
-    with measured("train"):
-        held = bytearray(200_000_000)
-    del held
-    with measured("decode"):
-        pass
+    environment = {name: value for name, value in os.environ.items() if name != "RBCTL_MEASUREMENTS"}
+    # A process of its own: in a long test run freed memory is used again, so nothing is added to the peak.
+    subprocess.run([sys.executable, "-c", MEASURED], env=environment, cwd=tmp_path, check=True)
+    assert list(tmp_path.iterdir()) == []
+    environment["RBCTL_MEASUREMENTS"] = str(path)
+    subprocess.run([sys.executable, "-c", MEASURED], env=environment, cwd=tmp_path, check=True)
     train, decode = read_measurements(path)
     assert (train.part, decode.part) == ("train", "decode")
     if sys.platform == "linux":
