@@ -28,7 +28,7 @@ setup(
             "bundle/*.json",
             "comfyui/workflows/*",
             "comfyui/workflows/api/*",
-            *(f"bundle/{b}/{f}" for b in ("mini", "sdxl", "tiny") for f in ("*", "*/*")),
+            *(f"bundle/{b}/{f}" for b in ("mini", "mini-dit", "sdxl", "tiny") for f in ("*", "*/*")),
         ],
         "rbctl.plugins.annotate": ["*.jinja", "*.css", "*.js"],
         "rbctl.plugins.eval": ["*.jinja", "*.css"],

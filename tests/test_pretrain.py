@@ -19,6 +19,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from rbctl.bases.load import load as load_base
 from rbctl.bundle import catalogue
 from rbctl.bundle.fingerprints import generator_fingerprint
 from rbctl.bundle.load import load
@@ -33,7 +34,7 @@ from rbctl.files import read_jsonl, read_safetensors, write_json, write_safetens
 from rbctl.menagerie.drawing import paint
 from rbctl.menagerie.oracle import look
 from rbctl.menagerie.oracle_training import UNKNOWN
-from rbctl.plugins.pretrain import rendering, renders, unet_part
+from rbctl.plugins.pretrain import dit_part, rendering, renders, unet_part
 from rbctl.plugins.pretrain.architecture import MINI, VAE
 from rbctl.plugins.pretrain.bundle import write_tokenizers
 from rbctl.plugins.pretrain.config import EASY, HELD_OUT, PretrainConfig
@@ -521,6 +522,88 @@ def test_parts_run_and_make_a_bundle(work: Path, tmp_path: Path, monkeypatch: py
     assert (bundle.name, bundle.resolution, bundle.latent_scale) == ("mini", 128, 4)
     assert bundle.training_schedule()[1] == "v_prediction"
     assert not list((tmp_path / "package").glob(".mini*"))
+
+
+@pytest.fixture
+def beside(work: Path, tmp_path: Path) -> Path:
+    """A work folder of one's own."""
+    for name in ("renders", "bundle"):
+        shutil.copytree(work / name, tmp_path / "work" / name)
+    return tmp_path / "work"
+
+
+@pytest.mark.slow
+def test_a_transformer_runs_goes_on_and_becomes_a_bundle(
+    beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "few.yaml"
+    options = {"dit_steps": 3, "dit_coarse_steps": 2, "dit_batch_size": 2, "dit_init": "bundle"}
+    write_json(recipe, {"pretrain": {"work": str(beside), "preview_every": 3, **SMALL, **options}})
+
+    def pretrain(*arguments: str) -> Any:
+        return CliRunner().invoke(main, ["pretrain", *arguments, "--recipe", str(recipe)], catch_exceptions=False)
+
+    refused = pretrain("dit")
+    assert refused.exit_code == 2
+    assert "--dit-init bundle" in refused.stderr
+    refused = pretrain("dit-bundle")
+    assert refused.exit_code == 2
+    assert "not there yet; make it with 'rbctl pretrain dit'" in refused.stderr
+    made = pretrain("dit", "--dit-init", "random")
+    assert made.stdout.splitlines()[-1] == f"dit: {beside / 'bundle-dit'}"
+    assert (beside / "dit" / "previews" / "step-000003.png").is_file()
+    weights, _ = read_safetensors(beside / "bundle-dit" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert (weights["x_embedder.weight"].shape[1], weights["proj_out.weight"].shape[0]) == (272, 16)
+    torch.manual_seed(1)
+    again = dit_part.DiTPart(config(beside, dit_init="bundle"), CPU).transformer.state_dict()
+    for name, tensor in weights.items():
+        assert torch.equal(again[name][tuple(slice(0, side) for side in tensor.shape)], tensor.float())
+
+    spec = dataclasses.replace(catalogue.CATALOGUE["mini-dit"], packaged=tmp_path / "package" / "mini-dit")
+    monkeypatch.setitem(catalogue.CATALOGUE, "mini-dit", spec)
+    assert pretrain("dit-bundle").exit_code == 0
+    assert "- dit: 3 steps" in (tmp_path / "package" / "mini-dit" / "README.md").read_text()
+    assert "mini-dit: complete" in CliRunner().invoke(main, ["models", "list"]).stdout
+    assert load_base("mini-dit", CPU, torch.float32).name == "mini-dit"
+
+
+@pytest.mark.slow
+def test_most_of_the_first_steps_are_coarse_and_both_reach_the_trunk(beside: Path) -> None:
+    part = dit_part.DiTPart(config(beside, dit_coarse_steps=32, dit_batch_size=2), CPU)
+    assert [step for step in range(40) if part.is_fine(step)] == [0, 16, *range(32, 40)]
+    for parameter in part.transformer.parameters():  # gates begin at zero, which pass nothing back
+        nn.init.normal_(parameter, std=0.1)
+    for step, own in ((0, slice(0, 16)), (1, slice(16, 80))):
+        part.transformer.zero_grad()
+        part.loss(step, generator(step))[0].backward()
+        read, written = part.transformer.x_embedder.weight.grad, part.transformer.proj_out.weight.grad
+        used = torch.zeros(len(written), dtype=torch.bool)
+        used[own] = True
+        assert torch.equal(written.any(1), used)
+        channels = read.abs().sum(0)
+        assert bool((channels[:16] > 0).all()) == part.is_fine(step)
+        assert bool((channels[272:] > 0).all()) != part.is_fine(step)
+        assert bool((channels[16:272] > 0).all())
+
+
+@pytest.mark.slow
+def test_a_transformer_sees_the_references_that_are_there(beside: Path) -> None:
+    part = dit_part.DiTPart(config(beside), CPU)
+    for parameter in part.transformer.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    reading, latents = part.measured, part.measured_latents
+    noise, times = torch.randn(latents.shape, generator=generator("noise")), torch.full((len(latents),), 0.5)
+
+    def loss(fine: bool, **changes: Any) -> torch.Tensor:
+        return part.denoising(latents, noise, times, dataclasses.replace(reading, **changes), fine).detach()
+
+    for fine in (True, False):
+        alone, swapped = ~reading.present[:, 1], reading.references.flip(1)
+        assert alone.any()
+        assert not torch.allclose(loss(fine), loss(fine, references=swapped))
+        other = torch.stack((reading.references[:, 0], swapped[:, 0].roll(1, 0)), dim=1)
+        assert torch.equal(loss(fine)[alone], loss(fine, references=other)[alone])  # nobody looks at the second
 
 
 def test_mistakes_are_one_line(work: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tiny editors of random weights, each a plain snapshot of diffusers."""
+"""Tiny bases of random weights with references in their sequence: snapshots of diffusers, and one beside ``mini``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 import yaml
+
+from rbctl.files import write_json
+from rbctl.plugins.pretrain.architecture import DIT, DIT_MODEL_INDEX, DIT_SCHEDULER
 
 _CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -32,13 +35,18 @@ def tokenizer() -> Any:
 
 
 def _write(pipeline: Any, folder: Path, recipe: dict[str, Any]) -> Path:
-    with torch.no_grad():
-        for parameter in pipeline.transformer.parameters():  # what tells conditions apart must be seen in the picture
-            if parameter.ndim > 1:
-                parameter.normal_(std=1.5 / parameter.shape[1] ** 0.5)
+    _spread(pipeline.transformer)
     pipeline.save_pretrained(folder)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder
+
+
+@torch.no_grad()
+def _spread(transformer: torch.nn.Module) -> None:
+    """Weights so large that what tells conditions apart is seen in the picture."""
+    for parameter in transformer.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=1.5 / parameter.shape[1] ** 0.5)
 
 
 def tiny_flux2_klein(folder: Path, distilled: bool = False) -> Path:
@@ -138,3 +146,19 @@ def tiny_qwen_image_edit(folder: Path) -> Path:
     )
     own = {"width": _SIDE, "height": _SIDE, "steps": 2, "guidance_scale": 3.0}
     return _write(pipeline, folder, {"finetune": {"resolution": _SIDE}, "sample": own})
+
+
+def tiny_mini_dit(folder: Path) -> Path:
+    """``mini-dit`` with a smaller transformer, for pictures of 64 pixels."""
+    import diffusers
+
+    torch.manual_seed(0)
+    shape = {**DIT, "num_layers": 1, "num_single_layers": 2, "num_attention_heads": 1}
+    transformer = diffusers.Flux2Transformer2DModel.from_config(shape)
+    _spread(transformer)
+    transformer.save_pretrained(folder / "transformer")
+    write_json(folder / "scheduler" / "scheduler_config.json", DIT_SCHEDULER)
+    write_json(folder / "model_index.json", DIT_MODEL_INDEX)
+    own = {"width": _SIDE, "height": _SIDE, "steps": 2, "guidance_scale": 3.0}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"finetune": {"resolution": _SIDE}, "sample": own}))
+    return folder

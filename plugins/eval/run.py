@@ -13,7 +13,7 @@ import click
 import torch
 
 from rbctl import any_lora
-from rbctl.bundle.catalogue import resolve
+from rbctl.bundle.catalogue import CATALOGUE, place_of, resolve
 from rbctl.bundle.fingerprints import fingerprint
 from rbctl.device import pick_device
 from rbctl.errors import InputError
@@ -29,7 +29,7 @@ from rbctl.plugins.eval.config import EvalConfig
 from rbctl.plugins.eval.encoders import Encoder, load_clip, load_dino
 from rbctl.plugins.eval.features import Digests, FeatureStore
 from rbctl.plugins.eval.judges.check_file import CHECK, OUTPUT, read_check
-from rbctl.plugins.eval.judges.kinds import answer_stores, oracle_folder
+from rbctl.plugins.eval.judges.kinds import answer_stores, clip_folder, oracle_folder
 from rbctl.plugins.eval.judges.summary import agreements, counts
 from rbctl.plugins.eval.metrics import PROFILES
 from rbctl.plugins.eval.predicates import lacking
@@ -203,7 +203,7 @@ def open_scorer(
 
 
 def _encoders(config: EvalConfig, device: torch.device) -> dict[str, Encoder]:
-    clip = _folder(config.clip) if config.clip else resolve(config.bundle)
+    clip = _folder(clip_folder(config))
     encoders = {"clip": load_clip(clip, device)}
     if config.dino:
         encoders["dino"] = load_dino(_folder(config.dino), "dino", device)
@@ -285,10 +285,10 @@ def _judges(config: EvalConfig, scorer: Scorer, rows: Sequence[Row], runs: Seque
 def _of_other_worlds(config: EvalConfig, runs: dict[str, Any]) -> list[str]:
     """Runs that a CLIP of the embedded world scores, though they do not say that its bundle made their pictures."""
     bundle = resolve(config.bundle)
-    if config.clip or not (bundle / "oracle").is_dir():
+    if config.clip or not place_of(bundle, "oracle").is_dir():
         return []
-    name = bundle.resolve().name
-    return [run for run, facts in runs.items() if run != TRUTH and facts["made_with"].get("bundle") != name]
+    own = {bundle.resolve().name, *(name for name, spec in CATALOGUE.items() if spec.packaged)}
+    return [run for run, facts in runs.items() if run != TRUTH and facts["made_with"].get("bundle") not in own]
 
 
 def _facts(rows: Sequence[Row], output: Path) -> dict[str, Any]:

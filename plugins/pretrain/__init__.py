@@ -11,10 +11,10 @@ from rbctl.plugins.pretrain.config import PretrainConfig
 def command(config: PretrainConfig) -> None:
     """Train the bundle 'mini' from scratch on drawn scenes.
 
-    PARTS are renders, pictures, vae, clip, oracle, clipself, dino, decoder, unet, bundle; the default is all, in this
-    order. Each part reads the results of those before it in the work folder, and resumes from its own checkpoint. The
-    result is WORK/bundle, a complete bundle. Its local encoder is the CLIP's own tower, unless one was distilled
-    between two calls.
+    PARTS are renders, pictures, vae, clip, oracle, clipself, dino, decoder, unet, bundle, dit, dit-bundle; the default
+    is all, in this order. Each part reads the results of those before it in the work folder, and resumes from its own
+    checkpoint. The results are WORK/bundle, a complete bundle, and WORK/bundle-dit, a transformer beside it. The local
+    encoder is the CLIP's own tower, unless one was distilled between two calls.
 
     \b
       rbctl pretrain --recipe mini

@@ -1,4 +1,4 @@
-"""Shapes of the bundle ``mini``, from ``architecture.yaml``."""
+"""Shapes of the bundles ``mini`` and ``mini-dit``, from ``architecture.yaml``."""
 
 from __future__ import annotations
 
@@ -14,3 +14,4 @@ TEXT_1 = {"architectures": ["CLIPTextModel"], **_SHAPES["text_encoder"]}
 TEXT_2 = {"architectures": ["CLIPTextModelWithProjection"], **_SHAPES["text_encoder"]}
 ADAPTER, SCHEDULER, MODEL_INDEX, DINO = (_SHAPES[name] for name in ("adapter", "scheduler", "model_index", "dino"))
 MINI = Architecture(UNET, VAE, TEXT_1, TEXT_2, CLIP_VISION, CLIPSELF, ADAPTER)
+DIT, DIT_SCHEDULER, DIT_MODEL_INDEX = (_SHAPES[name] for name in ("dit", "dit_scheduler", "dit_model_index"))

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from rbctl.options import BUNDLE_RECIPE, to_yaml
 from rbctl.plugins.pretrain.config import PARTS, PretrainConfig
 from rbctl.plugins.pretrain.weights import write_weights
 
-NAME = "mini"
-_MOST_BYTES = 44_000_000  # what a wheel can carry without being a burden
+NAME, DIT_NAME = "mini", "mini-dit"
+_MOST_BYTES = {NAME: 44_000_000, DIT_NAME: 12_000_000}  # what a wheel can carry without being a burden
 _LICENCE = "Apache-2.0"
 
 
@@ -55,7 +56,7 @@ def put_together(config: PretrainConfig) -> str:
     Raises:
         InputError: a part is not trained yet, the parts do not fit together, or they are larger than a wheel takes.
     """
-    folder, dest = config.work / "bundle", CATALOGUE[NAME].packaged
+    folder = config.work / "bundle"
     write_tokenizers(folder)
     if gaps := missing_parts(folder):
         raise InputError(f"{folder}: not trained yet: {', '.join(gaps)}; 'rbctl pretrain' makes them")
@@ -63,18 +64,47 @@ def put_together(config: PretrainConfig) -> str:
         if not (folder / part).is_dir():
             click.echo(f"warning: {folder / part} is not there; the bundle goes without it", err=True)
     write_text(folder / BUNDLE_RECIPE, (package_files("rbctl.recipes") / "mini-finetune.yaml").read_text("utf-8"))
-    card = _card(config, folder)
-    write_text(folder / "README.md", card)
-    (folder / MANIFEST).unlink(missing_ok=True)  # of files that may be gone
-    origin = {"source": f"rbctl pretrain, seed {config.seed}", "licence": _LICENCE}
-    record(folder, NAME, dict.fromkeys(contents(folder), origin))
-    if (size := _size(folder)) > _MOST_BYTES:
-        raise InputError(f"{folder}: {size_text(size)}, more than {size_text(_MOST_BYTES)}; train smaller networks")
+    _complete(config, folder, NAME)
     # All parts must be of the shapes that each other needs.
     load(str(folder), torch.device("cpu"), torch.float32, local_encoder=has_local_encoder(folder))
+    return _shipped(folder, NAME)
+
+
+def put_dit_together(config: PretrainConfig) -> str:
+    """Part ``dit-bundle``: the same of WORK/bundle-dit, which becomes ``mini-dit``.
+
+    Raises:
+        InputError: the transformer is not trained yet, or is larger than a wheel takes.
+    """
+    folder = config.work / "bundle-dit"
+    if not (folder / "transformer").is_dir():
+        raise InputError(f"{folder / 'transformer'}: not there yet; make it with 'rbctl pretrain dit'")
+    _complete(config, folder, DIT_NAME)
+    return _shipped(folder, DIT_NAME)
+
+
+def _complete(config: PretrainConfig, folder: Path, name: str) -> None:
+    """Write the model card and the manifest of a bundle.
+
+    Raises:
+        InputError: it is too large.
+    """
+    write_text(folder / "README.md", _card(config, folder, name))
+    (folder / MANIFEST).unlink(missing_ok=True)  # of files that may be gone
+    origin = {"source": f"rbctl pretrain, seed {config.seed}", "licence": _LICENCE}
+    record(folder, name, dict.fromkeys(contents(folder), origin))
+    if (size := _size(folder)) > _MOST_BYTES[name]:
+        raise InputError(
+            f"{folder}: {size_text(size)}, more than {size_text(_MOST_BYTES[name])}; train smaller networks"
+        )
+
+
+def _shipped(folder: Path, name: str) -> str:
+    """Copy a bundle into the package; returns the line that says so."""
+    dest = CATALOGUE[name].packaged
     assert dest is not None
     _replace(folder, dest)
-    return f"{dest} ({size_text(size)}, {fingerprint(dest)[:12]})"
+    return f"{dest} ({size_text(_size(folder))}, {fingerprint(dest)[:12]})"
 
 
 def _size(folder: Path) -> int:
@@ -101,13 +131,13 @@ def _replace(source: Path, dest: Path) -> None:
         staged.rename(dest)
 
 
-def _card(config: PretrainConfig, folder: Path) -> str:
-    """The model card.
+def _card(config: PretrainConfig, folder: Path, name: str) -> str:
+    """The model card of a bundle, by the template ``NAME.md.jinja``.
 
     Raises:
         InputError: the figures of --gates were taken on other weights.
     """
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     sections = None
     if config.gates is not None:
@@ -116,17 +146,20 @@ def _card(config: PretrainConfig, folder: Path) -> str:
             mend = "run 'make gates' on these, or leave it out"
             raise InputError(f"--gates {config.gates}: measured on other weights; {mend}")
         sections = gates["sections"]
-    template = Path(__file__).with_name("card.md.jinja").read_text("utf-8")
     environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return environment.from_string(template).render(
-        name=NAME,
+    return environment.get_template(f"{name}.md.jinja").render(
+        name=name,
         size=size_text(_size(folder)),
         licence=_LICENCE,
         config=config,
         sections=sections,
-        training=_training(config),
+        training=_training(config, folder, ["dit"] if name == DIT_NAME else [part for part in PARTS if part != "dit"]),
         commit=_commit(),
         recipe=to_yaml(
             "pretrain", dataclasses.replace(config, work=Path(config.work.name))
@@ -143,12 +176,12 @@ def _commit() -> str:
         return "unknown"
 
 
-def _training(config: PretrainConfig) -> list[str]:
+def _training(config: PretrainConfig, folder: Path, parts: Sequence[str]) -> list[str]:
     """A line on each trained part: steps and the last numbers it told; of one trained elsewhere what its card says."""
-    card = config.work / "bundle" / "README.md"
+    card = folder / "README.md"
     before = card.read_text("utf-8").splitlines() if card.is_file() else []
     lines = []
-    for part in PARTS:
+    for part in parts:
         last: dict[str, Any] = {}
         for row in metrics.rows(config.work / part / "metrics.jsonl"):
             last |= row

@@ -12,7 +12,20 @@ from rbctl.options import option
 MOST = 3  # individuals of a scene
 
 # Each needs only those before it.
-PARTS = ("renders", "pictures", "vae", "clip", "oracle", "clipself", "dino", "decoder", "unet", "bundle")
+PARTS = (
+    "renders",
+    "pictures",
+    "vae",
+    "clip",
+    "oracle",
+    "clipself",
+    "dino",
+    "decoder",
+    "unet",
+    "bundle",
+    "dit",
+    "dit-bundle",
+)
 _EASY_ALONE = ("stand", "sit", "walk", "lie_down", "run")
 _EASY_OF_TWO = (
     *("stand_next_to", "sit_beside", "lie_beside", "hide_behind", "jump_over", "chase", "face", "lean_on", "wave_to"),
@@ -118,6 +131,17 @@ class PretrainConfig:
     unet_steps: int = option(12000, "Steps of UNet and adapter.", min=1, max=10_000_000)
     unet_batch_size: int = option(16, "Pictures per process and step.", min=1, max=65_536)
     unet_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
+    dit_init: Literal["random", "bundle"] = option(
+        "random",
+        "First weights of the transformer: random, or those in WORK/bundle-dit; a checkpoint wins over both.",
+        group="Transformer of mini-dit",
+    )
+    dit_steps: int = option(5000, "Steps of the transformer.", min=1, max=10_000_000)
+    dit_coarse_steps: int = option(
+        3000, "Of these, at first, with patches of 4 x 4 latents, which cost a third.", min=0, max=10_000_000
+    )
+    dit_batch_size: int = option(32, "Pictures per process and step.", min=1, max=65_536)
+    dit_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
 
     def __post_init__(self) -> None:
         if len(self.shares) != MOST:

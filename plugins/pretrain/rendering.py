@@ -47,9 +47,10 @@ def write_renders(config: PretrainConfig, device: torch.device) -> str:
     rank = world().rank if config.render_rank is None else config.render_rank
     size = world().size if config.render_world is None else config.render_world
     about = _about(config)
-    if not (folder / ABOUT).is_file():
+    if world().first and not (folder / ABOUT).is_file():
         write_json(folder / ABOUT, about)
-    elif read_json(folder / ABOUT) != about:
+    world().wait()
+    if read_json(folder / ABOUT) != about:
         raise InputError(f"{folder}: holds renders of other relations, individuals or seed; choose another --work")
     # Kinds in turn, by their share of the whole: a training that starts early finds some of each.
     shards = sorted(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,9 @@ import torch
 
 from rbctl import kept
 from rbctl.errors import InputError
-from rbctl.files import read_json, read_jsonl, staging, write_bytes, write_jsonl
+from rbctl.files import read_json, read_jsonl, sha256, staging, write_bytes, write_jsonl
+from rbctl.processes import world
+from rbctl.progress import progress
 
 SIZE = 128  # side of a picture in pixels
 NOBODY = -1  # in the place of an individual that a scene lacks
@@ -150,6 +152,21 @@ def _folders(folder: Path, kind: str) -> tuple[Path, ...]:
     return shards
 
 
+def usable(scenes: Scenes, portraits: Portraits, folder: Path, most: int) -> np.ndarray:
+    """Rows of the scenes of at most so many individuals, all of whom have their portraits.
+
+    Args:
+        folder: of the renders, for the error.
+
+    Raises:
+        InputError: there is none yet.
+    """
+    rows = np.flatnonzero((scenes.person.all() < portraits.people).all(1) & (scenes.counts <= most))
+    if not len(rows):
+        raise InputError(f"{folder}: no scene has all portraits yet; go on with 'rbctl pretrain renders'")
+    return rows
+
+
 def relations(folder: Path) -> list[str]:
     """Names of the relations that ``Scenes.relation`` counts, easy ones first."""
     about = read_json(folder / ABOUT)
@@ -208,3 +225,28 @@ def make_room(place: Path, facts: kept.Facts) -> bool:
             else:
                 shutil.rmtree(place, ignore_errors=True)
         return True
+
+
+def encoded(
+    folder: Path, shards: Shards, encode: Callable[[np.ndarray], dict[str, torch.Tensor]], label: str
+) -> dict[str, Rows]:
+    """What ``encode`` makes of the pictures of each shard, computed once; processes share the shards.
+
+    Args:
+        folder: named by what encodes.
+    """
+    here = world()
+    places = {shard: folder / shard.name for shard in shards.folders}
+    facts = {shard: {"by": folder.name, "shard": sha256(shard / kept.SEAL)} for shard in places}
+    mine = list(places)[here.rank :: here.size]
+    missing = [shard for shard in mine if make_room(places[shard], facts[shard])]
+    with progress(len(missing), label, unit="shard") as bar:
+        for shard in missing:
+            pictures = rows([shard], "pictures")
+            parts = [encode(pictures[lot]) for lot in lots(len(pictures))]
+            arrays = {name: torch.cat([part[name] for part in parts]).half().cpu().numpy() for name in parts[0]}
+            write_shard(places[shard], arrays, facts[shard])
+            bar.update()
+    here.wait()
+    names = sorted(path.stem for path in next(iter(places.values())).glob("*.npy"))
+    return {name: rows(list(places.values()), name) for name in names}

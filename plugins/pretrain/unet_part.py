@@ -7,7 +7,7 @@ they say of pictures is computed once.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +18,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import nn
 
-from rbctl import attention, denoising, kept, losses
+from rbctl import attention, denoising, losses
 from rbctl.bundle.bundle import Bundle
 from rbctl.bundle.catalogue import has_local_encoder
 from rbctl.bundle.convert import attention_layers
@@ -27,7 +27,7 @@ from rbctl.bundle.load import load
 from rbctl.conditioning import DUMMY_TOKENS, Conditioning, Encoded, ImageBranch, latent_grids
 from rbctl.draws import generator
 from rbctl.errors import InputError
-from rbctl.files import sha256, write_json
+from rbctl.files import write_json
 from rbctl.image_prompt import clip_pixels
 from rbctl.menagerie import SPECIES
 from rbctl.menagerie.oracle import POINTS
@@ -39,8 +39,6 @@ from rbctl.plugins.pretrain.architecture import ADAPTER, MODEL_INDEX, SCHEDULER,
 from rbctl.plugins.pretrain.config import MOST, PretrainConfig
 from rbctl.plugins.pretrain.loop import Part
 from rbctl.plugins.pretrain.weights import write_network, write_weights
-from rbctl.processes import world
-from rbctl.progress import progress
 from rbctl.provenance import SHEET
 from rbctl.resampler import Resampler, ResamplerConfig
 
@@ -135,15 +133,10 @@ class UNetPart(Part):
         # Named by what made them: a VAE or encoder trained again gets new ones.
         vae, encoders = fingerprint(self.bundle, ("vae",)), fingerprint(self.bundle, ("clip_vision", "clipself"))
         cache = config.work / "unet" / "cache"
-        self.latents = _cached(cache / f"latents-{vae}", self.scenes, self._encode, "latents of scenes")
-        self.tokens = _cached(cache / f"tokens-{encoders}", self.portraits, self._object_tokens, "image tokens")
+        self.latents = renders.encoded(cache / f"latents-{vae}", self.scenes, self._encode, "latents of scenes")
+        self.tokens = renders.encoded(cache / f"tokens-{encoders}", self.portraits, self._object_tokens, "image tokens")
         self.person = self.scenes.person.all()
-        # Others' portraits are not drawn yet.
-        self.usable = np.flatnonzero((self.person < self.portraits.people).all(1))
-        if not len(self.usable):
-            raise InputError(
-                f"{config.work / 'renders'}: no scene has both portraits yet; go on with 'rbctl pretrain renders'"
-            )
+        self.usable = renders.usable(self.scenes, self.portraits, config.work / "renders", MOST)
         self.species = self.scenes.individuals.all()[..., 0].astype(np.int64).clip(min=0)
         self.captions = self.scenes.captions
         self.phrases = self.frozen.encode_phrases(list(SPECIES))
@@ -337,28 +330,3 @@ def jittered(boxes: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
 
 def _images(pictures: np.ndarray) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in pictures.transpose(0, 2, 3, 1)]
-
-
-def _cached(
-    folder: Path, shards: renders.Shards, encode: Callable[[np.ndarray], dict[str, torch.Tensor]], label: str
-) -> dict[str, renders.Rows]:
-    """What ``encode`` makes of the pictures of each shard, computed once; processes share the shards.
-
-    Args:
-        folder: named by what encodes.
-    """
-    here = world()
-    places = {shard: folder / shard.name for shard in shards.folders}
-    facts = {shard: {"by": folder.name, "shard": sha256(shard / kept.SEAL)} for shard in places}
-    mine = list(places)[here.rank :: here.size]
-    missing = [shard for shard in mine if renders.make_room(places[shard], facts[shard])]
-    with progress(len(missing), label, unit="shard") as bar:
-        for shard in missing:
-            pictures = renders.rows([shard], "pictures")
-            lots = [encode(pictures[lot]) for lot in renders.lots(len(pictures))]
-            arrays = {name: torch.cat([lot[name] for lot in lots]).half().cpu().numpy() for name in lots[0]}
-            renders.write_shard(places[shard], arrays, facts[shard])
-            bar.update()
-    here.wait()
-    names = sorted(path.stem for path in next(iter(places.values())).glob("*.npy"))
-    return {name: renders.rows(list(places.values()), name) for name in names}

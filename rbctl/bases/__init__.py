@@ -50,6 +50,7 @@ class Family:
         only: stage -> option -> the one value that has a meaning on these bases.
         snapshot: a bundle is what its publisher has, with nothing to add.
         recipe: the file in its folder that suits a bundle.
+        shares: the bundle whose parts stand for those that a bundle of it lacks; "" where there are none.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Family:
     only: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     snapshot: bool = False
     recipe: Callable[[Path], str] = lambda folder: RECIPE
+    shares: str = ""
 
     def layers_of(self, names: Collection[str]) -> str | None:
         """The value of ``--lora-layers`` that a LoRA on layers of these names has; None where there is none."""

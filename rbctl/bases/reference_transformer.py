@@ -76,7 +76,7 @@ class ReferenceTransformer(ABC):
     def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pictures (B, 3, H, W) in [-1, 1] -> mean and standard deviation of their scaled latents (B, C, h, w).
 
-        The pipelines of diffusers take the mean, so that the deviation is zero here.
+        The pipelines of diffusers take the mean, so that the deviation is zero on their bases.
         """
 
     @abstractmethod
@@ -103,6 +103,14 @@ class ReferenceTransformer(ABC):
     @abstractmethod
     def grid(self, latent_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the tokens of latents (h, w)."""
+
+    def pack_references(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (R, C, p, p) of references -> tokens (R, L, D)."""
+        return self.pack(latents)
+
+    def reference_grid(self, side: int) -> tuple[int, int]:
+        """Rows and columns of the tokens of a reference's latents (p, p)."""
+        return self.grid((side, side))
 
     @abstractmethod
     def call(
@@ -222,8 +230,9 @@ class ReferenceTransformer(ABC):
         length = tokens.shape[1]
         if individuals:
             side = sequence.references.shape[-1]
-            shown = self.pack(sequence.references.flatten(0, 1).to(tokens)).reshape(batch, -1, tokens.shape[-1])
-            tokens, grids = torch.cat((tokens, shown), dim=1), grids + [self.grid((side, side))] * individuals
+            shown = self.pack_references(sequence.references.flatten(0, 1).to(tokens))
+            tokens = torch.cat((tokens, shown.reshape(batch, -1, tokens.shape[-1])), dim=1)
+            grids += [self.reference_grid(side)] * individuals
         mask = attention_mask(sequence, grids)
         output = self.call(model, tokens.to(sequence.words.dtype), times, sequence, grids, mask)
         return self.unpack(output[:, :length].float(), size)

@@ -263,6 +263,12 @@ def resolve(name_or_folder: str | Path) -> Path:
     return folder
 
 
+def place_of(folder: Path, part: str) -> Path:
+    """Where a part of a bundle lies: in its folder, or in the bundle that its family shares parts with."""
+    shares = family_of(folder).shares
+    return folder / part if not shares or (folder / part).is_dir() else resolve(shares) / part
+
+
 def _import(folder: Path) -> str:
     """What adds parts to a bundle that is not of the catalogue."""
     whole = family_of(folder).snapshot

@@ -169,12 +169,12 @@ def _sources(factory: Any) -> list[Path]:
 
 def _model_folder(config: AnnotateConfig, name: str, shipped: _Shipped, origin: str) -> Path:
     """Where the model of one of our backends lies."""
-    from rbctl.bundle.catalogue import CATALOGUE, place
+    from rbctl.bundle.catalogue import CATALOGUE, place, place_of
 
     if shipped.option == "bundle":
         bundle = config.bundle or ("mini" if origin == MINIATURE else "sdxl")
         part = "oracle" if name == "oracle" else "clip_vision"
-        folder = place(bundle) / part
+        folder = place_of(place(bundle), part)
         if not (folder / "config.json").is_file():
             pull = f", or run 'rbctl models pull {bundle}'" if bundle in CATALOGUE else ""
             raise InputError(f"{folder}: not here; choose a bundle that has {part}/ with --bundle{pull}")

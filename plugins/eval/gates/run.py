@@ -14,7 +14,7 @@ from typing import Any, Literal
 import click
 
 from rbctl import formats
-from rbctl.bundle.catalogue import resolve
+from rbctl.bundle.catalogue import place_of, resolve
 from rbctl.bundle.fingerprints import fingerprint, generator_fingerprint
 from rbctl.device import pick_device
 from rbctl.files import read_object, write_json
@@ -69,7 +69,7 @@ def run(
     """Measure section after section, and store each as soon as it is done; returns what the terminal shows."""
     gates = gates.quick() if quick else gates
     bundle, place = resolve(gates.bundle), pick_device(device)
-    oracle = oracle or bundle / "oracle"
+    oracle = oracle or place_of(bundle, "oracle")
     subject = {
         "bundle": bundle.resolve().name,
         "bundle_fingerprint": generator_fingerprint(bundle),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rbctl.bundle.catalogue import resolve
+from rbctl.bundle.catalogue import place_of, resolve
 from rbctl.files import read_image
 from rbctl.menagerie.cases import DrawnCase, true_boxes
 from rbctl.plugins.eval.encoders import as_array, load_dino
@@ -114,11 +114,11 @@ def base(work: Measuring, section: Section) -> Measured:
 
 def _kernel_distance(work: Measuring, arms: Sequence[Arm]) -> dict[str, Any]:
     """How far pictures are from renders of the same scenes, in the features of the bundle's DINO."""
-    folder = resolve(work.gates.bundle)
+    folder = place_of(resolve(work.gates.bundle), "dino")
     pictures = [picture for arm in arms for picture in work.pictures(arm)]
-    if not (folder / "dino").is_dir() or len(pictures) < 4:
+    if not folder.is_dir() or len(pictures) < 4:
         return {"mean": None, "low": None, "high": None, "n": len(pictures)}
-    encoder = load_dino(folder, "dino", torch.device("cpu"))
+    encoder = load_dino(folder.parent, "dino", torch.device("cpu"))
 
     def features(shown: Sequence[Image.Image]) -> np.ndarray:
         with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rbctl.bundle.catalogue import resolve
+from rbctl.bundle.catalogue import place_of, resolve
 from rbctl.defaults import BUNDLE
 from rbctl.device import pick_device
 from rbctl.errors import InputError
@@ -41,8 +41,13 @@ def answers(options: JudgeOptions) -> Path:
 
 def oracle_folder(options: JudgeOptions) -> Path:
     """``--oracle``, else the bundle's, else that of the bundle that comes with rbctl."""
-    own = options.oracle or resolve(options.bundle) / "oracle"
+    own = options.oracle or place_of(resolve(options.bundle), "oracle")
     return own if options.oracle or own.is_dir() else resolve(BUNDLE) / "oracle"
+
+
+def clip_folder(options: JudgeOptions) -> Path:
+    """``--clip``, else the bundle that has the bundle's image encoder."""
+    return options.clip or place_of(resolve(options.bundle), "clip_vision").parent
 
 
 def open_judge(spec: str, options: JudgeOptions, world: World, clip: Encoder | None = None) -> PictureJudge:
@@ -56,7 +61,7 @@ def open_judge(spec: str, options: JudgeOptions, world: World, clip: Encoder | N
     if kind == "clip":
         from rbctl.plugins.eval.judges.clip import ClipJudge
 
-        return ClipJudge(clip or load_clip(options.clip or resolve(options.bundle), device))
+        return ClipJudge(clip or load_clip(clip_folder(options), device))
     if kind == "oracle":
         from rbctl.plugins.eval.judges.oracle import OracleJudge
 

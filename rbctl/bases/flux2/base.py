@@ -82,8 +82,8 @@ class Flux2(ReferenceTransformer):
         grids: Sequence[tuple[int, int]],
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        places = [_places(_BETWEEN * number, *grid) for number, grid in enumerate(grids)]
-        words = torch.zeros(sequence.words.shape[1], 4, dtype=torch.int64)
+        places = [self.places(number, grid) for number, grid in enumerate(grids)]
+        words = torch.zeros(sequence.words.shape[1], 4, dtype=places[0].dtype)
         words[:, 3] = torch.arange(len(words))
         output: torch.Tensor = model(
             hidden_states=tokens,
@@ -97,15 +97,20 @@ class Flux2(ReferenceTransformer):
         )[0]
         return output
 
+    def places(self, number: int, grid: tuple[int, int]) -> torch.Tensor:
+        """Coordinates (L, 4) of a picture's tokens: time, row, column, place in a text.
+
+        Args:
+            number: 0 for what is drawn, from 1 for references.
+        """
+        rows, columns = grid
+        places = torch.cartesian_prod(*(torch.arange(n) for n in (1, rows, columns, 1)))
+        return places + torch.tensor([_BETWEEN * number, 0, 0, 0])
+
     def shift(self, tokens: int, steps: int) -> float:
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
         return compute_empirical_mu(tokens, steps)
-
-
-def _places(time: int, rows: int, columns: int) -> torch.Tensor:
-    """Coordinates (L, 4) of a picture's tokens: time, row, column, place in a text."""
-    return torch.cartesian_prod(*(torch.arange(n) for n in (1, rows, columns, 1))) + torch.tensor([time, 0, 0, 0])
 
 
 def load(folder: Path, device: torch.device, dtype: torch.dtype, **options: Any) -> Flux2:
