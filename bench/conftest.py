@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
+
+# Threads that spin while they wait for one another get nowhere on busy cores. OpenMP reads this when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
 
 HERE = Path(__file__).resolve().parent
 if str(HERE.parent) not in sys.path:  # bench is no part of the distribution

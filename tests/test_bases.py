@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -23,7 +24,9 @@ from rbctl.bases import families, family_of, recipe_of
 from rbctl.bases.load import load, sampler, training
 from rbctl.bases.reference_sampling import pixels_of, square
 from rbctl.bases.reference_transformer import Reading, attention_mask
-from rbctl.bundle.catalogue import place_of, resolve
+from rbctl.bundle import catalogue
+from rbctl.bundle.catalogue import CATALOGUE, place_of, resolve
+from rbctl.bundle.fingerprints import generator_fingerprint
 from rbctl.files import write_json
 from rbctl.instructions import instruction
 from rbctl.menagerie.triplets import draw_triplets
@@ -534,10 +537,16 @@ def test_a_picture_goes_through_the_vae_and_back_in_the_size_it_has(bundle: Path
     assert sampler(base, RelationPipeline(base).options) is not None
 
 
-def test_mini_dit_shares_what_it_lacks_with_mini(tmp_path: Path) -> None:
+def test_mini_dit_shares_what_it_lacks_with_mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_mini_dit(tmp_path / "dit")
     assert place_of(folder, "vae") == resolve("mini") / "vae"
     assert place_of(folder, "transformer") == folder / "transformer"
+    before = generator_fingerprint(folder)
+    write_json(tmp_path / "mini" / "vae" / "config.json", {})
+    monkeypatch.setitem(CATALOGUE, "mini", dataclasses.replace(CATALOGUE["mini"], packaged=tmp_path / "mini"))
+    monkeypatch.setattr(catalogue, "missing_parts", lambda folder: [])
+    assert generator_fingerprint(folder) != before  # its pictures are others then
+    monkeypatch.undo()
     shutil.copytree(resolve("mini") / "vae", folder / "vae")
     assert place_of(folder, "vae") == folder / "vae"
 

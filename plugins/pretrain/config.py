@@ -136,12 +136,12 @@ class PretrainConfig:
         "First weights of the transformer: random, or those in WORK/bundle-dit; a checkpoint wins over both.",
         group="Transformer of mini-dit",
     )
-    dit_steps: int = option(5000, "Steps of the transformer.", min=1, max=10_000_000)
+    dit_steps: int = option(4000, "Steps of the transformer.", min=1, max=10_000_000)
     dit_coarse_steps: int = option(
-        3000, "Of these, at first, with patches of 4 x 4 latents, which cost a third.", min=0, max=10_000_000
+        2200, "Of these, at first, with patches of 4 x 4 latents, which cost a third.", min=0, max=10_000_000
     )
-    dit_batch_size: int = option(32, "Pictures per process and step.", min=1, max=65_536)
-    dit_learning_rate: float = option(1e-3, "Highest learning rate.", min=0, max=1.0)
+    dit_batch_size: int = option(16, "Pictures per process and step.", min=1, max=65_536)
+    dit_learning_rate: float = option(4e-3, "Highest learning rate.", min=0, max=1.0)
 
     def __post_init__(self) -> None:
         if len(self.shares) != MOST:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rbctl.bases import family_of
-from rbctl.bundle.catalogue import contents, has_local_encoder
+from rbctl.bundle.catalogue import contents, has_local_encoder, resolve
 from rbctl.bundle.hashes import file_hashes
 
 
@@ -30,9 +30,15 @@ def base_fingerprint(folder: Path) -> str:
 
 
 def generator_fingerprint(folder: Path) -> str:
-    """Names what pictures are made with; another oracle, DINO, recipe or model card does not change it."""
+    """Names what pictures are made with; another oracle, DINO, recipe or model card does not change it.
+
+    A bundle that shares parts with another depends on that one too.
+    """
     parts = {Path(path).parts[0] for path in contents(folder)} - {"oracle", "dino", "README.md", "recipe.yaml"}
-    return fingerprint(folder, sorted(parts))
+    own, shares = fingerprint(folder, sorted(parts)), family_of(folder).shares
+    if not shares:
+        return own
+    return hashlib.sha256(f"{own}{generator_fingerprint(resolve(shares))}".encode()).hexdigest()
 
 
 def local_encoder_hash(folder: Path) -> str:
