@@ -101,7 +101,7 @@ def test_list(root: Path) -> None:
     ("arguments", "words"),
     [
         (("pull", "sdlx"), "did you mean 'sdxl'?"),
-        (("pull", "zzz"), "it has mini, sdxl, sdxl-fp16"),
+        (("pull", "zzz"), "it has mini, mini-dit, sdxl, sdxl-fp16"),
         (("verify", "sdxl"), "no such bundle"),
         (("verify", "."), "no bundle.json to compare with"),
         (("import", "mine"), "nothing to import"),
