@@ -159,6 +159,7 @@ def tiny_mini_dit(folder: Path) -> Path:
     transformer.save_pretrained(folder / "transformer")
     write_json(folder / "scheduler" / "scheduler_config.json", DIT_SCHEDULER)
     write_json(folder / "model_index.json", DIT_MODEL_INDEX)
+    tuning = {"resolution": _SIDE, "rank": 4, "alpha": 4}
     own = {"width": _SIDE, "height": _SIDE, "steps": 2, "guidance_scale": 3.0}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({"finetune": {"resolution": _SIDE}, "sample": own}))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"finetune": tuning, "sample": own}))
     return folder
