@@ -41,6 +41,7 @@ from rbctl.plugins.pretrain.config import MOST, PretrainConfig
 from rbctl.plugins.pretrain.loop import Part
 from rbctl.plugins.pretrain.unet_part import drawn_timesteps, jittered
 from rbctl.plugins.pretrain.weights import write_network
+from rbctl.pretrained import network
 from rbctl.provenance import SHEET
 
 SHOWN_AT_MOST = 2  # individuals of a scene
@@ -250,7 +251,7 @@ def _loaded(frozen: Path, device: torch.device, first: Path | None) -> MiniDiT:
             raise InputError(
                 f"--dit-init bundle: {first / 'transformer'} is not there; copy a trained bundle to {first}"
             )
-        trained = Flux2Transformer2DModel.from_pretrained(first / "transformer", torch_dtype=torch.float32)
+        trained = network(Flux2Transformer2DModel, first / "transformer", torch.float32)
         state = transformer.state_dict()
         for name, tensor in trained.state_dict().items():
             state[name][tuple(slice(0, side) for side in tensor.shape)] = tensor
