@@ -71,7 +71,7 @@ def test_step(compare: Callable[..., Any], setting: Any) -> None:
         f"distill, one step of {BATCH} pictures, crops batched / one by one",
         lambda: step(*setting),
         lambda: plain_step(*setting),
-        rounds=3,
+        rounds=2,
         memory=True,
     )
     print(f"{BATCH / done.ours_s:.2f} images/s against {BATCH / done.baseline_s:.2f}")

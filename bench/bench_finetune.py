@@ -66,7 +66,7 @@ def test_step(compare: Callable[..., Any], setting: Any) -> None:
         f"finetune, one step of {BATCH}, encoded once / at every step",
         lambda: step(bundle, results, config, 0),
         lambda: re_encoding_step(bundle, triplets, config, 0),
-        rounds=5,
+        rounds=3,
         memory=True,
     )
 
@@ -89,5 +89,5 @@ def test_mixed_precision(compare: Callable[..., Any], tmp_path: Path) -> None:
         f"finetune, one step of {config.batch_size} on mini, mixed precision / float32",
         mixed,
         lambda: step(bundle, results, config, 0, config.batch_size),
-        rounds=5,
+        rounds=3,
     )

@@ -79,7 +79,7 @@ def test_sampling(compare: Callable[..., Any], sides: tuple[Side, Side]) -> None
         f"sampling mini, {STEPS} steps, {PICTURES} pictures",
         ours.sample,
         baseline.sample,
-        rounds=3,
+        rounds=2,
         memory=(peak_mb(lambda: ours.sample(2)), peak_mb(lambda: baseline.sample(2))),
     )
 
@@ -101,7 +101,7 @@ def test_quality(compare: Callable[..., Any], pictures: int) -> None:
             pipe(f"A {{cat}} is sitting beside a {{bear}}, {number}", images, **quality)
 
     compare(
-        f"sampling mini, {pictures} pictures, best quality / default", draw, partial(draw, quality="best"), rounds=2
+        f"sampling mini, {pictures} pictures, best quality / default", draw, partial(draw, quality="best"), rounds=1
     )
 
 

@@ -90,7 +90,7 @@ def scale(compare: Callable[..., Any], tmp_path: Path) -> Callable[[str, Callabl
             f"scale, {name}, {TIMES} goes / {TIMES} times the items in one",
             lambda: go(TIMES),
             lambda: [go(1) for _ in range(TIMES)],
-            rounds=2,
+            rounds=1,
             warm_up=0,
         )
 

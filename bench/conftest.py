@@ -67,7 +67,7 @@ def report(request: pytest.FixtureRequest) -> Callable[[str, list[str]], None]:
 
 @pytest.fixture
 def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Comparison]:
-    """``compare(name, ours, baseline, rounds=7, memory=False, processes=False, warm_up=1)``, both without arguments.
+    """``compare(name, ours, baseline, rounds=5, memory=False, processes=False, warm_up=1)``, both without arguments.
 
     ``memory=True`` takes the ``peak_mb`` of either side, which slows a long one down and holds a record of all it did;
     a pair is the two peaks in MB, found otherwise. ``processes=True`` compares the user CPU time of the processes that
@@ -81,7 +81,7 @@ def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Com
         name: str,
         ours: Callable[[], Any],
         baseline: Callable[[], Any],
-        rounds: int = 7,
+        rounds: int = 5,
         memory: bool | tuple[float, float] = False,
         processes: bool = False,
         warm_up: int = 1,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -99,13 +100,20 @@ class _Count:
         return (latents,)
 
 
+def _widened(channels: int, features: torch.Tensor, *_: Any) -> torch.Tensor:
+    """Nothing, in the shape of a ResNet block's output."""
+    return features.new_empty(len(features), channels, *features.shape[2:])
+
+
 @functools.cache
 def calls(steps: int, shortcuts: Shortcuts, guidance: bool) -> list[tuple[int, bool]]:
     """Rows of each call of the UNet, and whether it is whole, as the sampling loop itself calls a tiny one."""
     unet, made = on_meta(SMALL.architecture), list[tuple[int, bool]]()
-    for module in unet.modules():
-        if isinstance(module, Transformer2DModel):  # what takes the time, and changes nothing in who is called
+    for module in unet.modules():  # what takes the time, and changes nothing in who is called
+        if isinstance(module, Transformer2DModel):
             module.forward = lambda features, **_: (features,)
+        elif isinstance(module, ResnetBlock2D):
+            module.forward = functools.partial(_widened, module.out_channels)
     unet.conv_in.register_forward_hook(lambda _module, _inputs, features: made.append((len(features), False)))
     unet.mid_block.register_forward_hook(lambda *_: made.append((made.pop()[0], True)))
     noise = torch.empty(1, unet.config.in_channels, *SMALL.latent_size, device="meta")
