@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -94,15 +94,23 @@ def products_in_bf16(modules: Iterable[nn.Module], device: torch.device, enabled
             yield
         return
     layers = [x for module in modules for x in module.modules() if isinstance(x, nn.Linear | nn.Conv2d)]
-    for layer in layers:
-        layer.forward = partial(_through_bf16, layer.forward)  # type: ignore[method-assign]
+    classes = [type(layer) for layer in layers]
+    for layer, own in zip(layers, classes, strict=True):
+        layer.__class__ = _through_bf16(own)
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward  # the class's own again
+        for layer, own in zip(layers, classes, strict=True):
+            layer.__class__ = own
 
 
-def _through_bf16(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    with torch.autocast(x.device.type, torch.bfloat16):
-        return forward(x).float()
+class _ThroughBf16(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            y: torch.Tensor = super().forward(x)
+            return y.float()
+
+
+@functools.cache  # torch.compile compiles anew for every class
+def _through_bf16(own: type[nn.Module]) -> type[nn.Module]:
+    return type(own.__name__, (_ThroughBf16, own), {})

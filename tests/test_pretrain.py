@@ -18,6 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from rbctl.bases.load import load as load_base
 from rbctl.bundle import catalogue
@@ -157,6 +158,16 @@ def test_products_in_bf16_leave_weights_and_previews_as_they_are() -> None:
     assert torch.equal(net(x), exact)
     with products_in_bf16([net], CPU, enabled=False):
         assert torch.equal(net(x), exact)
+
+
+def test_products_in_bf16_are_compiled_once() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
+    compiled_once = CompileCounter()
+    compiled = torch.compile(net, backend=compiled_once)
+    for _ in range(3):
+        with products_in_bf16([net], CPU, enabled=True):
+            compiled(torch.ones(3, 4))
+    assert compiled_once.frame_count == 1
 
 
 def test_bf16_is_for_machines_that_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
