@@ -28,7 +28,7 @@ if str(HERE.parent) not in sys.path:  # bench is no part of the distribution
 
 RATIOS, RESULTS = HERE / "ratios.yaml", HERE / "out" / "results.json"
 SLACK = 0.8  # a ratio may be 20 % below the one recorded
-REPEATS = 3  # rounds go on so many times where it falls lower: another process that ran meanwhile is no slowdown
+REPEATS = 8  # rounds go on so many times where it falls lower: another process that ran meanwhile is no slowdown
 
 
 @dataclass(frozen=True)
