@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -94,7 +94,7 @@ def products_in_bf16(modules: Iterable[nn.Module], device: torch.device, enabled
             yield
         return
     layers = [x for module in modules for x in module.modules() if isinstance(x, nn.Linear | nn.Conv2d)]
-    classes = [type(layer) for layer in layers]
+    classes: list[Any] = [type(layer) for layer in layers]
     for layer, own in zip(layers, classes, strict=True):
         layer.__class__ = _through_bf16(own)
     try:
@@ -112,5 +112,5 @@ class _ThroughBf16(nn.Module):
 
 
 @functools.cache  # torch.compile compiles anew for every class
-def _through_bf16(own: type[nn.Module]) -> type[nn.Module]:
+def _through_bf16(own: Any) -> Any:
     return type(own.__name__, (_ThroughBf16, own), {})
