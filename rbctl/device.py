@@ -56,10 +56,15 @@ def pick_training_precision(wanted: str, device: torch.device) -> Precision:
 
 
 def pick_tuning_precision(wanted: str, device: torch.device) -> Precision:
-    """For a training of few weights beside frozen ones: ``auto`` is bf16 on CUDA, else as of any training."""
-    if wanted == "auto" and device.type == "cuda":
+    """For a training of few weights beside frozen ones, in small steps.
+
+    ``auto`` is bf16 on CUDA and mixed on CPUs with AMX. With AVX-512 BF16 alone, mixed was slower than float32.
+    """
+    if wanted != "auto":
+        return wanted  # type: ignore[return-value]
+    if device.type == "cuda":
         return "bf16"
-    return pick_training_precision(wanted, device)
+    return "mixed" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
 
 
 def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -171,10 +171,11 @@ def test_products_in_bf16_are_compiled_once() -> None:
 
 
 def test_bf16_is_for_machines_that_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for features, picked in (({}, "fp32"), ({"avx512_bf16": True}, "mixed"), ({"amx_bf16": True}, "mixed")):
+    avx, amx = {"avx512_bf16": True}, {"avx512_bf16": True, "amx_bf16": True}
+    for features, trained_in, tuned_in in (({}, "fp32", "fp32"), (avx, "mixed", "fp32"), (amx, "mixed", "mixed")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda features=features: features)
-        assert pick_training_precision("auto", CPU) == picked
-        assert pick_tuning_precision("auto", CPU) == picked
+        assert pick_training_precision("auto", CPU) == trained_in
+        assert pick_tuning_precision("auto", CPU) == tuned_in
         assert pick_training_precision("fp32", CPU) == "fp32"
     assert pick_tuning_precision("auto", torch.device("cuda")) == "bf16"
 

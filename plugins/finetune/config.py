@@ -153,7 +153,7 @@ class FinetuneConfig:
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to run.", group="Hardware")
     precision: Literal["auto", "fp32", "bf16", "fp16", "mixed"] = option(
         "auto",
-        "mixed: fp32 with its products in bf16. auto: bf16 on CUDA, mixed on a CPU with bf16 instructions, else fp32.",
+        "mixed: fp32 with its products in bf16. auto: bf16 on CUDA, mixed on a CPU with AMX, else fp32.",
     )
     attention: Literal["auto", "eager", "sdpa", "grouped", "xformers", "triton"] = option(
         "auto", "Attention backend; see 'rbctl doctor'. auto: what $RBCTL_ATTENTION names, else the best usable one."
