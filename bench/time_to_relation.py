@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import statistics
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bench.scored_loras import SCORES, gates
 from rbctl.bundle.catalogue import resolve
@@ -50,7 +52,8 @@ def measure(
     scores = {
         relation: stacked([work.scores(work.pictures(arm), arm.cases) for arm in own]) for relation, own in arms.items()
     }
-    return scores, statistics.median(lora.facts()["seconds"] for lora in tuned)
+    seconds = [lora.facts()["seconds"] or math.nan for lora in tuned]  # of one that was interrupted nobody knows
+    return scores, float(np.nanmedian(seconds))
 
 
 def main() -> None:
