@@ -1,7 +1,7 @@
-"""How soon relation LoRAs of ``mini`` draw their relation, by the oracle: its recipe against longer and other ones.
+"""How soon relation LoRAs of ``mini`` draw their relation, by the oracle: its recipe against others.
 
 ``python -m bench.time_to_relation FOLDER [--ways recipe ...] [--seeds 0 1 2]``: LoRAs of five held-out verbs from six
-triplets each, 200 scenes of new individuals; five to ten minutes a way and seed on two idle cores. What FOLDER holds is
+triplets each, 200 scenes of new individuals; four to eight minutes a way and seed on two idle cores. What FOLDER holds is
 not made again. Changes are paired, against the first way.
 """
 
@@ -26,12 +26,20 @@ from rbctl.plugins.eval.gates.sections import lora_arms
 from rbctl.plugins.eval.stages import Stages
 
 WAYS: dict[str, dict[str, Any]] = {
-    "300 steps, 2.5e-3": {"steps": 300, "learning_rate": 2.5e-3},  # the recipe before
     "recipe": {},
-    "120 steps, fewer prior samples": {"steps": 120, "prior_share": 0.125},
+    "attn2, 300 steps, 2.5e-3": {"lora_layers": "attn2", "steps": 300, "learning_rate": 2.5e-3},  # two recipes before
+    "attn2, 100 steps, 5e-3": {"lora_layers": "attn2", "learning_rate": 5e-3},  # the recipe before
+    "attn2, 300 steps, 5e-3": {"lora_layers": "attn2", "steps": 300, "learning_rate": 5e-3},
+    "attention, 5e-3": {"lora_layers": "attention", "learning_rate": 5e-3},
+    "3e-3": {"learning_rate": 3e-3},
+    "5e-3": {"learning_rate": 5e-3},
+    "1.2e-2": {"learning_rate": 1.2e-2},
+    "70 steps": {"steps": 70},
     "200 steps": {"steps": 200},
-    "300 steps": {"steps": 300},
+    "rank 8, 1e-2": {"rank": 8, "alpha": 8, "learning_rate": 1e-2},
+    "12 versions, zoom 1.3": {"augmentation_draws": 12, "max_zoom": 1.3},
 }
+
 
 
 def measure(

@@ -256,6 +256,12 @@ def test_the_papers_batch_is_divided_among_processes(processes: int) -> None:
     assert size <= 4
 
 
+@pytest.mark.parametrize("recipe", ["paper", "official"])
+def test_the_papers_lora_is_on_the_cross_attention_alone_whatever_suits_the_bundle(recipe: str) -> None:
+    assert configured(command, relation="hug", bundle="mini").lora_layers == "transformer"
+    assert configured(command, recipe, relation="hug", bundle="mini").lora_layers == "attn2"
+
+
 def test_a_batch_that_processes_cannot_share_names_numbers_that_fit() -> None:
     with pytest.raises(InputError, match=r"among 3 processes; start 1, 2, 4, 8 of them, or take --batch-size 6 or 9$"):
         divide_batch(8, 4, 3)

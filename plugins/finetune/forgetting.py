@@ -16,7 +16,7 @@ from rbctl.plugins.finetune.samples import fixed_micro_batches
 from rbctl.progress import progress
 
 _LEVELS = 4  # timesteps of each scene, evenly spread
-_MOST = 64  # scenes
+_MOST = 16  # scenes
 
 
 @torch.no_grad()
