@@ -1,7 +1,7 @@
 """How soon relation LoRAs of ``mini`` draw their relation, by the oracle: its recipe against others.
 
 ``python -m bench.time_to_relation FOLDER [--ways recipe ...] [--seeds 0 1 2]``: LoRAs of five held-out verbs from six
-triplets each, 200 scenes of new individuals; four to eight minutes a way and seed on two idle cores. What FOLDER holds is
+triplets each, 200 scenes of new individuals; four to eight minutes a way and seed on two cores. What FOLDER holds is
 not made again. Changes are paired, against the first way.
 """
 
@@ -39,7 +39,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "rank 8, 1e-2": {"rank": 8, "alpha": 8, "learning_rate": 1e-2},
     "12 versions, zoom 1.3": {"augmentation_draws": 12, "max_zoom": 1.3},
 }
-
 
 
 def measure(
