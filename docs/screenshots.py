@@ -20,7 +20,7 @@ from rbctl.plugins.ui.run import serve
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))
 
-from browser import Browser, field, tab, text  # noqa: E402
+from browser import Browser, field, text  # noqa: E402
 
 PICTURES = ROOT / "recipes" / "examples" / "pictures"
 INDIVIDUALS = [PICTURES / "white-cat.png", PICTURES / "teal-bear.png"]
@@ -40,7 +40,7 @@ def take(page: Browser, name: str, height: int) -> None:
 
 
 def relation(page: Browser) -> None:
-    page.run(tab("Relation"))
+    page.open_tab("Relation")
     page.wait("document.querySelector('#own button')")
     page.run("document.querySelector('#own button').click()")
     page.wait("document.querySelector('#keep')?.offsetParent")
@@ -55,7 +55,7 @@ def relation(page: Browser) -> None:
 
 
 def picture(page: Browser) -> None:
-    page.run(tab("Picture"))
+    page.open_tab("Picture")
     page.drop("#individuals", INDIVIDUALS)
     page.wait("document.querySelectorAll('#boxes .box').length === 2")
     page.write("#relation input", "sit_back_to_back", "Enter")
@@ -67,7 +67,7 @@ def picture(page: Browser) -> None:
 
 
 def compare(page: Browser) -> None:
-    page.run(tab("Compare"))
+    page.open_tab("Compare")
     page.wait("document.querySelector('#compare')?.offsetParent")
     page.click("#compare")
     page.wait(f"{text('#compared')}.includes('the sheet is')", seconds=1200)
@@ -75,7 +75,7 @@ def compare(page: Browser) -> None:
 
 
 def score(page: Browser) -> None:
-    page.run(tab("Score"))
+    page.open_tab("Score")
     page.wait("document.querySelector('#score')?.offsetParent")
     page.write("#scored input", "runs/sample/ui", "Enter")
     page.click("#score")

@@ -30,11 +30,6 @@ def field(selector: str) -> str:
     return f"(document.querySelector('{selector} :is(textarea, input)')?.value ?? '')"
 
 
-def tab(name: str) -> str:
-    """JavaScript that opens a tab of the page."""
-    return f"[...document.querySelectorAll('button[role=tab]')].find(tab => tab.innerText.trim() === '{name}').click()"
-
-
 class Browser:
     """Chromium with one page.
 
@@ -108,6 +103,12 @@ class Browser:
     def open(self, address: str) -> None:
         self.call("Page.navigate", url=address)
         self.wait("document.readyState === 'complete'")
+
+    def open_tab(self, name: str) -> None:
+        """Open a tab, and wait until it is open: two clicks before the page draws are one to it."""
+        tab = f"[...document.querySelectorAll('button[role=tab]')].find(tab => tab.innerText.trim() === '{name}')"
+        self.run(f"{tab}.click()")
+        self.wait(f"{tab}.ariaSelected === 'true'")
 
     def drop(self, selector: str, paths: Sequence[Path]) -> None:
         """Choose files in the file input inside an element."""

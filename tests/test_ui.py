@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from browser import Browser, field, tab, text
+from browser import Browser, field, text
 from commands import call
 from PIL import Image
 from test_annotate_review import CHROMIUM, browser  # noqa: F401
@@ -461,7 +461,7 @@ def test_a_relation_of_ones_own_is_trained_to_the_end(
         alone = [(f"-{entry['name'].replace(' ', '_')}", entry["image"]) for entry in row["objects"]]
         for name, source in [("", row["file_name"]), *alone]:
             pictures.append(Path(shutil.copy(small_hug / source, tmp_path / f"{stem}{name}.png")))
-    page.run(tab("Relation"))
+    page.open_tab("Relation")
     page.wait("document.querySelector('#own button')")
     page.run("document.querySelector('#own button').click()")
     page.wait("document.querySelector('#keep')?.offsetParent")
@@ -484,7 +484,7 @@ def test_a_relation_of_ones_own_is_trained_to_the_end(
     page.wait(f"{field('#log')}.includes('Trained.')")
     assert "rbctl finetune --relation" in page.run(field("#typed"))
     page.wait("document.querySelector('#previews img')")
-    page.run(tab("Picture"))
+    page.open_tab("Picture")
     page.wait(f"{text('#loras')}.includes('runs/finetune/sit_back_to_back/sit_back_to_back.safetensors')")
     assert (work / "runs" / "finetune" / "sit_back_to_back" / "sit_back_to_back.safetensors").is_file()
 
@@ -493,7 +493,7 @@ def test_a_relation_of_ones_own_is_trained_to_the_end(
 def test_a_page_that_is_reloaded_finds_its_training_again(page: Browser, served: tuple[Path, str]) -> None:
     def train() -> None:
         page.wait("document.querySelector('#individuals input[type=file]')")
-        page.run(tab("Relation"))
+        page.open_tab("Relation")
         page.wait("document.querySelector('#train-steps')?.offsetParent")
         page.write("#learned input", "wave", "Enter")
         page.write("#train-steps input", "6", "Tab")
@@ -544,8 +544,8 @@ def last_row(work: Path) -> dict[str, Any]:
 def test_three_individuals_with_the_weight_of_a_lora_and_all_of_it_taken_back(
     page: Browser, served: tuple[Path, str], own_lora: str
 ) -> None:
-    page.run(tab("Score"))
-    page.run(tab("Picture"))  # LoRAs are listed as they are by now
+    page.open_tab("Score")
+    page.open_tab("Picture")  # LoRAs are listed as they are by now
     row = lora_row(page, own_lora)
     page.drop("#individuals", [*INDIVIDUALS, EXAMPLES / "brown-elephant.png"])
     page.wait("document.querySelectorAll('#boxes .box').length === 3")
@@ -584,15 +584,15 @@ def test_a_grid_of_lora_weights_and_seeds_and_the_report_on_its_pictures(
     page: Browser, served: tuple[Path, str], own_lora: str
 ) -> None:
     work = served[0]
-    page.run(tab("Score"))
-    page.run(tab("Picture"))
+    page.open_tab("Score")
+    page.open_tab("Picture")
     row = lora_row(page, own_lora)
     page.drop("#individuals", INDIVIDUALS)
     page.wait("document.querySelectorAll('#boxes .box').length === 2")
     page.write("#relation input", "hug", "Enter")
     page.wait(f"{weight(row)} === '1'")  # a chosen relation switches its own LoRA on
     page.run("document.querySelector('#quality input[value=draft]').click()")
-    page.run(tab("Compare"))
+    page.open_tab("Compare")
     page.wait("document.querySelector('#compare')?.offsetParent")
     page.write("#columns :is(input, textarea)", "0, many", "Tab")
     page.click("#compare")
@@ -609,7 +609,7 @@ def test_a_grid_of_lora_weights_and_seeds_and_the_report_on_its_pictures(
     with Image.open(sheet, formats=["PNG"]) as image:
         assert image.width >= 2 * 128
         assert image.height >= 2 * 128
-    page.run(tab("Score"))
+    page.open_tab("Score")
     page.wait("document.querySelector('#score')?.offsetParent")
     page.write("#scored input", "runs/sample/ui", "Enter")
     page.click("#score")

@@ -230,7 +230,7 @@ def picture_tab(workspace: Workspace, sampler: Sampler, tab: gr.Tab) -> Chosen:
     on_device(make, cancel, state, wanted, sample, [count, *chosen.inputs], shown_by)
     on(gallery.select, select, None, [metadata, selected])
     on(use.click, use_settings, [selected], [files, *chosen.inputs])
-    on(tab.select, listed, [loras], [relation, loras, gallery])
+    on(tab.select, listed, [loras], [relation, loras, gallery], trigger_mode="always_last")
     return chosen
 
 

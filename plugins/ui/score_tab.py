@@ -38,4 +38,4 @@ def score_tab(workspace: Workspace, stages: Stages, bundle: str, tab: gr.Tab) ->
 
     on(make.click, score, [folder], [typed, log, report], concurrency_id=DEVICE, concurrency_limit=1)
     on(stop.click, stages.stop, None, None, concurrency_limit=None)
-    on(tab.select, lambda: gr.update(choices=workspace.sampled()), None, [folder])
+    on(tab.select, lambda: gr.update(choices=workspace.sampled()), None, [folder], trigger_mode="always_last")
