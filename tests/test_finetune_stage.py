@@ -237,7 +237,7 @@ TWO_ON_CPU = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"
 def test_the_papers_recipe_has_8_samples_a_step_in_one_process_and_in_two(road: Road) -> None:
     """On drawn triplets with a prior set: only the first process draws them."""
     paper = {"recipe": "paper", "batch_size": None, "micro_batch_size": None, "resolution": 64}
-    options = {"data": None, "prior_count": 3, "device": "cpu", "resolution": 64}
+    options = {"data": None, "prior_count": 3, "prior_target": "base", "device": "cpu", "resolution": 64}
     assert road("one", batch_size=8, micro_batch_size=8, steps=6, seed=0, **options) == 0, road.said()
     arguments = [str(a) for a in road.arguments("two", steps=4, **(options | paper))]
     done = subprocess.run([*LAUNCHER, *arguments], env=TWO_ON_CPU, capture_output=True, text=True)
@@ -245,7 +245,8 @@ def test_the_papers_recipe_has_8_samples_a_step_in_one_process_and_in_two(road: 
     # another number of processes takes it up
     assert road("two", steps=6, **(options | paper)) == 0, road.said()
     same_course(road, "one", "two")
-    assert all(row["prior"] > 0 for row in road.losses("two"))
+    assert road.losses("two")[0]["prior"] == pytest.approx(0, abs=1e-9)  # a LoRA that does nothing yet
+    assert all(row["prior"] > 1e-9 for row in road.losses("two")[1:])
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
@@ -740,6 +741,40 @@ def test_prior_samples_cost_denoising_alone(encoded: Any) -> None:
     for options in ({"kml_weight": 1e3}, {"attention_loss_weight": 1e3}):
         assert loss(of_own, **options)[0] != pytest.approx(loss(of_own)[0])
     assert loss(of_own, prior_weight=2)[0] == loss(of_own)[0]
+
+
+@pytest.mark.slow
+def test_prior_samples_are_pulled_to_what_the_base_predicts(encoded: Any) -> None:
+    bundle, own, prior = encoded
+    config = FinetuneConfig(relation="hug", prior_target="base")
+    objective = Objective.of(bundle, config)
+    batch = micro_batch(own, prior, [0, 1, 2, 3], config, 1000, "cpu")  # the last of the prior set
+    assert batch.own.tolist() == [1, 1, 1, 0]
+    weights = [value for name, value in lora.named_parameters(bundle.unet).items() if "lora_B" in name]
+    kept = [weight.detach().clone() for weight in weights]
+    try:
+        with torch.no_grad():
+            for weight in weights:
+                weight.zero_()  # a LoRA that does nothing
+        base = objective.predict(bundle.unet, batch).output.detach()
+        assert float(objective.loss(bundle.unet, batch)[1]["prior"]) == pytest.approx(0, abs=1e-9)
+        with torch.no_grad():
+            for weight in weights:
+                weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+        total, parts = objective.loss(bundle.unet, batch)
+        output = objective.predict(bundle.unet, batch).output.detach()
+        away = (output[3] - base[3]).square().mean()
+        assert away > 1e-4
+        assert float(parts["prior"]) == pytest.approx(float(away), rel=1e-4)
+        (gradient,) = torch.autograd.grad(total, weights[:1])
+        assert gradient.any()
+        pictures = Objective.of(bundle, FinetuneConfig(relation="hug")).loss(bundle.unet, batch)[1]
+        assert pictures["prior"] != parts["prior"]
+        assert pictures["denoising"] == parts["denoising"]
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, kept, strict=True):
+                weight.copy_(value)
 
 
 @pytest.mark.slow

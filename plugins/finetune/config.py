@@ -93,6 +93,11 @@ class FinetuneConfig:
     )
     prior_share: float = setting(0.25, "Share of the samples that comes from the prior set.", min=0.0, max=0.9)
     prior_weight: float = setting(1.0, "Weight of a prior sample's denoising loss.", min=0.0, max=1000.0)
+    prior_target: Literal["picture", "base"] = setting(
+        "picture",
+        "What a relation's LoRA learns from a prior sample: its picture (as in DreamBooth), or what the base predicts "
+        "for it (learning without forgetting).",
+    )
     prior_count: int = option(32, "Number of prior scenes to draw.", min=1, max=10_000)
     prior_relations: tuple[str, ...] = option(EASY, "Relations of drawn prior scenes.")
 

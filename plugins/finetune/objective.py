@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from peft.helpers import rescale_adapter_scale
 
 from rbctl import bases, losses
 from rbctl.bases import Base, Training
@@ -19,18 +20,20 @@ class Objective:
     """The loss on a base.
 
     Attributes:
+        network: the base's model, not wrapped by anything.
         training: what the base fixes of it.
         timesteps: how many there are to draw from.
     """
 
     config: FinetuneConfig
+    network: torch.nn.Module
     training: Training
     device: torch.device
 
     @classmethod
     def of(cls, base: Base, config: FinetuneConfig) -> Objective:
         """The objective on a base, on the base's device."""
-        return cls(config, training(base, config), base.device)
+        return cls(config, base.model, training(base, config), base.device)
 
     @property
     def timesteps(self) -> int:
@@ -54,9 +57,15 @@ class Objective:
         """L = L_denoise + kml_weight * L_KML [+ attention_loss_weight * L_attention], mean over B; and its parts.
 
         KML's gate on the timestep is taken per sample. A sample of the prior set costs prior_weight * L_denoise alone.
+        With prior_target "base" its target is what the model predicts without the LoRA (Li and Hoiem 2016, learning
+        without forgetting): a picture's own noise would also pull at what the base does not know of it.
         """
         config, encoded, base = self.config, batch.encoded, self.training
         noisy, output, target, made = self.predict(model, batch)
+        of_prior = batch.own == 0
+        if config.prior_target == "base" and of_prior.any():
+            target = target.clone()
+            target[of_prior] = self._without_lora(batch.take(of_prior))
         levels, error = self.levels(batch), losses.denoising(output, target)
         references = batch.prompt_latents
         kml = losses.keypoint_matching(
@@ -75,6 +84,11 @@ class Objective:
             total = total + config.attention_loss_weight * parts["attention"]
         total = torch.where(batch.own > 0, total, config.prior_weight * error)
         return total.mean(), batch.means(parts)
+
+    @torch.no_grad()
+    def _without_lora(self, batch: MicroBatch) -> torch.Tensor:
+        with rescale_adapter_scale(self.network, 0.0):
+            return self.predict(self.network, batch).output
 
 
 class Prediction(NamedTuple):

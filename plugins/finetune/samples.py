@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,15 @@ class MicroBatch:
     timesteps: torch.Tensor
     own: torch.Tensor
     prior_share: float
+
+    def take(self, rows: torch.Tensor) -> MicroBatch:
+        """Some of the samples.
+
+        Args:
+            rows: (B,) bool.
+        """
+        tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, encoded={name: value[rows] for name, value in self.encoded.items()}, **tensors)
 
     def means(self, parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Means of losses (B,) for the metrics: over the relation's samples, and ``prior`` over the prior set's.
