@@ -16,6 +16,7 @@ from rbctl.relations import load_relation, shipped
 from rbctl.triplets import data_hash, load
 from rbctl.triplets.check import check
 from rbctl.triplets.geometry import target
+from rbctl.triplets.keypoints import KEYPOINTS, VISIBLE
 
 DRAWABLE = [name for name in shipped() if load_relation(name).scene is not None]
 
@@ -69,6 +70,16 @@ def test_one_seed_gives_the_same_triplets(ride: Path, tmp_path: Path) -> None:
 def test_a_small_set_shows_every_species(seed: int, tmp_path: Path) -> None:
     draw_triplets(load_relation("hug"), 6, seed, tmp_path)
     assert {thing.name for triplet in load(tmp_path) for thing in triplet.objects} == set(SPECIES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_load_does_not_hide_its_carriers_eyes(seed: int, tmp_path: Path) -> None:
+    """One draw in five does."""
+    draw_triplets(load_relation("carry"), 6, seed, tmp_path)
+    eyes = [KEYPOINTS.index("left eye"), KEYPOINTS.index("right eye")]
+    seen = [thing.target_keypoints[eyes, 2] for triplet in load(tmp_path) for thing in triplet.objects]
+    assert (np.stack(seen) == VISIBLE).all()
 
 
 def test_they_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
