@@ -6,6 +6,7 @@ on every sample of every step. Both sides run the same loss and backward pass, o
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,15 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[Trip
 
 
 def step(
-    bundle: Bundle, results: dict[str, torch.Tensor], config: FinetuneConfig, first: int, count: int = BATCH
+    bundle: Bundle,
+    results: dict[str, torch.Tensor],
+    config: FinetuneConfig,
+    first: int,
+    count: int = BATCH,
+    prior: dict[str, torch.Tensor] | None = None,
 ) -> float:
     objective = Objective.of(bundle, config)
-    batch = micro_batch(results, None, range(first, first + count), config, objective.timesteps, bundle.device)
+    batch = micro_batch(results, prior, range(first, first + count), config, objective.timesteps, bundle.device)
     loss, _ = objective.loss(bundle.unet, batch)
     loss.backward()
     return float(loss.detach())
@@ -89,13 +95,17 @@ def tuned(layers: str) -> Bundle:
 
 
 def test_recipe(compare: Callable[..., Any], hugs: Any) -> None:
-    """100 steps of mini's recipe against 300 on attn2, whose relation score they pass (docs/performance.md)."""
+    """100 steps of mini's recipe against 300 on attn2, whose relation score they pass (docs/performance.md).
+
+    A quarter of the samples is of a prior set. The recipe asks the base what it predicts for them.
+    """
     results, config = hugs
     bundle, before = tuned("transformer"), tuned("attn2")
+    recipe, count = dataclasses.replace(config, prior_target="base"), config.batch_size
     compare(
         "finetune on mini, a step of the recipe / three on attn2",
-        lambda: step(bundle, results, config, 0, config.batch_size),
-        lambda: [step(before, results, config, first, config.batch_size) for first in range(3)],
+        lambda: step(bundle, results, recipe, 0, count, results),
+        lambda: [step(before, results, config, first, count, results) for first in range(3)],
         rounds=3,
     )
 
