@@ -37,7 +37,7 @@ DRAWN = "drawn.json"  # beside the triplets: what they were drawn from
 DRAWN_AS = 4  # version of what the same facts are drawn as
 _BATCH = 8  # scenes rendered at once: more need more memory and are no faster
 _FACE = [KEYPOINTS.index(name) for name in ("left eye", "right eye", "nose")]
-_TRIES = 8  # scenes of a group that are composed until one shows every face
+_TRIES = 8  # scenes that are composed of a group, at most
 
 
 def draw_triplets(
@@ -167,12 +167,7 @@ def _draw(
 ) -> Triplet:
     """One triplet of a group, its pictures under names that begin with ``stem``."""
     alone = render([portrait(one, rng) for one in group], size)
-    shown: list[tuple[tuple[int, float], Scene, Rendering]] = []
-    while len(shown) < _TRIES and (not shown or shown[-1][0][0] < len(_FACE)):
-        scene = compose(relation, group, rng, background)
-        drawn = render([scene], size)
-        shown.append((_shown(drawn), scene, drawn))
-    _, scene, drawn = max(shown, key=lambda one: one[0])
+    scene, drawn = _compose(relation, group, rng, size, background)
     visible = drawn.visible[0].cpu().numpy()
     in_target, in_portraits = drawn.keypoints[0].cpu().numpy(), alone.keypoints[:, 0].cpu().numpy()
     write_png(stem.with_suffix(".png"), *_images(drawn.pictures))
@@ -202,11 +197,25 @@ def _draw(
     )
 
 
-def _shown(drawn: Rendering) -> tuple[int, float]:
-    """Of the individual that a scene shows least: how many of nose and eyes are seen, and the share of its silhouette.
+def _compose(
+    relation: Relation, group: list[Individual], rng: np.random.Generator, size: int, background: str
+) -> tuple[Scene, Rendering]:
+    """The first scene that shows every face, else the one that shows most of the individual it shows least.
 
-    Individuals whose faces are hidden in triplets are lost in the pictures of the LoRA.
+    A LoRA leaves out of its pictures whoever the triplets hide.
     """
+    scenes = []
+    for _ in range(_TRIES):
+        scene = compose(relation, group, rng, background)
+        drawn = render([scene], size)
+        scenes.append((scene, drawn))
+        if _seen(drawn)[0] == len(_FACE):
+            break
+    return max(scenes, key=lambda pair: _seen(pair[1]))
+
+
+def _seen(drawn: Rendering) -> tuple[int, float]:
+    """Of the individual that a scene shows least: how many of nose and eyes, and the share of its silhouette."""
     faces = (drawn.keypoints[0, :, _FACE, 2] == VISIBLE).sum(dim=1)
     shares = drawn.visible[0].sum(dim=(1, 2)) / drawn.full[0].sum(dim=(1, 2)).clamp(min=1)
     return int(faces.min()), float(shares.min())
