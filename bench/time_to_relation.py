@@ -30,6 +30,7 @@ _BEFORE = {"prior_target": "picture"}
 _ATTN2 = {**_BEFORE, "lora_layers": "attn2"}
 WAYS: dict[str, dict[str, Any]] = {
     "recipe": {},
+    "70 steps": {"steps": 70},
     "8e-3": {"learning_rate": 8e-3},
     "pictures, 8e-3": {**_BEFORE, "learning_rate": 8e-3},  # the recipe before
     "attn2, 300 steps, 2.5e-3": {**_ATTN2, "steps": 300, "learning_rate": 2.5e-3},  # three recipes before
