@@ -43,8 +43,11 @@ class MicroBatch:
         Args:
             rows: (B,) bool.
         """
-        tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, encoded={name: value[rows] for name, value in self.encoded.items()}, **tensors)
+        encoded = {name: value[rows] for name, value in self.encoded.items()}
+        own: dict[str, Any] = {
+            name: value[rows] for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, encoded=encoded, **own)
 
     def means(self, parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Means of losses (B,) for the metrics: over the relation's samples, and ``prior`` over the prior set's.
