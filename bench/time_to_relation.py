@@ -83,9 +83,9 @@ def measure(folder: Path, options: dict[str, Any], seeds: Sequence[int], judge: 
         )
         for relation in recipe.relations
     }
-    changes = [scored(own["easy"])["relation"] - scored(base)["relation"] for own in arms]
+    kept = np.mean([scored(own["easy"])["relation"] for own in arms])
     seconds = [lora.facts()["seconds"] or math.nan for lora in tuned]  # of one that was interrupted nobody knows
-    return Measured(scores, -float(np.mean(changes)), float(np.nanmedian(seconds)))
+    return Measured(scores, float(scored(base)["relation"].mean() - kept), float(np.nanmedian(seconds)))
 
 
 def main() -> None:

@@ -204,14 +204,15 @@ def _compose(
 
     A LoRA leaves out of its pictures whoever the triplets hide.
     """
-    scenes = []
+    most = (-1, 0.0)
     for _ in range(_TRIES):
         scene = compose(relation, group, rng, background)
         drawn = render([scene], size)
-        scenes.append((scene, drawn))
-        if _seen(drawn)[0] == len(_FACE):
+        if (seen := _seen(drawn)) > most:
+            most, best = seen, (scene, drawn)
+        if seen[0] == len(_FACE):
             break
-    return max(scenes, key=lambda pair: _seen(pair[1]))
+    return best
 
 
 def _seen(drawn: Rendering) -> tuple[int, float]:
