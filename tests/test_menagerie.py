@@ -24,6 +24,7 @@ from rbctl.menagerie import (
 )
 from rbctl.menagerie.figure import JOINTS, LIMBS, SPOTS, build, keypoints, reach, shapes
 from rbctl.menagerie.scenes import poses, scene_rule
+from rbctl.plugins.pretrain.config import EASY
 from rbctl.relations import load_relation, shipped
 
 DRAWN = [name for name in shipped() if load_relation(name).scene is not None]
@@ -60,6 +61,20 @@ def test_a_relation_is_drawn_inside_the_frame_with_all_individuals_seen(name):
     shares = rendering.visible.float().mean((-1, -2))
     assert (shares > 0.01).all(), shares
     assert rendering.visible.sum(1).max() == 1  # a pixel shows one individual
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EASY)
+def test_what_mini_was_taught_is_asked_for_in_the_boxes_that_it_was_taught_in(name):
+    """In boxes twice as high as an animal that walks in line, two bodies in five grow together."""
+    relation = load_relation(name)
+    own = torch.tensor([role.box for role in relation.roles])
+    drawn = render([_scene(name, seed) for seed in range(24)]).boxes
+    mirrored = torch.stack((1 - drawn[..., 2], drawn[..., 1], 1 - drawn[..., 0], drawn[..., 3]), -1)
+    layouts = torch.stack([side[:, order] for side in (drawn, mirrored) for order in map(list, relation.orders())])
+    nearest = (layouts - own).square().sum((-1, -2)).argmin(0)
+    mean = layouts[nearest, torch.arange(24)].mean(0)
+    assert (mean - own).abs().max() < 0.1, mean
 
 
 @pytest.mark.parametrize("name", [name for name in DRAWN if scene_rule(load_relation(name)).contacts])
