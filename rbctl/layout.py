@@ -23,6 +23,7 @@ _SMALLEST = 1 / 16  # a box narrower than this would hold hardly a cell of the c
 _MARGIN = 0.05
 _LIMIT = 1 << 16  # characters of a prior's JSON
 _SAME = 0.5  # IoU above which two boxes hardly say whose place is where
+_CUT = 0.25  # of what two others share; docs/mini.md, "Boxes that share less"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +82,19 @@ class LayoutPrior:
             spread.append(_four(statistics.pstdev(c) for c in columns))
         return cls(tuple(roles), tuple(mean), tuple(spread))
 
-    def boxes(self) -> tuple[Box, ...]:
-        """N boxes, relative xyxy, inside [0, 1] and of some area; none nearly the same as another.
+    def boxes(self, cut: float = _CUT) -> tuple[Box, ...]:
+        """N boxes, relative xyxy, inside [0, 1] and of some area; those of two share less than their means.
 
-        Two that hug share most of their boxes, and what lies in both is painted as both: one body of two colours. So
-        where two boxes have an IoU above 0.5, each ends at the middle of the other.
+        What lies in two boxes is painted as both: one body of two colours. Boxes that are nearly the same, with an IoU
+        above 0.5, end at the middle of each other.
+
+        Args:
+            cut: share in [0, 1] of what the boxes of two individuals have in common, which both give up a half of.
+                Three or more keep all of it: they gained nothing.
         """
         boxes = [_inside(row) for row in self.mean]
         for k, j in itertools.combinations(range(len(boxes)), 2):
-            if _iou(boxes[k], boxes[j]) > _SAME:
-                boxes[k], boxes[j] = _separated(boxes[k], boxes[j])
+            boxes[k], boxes[j] = _separated(boxes[k], boxes[j], cut if len(boxes) == 2 else 0.0)
         return tuple(boxes)
 
     def to_json(self) -> str:
@@ -165,14 +169,20 @@ def _iou(a: Box, b: Box) -> float:
     return wide * high / (sum(areas) - wide * high)
 
 
-def _separated(a: Box, b: Box) -> tuple[Box, Box]:
-    """Each box up to the other's middle, along the axis on which their middles are further apart."""
+def _separated(a: Box, b: Box, cut: float) -> tuple[Box, Box]:
+    """Boxes that share less, by ``cut``, along the axis on which their middles are further apart."""
+    iou = _iou(a, b)
     middles = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in (a, b)]
     axis = max((0, 1), key=lambda k: abs(middles[0][k] - middles[1][k]))
     rows = [list(a), list(b)]
     first, last = sorted((0, 1), key=lambda k: middles[k][axis])
-    rows[first][axis + 2] = min(rows[first][axis + 2], middles[last][axis])
-    rows[last][axis] = max(rows[last][axis], middles[first][axis])
+    start, end = rows[last][axis], rows[first][axis + 2]  # of what they share
+    if iou > _SAME:
+        rows[first][axis + 2] = min(end, middles[last][axis])
+        rows[last][axis] = max(start, middles[first][axis])
+    elif iou > 0 and rows[first][axis] < start and end < rows[last][axis + 2]:  # neither holds the other's side
+        rows[first][axis + 2] = end - cut / 2 * (end - start)
+        rows[last][axis] = start + cut / 2 * (end - start)
     return _four(rows[0]), _four(rows[1])
 
 

@@ -30,7 +30,7 @@ def test_mean_and_spread_are_of_centre_and_size() -> None:
     assert prior.mean[0] == pytest.approx((0.5, 0.275, 0.4, 0.45))
     assert prior.spread[0] == pytest.approx((0.1, 0.025, 0.0, 0.05))
     assert prior.spread[1] == pytest.approx((0, 0, 0, 0))
-    assert prior.boxes()[1] == pytest.approx((0.0, 0.4, 0.6, 1.0))
+    assert prior.mean[1] == pytest.approx((0.3, 0.7, 0.6, 0.6))
 
 
 def test_mirrored_triplets_are_mirrored_back() -> None:
@@ -75,12 +75,29 @@ def test_boxes_that_are_nearly_the_same_are_told_apart() -> None:
     assert boxes(right, left) == [(0.3, 0.2, 0.6, 0.9), (0.1, 0.2, 0.4, 0.9)]
     upper, lower = (0.2, 0.1, 0.9, 0.5), (0.2, 0.2, 0.9, 0.6)
     assert boxes(upper, lower) == [(0.2, 0.1, 0.9, 0.4), (0.2, 0.3, 0.9, 0.6)]
-    rider, mount = (0.3, 0.1, 0.7, 0.7), (0.1, 0.4, 0.9, 0.9)
-    assert boxes(rider, mount) == [rider, mount]
+
+
+def test_two_boxes_share_a_quarter_less_than_in_the_triplets() -> None:
+    def boxes(*rows: tuple[float, float, float, float]) -> list[tuple[float, ...]]:
+        prior = LayoutPrior.from_boxes([rows], "abc"[: len(rows)])
+        return [tuple(round(v, 4) for v in box) for box in prior.boxes()]
+
+    rider, mount = (0.3, 0.1, 0.7, 0.7), (0.1, 0.4, 0.9, 0.9)  # of the 0.3 that they share, 0.075
+    assert boxes(rider, mount) == [(0.3, 0.1, 0.7, 0.6625), (0.1, 0.4375, 0.9, 0.9)]
+    assert boxes(mount, rider) == boxes(rider, mount)[::-1]
+    left, right = (0.1, 0.2, 0.5, 0.9), (0.3, 0.2, 0.9, 0.9)
+    assert boxes(left, right) == [(0.1, 0.2, 0.475, 0.9), (0.325, 0.2, 0.9, 0.9)]
+    prior = LayoutPrior.from_boxes([(rider, mount)], "ab")
+    assert prior.boxes(cut=0) == (pytest.approx(rider), pytest.approx(mount))
+    held, holder = (0.4, 0.3, 0.6, 0.5), (0.1, 0.1, 0.9, 0.9)
+    assert boxes(held, holder) == [held, holder]  # no side of one lies inside the other
+    apart = (0.5, 0.2, 0.9, 0.9)
+    assert boxes(left, apart) == [left, apart]
+    assert boxes(rider, mount, (0.8, 0.0, 1.0, 0.2)) == [rider, mount, (0.8, 0.0, 1.0, 0.2)]  # of three, nothing is cut
 
 
 def test_one_triplet_gives_back_its_boxes_and_no_spread() -> None:
-    prior = LayoutPrior.from_boxes(TRIPLETS[:1], ["rider", "mount"])
+    prior = LayoutPrior.from_boxes([TRIPLETS[0][:1]], ["rider"])
     assert prior.boxes()[0] == pytest.approx(TRIPLETS[0][0])
     assert set(prior.spread) == {(0.0, 0.0, 0.0, 0.0)}
 
