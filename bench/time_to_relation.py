@@ -26,26 +26,28 @@ from rbctl.plugins.eval.gates.measuring import Arm, Measuring
 from rbctl.plugins.eval.gates.sections import lora_arms
 from rbctl.plugins.eval.stages import Stages
 
-_BEFORE = {"prior_target": "picture"}
-_ATTN2 = {**_BEFORE, "lora_layers": "attn2"}
+_SHORT = {"steps": 100}
+_PICTURES = {**_SHORT, "prior_target": "picture"}
+_ATTN2 = {**_PICTURES, "lora_layers": "attn2"}
 WAYS: dict[str, dict[str, Any]] = {
     "recipe": {},
-    "70 steps": {"steps": 70},
-    "8e-3": {"learning_rate": 8e-3},
-    "pictures, 8e-3": {**_BEFORE, "learning_rate": 8e-3},  # the recipe before
-    "attn2, 300 steps, 2.5e-3": {**_ATTN2, "steps": 300, "learning_rate": 2.5e-3},  # three recipes before
-    "attn2, 100 steps, 5e-3": {**_ATTN2, "learning_rate": 5e-3},  # two recipes before
+    "100 steps, 6e-3": {**_SHORT, "learning_rate": 6e-3},  # the recipe before
+    "70 steps, 6e-3": {"steps": 70, "learning_rate": 6e-3},
+    "100 steps, 8e-3": {**_SHORT, "learning_rate": 8e-3},
+    "pictures, 8e-3": {**_PICTURES, "learning_rate": 8e-3},  # two recipes before
+    "attn2, 300 steps, 2.5e-3": {**_ATTN2, "steps": 300, "learning_rate": 2.5e-3},  # four recipes before
+    "attn2, 100 steps, 5e-3": {**_ATTN2, "learning_rate": 5e-3},  # three recipes before
     "attn2, 300 steps, 5e-3": {**_ATTN2, "steps": 300, "learning_rate": 5e-3},
-    "attention, 5e-3": {**_BEFORE, "lora_layers": "attention", "learning_rate": 5e-3},
-    "pictures, 3e-3": {**_BEFORE, "learning_rate": 3e-3},
-    "pictures, 5e-3": {**_BEFORE, "learning_rate": 5e-3},
-    "pictures, 1.2e-2": {**_BEFORE, "learning_rate": 1.2e-2},
-    "pictures, 8e-3, 70 steps": {**_BEFORE, "learning_rate": 8e-3, "steps": 70},
-    "pictures, 8e-3, 200 steps": {**_BEFORE, "learning_rate": 8e-3, "steps": 200},
-    "rank 8, 1e-2": {**_BEFORE, "rank": 8, "alpha": 8, "learning_rate": 1e-2},
-    "12 versions, zoom 1.3": {**_BEFORE, "learning_rate": 8e-3, "augmentation_draws": 12, "max_zoom": 1.3},
-    "8e-3, warm-up of 10 steps": {"learning_rate": 8e-3, "lr_warmup_steps": 10},
-    "8e-3, 96 prior scenes": {"learning_rate": 8e-3, "prior_count": 96},
+    "attention, 5e-3": {**_PICTURES, "lora_layers": "attention", "learning_rate": 5e-3},
+    "pictures, 3e-3": {**_PICTURES, "learning_rate": 3e-3},
+    "pictures, 5e-3": {**_PICTURES, "learning_rate": 5e-3},
+    "pictures, 1.2e-2": {**_PICTURES, "learning_rate": 1.2e-2},
+    "pictures, 8e-3, 70 steps": {**_PICTURES, "learning_rate": 8e-3, "steps": 70},
+    "pictures, 8e-3, 200 steps": {**_PICTURES, "learning_rate": 8e-3, "steps": 200},
+    "rank 8, 1e-2": {**_PICTURES, "rank": 8, "alpha": 8, "learning_rate": 1e-2},
+    "12 versions, zoom 1.3": {**_PICTURES, "learning_rate": 8e-3, "augmentation_draws": 12, "max_zoom": 1.3},
+    "8e-3, warm-up of 10 steps": {**_SHORT, "learning_rate": 8e-3, "lr_warmup_steps": 10},
+    "8e-3, 96 prior scenes": {**_SHORT, "learning_rate": 8e-3, "prior_count": 96},
 }
 
 
