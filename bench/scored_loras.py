@@ -23,6 +23,12 @@ def gates() -> Gates:
     return read_gates("mini", {})
 
 
+def measuring(folder: Path, recipe: Gates) -> Measuring:
+    """What tunes, samples and judges in ``folder``, two runs at once; what it holds is not made again."""
+    judge = Judge(load_oracle(resolve(recipe.bundle) / "oracle"))
+    return Measuring(recipe, folder, Stages(folder, recipe.bundle, "cpu", 2), judge)
+
+
 def scores(folder: Path, loras: Sequence[tuple[str, Path]], count: int) -> list[dict[str, float]]:
     """Means of the ``SCORES`` of each LoRA over ``count`` scenes, in the boxes of its own layout prior.
 
@@ -30,9 +36,7 @@ def scores(folder: Path, loras: Sequence[tuple[str, Path]], count: int) -> list[
         folder: of scenes and pictures; what it holds is not made again.
         loras: relation and file.
     """
-    recipe = gates()
-    judge = Judge(load_oracle(resolve(recipe.bundle) / "oracle"))
-    work = Measuring(recipe, folder, Stages(folder, recipe.bundle, "cpu", 2), judge)
+    work = measuring(folder, gates())
     arms = []
     for relation, path in loras:
         prior = layout_prior([read(path)])

@@ -10,14 +10,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.scored_loras import gates
-from rbctl.bundle.catalogue import resolve
+from bench.scored_loras import gates, measuring
 from rbctl.lora import layout_prior, read
-from rbctl.menagerie.judge import Judge
-from rbctl.menagerie.oracle import load_oracle
 from rbctl.plugins.eval.gates.figures import Scores, difference, stacked, summary
 from rbctl.plugins.eval.gates.measuring import Arm, Measuring, Tuned
-from rbctl.plugins.eval.stages import Stages
 
 _SHOWN = ("relation", "contact", "species", "pattern", "coat", "merged")
 
@@ -38,10 +34,8 @@ def main() -> None:
     parser.add_argument("--cuts", nargs="+", type=float, default=[0.25, 0.0, 0.5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()
-    recipe = gates()
-    judge = Judge(load_oracle(resolve(recipe.bundle) / "oracle"))
-    work = Measuring(recipe, arguments.folder, Stages(arguments.folder, recipe.bundle, "cpu", 2), judge)
-    loras = work.tuned(recipe.relations, arguments.seeds)
+    work = measuring(arguments.folder, gates())
+    loras = work.tuned(work.gates.relations, arguments.seeds)
     first: dict[str, Scores] = {}
     for cut in arguments.cuts:
         arms = [arm(work, tuned, cut) for tuned in loras]

@@ -17,14 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.scored_loras import SCORES, gates
-from rbctl.bundle.catalogue import resolve
-from rbctl.menagerie.judge import Judge
-from rbctl.menagerie.oracle import load_oracle
+from bench.scored_loras import SCORES, gates, measuring
 from rbctl.plugins.eval.gates.figures import Scores, difference, stacked, summary
-from rbctl.plugins.eval.gates.measuring import Arm, Measuring
+from rbctl.plugins.eval.gates.measuring import Arm
 from rbctl.plugins.eval.gates.sections import lora_arms
-from rbctl.plugins.eval.stages import Stages
 
 _SHORT = {"steps": 100}
 _PICTURES = {**_SHORT, "prior_target": "picture"}
@@ -66,11 +62,11 @@ class Measured:
     seconds: float
 
 
-def measure(folder: Path, options: dict[str, Any], seeds: Sequence[int], judge: Judge) -> Measured:
+def measure(folder: Path, options: dict[str, Any], seeds: Sequence[int]) -> Measured:
     """Tune, sample and judge."""
     recipe = gates()
     recipe = dataclasses.replace(recipe, finetune={**recipe.finetune, **options})
-    work = Measuring(recipe, folder, Stages(folder, recipe.bundle, "cpu", 2), judge)
+    work = measuring(folder, recipe)
     count, tuned = work.each(recipe.relations), work.tuned(recipe.relations, seeds)
     arms = [lora_arms(work, lora, work.cases(lora.relation, count)) for lora in tuned]
     base = dataclasses.replace(arms[0]["easy"], name="base-easy", lora=None)
@@ -97,10 +93,9 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()
-    judge = Judge(load_oracle(resolve(gates().bundle) / "oracle"))
     first: dict[str, Scores] = {}
     for name in arguments.ways:
-        measured = measure(arguments.folder, WAYS[name], arguments.seeds, judge)
+        measured = measure(arguments.folder, WAYS[name], arguments.seeds)
         first = first or measured.scores
         means = summary(measured.scores)["mean"]
         print(f"{name}: {measured.seconds:.0f} s, easy relations drop by {measured.drop:.3f}", flush=True)

@@ -66,10 +66,13 @@ def test_three_boxes_overlap_as_those_of_their_triplets(name: str) -> None:
     assert overlaps(torch.tensor(prior.boxes())) == pytest.approx(wanted.tolist(), abs=0.1)
 
 
-def test_boxes_that_are_nearly_the_same_are_told_apart() -> None:
-    def boxes(*rows: tuple[float, float, float, float]) -> list[tuple[float, ...]]:
-        return [tuple(round(v, 4) for v in box) for box in LayoutPrior.from_boxes([rows], ["a", "b"]).boxes()]
+def boxes(*rows: tuple[float, float, float, float]) -> list[tuple[float, ...]]:
+    """Of a prior that was made from one triplet."""
+    prior = LayoutPrior.from_boxes([rows], "abc"[: len(rows)])
+    return [tuple(round(v, 4) for v in box) for box in prior.boxes()]
 
+
+def test_boxes_that_are_nearly_the_same_are_told_apart() -> None:
     left, right = (0.1, 0.2, 0.5, 0.9), (0.2, 0.2, 0.6, 0.9)
     assert boxes(left, right) == [(0.1, 0.2, 0.4, 0.9), (0.3, 0.2, 0.6, 0.9)]
     assert boxes(right, left) == [(0.3, 0.2, 0.6, 0.9), (0.1, 0.2, 0.4, 0.9)]
@@ -78,10 +81,6 @@ def test_boxes_that_are_nearly_the_same_are_told_apart() -> None:
 
 
 def test_two_boxes_share_a_quarter_less_than_in_the_triplets() -> None:
-    def boxes(*rows: tuple[float, float, float, float]) -> list[tuple[float, ...]]:
-        prior = LayoutPrior.from_boxes([rows], "abc"[: len(rows)])
-        return [tuple(round(v, 4) for v in box) for box in prior.boxes()]
-
     rider, mount = (0.3, 0.1, 0.7, 0.7), (0.1, 0.4, 0.9, 0.9)  # of the 0.3 that they share, 0.075
     assert boxes(rider, mount) == [(0.3, 0.1, 0.7, 0.6625), (0.1, 0.4375, 0.9, 0.9)]
     assert boxes(mount, rider) == boxes(rider, mount)[::-1]
