@@ -52,6 +52,7 @@ class LayoutPrior:
         boxes: Sequence[Sequence[Sequence[float]]],
         roles: Sequence[str],
         orders: Sequence[Sequence[int]] = (),
+        mirror: bool = True,
     ) -> LayoutPrior:
         """The prior of some triplets.
 
@@ -63,6 +64,7 @@ class LayoutPrior:
             boxes: per triplet N boxes, relative xyxy, in the order of ``roles``.
             roles: N names.
             orders: ways in which the roles may change places (``Relation.orders``); () for none.
+            mirror: whether triplets may be mirrored; False where all look to one side already.
 
         Raises:
             ValueError: no triplet, or one with another number of boxes than roles.
@@ -71,9 +73,7 @@ class LayoutPrior:
             raise ValueError(f"boxes: one or more triplets of {len(roles)} boxes were expected")
         aligned: list[list[Four]] = []
         for triplet in boxes:
-            rows = [_centred(box) for box in triplet]
-            sides = (rows, [(1 - cx, cy, w, h) for cx, cy, w, h in rows])
-            layouts = [[side[k] for k in order] for order in orders or [range(len(rows))] for side in sides]
+            layouts = _layouts([_centred(box) for box in triplet], orders, mirror)
             aligned.append(min(layouts, key=lambda layout: _distance(layout, aligned)))
         mean, spread = [], []
         for role in range(len(roles)):
@@ -96,6 +96,21 @@ class LayoutPrior:
         for k, j in itertools.combinations(range(len(boxes)), 2):
             boxes[k], boxes[j] = _separated(boxes[k], boxes[j], cut if len(boxes) == 2 else 0.0)
         return tuple(boxes)
+
+    def near(self, boxes: Sequence[Sequence[float]], orders: Sequence[Sequence[int]] = ()) -> tuple[Box, ...]:
+        """``boxes()`` where a picture has its individuals: mirrored, in another order and moved, as is nearest.
+
+        Args:
+            boxes: N, relative xyxy, in the order of ``roles``.
+            orders: as of ``from_boxes``.
+
+        Returns:
+            N boxes inside [0, 1].
+        """
+        own, mean = [_centred(box) for box in boxes], [_centred(box) for box in self.boxes()]
+        layout = min(_layouts(mean, orders), key=lambda rows: _distance(rows, [own]))
+        aside, down = (statistics.fmean(a[k] - b[k] for a, b in zip(own, layout, strict=True)) for k in (0, 1))
+        return tuple(_inside((cx + aside, cy + down, w, h)) for cx, cy, w, h in layout)
 
     def to_json(self) -> str:
         """One line for a file's metadata; the same prior gives the same text."""
@@ -147,6 +162,12 @@ def _four(values: Iterable[float]) -> Four:
 def _centred(box: Sequence[float]) -> Four:
     x0, y0, x1, y1 = box
     return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
+
+
+def _layouts(rows: Sequence[Four], orders: Sequence[Sequence[int]], mirror: bool = True) -> list[list[Four]]:
+    """A layout in all its orders, each as it is and mirrored."""
+    sides = [rows, [(1 - cx, cy, w, h) for cx, cy, w, h in rows]][: 1 + mirror]
+    return [[side[k] for k in order] for order in orders or [range(len(rows))] for side in sides]
 
 
 def _distance(rows: Sequence[Four], others: Sequence[Sequence[Four]]) -> float:

@@ -38,11 +38,13 @@ from rbctl.options import configured, find_recipe
 from rbctl.plugins.finetune import command, encodings, finetune, preview
 from rbctl.plugins.finetune.config import EASY, FinetuneConfig
 from rbctl.plugins.finetune.objective import Objective
-from rbctl.plugins.finetune.relation_lora import layout_prior
+from rbctl.plugins.finetune.relation_lora import layout
 from rbctl.plugins.finetune.samples import micro_batch, micro_batches, prior_number, random_timestep
 from rbctl.processes import divide_batch
 from rbctl.relations import load_relation
 from rbctl.triplets import data_hash, load
+from rbctl.triplets.geometry import faces_left
+from rbctl.triplets.keypoints import KEYPOINTS, absent
 
 
 @pytest.fixture(scope="session")
@@ -522,7 +524,7 @@ def test_the_layout_prior_goes_by_role(triplets: Path) -> None:
         return [[thing.box for thing in row.objects] for row in rows]
 
     ride = load_relation("ride")
-    assert layout_prior(turned, boxes(turned), ride) == layout_prior(found, boxes(found), ride)
+    assert layout(turned, boxes(turned), ride) == layout(found, boxes(found), ride)
 
 
 @pytest.mark.slow
@@ -630,6 +632,66 @@ def encoded(tiny_bundle: Path, triplets: Path, tmp_path_factory: pytest.TempPath
     return bundle, *encodings.split(encoded, 2)
 
 
+@pytest.mark.parametrize(("relation", "mirrored"), [("jump", True), ("ride", True), ("hug", False)])
+def test_face_right_is_for_boxes_that_do_not_tell_the_side(
+    tiny_bundle: Path, tmp_path: Path, relation: str, mirrored: bool
+) -> None:
+    draw_triplets(load_relation(relation), 5, 0, tmp_path / "drawn")
+    drawn = load(tmp_path / "drawn")
+    assert {faces_left(triplet) for triplet in drawn} == {False, True}
+    config = FinetuneConfig(relation=relation, augmentation_draws=4, face_right=True)
+    bundle = load_bundle(str(tiny_bundle), torch.device("cpu"), torch.float32)
+    own, prior = encodings.split(encodings.encode(bundle, drawn, drawn, config, 128), len(drawn))
+    assert prior is not None
+    nose, neck = (KEYPOINTS.index(name) for name in ("nose", "neck"))
+
+    def looks_right(encoded: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The subject of each version, (S, A)."""
+        points = encoded["target_keypoints"][:, :, 0, :, 0]
+        return points[..., nose] > points[..., neck]
+
+    assert bool(looks_right(own).all()) == mirrored
+    assert not looks_right(prior).all()  # a prior set is mirrored at random
+
+
+@pytest.mark.parametrize(("share", "due"), [(0.0, []), (0.5, [1, 3]), (1.0, [0, 1, 2, 3])])
+def test_a_share_of_the_versions_is_in_the_boxes_of_sampling(
+    tiny_bundle: Path, triplets: Path, share: float, due: list[int]
+) -> None:
+    config = FinetuneConfig(relation="hug", augmentation_draws=4, layout_share=share)
+    bundle, drawn = load_bundle(str(tiny_bundle), torch.device("cpu"), torch.float32), load(triplets)[:2]
+    place = layout(drawn, [[entry.box for entry in triplet.objects] for triplet in drawn], load_relation("hug"))
+    encoded = encodings.encode(bundle, drawn, drawn, config, 128, place)
+    sizes, sampled = encoded["boxes"][..., 2:] - encoded["boxes"][..., :2], torch.tensor(place.prior.boxes())
+    inside = ((encoded["boxes"] > 0) & (encoded["boxes"] < 1)).all(-1)  # others are cut off at the picture's edge
+    alike = ((sizes - (sampled[:, 2:] - sampled[:, :2])).abs() < 1e-5).all(-1)
+    for version in range(4):
+        own, prior = (alike[rows, version][inside[rows, version]] for rows in (slice(2), slice(2, None)))
+        assert own.numel()
+        assert bool(own.all()) == (version in due)
+        assert not prior.any()
+
+
+def test_without_keypoints_triplets_are_mirrored_at_random(triplets: Path) -> None:
+    alone = [dataclasses.replace(t, objects=t.objects[:1]) for t in load(triplets)]
+    blank = dataclasses.replace(alone[0].objects[0], target_keypoints=absent())
+    config = FinetuneConfig(relation="hug", face_right=True)
+    first, *others = encodings.mirroring([dataclasses.replace(alone[0], objects=(blank,)), *alone[1:]], config)
+    assert first is None
+    assert set(others) == {False, True}
+
+
+@pytest.mark.slow
+def test_face_right_is_an_option_and_the_layout_prior_follows(road: Road, tmp_path: Path) -> None:
+    """A rider who looks right sits left of its mount's middle; the first triplet's rider looks left."""
+    draw_triplets(load_relation("ride"), 6, 0, tmp_path / "ride")
+    arguments = road.arguments("right", data=tmp_path / "ride", relation="ride", steps=2)
+    assert run([*arguments, "--face-right"], road.log) == 0, road.said()
+    with safe_open(road.folder / "right" / "ride.safetensors", framework="pt") as file:
+        rider, mount = LayoutPrior.from_json(file.metadata()["rbctl.layout_prior"]).mean
+    assert rider[0] < mount[0]  # it sits behind the head
+
+
 def test_encodings_come_apart(encoded: Any, tiny_bundle: Path, triplets: Path) -> None:
     bundle, own, prior = encoded
     assert (own["boxes"].shape[0], prior["boxes"].shape[0]) == (2, 3)
@@ -699,7 +761,7 @@ def test_a_wide_set_trains_and_its_layout_prior_is_of_whole_targets(road: Road, 
         metadata = file.metadata()
     triplets = load(wide)
     boxes = [[entry.box for entry in triplet.objects] for triplet in triplets]
-    whole = layout_prior(triplets, boxes, load_relation("hug"))
+    whole = layout(triplets, boxes, load_relation("hug")).prior
     written = LayoutPrior.from_json(metadata["rbctl.layout_prior"])
     assert np.abs(np.subtract(written.mean, whole.mean)).max() < 0.01
     # cut to squares it cannot be trained on

@@ -41,6 +41,25 @@ def test_mirrored_triplets_are_mirrored_back() -> None:
     assert prior.boxes()[1] == pytest.approx(right)
 
 
+def test_triplets_that_look_to_one_side_are_not_mirrored() -> None:
+    left, right = (0.0, 0.2, 0.5, 0.8), (0.6, 0.2, 1.0, 0.8)
+    prior = LayoutPrior.from_boxes([[left, right], [right, left]], ["subject", "object"], mirror=False)
+    assert prior.mean[0] == pytest.approx((0.525, 0.5, 0.45, 0.6))
+
+
+def test_near_is_mirrored_moved_and_in_the_nearest_order() -> None:
+    a, b, c = (0.0, 0.2, 0.2, 0.8), (0.4, 0.2, 0.6, 0.8), (0.6, 0.4, 0.9, 0.8)
+    prior = LayoutPrior.from_boxes([[a, b, c]], "abc")
+    here = [(0.05, 0.1, 0.25, 0.6), (0.45, 0.1, 0.65, 0.8), (0.65, 0.3, 0.95, 0.8)]
+    moved = [(x0 + 0.05, y0 - 0.08333, x1 + 0.05, y1 - 0.08333) for x0, y0, x1, y1 in (a, b, c)]
+    assert prior.near(here) == tuple(pytest.approx(box, abs=1e-4) for box in moved)
+    mirror = [(1 - x1, y0, 1 - x0, y1) for x0, y0, x1, y1 in here]
+    expected = [(1 - x1, y0, 1 - x0, y1) for x0, y0, x1, y1 in moved]
+    assert prior.near(mirror) == tuple(pytest.approx(box, abs=1e-4) for box in expected)
+    swapped = [here[1], here[0], here[2]]
+    assert prior.near(swapped, [(0, 1, 2), (1, 0, 2)])[0] == pytest.approx(moved[1], abs=1e-4)
+
+
 def test_who_is_on_which_side_counts_not_where_both_are() -> None:
     """Two close together, left of the middle and then right of it: mirroring would turn them round."""
     here = [(0.1, 0.2, 0.5, 0.9), (0.2, 0.2, 0.6, 0.9)]

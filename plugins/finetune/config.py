@@ -110,7 +110,19 @@ class FinetuneConfig:
     augmentation_draws: int = setting(
         1, "Versions of each triplet to draw from; 1 trains on it as it is.", min=1, max=10_000
     )
-    random_flip: bool = setting(True, "Mirror whole triplets in the further draws.")
+    random_flip: bool = setting(True, "Mirror random ones of the further draws, triplets as a whole.")
+    face_right: bool = setting(
+        False,
+        "Where boxes do not tell who looks which way (one individual alone, one above the other): mirror the triplets "
+        "whose subject looks left, and none at random. Else such individuals may be drawn looking both ways.",
+    )
+    layout_share: float = setting(
+        0.0,
+        "Share of each triplet's versions that are in the layout prior's boxes, which pictures are sampled in, instead "
+        "of their own. An individual of another size then does as the others.",
+        min=0.0,
+        max=1.0,
+    )
     max_zoom: float = setting(1.15, "Largest random zoom of the target in the further draws.", min=1.0, max=4.0)
 
     timestep_sampling: Literal["uniform", "logit_normal", "cosine"] = setting(

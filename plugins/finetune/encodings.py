@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rbctl.draws import generator
 from rbctl.errors import InputError
 from rbctl.files import read_image
 from rbctl.kept import not_finite
+from rbctl.layout import LayoutPrior
 from rbctl.measurements import measured
 from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.progress import progress
@@ -25,7 +27,10 @@ from rbctl.triplets import Triplet, geometry
 from rbctl.triplets.geometry import Annotated
 
 # Options that change what the frozen networks are shown.
-_OPTIONS = ("seed", "augmentation_draws", "random_flip", "max_zoom", "local_tokens", "local_grid", "local_injection")
+_OPTIONS = (
+    *("seed", "augmentation_draws", "random_flip", "face_right", "layout_share", "max_zoom"),
+    *("local_tokens", "local_grid", "local_injection"),
+)
 
 # The tensors and their dimensions: S triplets and prior scenes, A versions, N objects, K keypoints, H x W pixels,
 # h x w latents, p x p those of image prompts. Absent objects are zeros. Smaller targets are padded at the right and
@@ -44,6 +49,7 @@ _SHAPES = {
 }
 _BOOLS = {"visible", "object_mask", "present", "words_mask", "negative_mask"}
 _TYPES = {**dict.fromkeys(_BOOLS, torch.bool), "predicate_span": torch.int64}  # others: floating point
+_ASIDE = 0.1  # of a picture's side: middles of boxes that are further apart lie side by side
 _PER_OBJECT = ("prompt_latents_mean", "prompt_latents_std", "boxes", "target_keypoints", "image_keypoints", "visible")
 
 
@@ -65,22 +71,40 @@ def pad_targets(rows: Sequence[dict[str, torch.Tensor]]) -> None:
             row[key] = pad(row[key], (0, width - row[key].shape[-1], 0, height - row[key].shape[-2]))
 
 
+def mirroring(triplets: Sequence[Triplet], config: FinetuneConfig) -> list[bool | None]:
+    """Whether each triplet is mirrored in all its versions, by ``face_right``; None for what ``random_flip`` says.
+
+    Boxes side by side tell who looks at whom, so triplets may be mirrored at random. An individual alone, or upon
+    another, looks either way in the same boxes, and a small model then draws both at once. So all look one way, as far
+    as keypoints tell.
+    """
+    middles = [[(o.box[0] + o.box[2]) / 2 for o in triplet.objects] for triplet in triplets]
+    aside = statistics.fmean(max(own) - min(own) for own in middles)
+    if not config.face_right or aside > _ASIDE:
+        return [None] * len(triplets)
+    return [geometry.faces_left(triplet) for triplet in triplets]
+
+
 def made_from(
     config: FinetuneConfig,
     facts: Mapping[str, Any],
     resolution: int,
     dtype: torch.dtype,
     sizes: Sequence[tuple[int, int]] = (),
+    layout: Layout | None = None,
 ) -> dict[str, Any]:
     """What encodings depend on.
 
     Args:
         facts: hashes of data, prior set and bundle.
         sizes: of the targets; named only where one is not square.
+        layout: named only where versions lie in it.
     """
     oblong = {"sizes": [list(size) for size in sizes]} if set(sizes) - {(resolution, resolution)} else {}
+    boxes = {"boxes": [*map(list, layout.prior.boxes()), layout.orders]} if layout and config.layout_share else {}
     return {
         **oblong,
+        **boxes,
         **{name: getattr(config, name) for name in _OPTIONS},
         **{name: facts[name] for name in ("data", "prior", "bundle")},
         "resolution": resolution,
@@ -121,10 +145,14 @@ def encode(
     prior: Sequence[Triplet],
     config: FinetuneConfig,
     resolution: int,
+    layout: Layout | None = None,
 ) -> dict[str, torch.Tensor]:
     """Encodings of the triplets, then of the prior set, as ``_SHAPES`` and the base name them.
 
     :func:`split` takes them apart.
+
+    Args:
+        layout: what the triplets' boxes become in ``layout_share`` of their versions; None to leave all as they are.
 
     Raises:
         InputError: a picture cannot be read, a prompt lacks its predicate, or a network gave NaN.
@@ -133,13 +161,21 @@ def encode(
     most = max(len(triplet.objects) for triplet in everything)
     targets = [triplet.target for triplet in everything]
     sizes = training_sizes(targets, config, resolution, summary(base.folder).multiple)
+    sides = mirroring(triplets, config)
     rows = []
     with progress(len(everything) * config.augmentation_draws, "encoding triplets", unit="version") as bar:
         for number, triplet in enumerate(everything):
+            mirrored = sides[number] if number < len(triplets) else None
             frames = [
-                Frame.of(config, triplet.id, version, sizes[number]) for version in range(config.augmentation_draws)
+                Frame.of(config, triplet.id, version, sizes[number], mirrored)
+                for version in range(config.augmentation_draws)
             ]
             views = [View.of(triplet, frame, resolution) for frame in frames]
+            if layout and number < len(triplets):
+                views = [
+                    view.within(layout.near(triplet, view.boxes)) if _is_due(version, config.layout_share) else view
+                    for version, view in enumerate(views)
+                ]
             # Network by network, as with --lowvram each must come to the device.
             latents = [_latents(base, view) for view in views]
             names = [individual.name for individual in triplet.objects]
@@ -176,6 +212,36 @@ def split(
     return part(slice(count)), part(slice(count, None)) if encoded["boxes"].shape[0] > count else None
 
 
+def _is_due(number: int, share: float) -> bool:
+    """Whether ``number`` is one of a share of all numbers from 0 on, spread evenly."""
+    return int((number + 1) * share) > int(number * share)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The boxes that pictures of a relation are sampled in.
+
+    Attributes:
+        orders: in which its roles may stand, as of ``LayoutPrior.from_boxes``.
+    """
+
+    prior: LayoutPrior
+    orders: tuple[tuple[int, ...], ...]
+
+    def near(self, triplet: Triplet, boxes: torch.Tensor) -> torch.Tensor:
+        """These boxes where a version of a triplet has its individuals; its own where it has other roles.
+
+        Args:
+            boxes: (N, 4) of the version, relative xyxy.
+        """
+        own = {individual.role: box for individual, box in zip(triplet.objects, boxes.tolist(), strict=True)}
+        if own.keys() != set(self.prior.roles):
+            return boxes
+        near = self.prior.near([own[role] for role in self.prior.roles], self.orders)
+        by_role = dict(zip(self.prior.roles, near, strict=True))
+        return torch.tensor([by_role[individual.role] for individual in triplet.objects])
+
+
 @dataclass(frozen=True)
 class Frame:
     """A version of a picture: how it is cut to the size of training, and whether it is mirrored.
@@ -191,13 +257,21 @@ class Frame:
     mirrored: bool = False
 
     @classmethod
-    def of(cls, config: FinetuneConfig, name: object, version: int, size: tuple[int, int]) -> Frame:
-        """Version 0 is the picture as it is; the others are random, a function of (seed, name, version)."""
+    def of(
+        cls, config: FinetuneConfig, name: object, version: int, size: tuple[int, int], mirrored: bool | None = None
+    ) -> Frame:
+        """Version 0 is the picture as it is; the others are random, a function of (seed, name, version).
+
+        Args:
+            mirrored: whether every version is; None for what ``random_flip`` says.
+        """
         if version == 0:
-            return cls(size)
+            return cls(size, mirrored=bool(mirrored))
         chance = torch.rand(4, generator=generator(config.seed, "augmentation", name, version)).tolist()
         zoom = 1 + chance[0] * (config.max_zoom - 1)
-        return cls(size, zoom, (chance[1], chance[2]), config.random_flip and chance[3] < 0.5)
+        if mirrored is None:
+            mirrored = config.random_flip and chance[3] < 0.5
+        return cls(size, zoom, (chance[1], chance[2]), mirrored)
 
     def cut(self, picture: Annotated) -> tuple[Annotated, torch.Tensor]:
         """The picture as it is trained on, and its time ids (6).
@@ -234,6 +308,10 @@ class View:
         target, time_ids = frame.cut(geometry.target(triplet))
         prompts = [frame.turned(geometry.image_prompt(individual)) for individual in triplet.objects]
         return cls(target, time_ids, prompts, [geometry.contain(prompt, resolution, resolution) for prompt in prompts])
+
+    def within(self, boxes: torch.Tensor) -> View:
+        """The same picture with other boxes (N, 4)."""
+        return replace(self, target=replace(self.target, boxes=boxes.numpy()))
 
     @property
     def boxes(self) -> torch.Tensor:

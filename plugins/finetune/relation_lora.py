@@ -46,6 +46,7 @@ class RelationLora:
     prior: list[Triplet]
     problems: list[Problem]
     resolution: int
+    layout: encodings.Layout
     bundle: Base
     encoded: dict[str, torch.Tensor]
     encoded_prior: dict[str, torch.Tensor] | None
@@ -74,10 +75,10 @@ class RelationLora:
         config, dtype = self.config, DTYPES[facts["precision"]]
         if run.world.first:
             self._warn()
-        self.resolution = resolution
+        self.resolution, self.layout = resolution, self._layout(resolution)
         targets = [triplet.target for triplet in (*self.triplets, *self.prior)]
         sizes = encodings.training_sizes(targets, config, resolution, summary(resolve(config.bundle)).multiple)
-        made_from = encodings.made_from(config, facts, resolution, dtype, sizes)
+        made_from = encodings.made_from(config, facts, resolution, dtype, sizes, self.layout)
         path, own = run.folder / _FROZEN, family_of(resolve(config.bundle)).module("training").Training.shapes
         others = run.folder.parent.glob(f"*/{_FROZEN}")  # of another rank or learning rate, on the same data
         if run.world.first and not path.is_file() and (twin := kept.twin(sorted(others), made_from)):
@@ -91,7 +92,7 @@ class RelationLora:
         else:
             local_encoder = config.local_tokens != "none"
             self.bundle = load(config.bundle, device, dtype, local_encoder=local_encoder, lowvram=config.lowvram)
-            encoded = encodings.encode(self.bundle, self.triplets, self.prior, config, resolution)
+            encoded = encodings.encode(self.bundle, self.triplets, self.prior, config, resolution, self.layout)
             if run.world.first:
                 kept.save(path, encoded, made_from)
             self.bundle.drop_encoders()
@@ -100,6 +101,11 @@ class RelationLora:
             write_text(run.folder / RELATION, content)
         self.encoded, self.encoded_prior = encodings.split(encoded, len(self.triplets))
         return self.bundle
+
+    def _layout(self, resolution: int) -> encodings.Layout:
+        sides = encodings.mirroring(self.triplets, self.config)
+        boxes = [_whole_boxes(t, resolution, bool(side)) for t, side in zip(self.triplets, sides, strict=True)]
+        return layout(self.triplets, boxes, self.relation, mirror=None in sides)
 
     def _check(self, resolution: int) -> None:
         """Look at the triplets as they are trained on, by the list of ``rbctl data check``.
@@ -153,10 +159,7 @@ class RelationLora:
 
     def _metadata(self, step: int, facts: Mapping[str, Any]) -> dict[str, str]:
         config, bundle = self.config, self.bundle
-        resolution = self.resolution
-        prior = layout_prior(
-            self.triplets, [_whole_boxes(triplet, resolution) for triplet in self.triplets], self.relation
-        )
+        resolution, prior = self.resolution, self.layout.prior
         predicate = next((t.predicate for t in self.triplets if t.predicate), self.relation.predicate)
         captions = [triplet.prompt for triplet in self.triplets]
         own = {
@@ -210,20 +213,23 @@ def relation_task(
     )
 
 
-def _whole_boxes(triplet: Triplet, resolution: int) -> list[list[float]]:
+def _whole_boxes(triplet: Triplet, resolution: int, mirrored: bool) -> list[list[float]]:
     """Boxes (N, 4) of a triplet in its whole target, at the size of training."""
     target = geometry.resize(geometry.target(triplet), resolution, resolution)
+    if mirrored:
+        target = geometry.flip(target)
     boxes: list[list[float]] = torch.from_numpy(target.boxes).float().tolist()
     return boxes
 
 
-def layout_prior(
-    triplets: Sequence[Triplet], boxes: Sequence[Sequence[Sequence[float]]], relation: Relation
-) -> LayoutPrior:
+def layout(
+    triplets: Sequence[Triplet], boxes: Sequence[Sequence[Sequence[float]]], relation: Relation, mirror: bool = True
+) -> encodings.Layout:
     """Where each role lies, over the triplets that have the roles of the fullest one.
 
     Args:
         boxes: (S, N, 4), each triplet's boxes in its whole target, in the order of its objects.
+        mirror: whether a triplet may be mirrored to lie as the others do.
     """
     fullest = max(triplets, key=lambda triplet: len(triplet.objects))
     roles = [individual.role for individual in fullest.objects]
@@ -234,4 +240,5 @@ def layout_prior(
             rows.append([by_role[role] for role in roles])
     # Of two, mirroring says the same.
     known = len(roles) > 2 and roles == [role.name for role in relation.roles]
-    return LayoutPrior.from_boxes(rows, roles, relation.orders() if known else ())
+    orders = tuple(tuple(order) for order in relation.orders()) if known else ()
+    return encodings.Layout(LayoutPrior.from_boxes(rows, roles, orders, mirror), orders)
