@@ -22,17 +22,19 @@ from rbctl.plugins.eval.gates.figures import Scores, difference, stacked, summar
 from rbctl.plugins.eval.gates.measuring import Arm
 from rbctl.plugins.eval.gates.sections import lora_arms
 
-_SHORT = {"steps": 100}
+_AS_DRAWN = {"face_right": False, "layout_share": 0.0}  # the triplets' sides and boxes, in all recipes before
+_SHORT = {**_AS_DRAWN, "steps": 100}
 _PICTURES = {**_SHORT, "prior_target": "picture"}
 _ATTN2 = {**_PICTURES, "lora_layers": "attn2"}
 WAYS: dict[str, dict[str, Any]] = {
     "recipe": {},
-    "100 steps, 6e-3": {**_SHORT, "learning_rate": 6e-3},  # the recipe before
-    "70 steps, 6e-3": {"steps": 70, "learning_rate": 6e-3},
+    "sides and boxes as drawn": _AS_DRAWN,  # the recipe before
+    "100 steps, 6e-3": {**_SHORT, "learning_rate": 6e-3},  # two recipes before
+    "70 steps, 6e-3": {**_AS_DRAWN, "steps": 70, "learning_rate": 6e-3},
     "100 steps, 8e-3": {**_SHORT, "learning_rate": 8e-3},
-    "pictures, 8e-3": {**_PICTURES, "learning_rate": 8e-3},  # two recipes before
-    "attn2, 300 steps, 2.5e-3": {**_ATTN2, "steps": 300, "learning_rate": 2.5e-3},  # four recipes before
-    "attn2, 100 steps, 5e-3": {**_ATTN2, "learning_rate": 5e-3},  # three recipes before
+    "pictures, 8e-3": {**_PICTURES, "learning_rate": 8e-3},  # three recipes before
+    "attn2, 300 steps, 2.5e-3": {**_ATTN2, "steps": 300, "learning_rate": 2.5e-3},  # five recipes before
+    "attn2, 100 steps, 5e-3": {**_ATTN2, "learning_rate": 5e-3},  # four recipes before
     "attn2, 300 steps, 5e-3": {**_ATTN2, "steps": 300, "learning_rate": 5e-3},
     "attention, 5e-3": {**_PICTURES, "lora_layers": "attention", "learning_rate": 5e-3},
     "pictures, 3e-3": {**_PICTURES, "learning_rate": 3e-3},

@@ -97,6 +97,11 @@ class LayoutPrior:
             boxes[k], boxes[j] = _separated(boxes[k], boxes[j], cut if len(boxes) == 2 else 0.0)
         return tuple(boxes)
 
+    def overlap(self) -> float:
+        """The largest IoU in [0, 1] of two roles' mean boxes; 0 for a single role."""
+        pairs = itertools.combinations([_inside(row) for row in self.mean], 2)
+        return max((_iou(a, b) for a, b in pairs), default=0.0)
+
     def near(self, boxes: Sequence[Sequence[float]], orders: Sequence[Sequence[int]] = ()) -> tuple[Box, ...]:
         """``boxes()`` where a picture has its individuals: mirrored, in another order and moved, as is nearest.
 

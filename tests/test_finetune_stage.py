@@ -42,7 +42,7 @@ from rbctl.plugins.finetune.relation_lora import layout
 from rbctl.plugins.finetune.samples import micro_batch, micro_batches, prior_number, random_timestep
 from rbctl.processes import divide_batch
 from rbctl.relations import load_relation
-from rbctl.triplets import data_hash, load
+from rbctl.triplets import Triplet, data_hash, load
 from rbctl.triplets.geometry import faces_left
 from rbctl.triplets.keypoints import KEYPOINTS, absent
 
@@ -654,13 +654,25 @@ def test_face_right_is_for_boxes_that_do_not_tell_the_side(
     assert not looks_right(prior).all()  # a prior set is mirrored at random
 
 
+def boxes_of(triplets: list[Triplet]) -> encodings.Layout:
+    return layout(triplets, [[entry.box for entry in triplet.objects] for triplet in triplets], load_relation("hug"))
+
+
+@pytest.mark.parametrize(("relation", "apart"), [("shake_hands", True), ("jump", True), ("hug", False)])
+def test_only_boxes_that_lie_apart_are_trained_in(tmp_path: Path, relation: str, apart: bool) -> None:
+    draw_triplets(load_relation(relation), 6, 0, tmp_path / "drawn")
+    place, config = boxes_of(load(tmp_path / "drawn")), FinetuneConfig(relation=relation)
+    assert place.for_training(config) is None
+    assert place.for_training(dataclasses.replace(config, layout_share=0.5)) == (place if apart else None)
+
+
 @pytest.mark.parametrize(("share", "due"), [(0.0, []), (0.5, [1, 3]), (1.0, [0, 1, 2, 3])])
 def test_a_share_of_the_versions_is_in_the_boxes_of_sampling(
     tiny_bundle: Path, triplets: Path, share: float, due: list[int]
 ) -> None:
     config = FinetuneConfig(relation="hug", augmentation_draws=4, layout_share=share)
     bundle, drawn = load_bundle(str(tiny_bundle), torch.device("cpu"), torch.float32), load(triplets)[:2]
-    place = layout(drawn, [[entry.box for entry in triplet.objects] for triplet in drawn], load_relation("hug"))
+    place = boxes_of(drawn)
     encoded = encodings.encode(bundle, drawn, drawn, config, 128, place)
     sizes, sampled = encoded["boxes"][..., 2:] - encoded["boxes"][..., :2], torch.tensor(place.prior.boxes())
     inside = ((encoded["boxes"] > 0) & (encoded["boxes"] < 1)).all(-1)  # others are cut off at the picture's edge

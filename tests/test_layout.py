@@ -47,6 +47,13 @@ def test_triplets_that_look_to_one_side_are_not_mirrored() -> None:
     assert prior.mean[0] == pytest.approx((0.525, 0.5, 0.45, 0.6))
 
 
+def test_overlap_is_the_largest_of_two_mean_boxes() -> None:
+    apart, near, upon = (0.0, 0.0, 0.2, 0.5), (0.4, 0.0, 0.8, 0.5), (0.6, 0.0, 1.0, 0.5)
+    assert LayoutPrior.from_boxes([[apart, near, upon]], "abc").overlap() == pytest.approx(1 / 3)
+    assert LayoutPrior.from_boxes([[apart, near]], "ab").overlap() == 0
+    assert LayoutPrior.from_boxes([[apart]], "a").overlap() == 0
+
+
 def test_near_is_mirrored_moved_and_in_the_nearest_order() -> None:
     a, b, c = (0.0, 0.2, 0.2, 0.8), (0.4, 0.2, 0.6, 0.8), (0.6, 0.4, 0.9, 0.8)
     prior = LayoutPrior.from_boxes([[a, b, c]], "abc")

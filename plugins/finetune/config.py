@@ -118,8 +118,8 @@ class FinetuneConfig:
     )
     layout_share: float = setting(
         0.0,
-        "Share of each triplet's versions that are in the layout prior's boxes, which pictures are sampled in, instead "
-        "of their own. An individual of another size then does as the others.",
+        "Where boxes lie apart: share of each triplet's versions that are in the layout prior's boxes, which pictures "
+        "are sampled in, not in their own. Individuals of any size then do the same.",
         min=0.0,
         max=1.0,
     )

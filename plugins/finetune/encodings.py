@@ -49,7 +49,8 @@ _SHAPES = {
 }
 _BOOLS = {"visible", "object_mask", "present", "words_mask", "negative_mask"}
 _TYPES = {**dict.fromkeys(_BOOLS, torch.bool), "predicate_span": torch.int64}  # others: floating point
-_ASIDE = 0.1  # of a picture's side: middles of boxes that are further apart lie side by side
+_APART = 0.15  # IoU of two roles' boxes, at most, where each can be trained in boxes that are not its own
+_ASIDE = 0.2  # of a picture's side: boxes whose middles are further apart lie side by side
 _PER_OBJECT = ("prompt_latents_mean", "prompt_latents_std", "boxes", "target_keypoints", "image_keypoints", "visible")
 
 
@@ -74,15 +75,21 @@ def pad_targets(rows: Sequence[dict[str, torch.Tensor]]) -> None:
 def mirroring(triplets: Sequence[Triplet], config: FinetuneConfig) -> list[bool | None]:
     """Whether each triplet is mirrored in all its versions, by ``face_right``; None for what ``random_flip`` says.
 
-    Boxes side by side tell who looks at whom, so triplets may be mirrored at random. An individual alone, or upon
-    another, looks either way in the same boxes, and a small model then draws both at once. So all look one way, as far
-    as keypoints tell.
+    Boxes tell which way the subject looks where the others always lie before it, or always behind it, and where they
+    lie far aside. Then triplets may be mirrored at random. An individual alone, or upon another, looks either way in
+    the same boxes, and a small model draws both at once. So all look one way, as far as keypoints tell.
     """
+    lefts = [geometry.faces_left(triplet) for triplet in triplets]
     middles = [[(o.box[0] + o.box[2]) / 2 for o in triplet.objects] for triplet in triplets]
     aside = statistics.fmean(max(own) - min(own) for own in middles)
-    if not config.face_right or aside > _ASIDE:
+    before = {
+        (statistics.fmean(others) > subject) != left
+        for (subject, *others), left in zip(middles, lefts, strict=True)
+        if others and left is not None
+    }
+    if not config.face_right or len(before) == 1 or aside > _ASIDE:
         return [None] * len(triplets)
-    return [geometry.faces_left(triplet) for triplet in triplets]
+    return lefts
 
 
 def made_from(
@@ -98,10 +105,10 @@ def made_from(
     Args:
         facts: hashes of data, prior set and bundle.
         sizes: of the targets; named only where one is not square.
-        layout: named only where versions lie in it.
+        layout: as of :func:`encode`.
     """
     oblong = {"sizes": [list(size) for size in sizes]} if set(sizes) - {(resolution, resolution)} else {}
-    boxes = {"boxes": [*map(list, layout.prior.boxes()), layout.orders]} if layout and config.layout_share else {}
+    boxes = {"boxes": [*map(list, layout.prior.boxes()), layout.orders]} if layout else {}
     return {
         **oblong,
         **boxes,
@@ -227,6 +234,13 @@ class Layout:
 
     prior: LayoutPrior
     orders: tuple[tuple[int, ...], ...]
+
+    def for_training(self, config: FinetuneConfig) -> Layout | None:
+        """Itself, if ``layout_share`` asks for it and the boxes lie apart.
+
+        In boxes that overlap, an individual outside of its own would be shown in another's: species are mixed up then.
+        """
+        return self if config.layout_share and self.prior.overlap() <= _APART else None
 
     def near(self, triplet: Triplet, boxes: torch.Tensor) -> torch.Tensor:
         """These boxes where a version of a triplet has its individuals; its own where it has other roles.

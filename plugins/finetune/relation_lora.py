@@ -78,7 +78,8 @@ class RelationLora:
         self.resolution, self.layout = resolution, self._layout(resolution)
         targets = [triplet.target for triplet in (*self.triplets, *self.prior)]
         sizes = encodings.training_sizes(targets, config, resolution, summary(resolve(config.bundle)).multiple)
-        made_from = encodings.made_from(config, facts, resolution, dtype, sizes, self.layout)
+        trained_in = self.layout.for_training(config)
+        made_from = encodings.made_from(config, facts, resolution, dtype, sizes, trained_in)
         path, own = run.folder / _FROZEN, family_of(resolve(config.bundle)).module("training").Training.shapes
         others = run.folder.parent.glob(f"*/{_FROZEN}")  # of another rank or learning rate, on the same data
         if run.world.first and not path.is_file() and (twin := kept.twin(sorted(others), made_from)):
@@ -92,7 +93,7 @@ class RelationLora:
         else:
             local_encoder = config.local_tokens != "none"
             self.bundle = load(config.bundle, device, dtype, local_encoder=local_encoder, lowvram=config.lowvram)
-            encoded = encodings.encode(self.bundle, self.triplets, self.prior, config, resolution, self.layout)
+            encoded = encodings.encode(self.bundle, self.triplets, self.prior, config, resolution, trained_in)
             if run.world.first:
                 kept.save(path, encoded, made_from)
             self.bundle.drop_encoders()
