@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 
@@ -11,3 +12,8 @@ def generator(*key: object) -> torch.Generator:
     """A CPU generator seeded by the key."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def is_due(number: int, share: float) -> bool:
+    """Whether ``number`` is one of a share of all numbers from 0 on: exactly so many, spread evenly."""
+    return math.floor((number + 1) * share) > math.floor(number * share)

@@ -43,8 +43,7 @@ from rbctl.plugins.finetune.samples import micro_batch, micro_batches, prior_num
 from rbctl.processes import divide_batch
 from rbctl.relations import load_relation
 from rbctl.triplets import Triplet, data_hash, load
-from rbctl.triplets.geometry import faces_left
-from rbctl.triplets.keypoints import KEYPOINTS, absent
+from rbctl.triplets.keypoints import KEYPOINTS, absent, faces_left
 
 
 @pytest.fixture(scope="session")
@@ -638,7 +637,7 @@ def test_face_right_is_for_boxes_that_do_not_tell_the_side(
 ) -> None:
     draw_triplets(load_relation(relation), 5, 0, tmp_path / "drawn")
     drawn = load(tmp_path / "drawn")
-    assert {faces_left(triplet) for triplet in drawn} == {False, True}
+    assert {faces_left(triplet.objects[0].target_keypoints) for triplet in drawn} == {False, True}
     config = FinetuneConfig(relation=relation, augmentation_draws=4, face_right=True)
     bundle = load_bundle(str(tiny_bundle), torch.device("cpu"), torch.float32)
     own, prior = encodings.split(encodings.encode(bundle, drawn, drawn, config, 128), len(drawn))

@@ -1,7 +1,6 @@
 """Pictures, masks, boxes and keypoints move together."""
 
 import colorsys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ from PIL import Image
 
 from rbctl.errors import InputError
 from rbctl.triplets import Triplet, TripletObject
-from rbctl.triplets.geometry import Annotated, contain, cover, crop, faces_left, flip, image_prompt, resize, target
-from rbctl.triplets.keypoints import KEYPOINTS, VISIBLE, absent
+from rbctl.triplets.geometry import Annotated, contain, cover, crop, flip, image_prompt, resize, target
+from rbctl.triplets.keypoints import KEYPOINTS, VISIBLE, absent, faces_left
 from rbctl.triplets.masks import box_of, filled
 
 WIDTH, HEIGHT, RADIUS = 210, 150, 5
@@ -138,27 +137,18 @@ def test_padding_and_leaving():
     assert not back.keypoints[0, 1:].any()  # what has left does not return
 
 
-def test_who_faces_left_is_told_by_head_and_back() -> None:
-    def triplet(**seen: float) -> Triplet:
-        keypoints = absent()
+def test_who_faces_left_is_told_by_face_and_back() -> None:
+    def keypoints(**seen: float) -> np.ndarray:
+        points = absent()
         for name, x in seen.items():
-            keypoints[KEYPOINTS.index(name.replace("_", " "))] = x, 0.5, VISIBLE
-        one = TripletObject(
-            name="cat",
-            role="subject",
-            image=Path(),
-            mask=None,
-            box=(0, 0, 1, 1),
-            target_keypoints=keypoints,
-            image_keypoints=absent(),
-        )
-        return Triplet(id="0", target=Path(), prompt="a cat", predicate="", objects=(one,))
+            points[KEYPOINTS.index(name.replace("_", " "))] = x, 0.5, VISIBLE
+        return points
 
-    assert faces_left(triplet(nose=0.2, neck=0.4, root_of_tail=0.9))
-    assert faces_left(triplet(left_eye=0.3, right_front_paw=0.1, root_of_tail=0.4))
-    assert faces_left(triplet(nose=0.6, neck=0.4)) is False
-    assert faces_left(triplet(nose=0.2, left_front_paw=0.4)) is None
-    assert faces_left(triplet()) is None
+    assert faces_left(keypoints(nose=0.2, neck=0.4, root_of_tail=0.9))
+    assert faces_left(keypoints(left_eye=0.3, right_front_paw=0.1, root_of_tail=0.4))
+    assert faces_left(keypoints(nose=0.6, neck=0.4)) is False
+    assert faces_left(keypoints(nose=0.2, left_front_paw=0.4)) is None
+    assert faces_left(keypoints()) is None
 
 
 def test_flip_mirrors_and_twice_is_nothing():

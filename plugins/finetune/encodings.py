@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from rbctl.bases import Base
 from rbctl.bases.load import summary, training
-from rbctl.draws import generator
+from rbctl.draws import generator, is_due
 from rbctl.errors import InputError
 from rbctl.files import read_image
 from rbctl.kept import not_finite
@@ -25,6 +25,7 @@ from rbctl.plugins.finetune.config import FinetuneConfig
 from rbctl.progress import progress
 from rbctl.triplets import Triplet, geometry
 from rbctl.triplets.geometry import Annotated
+from rbctl.triplets.keypoints import faces_left
 
 # Options that change what the frozen networks are shown.
 _OPTIONS = (
@@ -79,7 +80,9 @@ def mirroring(triplets: Sequence[Triplet], config: FinetuneConfig) -> list[bool 
     lie far aside. Then triplets may be mirrored at random. An individual alone, or upon another, looks either way in
     the same boxes, and a small model draws both at once. So all look one way, as far as keypoints tell.
     """
-    lefts = [geometry.faces_left(triplet) for triplet in triplets]
+    if not config.face_right:
+        return [None] * len(triplets)
+    lefts = [faces_left(triplet.objects[0].target_keypoints) for triplet in triplets]
     middles = [[(o.box[0] + o.box[2]) / 2 for o in triplet.objects] for triplet in triplets]
     aside = statistics.fmean(max(own) - min(own) for own in middles)
     before = {
@@ -87,9 +90,8 @@ def mirroring(triplets: Sequence[Triplet], config: FinetuneConfig) -> list[bool 
         for (subject, *others), left in zip(middles, lefts, strict=True)
         if others and left is not None
     }
-    if not config.face_right or len(before) == 1 or aside > _ASIDE:
-        return [None] * len(triplets)
-    return lefts
+    told = len(before) == 1 or aside > _ASIDE
+    return [None] * len(triplets) if told else lefts
 
 
 def made_from(
@@ -180,7 +182,7 @@ def encode(
             views = [View.of(triplet, frame, resolution) for frame in frames]
             if layout and number < len(triplets):
                 views = [
-                    view.within(layout.near(triplet, view.boxes)) if _is_due(version, config.layout_share) else view
+                    view.within(layout.near(triplet, view.boxes)) if is_due(version, config.layout_share) else view
                     for version, view in enumerate(views)
                 ]
             # Network by network, as with --lowvram each must come to the device.
@@ -217,11 +219,6 @@ def split(
         return {name: t if name.startswith("empty_") else t[rows] for name, t in encoded.items()}
 
     return part(slice(count)), part(slice(count, None)) if encoded["boxes"].shape[0] > count else None
-
-
-def _is_due(number: int, share: float) -> bool:
-    """Whether ``number`` is one of a share of all numbers from 0 on, spread evenly."""
-    return int((number + 1) * share) > int(number * share)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rbctl.bases import PER_TRIPLET
-from rbctl.draws import generator
+from rbctl.draws import generator, is_due
 from rbctl.plugins.finetune.config import FinetuneConfig
 
 
@@ -198,7 +198,7 @@ def prior_number(number: int, share: float) -> tuple[bool, int]:
     They are spread evenly: with a share of a quarter every fourth sample, so two in each batch of eight.
     """
     before = math.floor(number * share)
-    is_prior = math.floor((number + 1) * share) > before
+    is_prior = is_due(number, share)
     return is_prior, before if is_prior else number - before
 
 

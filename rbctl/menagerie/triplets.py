@@ -30,13 +30,12 @@ from rbctl.progress import progress
 from rbctl.relations import Relation
 from rbctl.triplets import Triplet, TripletObject, load
 from rbctl.triplets.folder import METADATA, write
-from rbctl.triplets.keypoints import ABSENT, KEYPOINTS, VISIBLE
+from rbctl.triplets.keypoints import ABSENT, FACE, VISIBLE
 from rbctl.triplets.masks import box_of
 
 DRAWN = "drawn.json"  # beside the triplets: what they were drawn from
 DRAWN_AS = 4  # version of what the same facts are drawn as
 _BATCH = 8  # scenes rendered at once: more need more memory and are no faster
-_FACE = [KEYPOINTS.index(name) for name in ("left eye", "right eye", "nose")]
 _TRIES = 8  # scenes that are composed of a group, at most
 
 
@@ -210,14 +209,14 @@ def _compose(
         drawn = render([scene], size)
         if (seen := _seen(drawn)) > most:
             most, best = seen, (scene, drawn)
-        if seen[0] == len(_FACE):
+        if seen[0] == len(FACE):
             break
     return best
 
 
 def _seen(drawn: Rendering) -> tuple[int, float]:
     """Of the individual that a scene shows least: how many of nose and eyes, and the share of its silhouette."""
-    faces = (drawn.keypoints[0, :, _FACE, 2] == VISIBLE).sum(dim=1)
+    faces = (drawn.keypoints[0, :, FACE, 2] == VISIBLE).sum(dim=1)
     shares = drawn.visible[0].sum(dim=(1, 2)) / drawn.full[0].sum(dim=(1, 2)).clamp(min=1)
     return int(faces.min()), float(shares.min())
 

@@ -14,14 +14,11 @@ from PIL import Image
 
 from rbctl.errors import InputError
 from rbctl.files import read_image
-from rbctl.triplets.keypoints import ABSENT, KEYPOINTS
+from rbctl.triplets.keypoints import ABSENT
 from rbctl.triplets.masks import box_of, filled, read_mask, resized
 from rbctl.triplets.triplet import Triplet, TripletObject
 
 WHITE = (255, 255, 255)
-
-_HEAD = [KEYPOINTS.index(name) for name in ("left eye", "right eye", "nose")]
-_BACK = [KEYPOINTS.index(name) for name in ("neck", "root of tail")]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,16 +124,6 @@ def flip(a: Annotated) -> Annotated:
     keypoints = a.keypoints.copy()
     keypoints[..., 0] = 1 - keypoints[..., 0]
     return _annotated(a.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), a.masks[:, :, ::-1].copy(), keypoints)
-
-
-def faces_left(triplet: Triplet) -> bool | None:
-    """Whether the first individual looks to the left: its eyes and nose lie left of its neck and the root of its tail.
-
-    None where no keypoint of the head, or none of the back, is known.
-    """
-    keypoints = triplet.objects[0].target_keypoints
-    head, back = ([x for x, _, seen in keypoints[part] if seen != ABSENT] for part in (_HEAD, _BACK))
-    return bool(np.mean(head) < np.mean(back)) if head and back else None
 
 
 def cover(

@@ -1,4 +1,4 @@
-"""The 17 keypoints of AP-10K: their order, the bones between them, and what makes coordinates unusable."""
+"""The 17 keypoints of AP-10K: their order, the bones between them, what they tell, and what makes them unusable."""
 
 from __future__ import annotations
 
@@ -33,12 +33,28 @@ SKELETON = (
     *((4, 14), (14, 15), (15, 16)),  # right back leg
 )
 
+FACE = [KEYPOINTS.index(name) for name in ("left eye", "right eye", "nose")]
+_BACK = [KEYPOINTS.index(name) for name in ("neck", "root of tail")]
+
 ABSENT, OCCLUDED, VISIBLE = 0, 1, 2
 
 
 def absent() -> np.ndarray:
     """(17, 3) float32 zeros: no keypoint is known."""
     return np.zeros((len(KEYPOINTS), 3), np.float32)
+
+
+def faces_left(keypoints: np.ndarray) -> bool | None:
+    """Whether an individual looks to the left: its eyes and nose lie left of its neck and the root of its tail.
+
+    Args:
+        keypoints: (17, 3) x, y, visibility.
+
+    Returns:
+        None where no keypoint of the face, or none of the back, is known.
+    """
+    face, back = ([x for x, _, seen in keypoints[part] if seen != ABSENT] for part in (FACE, _BACK))
+    return bool(np.mean(face) < np.mean(back)) if face and back else None
 
 
 def misplaced(keypoints: np.ndarray) -> str:
