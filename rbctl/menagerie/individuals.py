@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,6 +85,23 @@ ANATOMY: Mapping[str, Anatomy] = {
     ),
 }  # fmt: skip
 SPECIES: tuple[str, ...] = tuple(ANATOMY)
+
+
+def unlike(first: str) -> list[str]:
+    """All species from ``first`` on, each the one whose body is least like those before it.
+
+    Farthest-first traversal in the numbers of ``Anatomy``, each in units of its spread over the species.
+    """
+    numbers = [name for name, value in vars(ANATOMY[first]).items() if type(value) is float]
+    columns = [[float(getattr(body, name)) for body in ANATOMY.values()] for name in numbers]
+    scaled = [[value / statistics.pstdev(column) for value in column] for column in columns]
+    places = dict(zip(SPECIES, zip(*scaled, strict=True), strict=True))
+    order = [first]
+    while len(order) < len(SPECIES):
+        rest = [name for name in SPECIES if name not in order]
+        order.append(max(rest, key=lambda name: min(math.dist(places[name], places[one]) for one in order)))
+    return order
+
 
 COATS: Mapping[str, RGB] = {
     "red": (0.84, 0.18, 0.17),

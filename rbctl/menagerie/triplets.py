@@ -25,6 +25,7 @@ from rbctl.menagerie import (
     portrait,
     render,
 )
+from rbctl.menagerie.individuals import unlike
 from rbctl.menagerie.scenes import scene_rule
 from rbctl.progress import progress
 from rbctl.relations import Relation
@@ -34,7 +35,7 @@ from rbctl.triplets.keypoints import ABSENT, FACE, VISIBLE
 from rbctl.triplets.masks import box_of
 
 DRAWN = "drawn.json"  # beside the triplets: what they were drawn from
-DRAWN_AS = 4  # version of what the same facts are drawn as
+DRAWN_AS = 5  # version of what the same facts are drawn as
 _BATCH = 8  # scenes rendered at once: more need more memory and are no faster
 _TRIES = 8  # scenes that are composed of a group, at most
 
@@ -149,12 +150,14 @@ def _make_room(folder: Path, facts: dict[str, Any]) -> bool:
 def _species_in_turn(seed: int, first: int, count: int) -> list[str]:
     """``count`` different species, those after the ``first`` in an endless row of shuffled decks.
 
-    Six pairs drawn at random leave out a quarter of them, and those are what a LoRA draws worst.
+    Six pairs drawn at random leave out a quarter of them, and those are what a LoRA draws worst. Six individuals alone
+    are less than a deck, so theirs begins with the bodies that are least alike.
     """
     taken: list[str] = []
     while len(taken) < count:
-        deck, place = divmod(first, len(SPECIES))
-        name = SPECIES[np.random.default_rng((seed, deck)).permutation(len(SPECIES))[place]]
+        number, place = divmod(first, len(SPECIES))
+        deck = [SPECIES[k] for k in np.random.default_rng((seed, number)).permutation(len(SPECIES))]
+        name = (unlike(deck[0]) if count == 1 else deck)[place]
         if name not in taken:
             taken.append(name)
         first += 1
