@@ -86,23 +86,6 @@ ANATOMY: Mapping[str, Anatomy] = {
 }  # fmt: skip
 SPECIES: tuple[str, ...] = tuple(ANATOMY)
 
-
-def unlike(first: str) -> list[str]:
-    """All species from ``first`` on, each the one whose body is least like those before it.
-
-    Farthest-first traversal in the numbers of ``Anatomy``, each in units of its spread over the species.
-    """
-    numbers = [name for name, value in vars(ANATOMY[first]).items() if type(value) is float]
-    columns = [[float(getattr(body, name)) for body in ANATOMY.values()] for name in numbers]
-    scaled = [[value / statistics.pstdev(column) for value in column] for column in columns]
-    places = dict(zip(SPECIES, zip(*scaled, strict=True), strict=True))
-    order = [first]
-    while len(order) < len(SPECIES):
-        rest = [name for name in SPECIES if name not in order]
-        order.append(max(rest, key=lambda name: min(math.dist(places[name], places[one]) for one in order)))
-    return order
-
-
 COATS: Mapping[str, RGB] = {
     "red": (0.84, 0.18, 0.17),
     "orange": (0.95, 0.54, 0.13),
@@ -161,6 +144,22 @@ class Individual:
 
 def _contrast(a: RGB, b: RGB) -> float:
     return sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) ** 0.5
+
+
+def unlike(first: str) -> list[str]:
+    """All species from ``first`` on, each the one whose body is least like those before it.
+
+    Farthest-first traversal in the lengths of ``Anatomy``, each in units of its spread over the species.
+    """
+    lengths = [part.name for part in dataclasses.fields(Anatomy) if part.type == "float" and part.name != "tail_angle"]
+    columns = [[getattr(body, name) for body in ANATOMY.values()] for name in lengths]
+    scaled = [[value / statistics.pstdev(column) for value in column] for column in columns]
+    bodies = dict(zip(SPECIES, zip(*scaled, strict=True), strict=True))
+    order = [first]
+    while len(order) < len(SPECIES):
+        rest = [name for name in SPECIES if name not in order]
+        order.append(max(rest, key=lambda name: min(math.dist(bodies[name], bodies[one]) for one in order)))
+    return order
 
 
 def draw_individual(rng: np.random.Generator, held_out: bool = False) -> Individual:
