@@ -93,6 +93,13 @@ def test_two_looks_on_one_body_and_two_faces_on_one_body_are_merged() -> None:
     assert not verdict((CAT,), {0: CAT}, 1).merged
 
 
+def test_two_bodies_apart_are_not_merged_whoever_they_look_like() -> None:
+    told = verdict((CAT, FOX), {0: CAT, 1: CAT}, 2)
+    assert (told.missing, told.duplicate, told.merged) == ((False, True), True, False)
+    assert not verdict((CAT, FOX, PIG), {0: CAT, 1: CAT, 2: PIG}, 3).merged
+    assert verdict((CAT, FOX, PIG), {0: CAT, 2: PIG}, 3).merged
+
+
 def test_more_faces_than_bodies_are_an_extra_head() -> None:
     told = verdict((CAT, FOX), {0: CAT, 1: FOX}, 3)
     assert (told.extra_head, told.complete) == (True, True)

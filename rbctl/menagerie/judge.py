@@ -171,12 +171,14 @@ def _bodies(reading: Reading, k: int, group: Sequence[Individual], slots: torch.
     boxes = [_box(reading.maps[k, int(slot)]) for slot in slots]
     faces = None if reading.faces is None else _count_faces(reading.faces[k])
     all_faces = faces is not None and faces >= len(group)
+    count = len(_separate(bodies, parted))
     one_body = len(_separate(slots.tolist(), separate)) < len(group)
+    fewer = one_body or (any(missing) and count < len(group))
     return {
         "missing": tuple(missing),
         "duplicate": any(ends in parted for ends in same),
-        "extra": len(_separate(bodies, parted)) > len(group),
-        "merged": len(group) > 1 and (one_body or any(missing)) and (all_faces or not any(missing)),
+        "extra": count > len(group),
+        "merged": len(group) > 1 and fewer and (all_faces or not any(missing)),
         "extra_head": None if faces is None else faces > max(len(bodies), len(group)),
         "swapped": None if any(missing) else _swapped(table, slots),
         "boxes": tuple(None if gone else box for gone, box in zip(missing, boxes, strict=True)),
