@@ -145,7 +145,10 @@ def test_a_perfect_oracle_and_vae_pass(work: Drawing) -> None:
 def test_a_base_that_draws_the_easy_relations_alone_passes(work: Drawing) -> None:
     content, gates = measured(work, "base")
     assert all(gate["passed"] for gate in gates.values()), gates
-    assert content["easy"]["mean"]["pattern"]["mean"] == 1
+    easy = content["easy"]["mean"]
+    assert easy["pattern"]["mean"] == 1
+    assert easy["relation"]["n"] == 2 * content["truth"]["easy"]["mean"]["relation"]["n"]  # of two seeds
+    assert (work.asked["base-chase-s0"].seed, work.asked["base-chase-s1"].seed) == (0, 1)
     assert content["held_out"]["mean"]["relation"]["mean"] == 0
     assert content["truth"]["held_out"]["mean"]["directed"]["mean"] == 1
 
@@ -165,7 +168,7 @@ def test_a_lora_that_draws_the_truth_scores_one(work: Drawing) -> None:
     assert (work.folder / "contact-ride.png").is_file()
     assert work.asked["lora-ride-s0"].boxes == work.asked["base-lora-boxes-ride-s0"].boxes == [HALVES] * 2
     assert work.asked["lora-true-boxes-ride-s0"].boxes == true_boxes(work.cases("ride", 2))
-    assert work.asked["base-ride"].boxes is None
+    assert work.asked["base-ride-s0"].boxes is None
 
 
 class Spoiling(Drawing):
@@ -200,6 +203,8 @@ def test_an_arm_is_a_prompts_file(work: Drawing, tmp_path: Path) -> None:
     for boxes, lora in ((None, None), ([HALVES] * 2, tmp_path / "ride.safetensors")):
         first, second = Arm("x", cases, "ride", boxes, lora).prompts(tmp_path)["prompts"]
         assert (first["seed"], second["seed"]) == (1000, 1001)
+        again = Arm("x", cases, "ride", boxes, lora, seed=2).prompts(tmp_path)["prompts"]
+        assert again == [{**first, "seed": 21_000}, {**second, "seed": 21_001}]
         assert first["lora"] == ("none" if lora is None else "ride.safetensors")
         asked = [list(box) for box in HALVES] if boxes else [None] * 2
         assert [subject.get("box") for subject in first["objects"]] == asked

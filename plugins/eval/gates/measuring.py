@@ -31,6 +31,7 @@ from rbctl.plugins.eval.stages import Stages, Step, complete, digest, learned, r
 from rbctl.relations import Box, load_relation
 
 _STREAM = Stream(0x6A7E5)  # the scenes of all figures that were ever kept
+_SEEDS_APART = 10_000  # more than scenes of a relation
 BATCH = 8  # pictures through the VAE, or drawn, at once
 
 Boxes = Sequence[Sequence[Box]]
@@ -44,6 +45,7 @@ class Arm:
         relation: of all scenes, a name or a YAML's path; "" where they are of several, named as they are.
         boxes: per scene; None for those that ``rbctl sample`` takes itself.
         lora: None for the base model.
+        seed: others give other noise; 0 is each scene's own.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Arm:
     relation: str = ""
     boxes: Boxes | None = None
     lora: Path | None = None
+    seed: int = 0
 
     def prompts(self, folder: Path) -> dict[str, Any]:
         """As a prompts file of ``rbctl sample`` in ``folder``."""
@@ -58,6 +61,7 @@ class Arm:
         content = sampling.prompts(cases, {}, folder)
         for entry, boxes in zip(content["prompts"], self.boxes or [()] * len(self.cases), strict=True):
             entry["lora"] = relative(self.lora, folder) if self.lora else "none"
+            entry["seed"] = (entry["seed"] + _SEEDS_APART * self.seed) % 2**63
             for subject, box in zip(entry["objects"], boxes, strict=False):
                 subject["box"] = list(box)
         return content
@@ -231,6 +235,7 @@ class Measuring:
             "relation": repr(load_relation(arm.relation)) if arm.relation else "",
             "boxes": None if arm.boxes is None else [[list(box) for box in own] for own in arm.boxes],
             "lora": sha256(arm.lora) if arm.lora else None,
+            "seed": arm.seed,
             "sample": self.sample_options,
         }
         return self.folder / "arms" / f"{arm.name}-{digest(depends)}.json"

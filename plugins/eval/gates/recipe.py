@@ -88,7 +88,7 @@ class Gates:
         relations: that LoRAs are tuned on: names, or YAML files beside the recipe.
         scenes: of a section, spread over its relations.
         easy_scenes: of each easy relation, which every LoRA is tried on.
-        seeds: of the LoRAs.
+        seeds: of the LoRAs, and of the noise of easy relations without one.
         finetune, sample: options of the two stages.
     """
 

@@ -85,19 +85,22 @@ def vae(work: Measuring, section: Section) -> Measured:
     return {"n": len(cases), **content, "sheet": sheet.name}, {**content, "oracle_kept": kept}
 
 
-def _base(work: Measuring, relation: str, count: int) -> Arm:
+def _base(work: Measuring, relation: str, count: int, seed: int = 0) -> Arm:
     """Pictures of a relation without a LoRA, boxes as ``rbctl sample`` places them."""
-    return Arm(f"base-{load_relation(relation).name}", work.cases(relation, count), relation)
+    return Arm(f"base-{load_relation(relation).name}-s{seed}", work.cases(relation, count), relation, seed=seed)
 
 
 def base(work: Measuring, section: Section) -> Measured:
     """The bundle alone: the relations it was taught, those it was not, and who is in the pictures."""
     easy, held_out = (section.relations, ()) if section.relations else (work.gates.easy, work.gates.held_out)
-    arms = {relation: _base(work, relation, work.each(easy)) for relation in easy}
-    arms |= {relation: _base(work, relation, work.each(work.gates.relations)) for relation in held_out}
-    work.sample(list(arms.values()))
-    made = {relation: work.scores(work.pictures(arm), arm.cases) for relation, arm in arms.items()}
-    truth = {relation: work.scores(_truth(arm.cases), arm.cases) for relation, arm in arms.items()}
+    count = work.each(easy)
+    arms = {relation: [_base(work, relation, count, seed) for seed in work.gates.seeds] for relation in easy}
+    arms |= {relation: [_base(work, relation, work.each(work.gates.relations))] for relation in held_out}
+    work.sample([arm for own in arms.values() for arm in own])
+    made = {
+        relation: stacked([work.scores(work.pictures(arm), arm.cases) for arm in own]) for relation, own in arms.items()
+    }
+    truth = {relation: work.scores(_truth(own[0].cases), own[0].cases) for relation, own in arms.items()}
 
     def parts(of: Mapping[str, Scores]) -> dict[str, Any]:
         taught = {"easy": easy, "held_out": held_out}
@@ -106,9 +109,9 @@ def base(work: Measuring, section: Section) -> Measured:
     shown = parts(made)
     each = [own["relation"] for own in shown["held_out"]["each"].values()]
     highest = max(each, key=lambda share: share["mean"] or 0.0, default=None)
-    distance = _kernel_distance(work, [arms[relation] for relation in easy])
-    count = sum(len(arm.cases) for arm in arms.values())
-    content = {"n": count, **shown, "truth": parts(truth), "kernel_distance": distance}
+    distance = _kernel_distance(work, [arms[relation][0] for relation in easy])
+    pictures = sum(len(arm.cases) for own in arms.values() for arm in own)
+    content = {"n": pictures, **shown, "truth": parts(truth), "kernel_distance": distance}
     return content, {**_named(shown), "held_out_highest": highest, "kernel_distance": distance}
 
 
