@@ -31,7 +31,7 @@ from rbctl.plugins.eval.stages import Stages, Step, complete, digest, learned, r
 from rbctl.relations import Box, load_relation
 
 _STREAM = Stream(0x6A7E5)  # the scenes of all figures that were ever kept
-_SEEDS_APART = 10_000  # noise of one seed is that of another only behind as many scenes of a relation
+_SEEDS_APART = 10_000  # scenes of a relation that have noise of their own under every seed
 BATCH = 8  # pictures through the VAE, or drawn, at once
 
 Boxes = Sequence[Sequence[Box]]
