@@ -611,10 +611,11 @@ def test_a_grid_of_lora_weights_and_seeds_and_the_report_on_its_pictures(
         assert image.height >= 2 * 128
     page.open_tab("Score")
     page.wait("document.querySelector('#score')?.offsetParent")
-    page.write("#scored input", "runs/sample/ui", "Enter")
+    shutil.copytree(work / "runs" / "sample" / "ui", work / "runs" / "sample" / "newer")  # not in the page's list
+    page.write("#scored input", "runs/sample/newer", "Enter")
     page.click("#score")
     page.wait("document.querySelector('#report iframe')")
-    assert page.run(field("#score-typed")).startswith("rbctl eval runs/sample/ui --bundle mini")
+    assert page.run(field("#score-typed")).startswith("rbctl eval runs/sample/newer --bundle mini")
     address = page.run("document.querySelector('#report iframe').src")
     assert "<table" in page.run(f"fetch({address!r}).then(answer => answer.text())")
 

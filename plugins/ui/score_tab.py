@@ -18,7 +18,9 @@ from rbctl.runs import RUNS
 def score_tab(workspace: Workspace, stages: Stages, bundle: str, tab: gr.Tab) -> None:
     """Build the tab, within its block."""
     with gr.Row():
-        folder = gr.Dropdown(workspace.sampled(), value=None, label="Folder of pictures", elem_id="scored")
+        folder = gr.Dropdown(  # a name is taken before the list has it: the list is read when the tab opens
+            workspace.sampled(), value=None, label="Folder of pictures", allow_custom_value=True, elem_id="scored"
+        )
         make = gr.Button("Score", variant="primary", elem_id="score")
         stop = gr.Button("Stop")
     typed = gr.Textbox(label="The same in a shell", interactive=False, elem_id="score-typed")
