@@ -377,7 +377,7 @@ def test_the_whole_road_on_random_weights(tiny_bundle: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_the_bundle_learns_a_relation_that_was_not_there(tmp_path: Path) -> None:
     """No stand-ins: ``rbctl finetune`` on a YAML that nobody knows, pictures of new individuals, the gates."""
-    few = {"scenes": 12, "seeds": (0,), "easy": ("face",), "easy_scenes": 1}
+    few = {"scenes": 12, "seeds": (0,), "easy": ("face",), "easy_scenes": 1, "finetune": {"triplets": 6, "steps": 100}}
     stages = Stages(tmp_path, "mini", "cpu", 2)  # of one thread each: tests run beside it
     judge = Judge(load_oracle(resolve("mini") / "oracle"))
     content, told = measured(Measuring(read_gates("mini", few), tmp_path, stages, judge), "new_relation")
